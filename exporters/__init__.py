@@ -1,0 +1,11 @@
+"""Exporters: models of other frameworks become ONNX files with their target layer exposed.
+
+>>> from ortcam.exporters import export                                 # doctest: +SKIP
+>>> export(module, "model.onnx", preprocess="imagenet", labels="imagenet")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from ortcam.exporters.export import ExportReport, export
+
+__all__ = ["ExportReport", "export"]

@@ -1,0 +1,180 @@
+"""PyTorch modules, through torch's dynamo exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ortcam.convention import Floats
+from ortcam.errors import ExportError, one_line
+from ortcam.exporters.pytorch_sources import LoadedModule
+from ortcam.exporters.sources import DEFAULT_SIDE, Converted, SourceOptions, choose_preprocessing
+from ortcam.exporters.verify import Reference, relative_error
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
+    """Turn a module in eval mode into an ONNX graph with a symbolic batch.
+
+    Raises:
+        ExportError: the module is in training mode, does not run, or cannot be exported.
+    """
+    module = loaded.module
+    _refuse_training(module, loaded.name)
+    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+    preprocessing = choose_preprocessing(options.preprocess, loaded.preprocessing, options.input_size, channels)
+    if preprocessing is not None:
+        channels, size = preprocessing.channel_count, (preprocessing.height, preprocessing.width)
+    else:
+        size = options.input_size or (DEFAULT_SIDE, DEFAULT_SIDE)
+    parameter = next(module.parameters(), torch.zeros(1))
+    if parameter.dtype != torch.float32:
+        raise ExportError(f"{loaded.name} has {parameter.dtype} weights; expected float32: call module.float() first")
+    example = torch.zeros((2, channels, *size), device=parameter.device)
+    _refuse_odd_results(module, example, loaded.name)
+    model = _export(module, example, options.opset, loaded.name)
+    versions = {"torch": torch.__version__, **loaded.source.get("versions", {})}
+    return Converted(
+        name=loaded.name,
+        model=model,
+        input_shape=(channels, *size),
+        reference=lambda layer: _reference(module, layer),
+        source={**loaded.source, "versions": versions},
+        preprocessing=preprocessing,
+        labels=loaded.labels,
+    )
+
+
+def _refuse_training(module: nn.Module, name: str) -> None:
+    training = [path or "the model itself" for path, part in module.named_modules() if part.training]
+    if training:
+        raise ExportError(f"{name} is in training mode ({training[0]}); call model.eval() before the export")
+
+
+def _refuse_odd_results(module: nn.Module, example: torch.Tensor, name: str) -> None:
+    try:
+        with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+            result = module(example)
+    except Exception as error:  # whatever the user's own code raises
+        raise ExportError(f"{name} does not run on an input {list(example.shape)}: {one_line(error)}") from error
+    if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(example):
+        what = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        raise ExportError(
+            f"{name} returns {what} for an input {list(example.shape)}; expected class scores [batch,classes]: "
+            "ortcam explains image classifiers"
+        )
+
+
+def _export(module: nn.Module, example: torch.Tensor, opset: int, name: str) -> ir.Model:
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"{name} cannot be exported: {_reason(error)}") from error
+    if program is None:
+        raise ExportError(f"{name} cannot be exported: torch returned nothing")
+    model = program.model
+    batch = model.graph.inputs[0].shape
+    if batch is None or isinstance(batch[0], int):
+        raise ExportError(f"{name} cannot be exported: its batch size is baked in as {batch}; use x.shape[0] or -1 in its code")
+    for node in model.graph.all_nodes():  # keep the modules' names, not the stack traces of this machine
+        scopes = node.metadata_props.get(_SCOPES)
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[_SCOPES] = scopes
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    """Say in a line why torch could not export; the innermost cause knows it best."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(cause)
+    if "Constraints violated" in text or "specialized" in text:
+        return "its code fixes the batch size; use x.shape[0] or -1 instead of numbers, and no Python values taken from shapes"
+    if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(cause).__name__:
+        return f"its control flow depends on the values of tensors; {one_line(cause, 160)}"
+    return one_line(cause)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter and the module's own prints off the screen."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _reference(module: nn.Module, layer: str) -> Reference:
+    """Run the module itself, eagerly, and find the target layer's tensor in that run.
+
+    A module that `layer` names is hooked, and its last output counts. A tensor that no module owns is looked
+    for among the results of every operator.
+    """
+    hooked = dict(module.named_modules()).get(layer)
+
+    def run(inputs: Floats, activations: Floats) -> tuple[Floats, float | None]:
+        tensor = torch.from_numpy(inputs).to(next(module.parameters(), torch.zeros(1)).device)
+        last: list[Any] = []
+        handle = hooked.register_forward_hook(lambda _module, _inputs, result: last.append(_as_numpy(result))) if hooked else None
+        nearest_tensor = _NearestTensor(activations)
+        try:
+            with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+                if hooked is None:
+                    with nearest_tensor:
+                        scores = module(tensor)
+                else:
+                    scores = module(tensor)
+        finally:
+            if handle is not None:
+                handle.remove()
+        if hooked is not None and last and isinstance(last[-1], np.ndarray) and last[-1].shape == activations.shape:
+            distance = relative_error(activations, last[-1])
+        else:
+            distance = nearest_tensor.distance
+        return scores.cpu().numpy(), distance
+
+    return run
+
+
+def _as_numpy(result: Any) -> Any:
+    return result.detach().cpu().numpy().copy() if isinstance(result, torch.Tensor) else None
+
+
+class _NearestTensor(TorchDispatchMode):
+    """Watches a run for the operator result that comes nearest to some activations."""
+
+    def __init__(self, activations: Floats) -> None:
+        super().__init__()
+        self._activations = activations
+        self.distance = float("inf")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.shape == self._activations.shape and tensor.dtype == torch.float32:
+                self.distance = min(self.distance, relative_error(self._activations, tensor.detach().cpu().numpy()))
+        return result

@@ -1,0 +1,224 @@
+"""The definitions of Score-CAM in use, as data: what a mask is, what weighs a channel, what becomes of the sum.
+
+With f the logits, p = softmax(f), U bilinear upsampling to the input size, x the input and c the target class,
+every definition is
+
+    N_k = masks(A_k)          w_k = weight(f(x * N_k))          map = steps(sum_k w_k A_k)
+
+and they differ in the details that `Convention` names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.errors import OptionError, nearest
+
+Floats = NDArray[np.float32]
+Step = Literal["relu", "upsample", "normalize"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One definition of Score-CAM.
+
+    Attributes:
+        name: the preset's name.
+        source: the paper or project that defines it.
+        mask_align_corners: masks are upsampled with aligned corners, else with half-pixel centres.
+        mask_normalized: min-max normalisation of a mask takes the extremes of the ``upsampled`` channel, or of
+            the channel at the ``layer``'s own size.
+        mask_epsilon: added to the range that the mask is divided by.
+        constant_channels: a channel without spatial variation is left out (``skip``), or its mask is zero and it
+            keeps the weight that the blank input gets (``blank``).
+        weight: ``probability``: p_c of the masked input; ``softmax``: the softmax over all channels of f_c.
+        scored: the tensor that p or f is taken from: the ``logits``, or the model's own ``output``; with a model
+            that ends in a softmax the latter makes p a softmax of a softmax.
+        steps: what turns the sum [h,w] into the map [H,W], in order.
+        map_align_corners: as `mask_align_corners`, for the ``upsample`` step.
+        map_epsilon: added to the range in the ``normalize`` step.
+    """
+
+    name: str
+    source: str
+    mask_align_corners: bool = False
+    mask_normalized: Literal["upsampled", "layer"] = "upsampled"
+    mask_epsilon: float = 0.0
+    constant_channels: Literal["skip", "blank"] = "skip"
+    weight: Literal["probability", "softmax"] = "softmax"
+    scored: Literal["logits", "output"] = "logits"
+    steps: tuple[Step, ...] = ("relu", "upsample", "normalize")
+    map_align_corners: bool = False
+    map_epsilon: float = 0.0
+
+    def masks(self, activations: Floats, size: tuple[int, int]) -> Masks:
+        """Return what turns each channel of `activations` [K,h,w] into its mask at `size` = (H, W)."""
+        lowest, highest = activations.min(axis=(1, 2)), activations.max(axis=(1, 2))
+        varies = highest > lowest
+        if self.mask_normalized == "upsampled":
+            lowest, highest = upsampled_extremes(activations, size, self.mask_align_corners)
+        spread = (highest - lowest) + np.float32(self.mask_epsilon)
+        live = varies & (spread >= np.finfo(np.float32).tiny)
+        affine = np.zeros((len(activations), 3), np.float32)
+        affine[:, 0] = lowest
+        affine[live, 1] = 1 / spread[live]
+        return Masks(affine, live)
+
+    def weights(self, logits: Floats, log_probabilities: Floats) -> Floats:
+        """Return the weight of every channel for every target, [T,K].
+
+        Args:
+            logits: f_c of every masked input, [K,T]; -inf for a channel that was left out.
+            log_probabilities: log p_c, likewise.
+        """
+        if self.weight == "probability":
+            weights = np.exp(log_probabilities)
+        elif np.isfinite(logits).any():
+            exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+            weights = exponentials / exponentials.sum(axis=0)
+        else:  # every channel was left out
+            weights = np.zeros_like(logits)
+        return np.ascontiguousarray(weights.T, np.float32)
+
+    def saliency(self, sums: Floats, size: tuple[int, int]) -> Floats:
+        """Turn the weighted sums [T,h,w] into maps [T,H,W] in [0,1] at `size` = (H, W)."""
+        maps = sums
+        for step in self.steps:
+            if step == "relu":
+                maps = np.maximum(maps, 0)
+            elif step == "upsample":
+                maps = upsample(maps, size, self.map_align_corners)
+            else:
+                maps = normalize(maps, self.map_epsilon)
+        return np.clip(maps, 0, 1)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of K channels, each written as U((A_k - shift) * scale + offset).
+
+    An affine map of the channel at its own size gives the same mask as one of the upsampled channel, since
+    bilinear weights sum to 1.
+
+    Attributes:
+        affine: float32 [K,3], the columns shift, scale and offset. A scale of 0 is a blank (zero) mask.
+        live: bool [K], whether the channel varies in space.
+    """
+
+    affine: Floats
+    live: NDArray[np.bool_]
+
+
+PRESETS: dict[str, Convention] = {
+    convention.name: convention
+    for convention in (
+        Convention(
+            "official",
+            "Wang et al. 2019, the authors' repository haofanwang/Score-CAM",
+            weight="probability",
+            steps=("upsample", "relu", "normalize"),
+        ),
+        Convention("paper", "Wang et al. 2019, arXiv 1910.01279, Algorithm 1; the baseline cancels in the softmax"),
+        Convention(
+            "pytorch-grad-cam",
+            "jacobgil/pytorch-grad-cam 1.5.x",
+            mask_align_corners=True,
+            mask_epsilon=1e-8,
+            constant_channels="blank",
+            steps=("relu", "normalize", "upsample", "normalize"),
+            map_epsilon=1e-7,
+        ),
+        Convention(
+            "torchcam",
+            "frgfm/torch-cam 0.5",
+            mask_normalized="layer",
+            mask_epsilon=1e-8,
+            constant_channels="blank",
+            steps=("relu", "normalize", "upsample"),
+            map_epsilon=1e-8,
+        ),
+        Convention(
+            "tf-keras-vis",
+            "keisen/tf-keras-vis 0.8.7",
+            mask_align_corners=True,
+            mask_epsilon=1e-7,
+            constant_channels="blank",
+            weight="probability",
+            scored="output",
+            map_align_corners=True,
+            map_epsilon=1e-7,
+        ),
+    )
+}
+
+
+def resolve_convention(preset: str | Convention) -> Convention:
+    """Return the convention of that name, or the convention itself.
+
+    Raises:
+        OptionError: no preset has the name.
+    """
+    if isinstance(preset, Convention):
+        return preset
+    if preset not in PRESETS:
+        raise OptionError(f"preset {preset!r} does not exist; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}")
+    return PRESETS[preset]
+
+
+def interpolation_matrix(size: int, length: int, align_corners: bool) -> Floats:
+    """Return the linear interpolation of `length` samples at `size` places as a matrix [size,length].
+
+    Row i holds the (at most two) weights of output i; they sum to 1. Upsampling a channel is then
+    ``rows @ A @ columns.T``, the same on the host and in the scoring graph.
+
+    Source: torch.nn.functional.interpolate(mode="bilinear"), with and without align_corners.
+    """
+    places = np.arange(size, dtype=np.float64)
+    if align_corners:
+        at = places * ((length - 1) / (size - 1) if size > 1 else 0.0)
+    else:
+        at = np.maximum((places + 0.5) * length / size - 0.5, 0.0)
+    low = np.minimum(at.astype(np.intp), length - 1)
+    high = np.minimum(low + 1, length - 1)
+    matrix = np.zeros((size, length), np.float32)
+    matrix[np.arange(size), low] = 1 - (at - low)
+    matrix[np.arange(size), high] += at - low
+    return matrix
+
+
+def upsample(maps: Floats, size: tuple[int, int], align_corners: bool = False) -> Floats:
+    """Resize maps [...,h,w] bilinearly to [...,H,W] with `size` = (H, W)."""
+    rows = interpolation_matrix(size[0], maps.shape[-2], align_corners)
+    columns = interpolation_matrix(size[1], maps.shape[-1], align_corners)
+    return rows @ maps @ columns.T
+
+
+def upsampled_extremes(activations: Floats, size: tuple[int, int], align_corners: bool) -> tuple[Floats, Floats]:
+    """Return the minimum and maximum [K] of every channel of [K,h,w] after upsampling to `size`.
+
+    Between four neighbouring activations the upsampled channel is bilinear, so over the samples in that cell it
+    is extreme at the first or last of them in each direction: at most 2h * 2w samples are computed, not H * W.
+    """
+    rows = _cell_ends(interpolation_matrix(size[0], activations.shape[1], align_corners))
+    columns = _cell_ends(interpolation_matrix(size[1], activations.shape[2], align_corners))
+    samples = rows @ activations @ columns.T
+    return samples.min(axis=(1, 2)), samples.max(axis=(1, 2))
+
+
+def _cell_ends(matrix: Floats) -> Floats:
+    """Keep the first and the last row of `matrix` between each pair of neighbouring input samples."""
+    cell = (matrix > 0).argmax(axis=1)
+    ends = np.flatnonzero(np.diff(cell, prepend=-1) | np.diff(cell, append=matrix.shape[1]))
+    return matrix[ends]
+
+
+def normalize(maps: Floats, epsilon: float = 0.0) -> Floats:
+    """Scale every map of [T,H,W] to [0,1]: (z - min) / (max - min + epsilon); a flat map becomes zero."""
+    lowest = maps.min(axis=(1, 2), keepdims=True)
+    spread = maps.max(axis=(1, 2), keepdims=True) - lowest
+    flat = spread < np.finfo(np.float32).tiny
+    return np.where(flat, 0, (maps - lowest) / np.where(flat, 1, spread + np.float32(epsilon))).astype(np.float32)

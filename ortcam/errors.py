@@ -1,0 +1,65 @@
+"""The errors that a user can cause. Each message is one line: what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OrtcamError(Exception):
+    """Anything that went wrong for a reason the user can mend."""
+
+
+class ImageError(OrtcamError):
+    """A photo or an input tensor that cannot be used."""
+
+
+class ModelError(OrtcamError):
+    """A model file that cannot be used."""
+
+
+class LayerError(ModelError):
+    """A target layer that does not exist or has no spatial map."""
+
+
+class TargetError(OrtcamError):
+    """A class index or label that the model does not have."""
+
+
+class ProviderError(OrtcamError):
+    """An execution provider that does not load."""
+
+
+class OutputError(OrtcamError):
+    """A file or directory that cannot be written."""
+
+
+class ExportError(OrtcamError):
+    """A source model that cannot be exported, or whose export does not agree with it."""
+
+
+class OptionError(OrtcamError):
+    """An argument whose value makes no sense."""
+
+
+class OrtcamWarning(UserWarning):
+    """Something that the user should know but that stops nothing, such as a flat map."""
+
+
+def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
+    """Return ``"; nearest: a, b"`` for the choices most like `name`, or ``""`` when none is alike.
+
+    >>> nearest("layer5", ["layer4", "layer3", "fc"])
+    '; nearest: layer4, layer3'
+    """
+    folded: dict[str, str] = {}
+    for choice in choices:
+        folded.setdefault(choice.lower(), choice)
+    matches = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.5)
+    return "; nearest: " + ", ".join(folded[match] for match in matches) if matches else ""
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return the message of another library's error as a single line of at most `most` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."

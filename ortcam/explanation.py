@@ -1,0 +1,144 @@
+"""Explanation: what a model saw in a photo, what was run to find out, and how to keep it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.errors import OutputError
+from ortcam.files import replace_directory
+from ortcam.image import Crop, Photo
+from ortcam.render import draw_overlay, encode_png
+
+MANIFEST = "explanation.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class that was explained.
+
+    Attributes:
+        index: the class index.
+        label: its name, or None when the model file has no labels.
+        logit: its logit for the whole input.
+        probability: its probability for the whole input.
+    """
+
+    index: int
+    label: str | None
+    logit: float
+    probability: float
+
+    @property
+    def name(self) -> str:
+        """The label's first synonym, or ``class N``."""
+        return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The Score-CAM maps of one photo.
+
+    Attributes:
+        maps: float32 [T,H,W] in [0,1] at the photo's size; 0 outside `crop`, which the model did not see.
+        input_maps: float32 [T,h_in,w_in] in [0,1] at the model's input size: the convention's own result.
+        raw_maps: float32 [T,h,w], the weighted sums of the channels at the layer's size, before ReLU and
+            normalisation.
+        weights: float32 [T,K], the weight of every channel.
+        targets: the T classes, in the order of the maps.
+        photo: uint8 [H,W,3] RGB; None where only an input tensor was given and it could not be turned back.
+        crop: the part of the photo that preprocessing left for the model.
+        channels: K, all channels of the target layer.
+        live: how many vary in space.
+        scored: how many masked inputs were run.
+        layer, preset, provider: what was explained, by which definition, on which execution provider.
+        seconds: wall time of the whole explanation.
+        seconds_scoring: of that, the forward passes of the masked inputs.
+        flat: which of the T maps are flat (nothing in the layer speaks for the class).
+    """
+
+    maps: NDArray[np.float32]
+    input_maps: NDArray[np.float32]
+    raw_maps: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    targets: tuple[Target, ...]
+    photo: Photo | None
+    crop: Crop
+    channels: int
+    live: int
+    scored: int
+    layer: str
+    preset: str
+    provider: str
+    seconds: float
+    seconds_scoring: float
+    flat: tuple[bool, ...] = field(default=())
+
+    def overlay(self, target: int = 0, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
+        """Draw the map of the `target`-th target over the photo.
+
+        Returns:
+            uint8 [H,W,3] RGB; over mid-grey where there is no photo.
+
+        Raises:
+            OptionError: an unknown colormap or an opacity out of range.
+        """
+        saliency = self.maps[target]
+        photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
+        return draw_overlay(photo, saliency, self.crop, opacity, colormap)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays, as plain JSON."""
+        return {
+            "targets": [
+                {**vars(target), "map_is_flat": flat, "overlay": _overlay_name(target)}
+                for target, flat in zip(self.targets, self.flat, strict=True)
+            ],
+            "photo_size": {"height": self.maps.shape[1], "width": self.maps.shape[2]},
+            "crop": vars(self.crop),
+            "layer": self.layer,
+            "preset": self.preset,
+            "provider": self.provider,
+            "channels": {"total": self.channels, "live": self.live, "scored": self.scored},
+            "seconds": round(self.seconds, 4),
+            "seconds_scoring": round(self.seconds_scoring, 4),
+        }
+
+    def save(self, directory: str | PathLike[str], source: str | None = None) -> Path:
+        """Write overlays (PNG), ``maps.npy``, ``raw_maps.npy``, ``weights.npy`` and ``explanation.json``.
+
+        The directory appears whole or not at all. One that an explanation was saved in before is replaced; any
+        other directory that is not empty is left alone.
+
+        Args:
+            directory: where to.
+            source: what the manifest says the photo was read from.
+
+        Raises:
+            OutputError: it cannot be written, or holds something else.
+        """
+        files = {_overlay_name(target): encode_png(self.overlay(row)) for row, target in enumerate(self.targets)}
+        arrays = {"maps.npy": self.maps, "raw_maps.npy": self.raw_maps, "weights.npy": self.weights}
+        manifest = {"source": source, **self.to_dict()}
+        with replace_directory(Path(directory), MANIFEST) as unfinished:
+            try:
+                for name, data in files.items():
+                    (unfinished / name).write_bytes(data)
+                for name, array in arrays.items():
+                    np.save(unfinished / name, array)
+                (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
+        return Path(directory)
+
+
+def _overlay_name(target: Target) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", target.name.lower()).strip("-")[:40]
+    return f"overlay-{target.index}-{words}.png" if target.label is not None and words else f"overlay-{target.index}.png"

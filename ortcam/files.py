@@ -1,0 +1,71 @@
+"""Writing files and directories whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ortcam.errors import OutputError
+
+
+@contextmanager
+def replace_directory(directory: Path, manifest: str) -> Iterator[Path]:
+    """Give an unfinished directory to fill; when the block ends well it takes the name `directory`.
+
+    A directory of that name is replaced when it is empty or holds a file `manifest`, and left alone otherwise.
+
+    Raises:
+        OutputError: the name is taken by something else, or cannot be written.
+    """
+    if directory.exists():
+        if not directory.is_dir():
+            raise OutputError(f"cannot write {directory}: it is a file; give the name of a directory")
+        if any(directory.iterdir()) and not (directory / manifest).is_file():
+            raise OutputError(f"cannot write {directory}: it holds other files; give an empty or new directory")
+    with _unfinished(directory) as unfinished:
+        yield unfinished
+        try:
+            old = unfinished.with_name(unfinished.name + "-old")
+            if directory.exists():
+                directory.rename(old)
+            unfinished.rename(directory)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replace_files(path: Path) -> Iterator[Path]:
+    """Give an unfinished directory beside `path`; when the block ends well its files move to `path`'s folder.
+
+    `path` itself moves last, so that it never stands there without what it needs (external weights).
+
+    Raises:
+        OutputError: the folder is missing or cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
+    with _unfinished(path) as unfinished:
+        yield unfinished
+        try:
+            for made in sorted(unfinished.iterdir(), key=lambda made: made.name == path.name):
+                made.replace(path.parent / made.name)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _unfinished(final: Path) -> Iterator[Path]:
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        unfinished.chmod(0o755)
+    except OSError as error:
+        raise OutputError(f"cannot write {final}: {error.strerror or error}") from error
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

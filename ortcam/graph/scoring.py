@@ -1,0 +1,131 @@
+"""The scoring graph: one image and some channels of its target layer in, the scores of the masked images out.
+
+    mask_b = rows @ ((activations[channel_b] - shift_b) * scale_b + offset_b) @ columns
+    target_logits, target_log_probabilities = model(photo * mask)
+
+The model's own nodes stay as they are: the masked image takes the name `image` that they read. A row with
+scale 0 and offset 1 is the plain forward pass, so one session with one copy of the weights does everything.
+`rows` [H,h] and `columns` [w,W] hold the weights of the bilinear upsampling, which lets one graph serve every
+convention, and needs of a provider nothing but MatMul.
+
+The onnx package edits the file here, not onnx-ir as elsewhere in this folder: this runs at every start, and
+onnx-ir takes half a second to import.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx
+from onnx import TensorProto, helper
+
+from ortcam.errors import ModelError
+from ortcam.model import Contract
+
+PHOTO = "ortcam.photo"  # [1,C,H,W] or [1,H,W,C]
+ACTIVATIONS = "ortcam.activations"  # [1,K,h,w] or [1,h,w,K], an earlier output of the same session
+CHANNELS = "ortcam.channels"  # int64 [B]
+AFFINE = "ortcam.affine"  # [B,3,1,1]: shift, scale, offset
+ROWS = "ortcam.rows"  # [H,h]
+COLUMNS = "ortcam.columns"  # [w,W]
+TARGETS = "ortcam.targets"  # int64 [T]
+LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
+TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
+TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
+
+
+def build_scoring_graph(proto: onnx.ModelProto, contract: Contract, scored: Literal["logits", "output"]) -> onnx.ModelProto:
+    """Turn a model file's graph, in place, into its scoring graph.
+
+    Args:
+        proto: the parsed file.
+        contract: its contract.
+        scored: take the scores from the ``logits`` (before a final softmax or sigmoid), or from the ``output``.
+
+    Raises:
+        ModelError: the logits are asked for and the graph ends in something else than the contract says.
+    """
+    graph = proto.graph
+    result = graph.output[0].name
+    image = next(value for value in graph.input if value.name == "image")
+    photo_type = image.type.tensor_type
+    image_dims = [dim.dim_value or dim.dim_param or None for dim in photo_type.shape.dim]
+    logits = result if scored == "output" or contract.output == "logits" else _before_activation(graph, result, contract)
+
+    graph.input.remove(image)
+    graph.input.extend(
+        [
+            helper.make_tensor_value_info(PHOTO, TensorProto.FLOAT, [1, *image_dims[1:]]),
+            helper.make_tensor_value_info(ACTIVATIONS, TensorProto.FLOAT, [1, None, None, None]),
+            helper.make_tensor_value_info(CHANNELS, TensorProto.INT64, ["ortcam.B"]),
+            helper.make_tensor_value_info(AFFINE, TensorProto.FLOAT, ["ortcam.B", 3, 1, 1]),
+            helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, [None, None]),
+            helper.make_tensor_value_info(COLUMNS, TensorProto.FLOAT, [None, None]),
+            helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.T"]),
+        ]
+    )
+    model_nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(_masking_nodes(contract))
+    graph.node.extend(model_nodes)
+    graph.node.extend(_score_nodes(contract, logits, scored))
+    graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None])
+        for name in (LOGITS, TARGET_LOGITS, TARGET_LOG_PROBABILITIES)
+    )
+    return proto
+
+
+def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:
+    """photo, activations, channels -> image: the masked batch [B,C,H,W] or [B,H,W,C]."""
+    channel_axis, to_rows = (1, [1, 0, 2, 3]) if contract.activations_layout == "NCHW" else (3, [3, 0, 1, 2])
+    nodes = [
+        _node("Gather", [ACTIVATIONS, CHANNELS], "gathered", axis=channel_axis),
+        _node("Transpose", ["ortcam.gathered"], "channel", perm=to_rows),  # [B,1,h,w]
+        helper.make_node("Split", [AFFINE], ["ortcam.shift", "ortcam.scale", "ortcam.offset"], axis=1, num_outputs=3),
+        _node("Sub", ["ortcam.channel", "ortcam.shift"], "shifted"),
+        _node("Mul", ["ortcam.shifted", "ortcam.scale"], "scaled"),
+        _node("Add", ["ortcam.scaled", "ortcam.offset"], "normalized"),
+        _node("MatMul", [ROWS, "ortcam.normalized"], "taller"),
+        _node("MatMul", ["ortcam.taller", COLUMNS], "mask"),  # [B,1,H,W]
+    ]
+    mask = "ortcam.mask"
+    if contract.image_layout == "NHWC":
+        nodes.append(_node("Transpose", [mask], "mask_last", perm=[0, 2, 3, 1]))
+        mask = "ortcam.mask_last"
+    nodes.append(helper.make_node("Mul", [PHOTO, mask], ["image"], name="ortcam.masked_image"))
+    return nodes
+
+
+def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.NodeProto]:
+    """logits [B,N] -> those of the targets, and the logs of the targets' probabilities, both [B,T]."""
+    nodes = [
+        _node("Identity", [logits], "logits"),
+        _node("Gather", [LOGITS, TARGETS], "target_logits", axis=1),
+    ]
+    if contract.output == "sigmoid" and scored == "logits":  # log sigmoid(f) = f - log(1 + exp(f))
+        nodes.append(_node("Softplus", [TARGET_LOGITS], "normalizer"))
+    else:
+        axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
+        nodes.append(_node("Constant", [], "class_axis", value=axis))
+        nodes.append(_node("ReduceLogSumExp", [LOGITS, "ortcam.class_axis"], "normalizer", keepdims=1))
+    return [*nodes, _node("Sub", [TARGET_LOGITS, "ortcam.normalizer"], "target_log_probabilities")]
+
+
+def _node(op_type: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(op_type, inputs, [f"ortcam.{output}"], name=f"ortcam.{output}", **attributes)
+
+
+def _before_activation(graph: onnx.GraphProto, result: str, contract: Contract) -> str:
+    """Return the input of the final Softmax or Sigmoid that produces `result`."""
+    wanted = "Softmax" if contract.output == "probabilities" else "Sigmoid"
+    producers = {name: node for node in graph.node for name in node.output}
+    name = result
+    while name in producers:
+        node = producers[name]
+        if node.op_type == wanted:
+            return str(node.input[0])
+        if node.op_type not in ("Identity", "Reshape", "Flatten", "Squeeze", "Cast"):
+            break
+        name = node.input[0]
+    raise ModelError(f"the output {result!r} is stated to be {contract.output}, but no {wanted} makes it; export it again")

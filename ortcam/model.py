@@ -1,0 +1,240 @@
+"""CamModel: an ONNX file whose target layer is an output, and the contract that its metadata states.
+
+An ordinary ONNX file: input `image`, outputs `logits` (or `probabilities`) and `activations`, and metadata
+entries with the prefix ``ortcam.`` whose values are JSON. See docs/model-file.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from ortcam.errors import ImageError, ModelError, OptionError, TargetError, nearest, one_line
+from ortcam.image import Crop, Photo, Preprocessing, Tensor, as_photo, read_photo
+
+FORMAT = 1
+PREFIX = "ortcam."
+Layout = Literal["NCHW", "NHWC"]
+OutputKind = Literal["logits", "probabilities", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the metadata of a model file states.
+
+    Attributes:
+        layer: the target layer's name in the source framework, as a user would type it.
+        value: the name that the tensor had in the graph before it was exposed.
+        image_layout, activations_layout: the order of the dimensions.
+        output: what the first output holds: ``logits``, ``probabilities`` (a softmax) or ``sigmoid``.
+        preprocessing: how a photo becomes an input; None when unknown (only tensors can be explained then).
+        labels: the class names by index, or None.
+        source: what the model was made from: kind, name, versions.
+        verified: how closely source and file agree, by measure; empty when there was nothing to compare with.
+    """
+
+    layer: str
+    value: str
+    image_layout: Layout = "NCHW"
+    activations_layout: Layout = "NCHW"
+    output: OutputKind = "logits"
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    verified: dict[str, Any] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata entries, names with prefix, values JSON."""
+        return {PREFIX + key: json.dumps(value) for key, value in {"format": FORMAT, **asdict(self)}.items()}
+
+    @classmethod
+    def from_metadata(cls, entries: dict[str, str], name: str) -> Contract:
+        """Read the metadata entries of the file `name`.
+
+        Raises:
+            ModelError: there are none, they are of a newer format, or they cannot be read.
+        """
+        if PREFIX + "format" not in entries:
+            raise ModelError(
+                f"{name} exposes no target layer; expected a file that ortcam wrote: "
+                f"run `ortcam export {name} -o {Path(name).stem}.cam.onnx` (see: ortcam inspect {name})"
+            )
+        try:
+            values = {key.removeprefix(PREFIX): json.loads(text) for key, text in entries.items() if key.startswith(PREFIX)}
+            found = values.pop("format")
+            if found != FORMAT:
+                raise ModelError(f"{name} has format {found!r}; this ortcam reads format {FORMAT}: export it again")
+            if values.get("preprocessing") is not None:
+                values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+            if values.get("labels") is not None:
+                values["labels"] = tuple(values["labels"])
+            return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+        except (ValueError, TypeError, AttributeError, OptionError) as error:
+            raise ModelError(f"{name} has metadata that cannot be read: {one_line(error)}; export it again") from error
+
+
+class CamModel:
+    """An ONNX file with an exposed target layer.
+
+    Attributes:
+        path: the file.
+        contract: what its metadata states.
+        input_shape: the dimensions of `image` without the batch; None where the size is free.
+        batch: the batch size when the file fixes one, else None.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        """Read the file's structure and contract; the weights go to ONNX Runtime later.
+
+        Raises:
+            ModelError: the file is missing, no ONNX model, or exposes no target layer.
+        """
+        self.path = Path(path)
+        proto = read_proto(self.path)
+        self.contract = Contract.from_metadata({entry.key: entry.value for entry in proto.metadata_props}, str(path))
+        inputs = {value.name: value for value in proto.graph.input}
+        outputs = [value.name for value in proto.graph.output]
+        if "image" not in inputs or "activations" not in outputs:
+            raise ModelError(
+                f"{path} has inputs {list(inputs)} and outputs {outputs}; "
+                "expected the input 'image' and the output 'activations': export it again"
+            )
+        shape = [dim.dim_value or None for dim in inputs["image"].type.tensor_type.shape.dim]
+        if len(shape) != 4:
+            raise ModelError(f"{path} takes an input of rank {len(shape)}; expected 4 dimensions ({self.contract.image_layout})")
+        self.batch, self.input_shape = shape[0], tuple(shape[1:])
+        self._fresh: onnx.ModelProto | None = proto
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return self.contract.labels
+
+    @property
+    def external_data_directory(self) -> Path:
+        """The directory that external weights, if there are any, are read from."""
+        return self.path.resolve().parent
+
+    def take_proto(self) -> onnx.ModelProto:
+        """Return the parsed file for the caller to edit: no copy of the weights is kept here."""
+        proto, self._fresh = self._fresh or read_proto(self.path), None
+        return proto
+
+    def prepare(self, image: Any, max_pixels: int | None = None) -> tuple[Photo | None, Tensor, Crop]:
+        """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
+
+        The photo is None where an input tensor came and no preprocessing is known to undo.
+
+        Raises:
+            ImageError: it is none of these, or does not fit the model.
+        """
+        limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+        if isinstance(image, str | PathLike):
+            image = read_photo(image, **limit)
+        elif hasattr(image, "convert") and hasattr(image, "getbands"):  # a Pillow image
+            image = np.asarray(image.convert("RGB"))
+        elif not hasattr(image, "__array__"):
+            raise ImageError(f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor")
+        pixels = np.asarray(image)
+        if np.issubdtype(pixels.dtype, np.floating):
+            return self._prepare_tensor(pixels)
+        photo = as_photo(pixels)
+        preprocessing = self.contract.preprocessing
+        if preprocessing is None:
+            raise ImageError(
+                f"{self.path} does not say how to preprocess a photo; "
+                "export it with --preprocess, or pass a preprocessed input tensor float32 [1,C,H,W]"
+            )
+        return photo, preprocessing.apply(photo, self.contract.image_layout), preprocessing.crop(*photo.shape[:2])
+
+    def _prepare_tensor(self, pixels: np.ndarray[Any, Any]) -> tuple[Photo | None, Tensor, Crop]:
+        tensor = np.ascontiguousarray(pixels[None] if pixels.ndim == 3 else pixels, np.float32)
+        expected = [1, *(dim or "?" for dim in self.input_shape)]
+        if tensor.ndim != 4 or any(want not in ("?", got) for want, got in zip(expected, tensor.shape, strict=True)):
+            raise ImageError(f"input tensor has shape {list(pixels.shape)}; expected {expected} ({self.contract.image_layout})")
+        if not np.isfinite(tensor).all():
+            raise ImageError("input tensor has NaN or infinite values; expected finite numbers")
+        height, width = tensor.shape[2:] if self.contract.image_layout == "NCHW" else tensor.shape[1:3]
+        preprocessing = self.contract.preprocessing
+        photo = None if preprocessing is None else preprocessing.invert(tensor, self.contract.image_layout)
+        return photo, tensor, Crop(0, 0, height, width)
+
+    def resolve_targets(self, targets: Any, classes: int) -> list[int] | None:
+        """Return the class indices that `targets` names, or None for the top class.
+
+        Args:
+            targets: None, a class index, a label, or a sequence of these. A label may be one of the synonyms
+                that a comma separates in the model's label, in any case of letters.
+            classes: how many classes the model has.
+
+        Raises:
+            TargetError: an index out of range, or a label that no class or more than one class has.
+        """
+        if targets is None:
+            return None
+        if isinstance(targets, str | int | np.integer):
+            targets = [targets]
+        if not isinstance(targets, Iterable):
+            raise TargetError(f"targets is {targets!r}; expected class indices or labels")
+        indices = list(dict.fromkeys(self._resolve_target(target, classes) for target in targets))
+        if not indices:
+            raise TargetError("targets is empty; expected at least one class index or label, or None for the top class")
+        return indices
+
+    def _resolve_target(self, target: Any, classes: int) -> int:
+        if isinstance(target, str) and not target.lstrip("-").isdecimal():
+            matches = find_label(target, self.labels or ())
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                raise TargetError(f"label {target!r} names the classes {matches[:5]} of {self.path.name}; give the index")
+            known = self.labels or ()
+            hint = nearest(target, (part for label in known for part in label.split(", "))) if known else "; it has no labels, give an index"
+            raise TargetError(f"label {target!r} is no class of {self.path.name}{hint}")
+        if isinstance(target, bool) or not isinstance(target, str | int | np.integer):
+            raise TargetError(f"target is {target!r}; expected a class index or a label")
+        index = int(target)
+        if not 0 <= index < classes:
+            raise TargetError(f"target {index} is out of range; {self.path.name} has {classes} classes, 0 to {classes - 1}")
+        return index
+
+
+def find_label(name: str, labels: Sequence[str]) -> list[int]:
+    """Return the classes whose label, or else one of its comma-separated synonyms, is `name` (case ignored)."""
+    wanted = name.strip().casefold()
+    exact = [index for index, label in enumerate(labels) if label.casefold() == wanted]
+    if exact:
+        return exact
+    return [
+        index
+        for index, label in enumerate(labels)
+        if wanted in (part.strip() for part in label.casefold().split(","))
+    ]
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file; weights in external files stay there.
+
+    Raises:
+        ModelError: it is missing, cannot be read, or is no ONNX model.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path} is a directory; expected an ONNX file")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"cannot read {path}: no such file") from error
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {one_line(error)}") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path} is no ONNX model, or cut short: {one_line(error)}") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise ModelError(f"{path} is no ONNX model: it has no graph")
+    return proto
