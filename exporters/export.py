@@ -18,8 +18,8 @@ from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
 from ortcam.graph.expose import expose, find_output_kind
 from ortcam.graph.layers import dims, find_layer, infer_shapes
-from ortcam.image import Preprocessing
 from ortcam.model import Contract
+from ortcam.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,9 +93,15 @@ def export(
     if output.suffix != ".onnx":
         raise OptionError(f"output is {output}; expected a name that ends in .onnx")
     if opset not in OPSETS:
-        raise OptionError(f"opset is {opset}; expected {', '.join(map(str, OPSETS))}: newer ones lose GPU kernels in ONNX Runtime")
+        raise OptionError(
+            f"opset is {opset}; expected {', '.join(map(str, OPSETS))}: newer ones lose GPU kernels in ONNX Runtime"
+        )
     size = _as_size(input_size)
-    given = None if labels is None else read_labels(labels if isinstance(labels, str) or not isinstance(labels, PathLike) else Path(labels))
+    given = (
+        None
+        if labels is None
+        else read_labels(labels if isinstance(labels, str) or not isinstance(labels, PathLike) else Path(labels))
+    )
     converted = convert(source, SourceOptions(weights, size, opset, preprocess))
     model, notices = converted.model, list(converted.notices)
     infer_shapes(model)
@@ -110,7 +116,9 @@ def export(
         source=converted.source,
     )
     if contract.preprocessing is None:
-        notices.append("no preprocessing is known, so only input tensors can be explained; give --preprocess for photos")
+        notices.append(
+            "no preprocessing is known, so only input tensors can be explained; give --preprocess for photos"
+        )
     expose(model, value, contract)
     with replace_files(output) as folder:
         draft = folder / output.name
@@ -119,7 +127,9 @@ def export(
         agreement = verify(draft, converted.input_shape, converted.reference(name), converted.batches)
         contract = replace(contract, verified=agreement.to_dict())
         proto = onnx.load(draft, load_external_data=False)
-        onnx.helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata())
+        onnx.helper.set_model_props(
+            proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
+        )
         onnx.save(proto, draft)
     return ExportReport(output, name, shape, contract, agreement, tuple(notices))
 
@@ -139,7 +149,9 @@ def _fit_labels(labels: tuple[str, ...] | None, model: ir.Model, given: bool) ->
     if labels is None or not classes or classes[0] in (None, len(labels)):
         return labels
     if given:
-        raise ExportError(f"{len(labels)} labels were given, but the model has {classes[0]} classes; give one label a class")
+        raise ExportError(
+            f"{len(labels)} labels were given, but the model has {classes[0]} classes; give one label a class"
+        )
     return None
 
 

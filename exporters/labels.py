@@ -26,7 +26,9 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
     try:
         text = Path(labels).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read the labels {labels}: {one_line(error)}; expected a text or JSON file, or 'imagenet'") from error
+        raise OptionError(
+            f"cannot read the labels {labels}: {one_line(error)}; expected a text or JSON file, or 'imagenet'"
+        ) from error
     try:
         names = json.loads(text)
     except ValueError:
@@ -35,9 +37,13 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
         try:
             names = [names[key] for key in sorted(names, key=int)]
         except ValueError as error:
-            raise OptionError(f"the labels {labels} have a key that is no index; expected {{\"0\": \"name\", ...}}") from error
+            raise OptionError(
+                f'the labels {labels} have a key that is no index; expected {{"0": "name", ...}}'
+            ) from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OptionError(f"the labels {labels} hold no list of names; expected one name a line, or a JSON list of strings")
+        raise OptionError(
+            f"the labels {labels} hold no list of names; expected one name a line, or a JSON list of strings"
+        )
     return tuple(names)
 
 

@@ -34,9 +34,14 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         raise ExportError(f"{path} has the inputs {[value.name for value in inputs]}; expected one, the image")
     shape = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise ExportError(f"{path} takes {inputs[0].name!r} of shape {shape}; expected float32 [batch,channels,height,width]")
+        raise ExportError(
+            f"{path} takes {inputs[0].name!r} of shape {shape}; expected float32 [batch,channels,height,width]"
+        )
     if shape[1] not in (1, 3):
-        raise ExportError(f"{path} takes an input with {shape[1]} channels in {shape}; expected 1 or 3, as [batch,channels,height,width]")
+        raise ExportError(
+            f"{path} takes an input with {shape[1]} channels in {shape}; "
+            "expected 1 or 3, as [batch,channels,height,width]"
+        )
     height, width = options.input_size or (shape[2], shape[3])
     if height is None or width is None:
         raise ExportError(f"{path} has an input of any size {shape}; give the size with --input-size")
@@ -51,7 +56,12 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         model=model,
         input_shape=(shape[1], height, width),
         reference=lambda _layer: _reference(original, shape[0]),
-        source={"kind": "onnx", "name": path.name, "producer": proto.producer_name, "versions": {"onnx": onnx.__version__}},
+        source={
+            "kind": "onnx",
+            "name": path.name,
+            "producer": proto.producer_name,
+            "versions": {"onnx": onnx.__version__},
+        },
         preprocessing=choose_preprocessing(options.preprocess, None, (height, width), shape[1]),
         batches=BATCHES,
         notices=tuple(notices),
@@ -65,7 +75,9 @@ def _updated(proto: onnx.ModelProto, path: Path) -> ir.Model:
         try:
             proto = version_converter.convert_version(onnx.load(path), OLDEST_OPSET)
         except (RuntimeError, ValueError) as error:
-            raise ExportError(f"{path} has opset {opset}, which cannot be brought to {OLDEST_OPSET}: {one_line(error)}") from error
+            raise ExportError(
+                f"{path} has opset {opset}, which cannot be brought to {OLDEST_OPSET}: {one_line(error)}"
+            ) from error
         return ir.from_proto(proto)
     return ir.load(path)
 

@@ -94,7 +94,9 @@ def _export(module: nn.Module, example: torch.Tensor, opset: int, name: str) -> 
     model = program.model
     batch = model.graph.inputs[0].shape
     if batch is None or isinstance(batch[0], int):
-        raise ExportError(f"{name} cannot be exported: its batch size is baked in as {batch}; use x.shape[0] or -1 in its code")
+        raise ExportError(
+            f"{name} cannot be exported: its batch size is baked in as {batch}; use x.shape[0] or -1 in its code"
+        )
     for node in model.graph.all_nodes():  # keep the modules' names, not the stack traces of this machine
         scopes = node.metadata_props.get(_SCOPES)
         node.metadata_props.clear()
@@ -110,7 +112,7 @@ def _reason(error: BaseException) -> str:
         cause = cause.__cause__
     text = str(cause)
     if "Constraints violated" in text or "specialized" in text:
-        return "its code fixes the batch size; use x.shape[0] or -1 instead of numbers, and no Python values taken from shapes"
+        return "its code fixes the batch size; use x.shape[0] or -1 in it instead of numbers"
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(cause).__name__:
         return f"its control flow depends on the values of tensors; {one_line(cause, 160)}"
     return one_line(cause)
@@ -121,7 +123,11 @@ def _quiet() -> Iterator[None]:
     """Keep torch's exporter and the module's own prints off the screen."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -139,7 +145,11 @@ def _reference(module: nn.Module, layer: str) -> Reference:
     def run(inputs: Floats, activations: Floats) -> tuple[Floats, float | None]:
         tensor = torch.from_numpy(inputs).to(next(module.parameters(), torch.zeros(1)).device)
         last: list[Any] = []
-        handle = hooked.register_forward_hook(lambda _module, _inputs, result: last.append(_as_numpy(result))) if hooked else None
+        handle = (
+            hooked.register_forward_hook(lambda _module, _inputs, result: last.append(_as_numpy(result)))
+            if hooked
+            else None
+        )
         nearest_tensor = _NearestTensor(activations)
         try:
             with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
@@ -168,13 +178,17 @@ class _NearestTensor(TorchDispatchMode):
     """Watches a run for the operator result that comes nearest to some activations."""
 
     def __init__(self, activations: Floats) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._activations = activations
         self.distance = float("inf")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.shape == self._activations.shape and tensor.dtype == torch.float32:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.shape == self._activations.shape
+                and tensor.dtype == torch.float32
+            ):
                 self.distance = min(self.distance, relative_error(self._activations, tensor.detach().cpu().numpy()))
         return result

@@ -18,10 +18,19 @@ from torch import nn
 
 from ortcam.errors import ExportError, nearest, one_line
 from ortcam.exporters.sources import SourceOptions
-from ortcam.image import Preprocessing
+from ortcam.preprocessing import Preprocessing
 
 # What loading code of others can raise that the user can mend.
-_LOADING_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, OSError, URLError, ImportError, AttributeError)
+_LOADING_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OSError,
+    URLError,
+    ImportError,
+    AttributeError,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,10 @@ def load_module(source: Any, options: SourceOptions) -> LoadedModule:
         )
     else:
         origin, _, name = source.rpartition(":")
-        loaders: dict[str, Callable[[str, bool], LoadedModule]] = {"torchvision": _from_torchvision, "timm": _from_timm}
+        loaders: dict[str, Callable[[str, bool], LoadedModule]] = {
+            "torchvision": _from_torchvision,
+            "timm": _from_timm,
+        }
         if origin in loaders:
             try:
                 loaded = loaders[origin](name, options.weights is None)
@@ -71,15 +83,28 @@ def _from_torchvision(name: str, pretrained: bool) -> LoadedModule:
         raise ExportError(f"torchvision has no classifier {name!r}{nearest(name, known)}")
     weights = torchvision.models.get_model_weights(name).DEFAULT
     module = _build(
-        f"torchvision:{name}", lambda: torchvision.models.get_model(name, weights=weights if pretrained else None)
+        f"torchvision:{name}",
+        lambda: torchvision.models.get_model(name, weights=weights if pretrained else None),
     )
     transforms = weights.transforms()
     (crop,), (resize,) = transforms.crop_size, transforms.resize_size
     preprocessing = Preprocessing(
-        crop, crop, "RGB", resize, transforms.interpolation.value, 1 / 255, tuple(transforms.mean), tuple(transforms.std)
+        crop,
+        crop,
+        "RGB",
+        resize,
+        transforms.interpolation.value,
+        1 / 255,
+        tuple(transforms.mean),
+        tuple(transforms.std),
     )
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    source = {"kind": "torchvision", "name": name, "weights": str(weights) if pretrained else None, "versions": versions}
+    source = {
+        "kind": "torchvision",
+        "name": name,
+        "weights": str(weights) if pretrained else None,
+        "versions": versions,
+    }
     return LoadedModule(f"torchvision:{name}", module, source, preprocessing, tuple(weights.meta["categories"]))
 
 
@@ -132,7 +157,9 @@ def _call(origin: str, name: str) -> nn.Module:
         target = getattr(target, part, None)
     if not callable(target):
         defined = [key for key, value in vars(where).items() if callable(value) and not key.startswith("_")]
-        raise ExportError(f"{origin} has no callable {name!r}{nearest(name, defined)}; expected a function that returns an nn.Module")
+        raise ExportError(
+            f"{origin} has no callable {name!r}{nearest(name, defined)}; expected a function that returns an nn.Module"
+        )
     try:
         module = target if isinstance(target, nn.Module) else target()
     except _LOADING_ERRORS as error:
@@ -164,7 +191,9 @@ def _import_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (*_LOADING_ERRORS, SyntaxError, NameError) as error:
-        raise ExportError(f"cannot import {name}: {one_line(error)}; expected FILE.py:CALLABLE or package.module:CALLABLE") from error
+        raise ExportError(
+            f"cannot import {name}: {one_line(error)}; expected FILE.py:CALLABLE or package.module:CALLABLE"
+        ) from error
     finally:
         sys.path.pop(0)
 
@@ -176,7 +205,9 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises pickle's, zipfile's and its own errors
-        raise ExportError(f"cannot read the weights {path}: {one_line(error)}; expected a state dict that torch.save wrote") from error
+        raise ExportError(
+            f"cannot read the weights {path}: {one_line(error)}; expected a state dict that torch.save wrote"
+        ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ortcam.errors import ExportError
 from ortcam.exporters.verify import BATCHES, Reference
-from ortcam.image import Preprocessing
+from ortcam.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import onnx_ir as ir

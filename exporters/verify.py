@@ -53,7 +53,9 @@ def relative_error(ours: Floats, theirs: Floats) -> float:
     return float(np.abs(ours - theirs).max()) / max(scale, float(np.finfo(np.float32).tiny))
 
 
-def verify(path: Path, input_shape: tuple[int, ...], reference: Reference, batches: tuple[int, ...] = BATCHES) -> Agreement:
+def verify(
+    path: Path, input_shape: tuple[int, ...], reference: Reference, batches: tuple[int, ...] = BATCHES
+) -> Agreement:
     """Compare an exported file with its source on standard normal inputs.
 
     Args:
@@ -78,7 +80,10 @@ def verify(path: Path, input_shape: tuple[int, ...], reference: Reference, batch
         _refuse_odd_outputs(scores, activations, batch)
         source_scores, distance = reference(inputs, activations)
         if source_scores.shape != scores.shape:
-            raise ExportError(f"the exported model returns scores {list(scores.shape)}, its source {list(source_scores.shape)}")
+            raise ExportError(
+                f"the exported model returns scores {list(scores.shape)}, "
+                f"its source {list(source_scores.shape)}"
+            )
         logits_error = max(logits_error, relative_error(scores, source_scores))
         activations_error = float("nan") if distance is None else max(activations_error, distance)
         tie = logits_error * float(np.abs(source_scores).max())
@@ -92,8 +97,8 @@ def verify(path: Path, input_shape: tuple[int, ...], reference: Reference, batch
         )
     if agreement.activations is not None and not agreement.activations <= TOLERANCE:
         raise ExportError(
-            f"the exported target layer does not agree with its source: activations differ by {agreement.activations:.2g} "
-            f"of the largest (at most {TOLERANCE:g} allowed)"
+            "the exported target layer does not agree with its source: "
+            f"activations differ by {agreement.activations:.2g} of the largest (at most {TOLERANCE:g} allowed)"
         )
     return agreement
 
@@ -105,6 +110,8 @@ def _refuse_odd_outputs(scores: Floats, activations: Floats, batch: int) -> None
             "ortcam explains image classifiers"
         )
     if activations.ndim != 4 or len(activations) != batch:
-        raise ExportError(f"the target layer is {list(activations.shape)} for a batch of {batch}; expected [batch,channels,h,w]")
+        raise ExportError(
+            f"the target layer is {list(activations.shape)} for a batch of {batch}; expected [batch,channels,h,w]"
+        )
     if not np.isfinite(scores).all() or not np.isfinite(activations).all():
         raise ExportError("the model returns NaN or infinite values for standard normal inputs")

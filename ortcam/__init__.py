@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ortcam.convention import PRESETS, Convention
     from ortcam.errors import OrtcamError, OrtcamWarning
     from ortcam.explanation import Explanation, Target
-    from ortcam.image import Preprocessing
     from ortcam.model import CamModel
+    from ortcam.preprocessing import Preprocessing
     from ortcam.scorecam import ScoreCAM
 
 __version__ = "0.1.0"
@@ -43,7 +43,7 @@ _HOME = {
     "OrtcamWarning": "errors",
     "Explanation": "explanation",
     "Target": "explanation",
-    "Preprocessing": "image",
+    "Preprocessing": "preprocessing",
     "CamModel": "model",
     "ScoreCAM": "scorecam",
 }

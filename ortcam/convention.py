@@ -165,7 +165,9 @@ def resolve_convention(preset: str | Convention) -> Convention:
     if isinstance(preset, Convention):
         return preset
     if preset not in PRESETS:
-        raise OptionError(f"preset {preset!r} does not exist; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}")
+        raise OptionError(
+            f"preset {preset!r} does not exist; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
+        )
     return PRESETS[preset]
 
 
@@ -194,7 +196,7 @@ def upsample(maps: Floats, size: tuple[int, int], align_corners: bool = False) -
     """Resize maps [...,h,w] bilinearly to [...,H,W] with `size` = (H, W)."""
     rows = interpolation_matrix(size[0], maps.shape[-2], align_corners)
     columns = interpolation_matrix(size[1], maps.shape[-1], align_corners)
-    return rows @ maps @ columns.T
+    return (rows @ maps @ columns.T).astype(np.float32, copy=False)
 
 
 def upsampled_extremes(activations: Floats, size: tuple[int, int], align_corners: bool) -> tuple[Floats, Floats]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ortcam.errors import OutputError
 from ortcam.files import replace_directory
-from ortcam.image import Crop, Photo
+from ortcam.image import Photo
+from ortcam.preprocessing import Crop
 from ortcam.render import draw_overlay, encode_png
 
 MANIFEST = "explanation.json"
@@ -111,7 +112,13 @@ class Explanation:
             "seconds_scoring": round(self.seconds_scoring, 4),
         }
 
-    def save(self, directory: str | PathLike[str], source: str | None = None) -> Path:
+    def save(
+        self,
+        directory: str | PathLike[str],
+        source: str | None = None,
+        opacity: float = 0.6,
+        colormap: str = "turbo",
+    ) -> Path:
         """Write overlays (PNG), ``maps.npy``, ``raw_maps.npy``, ``weights.npy`` and ``explanation.json``.
 
         The directory appears whole or not at all. One that an explanation was saved in before is replaced; any
@@ -120,11 +127,15 @@ class Explanation:
         Args:
             directory: where to.
             source: what the manifest says the photo was read from.
+            opacity, colormap: of the overlays.
 
         Raises:
             OutputError: it cannot be written, or holds something else.
         """
-        files = {_overlay_name(target): encode_png(self.overlay(row)) for row, target in enumerate(self.targets)}
+        files = {
+            _overlay_name(target): encode_png(self.overlay(row, opacity, colormap))
+            for row, target in enumerate(self.targets)
+        }
         arrays = {"maps.npy": self.maps, "raw_maps.npy": self.raw_maps, "weights.npy": self.weights}
         manifest = {"source": source, **self.to_dict()}
         with replace_directory(Path(directory), MANIFEST) as unfinished:
@@ -133,7 +144,9 @@ class Explanation:
                     (unfinished / name).write_bytes(data)
                 for name, array in arrays.items():
                     np.save(unfinished / name, array)
-                (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                (unfinished / MANIFEST).write_text(
+                    json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
             except OSError as error:
                 raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
         return Path(directory)
@@ -141,4 +154,6 @@ class Explanation:
 
 def _overlay_name(target: Target) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", target.name.lower()).strip("-")[:40]
-    return f"overlay-{target.index}-{words}.png" if target.label is not None and words else f"overlay-{target.index}.png"
+    return (
+        f"overlay-{target.index}-{words}.png" if target.label is not None and words else f"overlay-{target.index}.png"
+    )

@@ -18,7 +18,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ortcam.errors import ImageError, ModelError, OptionError, TargetError, nearest, one_line
-from ortcam.image import Crop, Photo, Preprocessing, Tensor, as_photo, read_photo
+from ortcam.image import Photo, as_photo, read_photo
+from ortcam.preprocessing import Crop, Preprocessing, Tensor
 
 FORMAT = 1
 PREFIX = "ortcam."
@@ -68,7 +69,9 @@ class Contract:
                 f"run `ortcam export {name} -o {Path(name).stem}.cam.onnx` (see: ortcam inspect {name})"
             )
         try:
-            values = {key.removeprefix(PREFIX): json.loads(text) for key, text in entries.items() if key.startswith(PREFIX)}
+            values = {
+                key.removeprefix(PREFIX): json.loads(text) for key, text in entries.items() if key.startswith(PREFIX)
+            }
             found = values.pop("format")
             if found != FORMAT:
                 raise ModelError(f"{name} has format {found!r}; this ortcam reads format {FORMAT}: export it again")
@@ -109,7 +112,9 @@ class CamModel:
             )
         shape = [dim.dim_value or None for dim in inputs["image"].type.tensor_type.shape.dim]
         if len(shape) != 4:
-            raise ModelError(f"{path} takes an input of rank {len(shape)}; expected 4 dimensions ({self.contract.image_layout})")
+            raise ModelError(
+                f"{path} takes an input of rank {len(shape)}; expected 4 dimensions ({self.contract.image_layout})"
+            )
         self.batch, self.input_shape = shape[0], tuple(shape[1:])
         self._fresh: onnx.ModelProto | None = proto
 
@@ -141,7 +146,9 @@ class CamModel:
         elif hasattr(image, "convert") and hasattr(image, "getbands"):  # a Pillow image
             image = np.asarray(image.convert("RGB"))
         elif not hasattr(image, "__array__"):
-            raise ImageError(f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor")
+            raise ImageError(
+                f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor"
+            )
         pixels = np.asarray(image)
         if np.issubdtype(pixels.dtype, np.floating):
             return self._prepare_tensor(pixels)
@@ -152,13 +159,19 @@ class CamModel:
                 f"{self.path} does not say how to preprocess a photo; "
                 "export it with --preprocess, or pass a preprocessed input tensor float32 [1,C,H,W]"
             )
-        return photo, preprocessing.apply(photo, self.contract.image_layout), preprocessing.crop(*photo.shape[:2])
+        return (
+            photo,
+            preprocessing.apply(photo, self.contract.image_layout),
+            preprocessing.crop(*photo.shape[:2]),
+        )
 
     def _prepare_tensor(self, pixels: np.ndarray[Any, Any]) -> tuple[Photo | None, Tensor, Crop]:
         tensor = np.ascontiguousarray(pixels[None] if pixels.ndim == 3 else pixels, np.float32)
         expected = [1, *(dim or "?" for dim in self.input_shape)]
         if tensor.ndim != 4 or any(want not in ("?", got) for want, got in zip(expected, tensor.shape, strict=True)):
-            raise ImageError(f"input tensor has shape {list(pixels.shape)}; expected {expected} ({self.contract.image_layout})")
+            raise ImageError(
+                f"input tensor has shape {list(pixels.shape)}; expected {expected} ({self.contract.image_layout})"
+            )
         if not np.isfinite(tensor).all():
             raise ImageError("input tensor has NaN or infinite values; expected finite numbers")
         height, width = tensor.shape[2:] if self.contract.image_layout == "NCHW" else tensor.shape[1:3]
@@ -194,15 +207,23 @@ class CamModel:
             if len(matches) == 1:
                 return matches[0]
             if matches:
-                raise TargetError(f"label {target!r} names the classes {matches[:5]} of {self.path.name}; give the index")
+                raise TargetError(
+                    f"label {target!r} names the classes {matches[:5]} of {self.path.name}; give the index"
+                )
             known = self.labels or ()
-            hint = nearest(target, (part for label in known for part in label.split(", "))) if known else "; it has no labels, give an index"
+            hint = (
+                nearest(target, (part for label in known for part in label.split(", ")))
+                if known
+                else "; it has no labels, give an index"
+            )
             raise TargetError(f"label {target!r} is no class of {self.path.name}{hint}")
         if isinstance(target, bool) or not isinstance(target, str | int | np.integer):
             raise TargetError(f"target is {target!r}; expected a class index or a label")
         index = int(target)
         if not 0 <= index < classes:
-            raise TargetError(f"target {index} is out of range; {self.path.name} has {classes} classes, 0 to {classes - 1}")
+            raise TargetError(
+                f"target {index} is out of range; {self.path.name} has {classes} classes, 0 to {classes - 1}"
+            )
         return index
 
 
@@ -213,9 +234,7 @@ def find_label(name: str, labels: Sequence[str]) -> list[int]:
     if exact:
         return exact
     return [
-        index
-        for index, label in enumerate(labels)
-        if wanted in (part.strip() for part in label.casefold().split(","))
+        index for index, label in enumerate(labels) if wanted in (part.strip() for part in label.casefold().split(","))
     ]
 
 

@@ -7,21 +7,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import OptionError, OutputError, nearest
-from ortcam.image import Crop, Photo
+from ortcam.image import Photo
+from ortcam.preprocessing import Crop
 
-COLORMAPS = {"turbo": cv2.COLORMAP_TURBO, "jet": cv2.COLORMAP_JET, "inferno": cv2.COLORMAP_INFERNO, "viridis": cv2.COLORMAP_VIRIDIS}
+COLORMAPS = {
+    "turbo": cv2.COLORMAP_TURBO,
+    "jet": cv2.COLORMAP_JET,
+    "inferno": cv2.COLORMAP_INFERNO,
+    "viridis": cv2.COLORMAP_VIRIDIS,
+}
 
 
 def draw_overlay(
     photo: Photo, saliency: NDArray[np.float32], crop: Crop, opacity: float = 0.6, colormap: str = "turbo"
 ) -> Photo:
-    """Lay a map over its photo; what the model did not see is shown dim and grey.
+    """Lay a map over its photo: the more salient, the more colour. What the model did not see is dim and grey.
 
     Args:
         photo: uint8 [H,W,3] RGB.
         saliency: float32 [H,W] in [0,1].
         crop: the part that the model saw.
-        opacity: how much of the colour covers the photo, in [0,1].
+        opacity: how much of the photo the colour covers where the map is 1, in [0,1].
         colormap: turbo, jet, inferno or viridis.
 
     Returns:
@@ -31,16 +37,52 @@ def draw_overlay(
         OptionError: an unknown colormap, or an opacity out of range.
     """
     if colormap not in COLORMAPS:
-        raise OptionError(f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(colormap, COLORMAPS)}")
+        raise OptionError(
+            f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(colormap, COLORMAPS)}"
+        )
     if not 0 <= opacity <= 1:
         raise OptionError(f"opacity is {opacity}; expected a number from 0 to 1")
     inside = slice(crop.top, crop.bottom), slice(crop.left, crop.right)
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
-    overlay = np.repeat((grey // 2 + 24)[:, :, None], 3, axis=2)
+    overlay: Photo = np.repeat((grey // 2 + 24)[:, :, None], 3, axis=2).astype(np.uint8)
     levels = np.rint(np.clip(saliency[inside], 0, 1) * 255).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
-    overlay[inside] = cv2.addWeighted(np.ascontiguousarray(photo[inside]), 1 - opacity, colours, opacity, 0)
+    cover = (np.float32(opacity) * np.sqrt(levels.astype(np.float32) / 255))[:, :, None]
+    overlay[inside] = np.rint(photo[inside] * (1 - cover) + colours * cover).astype(np.uint8)
     return overlay
+
+
+def draw_sheet(entries: list[tuple[Photo, Photo, str]], side: int = 224, columns: int = 4) -> Photo:
+    """Draw photos and their overlays one above the other, with captions, on one sheet.
+
+    Args:
+        entries: photo and overlay, uint8 [H,W,3] RGB, and a caption in ASCII, per photo.
+        side: the side of a picture on the sheet in pixels; longer photos are cut in the middle.
+        columns: how many photos stand side by side.
+
+    Returns:
+        uint8 [H,W,3] RGB, on white.
+    """
+    gap, line = 8, 26
+    columns = min(columns, max(len(entries), 1))
+    rows = -(-len(entries) // columns)
+    height, width = 2 * side + line + 2 * gap, side + gap
+    sheet: Photo = np.full((rows * height + gap, columns * width + gap, 3), 255, np.uint8)
+    for number, (photo, overlay, caption) in enumerate(entries):
+        top, left = gap + number // columns * height, gap + number % columns * width
+        for offset, picture in ((0, photo), (side + 4, overlay)):
+            sheet[top + offset : top + offset + side, left : left + side] = _thumbnail(picture, side)
+        baseline = (left, top + 2 * side + line - 4)
+        cv2.putText(sheet, caption, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+    return sheet
+
+
+def _thumbnail(picture: Photo, side: int) -> Photo:
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = np.ascontiguousarray(picture[top : top + short, left : left + short])
+    return cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def encode_png(picture: Photo) -> bytes:
@@ -53,5 +95,4 @@ def encode_png(picture: Photo) -> bytes:
 
 def resize_map(saliency: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """Resize a map [h,w] bilinearly (half-pixel centres) to [height,width]."""
-    resized: NDArray[np.float32] = cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized
+    return cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)

@@ -14,8 +14,8 @@ from ortcam.convention import Convention, Floats, resolve_convention
 from ortcam.errors import OptionError, OrtcamError, OrtcamWarning
 from ortcam.explanation import Explanation, Target
 from ortcam.graph.scoring import build_scoring_graph
-from ortcam.image import Crop
 from ortcam.model import CamModel
+from ortcam.preprocessing import Crop
 from ortcam.render import resize_map
 from ortcam.runtime.binding import ForwardPass, Progress, Scorer
 from ortcam.runtime.providers import open_on_provider
@@ -71,20 +71,30 @@ class ScoreCAM:
         session, chosen = open_on_provider(
             provider,
             lambda providers, log_severity: create_session(
-                graph, providers, str(self.model.path), self.model.external_data_directory, threads, log_severity
+                graph,
+                providers,
+                str(self.model.path),
+                self.model.external_data_directory,
+                threads,
+                log_severity,
             ),
         )
         self.provider = chosen.name
-        self._scorer = Scorer(session, self.model, chosen.device, self.batch_size, chosen.fixed_batch or bool(self.model.batch))
+        self._scorer = Scorer(
+            session, self.model, chosen.device, self.batch_size, chosen.fixed_batch or bool(self.model.batch)
+        )
 
-    def explain(self, image: Any, targets: Any = None, on_progress: Progress | None = None) -> Explanation:
+    def explain(
+        self, image: Any, targets: Any = None, top_k: int = 1, on_progress: Progress | None = None
+    ) -> Explanation:
         """Explain one photo.
 
         Args:
             image: a path, an RGB photo uint8 [H,W,3], a Pillow image, or a preprocessed input tensor, float
                 [1,C,H,W] (or the model's own layout).
-            targets: None for the top class, or class indices or labels, one or several; all of them come from
-                the same forward passes.
+            targets: class indices or labels, one or several; all of them come from the same forward passes.
+                None for the most probable classes.
+            top_k: how many those are.
             on_progress: called with (done, M) after every batch of masked inputs.
 
         Raises:
@@ -94,26 +104,29 @@ class ScoreCAM:
         begin = time.perf_counter()
         photo, tensor, crop = self.model.prepare(image)
         plain = self._scorer.forward(tensor)
-        indices = self.model.resolve_targets(targets, len(plain.logits)) or [int(plain.logits.argmax())]
+        classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
 
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_live(masks, self.convention)
         begin_scoring = time.perf_counter()
         logits, log_probabilities = self._scorer.score(
-            plain, selection.channels, selection.affine, indices, self.convention.mask_align_corners, on_progress
+            plain,
+            selection.channels,
+            selection.affine,
+            classes,
+            self.convention.mask_align_corners,
+            on_progress,
         )
         seconds_scoring = time.perf_counter() - begin_scoring
 
         weights = self.convention.weights(selection.spread(logits), selection.spread(log_probabilities))
         sums = np.tensordot(weights, plain.activations, axes=1)
         input_maps = self.convention.saliency(sums, plain.size)
-        size = tensor.shape[1:3] if photo is None and self.model.contract.image_layout == "NHWC" else tensor.shape[2:]
-        maps = _place(input_maps, crop, photo.shape[:2] if photo is not None else size)
-        explained = tuple(self._target(index, plain) for index in indices)
+        maps = _place(input_maps, crop, photo.shape[:2] if photo is not None else (crop.bottom, crop.right))
+
+        explained = tuple(self._target(index, plain) for index in classes)
         flat = tuple(bool(saliency.max() <= 0) for saliency in input_maps)
-        for target, is_flat in zip(explained, flat, strict=True):
-            if is_flat:
-                warnings.warn(f"the map of {target.name} is flat: nothing in {self.model.contract.layer} speaks for it", OrtcamWarning, stacklevel=2)
+        self._warn_of_flat_maps(explained, flat)
         return Explanation(
             maps=maps,
             input_maps=input_maps,
@@ -159,6 +172,13 @@ class ScoreCAM:
             else:
                 yield explanation
 
+    def _warn_of_flat_maps(self, explained: tuple[Target, ...], flat: tuple[bool, ...]) -> None:
+        names = [target.name for target, is_flat in zip(explained, flat, strict=True) if is_flat]
+        if names:
+            layer = self.model.contract.layer
+            message = f"the map of {', '.join(names)} is flat (all zero): nothing in layer {layer} speaks for it"
+            warnings.warn(message, OrtcamWarning, stacklevel=3)
+
     def _target(self, index: int, plain: ForwardPass) -> Target:
         labels = self.model.labels
         logits = plain.logits.astype(np.float64)
@@ -172,6 +192,13 @@ class ScoreCAM:
             probability = float(exponentials[index] / exponentials.sum())
         label = labels[index] if labels is not None and index < len(labels) else None
         return Target(index, label, float(plain.logits[index]), probability)
+
+
+def _top(logits: Floats, count: int) -> list[int]:
+    """Return the classes with the highest logits, best first; the lower index first among equals."""
+    if count < 1:
+        raise OptionError(f"top_k is {count!r}; expected a whole number from 1")
+    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]
 
 
 def _place(input_maps: Floats, crop: Crop, size: tuple[int, ...]) -> Floats:

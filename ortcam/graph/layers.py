@@ -19,7 +19,16 @@ from ortcam.errors import LayerError, nearest
 # Nodes that read a tensor's size only: no information about the photo passes through them.
 _SIZE_ONLY = {"Shape", "Size", "ConstantOfShape"}
 # Nodes that hold weights, when one of their inputs is an initializer: features become other features.
-_WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose", "ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
+_WEIGHTED = {
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "ConvTranspose",
+    "ConvInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+    "MatMulInteger",
+}
 # Nodes that only move, thin out or relabel a feature map: the map before them is the finer one.
 _PASSIVE = {
     "AveragePool", "MaxPool", "LpPool", "Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze",
@@ -75,7 +84,7 @@ def find_candidates(model: ir.Model) -> list[Candidate]:
         if producer is None or not is_spatial(value) or producer.op_type in _PASSIVE or _is_unfinished(value):
             continue
         followed = _weights_follow(value, path)
-        reason = f"every path to the scores runs through it, after {producer.op_type}"
+        reason = f"all paths meet here, after {producer.op_type}"
         if not followed:
             reason += "; no weights follow, so it may be the class maps themselves"
         found.append((followed, Candidate(value.name or "", modules.get(value), producer.op_type, dims(value), reason)))
@@ -109,7 +118,8 @@ def find_layer(model: ir.Model, layer: str, model_name: str = "the model") -> tu
     values = {value.name or "": value for value in all_values(model.graph)}
     value = modules.get(layer) or values.get(layer)
     if value is None:
-        raise LayerError(f"layer {layer!r} is not in {model_name}{nearest(layer, [*modules, *values])} (see: ortcam inspect)")
+        names = [*modules, *(name for name in values if name)]
+        raise LayerError(f"layer {layer!r} is not in {model_name}{nearest(layer, names)} (see: ortcam inspect)")
     if value.shape is not None and len(value.shape) != 4:
         raise LayerError(
             f"layer {layer!r} of {model_name} has {len(value.shape)} dimensions; expected a feature map with 4 "

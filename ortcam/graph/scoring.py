@@ -14,7 +14,7 @@ onnx-ir takes half a second to import.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 from onnx import TensorProto, helper
@@ -34,7 +34,9 @@ TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
 
 
-def build_scoring_graph(proto: onnx.ModelProto, contract: Contract, scored: Literal["logits", "output"]) -> onnx.ModelProto:
+def build_scoring_graph(
+    proto: onnx.ModelProto, contract: Contract, scored: Literal["logits", "output"]
+) -> onnx.ModelProto:
     """Turn a model file's graph, in place, into its scoring graph.
 
     Args:
@@ -50,7 +52,9 @@ def build_scoring_graph(proto: onnx.ModelProto, contract: Contract, scored: Lite
     image = next(value for value in graph.input if value.name == "image")
     photo_type = image.type.tensor_type
     image_dims = [dim.dim_value or dim.dim_param or None for dim in photo_type.shape.dim]
-    logits = result if scored == "output" or contract.output == "logits" else _before_activation(graph, result, contract)
+    logits = (
+        result if scored == "output" or contract.output == "logits" else _before_activation(graph, result, contract)
+    )
 
     graph.input.remove(image)
     graph.input.extend(
@@ -112,7 +116,7 @@ def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.Node
     return [*nodes, _node("Sub", [TARGET_LOGITS, "ortcam.normalizer"], "target_log_probabilities")]
 
 
-def _node(op_type: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+def _node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op_type, inputs, [f"ortcam.{output}"], name=f"ortcam.{output}", **attributes)
 
 
@@ -128,4 +132,6 @@ def _before_activation(graph: onnx.GraphProto, result: str, contract: Contract) 
         if node.op_type not in ("Identity", "Reshape", "Flatten", "Squeeze", "Cast"):
             break
         name = node.input[0]
-    raise ModelError(f"the output {result!r} is stated to be {contract.output}, but no {wanted} makes it; export it again")
+    raise ModelError(
+        f"the output {result!r} is stated to be {contract.output}, but no {wanted} makes it; export it again"
+    )

@@ -54,7 +54,9 @@ class ForwardPass:
 class Scorer:
     """Runs a scoring graph. Holds no state of any photo, so one scorer serves many threads."""
 
-    def __init__(self, session: ort.InferenceSession, model: CamModel, device: Device, batch_size: int, fixed: bool) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, model: CamModel, device: Device, batch_size: int, fixed: bool
+    ) -> None:
         """Wrap a session.
 
         Args:
@@ -87,14 +89,24 @@ class Scorer:
         output, logits, features = binding.get_outputs()
         activations = features.numpy()
         if activations.ndim != 4 or len(activations) != 1:
-            raise ModelError(f"{self._model.path.name}: the target layer has the shape {list(activations.shape)}; expected 4 dimensions")
+            raise ModelError(
+                f"{self._model.path.name}: the target layer has the shape {list(activations.shape)}; "
+                "expected [1,channels,height,width]"
+            )
         if output.numpy().ndim != 2:
-            raise ModelError(f"{self._model.path.name}: the output has the shape {list(output.shape())}; expected class scores [1,N]")
+            raise ModelError(
+                f"{self._model.path.name}: the output has the shape {list(output.shape())}; expected class scores [1,N]"
+            )
         activations = activations[0] if contract.activations_layout == "NCHW" else activations[0].transpose(2, 0, 1)
         if not np.isfinite(activations).all() or not np.isfinite(logits.numpy()).all():
             raise ModelError(f"{self._model.path.name} returns NaN or infinite values for this image")
         return ForwardPass(
-            photo, features, logits.numpy()[0], output.numpy()[0], np.ascontiguousarray(activations), (size[0], size[1])
+            photo,
+            features,
+            logits.numpy()[0],
+            output.numpy()[0],
+            np.ascontiguousarray(activations),
+            (size[0], size[1]),
         )
 
     def score(
@@ -163,7 +175,13 @@ class Scorer:
         binding.bind_ortvalue_input(scoring.TARGETS, self._upload(np.array(targets, np.int64)))
 
     def _bind_slice(
-        self, bind: Callable[..., None], name: str, buffer: Any, dtype: type, begin: int, shape: tuple[int, ...]
+        self,
+        bind: Callable[..., None],
+        name: str,
+        buffer: Any,
+        dtype: type,
+        begin: int,
+        shape: tuple[int, ...],
     ) -> None:
         """Bind rows `begin` and on of a buffer, without a copy."""
         row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize

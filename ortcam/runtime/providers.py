@@ -31,7 +31,13 @@ PROVIDERS: dict[str, tuple[str, str]] = {
 _DEVICE_MEMORY = {"cuda": "cuda", "tensorrt": "cuda"}
 # What `auto` tries, best first. TensorRT builds an engine for minutes, so it is for those who ask for it.
 _AUTO = ("cuda", "cpu")
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
+_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+    "onnxruntime-qnn",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,9 @@ def _find(wanted: str) -> Provider:
     by_ort_name = {ort_name.lower(): name for name, (ort_name, _) in PROVIDERS.items()}
     name = by_ort_name.get(wanted.lower(), wanted.lower())
     if name not in PROVIDERS:
-        raise ProviderError(f"provider {wanted!r} does not exist; expected auto, {', '.join(PROVIDERS)}{nearest(wanted, PROVIDERS)}")
+        raise ProviderError(
+            f"provider {wanted!r} does not exist; expected auto, {', '.join(PROVIDERS)}{nearest(wanted, PROVIDERS)}"
+        )
     return Provider(name, {}, Device(_DEVICE_MEMORY.get(name, "cpu")))
 
 

@@ -1,0 +1,38 @@
+# make demo: the project at work.  make test: the tests under ten minutes.  Everything happens in .venv.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test test-all lint docs bench clean
+
+demo: .venv/demo
+	$(BIN)/ortcam demo --output demo-output
+
+test: .venv/test
+	$(BIN)/pytest -m "not slow"
+
+test-all: .venv/test
+	$(BIN)/pytest
+
+# mypy reads the three packages where the wheel has them: exporters/ and cli/ inside ortcam/.
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/types && mkdir -p build/types
+	cp -r ortcam build/types/ && cp -r exporters cli build/types/ortcam/
+	$(BIN)/mypy build/types/ortcam
+
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/test
+	$(BIN)/python benchmarks/explain.py
+
+clean:
+	rm -rf .venv build site demo-output
+
+.venv/demo .venv/test .venv/dev: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $$($(PYTHON) --version) found; ortcam needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,$(notdir $@)]'
+	touch $@

@@ -1,0 +1,74 @@
+"""The Typer application, and what every command does about errors."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from ortcam import __version__
+from ortcam.cli import console, demo, doctor, explain, export, inspect
+from ortcam.errors import OrtcamError, one_line
+
+app = typer.Typer(
+    help="Score-CAM explanations of image classifiers, run entirely in ONNX Runtime.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (export.export, inspect.inspect, explain.explain, doctor.doctor, demo.demo):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ortcam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (may stand anywhere).")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Exit code 0: done, 1: failed, 2: wrong usage, 130: interrupted."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = lambda message, *_: console.warn(str(message))
+        try:
+            app(args=arguments, prog_name="ortcam")
+        except KeyboardInterrupt:
+            console.fail("interrupted")
+            sys.exit(130)
+        except OrtcamError as error:
+            if debug:
+                raise
+            console.fail(str(error))
+            sys.exit(1)
+        except ImportError as error:  # no ONNX Runtime, or a part of it that does not load
+            if debug:
+                raise
+            console.fail(one_line(error))
+            sys.exit(1)
+        except Exception as error:  # the last stop: a fault of ours is one line as well
+            if debug:
+                raise
+            console.fail(
+                f"{type(error).__name__}: {one_line(error)} "
+                "(a fault in ortcam: please report it with the output of --debug)"
+            )
+            sys.exit(1)

@@ -1,0 +1,141 @@
+"""ortcam explain: photos in, overlays and maps out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ortcam.cli import console
+from ortcam.errors import ImageError, OrtcamError
+
+if TYPE_CHECKING:
+    from ortcam.scorecam import ScoreCAM
+
+
+def explain(
+    model: Annotated[Path, typer.Argument(help="A model file that `ortcam export` wrote.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to: one folder per photo inside.")] = Path(
+        "explanations"
+    ),
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="A class index or label; may be repeated. Default: the top class."),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Explain the K most probable classes.")] = 1,
+    preset: Annotated[
+        str, typer.Option(help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
+    ] = "official",
+    provider: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Masked images a run. Default: 16.", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads. Default: one per physical core.", show_default=False),
+    ] = None,
+    opacity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the colours over the photo.")] = 0.6,
+    colormap: Annotated[str, typer.Option(help="turbo, jet, inferno or viridis.")] = "turbo",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
+) -> None:
+    """Explain what a model sees in photos.
+
+    Examples:
+
+      ortcam explain model.onnx photo.jpg
+
+      ortcam explain model.onnx photos/ -o out --top-k 3
+
+      ortcam explain model.onnx photo.jpg --target "tiger cat" --target 243 --json
+    """
+    if target and top_k != 1:
+        raise typer.BadParameter("give either --target or --top-k, not both")
+    from ortcam import ScoreCAM
+
+    cam = ScoreCAM(model, provider=provider, preset=preset, batch_size=batch_size, threads=threads)
+    photos = find_photos(images, output)
+    done: list[dict[str, Any]] = []
+    errors: list[dict[str, str]] = []
+    with console.progress_bar(len(photos)) as advance:
+        for number, (photo, folder) in enumerate(photos):
+            try:
+                explanation = cam.explain(photo, target or None, top_k, _passes_shown(advance, photo.name, number))
+                explanation.save(folder, source=str(photo), opacity=opacity, colormap=colormap)
+            except OrtcamError as error:
+                errors.append({"source": str(photo), "error": str(error)})
+                console.fail(str(error))
+                continue
+            done.append({"source": str(photo), "directory": str(folder), **explanation.to_dict()})
+    if as_json:
+        console.print_json({"model": str(model), "explanations": done, "errors": errors})
+    elif done:
+        _print_results(done, cam, output)
+    if errors:
+        raise typer.Exit(1)
+
+
+def find_photos(images: list[Path], output: Path) -> list[tuple[Path, Path]]:
+    """Return every photo with the folder that its explanation goes to.
+
+    A folder stands for the images in it and below it, and its layout is kept. Two photos never share a folder.
+
+    Raises:
+        ImageError: a folder holds no images.
+    """
+    from ortcam.image import SUFFIXES
+
+    named: list[tuple[Path, Path]] = []
+    for image in images:
+        if not image.is_dir():
+            named.append((image, Path(image.stem)))
+            continue
+        inside = sorted(
+            path
+            for path in image.rglob("*")
+            if path.suffix.lower() in SUFFIXES and path.is_file() and output.resolve() not in path.resolve().parents
+        )
+        if not inside:
+            raise ImageError(f"{image} holds no images; expected files such as .jpg or .png")
+        named.extend((path, path.relative_to(image).with_suffix("")) for path in inside)
+    taken: set[Path] = set()
+    photos = []
+    for path, name in named:
+        unique, number = name, 1
+        while unique in taken:
+            number += 1
+            unique = name.with_name(f"{name.name}-{number}")
+        taken.add(unique)
+        photos.append((path, output / unique))
+    return photos
+
+
+def _passes_shown(advance: console.Advance, name: str, number: int) -> Any:
+    return lambda done, total: advance(name, number + done / max(total, 1))
+
+
+def _print_results(done: list[dict[str, Any]], cam: ScoreCAM, output: Path) -> None:
+    table = console.make_table(
+        "photo",
+        "class",
+        "probability",
+        "channels scored",
+        "seconds",
+        right=("probability", "channels scored", "seconds"),
+    )
+    for entry in done:
+        channels = entry["channels"]
+        for row, target in enumerate(entry["targets"]):
+            first = row == 0
+            table.add_row(
+                Path(entry["source"]).name if first else "",
+                f"{target['index']} {target['label'] or ''}".strip() + (" (flat map)" if target["map_is_flat"] else ""),
+                f"{target['probability']:.1%}",
+                f"{channels['scored']} of {channels['total']}" if first else "",
+                f"{entry['seconds']:.2f}" if first else "",
+            )
+    console.print_table(table)
+    console.note(
+        f"layer {cam.model.contract.layer}, preset {cam.convention.name}, provider {cam.provider}; written to {output}/"
+    )

@@ -1,0 +1,92 @@
+"""ortcam export: a model in, a model file with its target layer exposed out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ortcam.cli import console
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="torchvision:NAME, timm:NAME, FILE.py:CALLABLE, package.module:CALLABLE, or FILE.onnx.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
+    layer: Annotated[
+        str, typer.Option(help="auto, a dotted module name, or the name of a value in the graph.")
+    ] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(help="A state dict file, or `random`. Default: a zoo's own trained weights.")
+    ] = None,
+    input_size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels.")] = None,
+    opset: Annotated[int, typer.Option(help="18, 19 or 20.")] = 20,
+    preprocess: Annotated[str | None, typer.Option(help="imagenet, tf, caffe, lite, raw, or a JSON file.")] = None,
+    labels: Annotated[str | None, typer.Option(help="A file with a name a line, a JSON file, or `imagenet`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
+) -> None:
+    """Export a model to ONNX with its target layer exposed, and verify it against its source.
+
+    Examples:
+
+      ortcam export torchvision:resnet50 -o resnet50.onnx
+
+      ortcam export my_model.py:build -o model.onnx --weights best.pt --preprocess imagenet --labels names.txt
+
+      ortcam export model.onnx -o model.cam.onnx --preprocess tf
+    """
+    size = parse_size(input_size)
+    from ortcam.exporters import export as run_export
+
+    console.note(f"exporting {source} ...")
+    report = run_export(
+        source,
+        output,
+        layer,
+        weights=weights,
+        input_size=size,
+        opset=opset,
+        preprocess=preprocess,
+        labels=labels,
+    )
+    for notice in report.notices:
+        console.note(f"note: {notice}")
+    if as_json:
+        console.print_json(
+            {
+                "path": str(report.path),
+                "layer": report.layer,
+                "shape": list(report.shape),
+                "output": report.contract.output,
+                "preprocessing": None
+                if report.contract.preprocessing is None
+                else report.contract.preprocessing.to_dict(),
+                "labels": 0 if report.contract.labels is None else len(report.contract.labels),
+                "verified": report.contract.verified,
+                "notices": list(report.notices),
+            }
+        )
+        return
+    shape = " x ".join("?" if dim is None else str(dim) for dim in report.shape)
+    agreement = report.agreement
+    inner = "" if agreement.activations is None else f", target layer within {agreement.activations:.1g}"
+    print(f"{report.path}: target layer {report.layer} ({shape}), {report.contract.output}")
+    print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Read ``224`` or ``224x320`` (height x width)."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise typer.BadParameter(
+            f"{text!r} is no size; expected SIDE or HEIGHTxWIDTH in pixels, such as 224 or 224x320"
+        )
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,135 @@
+"""ortcam inspect: what is in an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ortcam.cli import console
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, exported by ortcam or not.", show_default=False)],
+    every: Annotated[bool, typer.Option("--all", help="List every candidate layer, not only the best ten.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
+) -> None:
+    """Show the inputs, outputs, contract and candidate target layers of an ONNX file.
+
+    Examples:
+
+      ortcam inspect model.onnx
+
+      ortcam inspect somebody-elses.onnx --all
+    """
+    facts = describe(model)
+    if not every:
+        facts["candidates"] = facts["candidates"][:10]
+    if as_json:
+        console.print_json(facts)
+        return
+    for kind in ("inputs", "outputs"):
+        for value in facts[kind]:
+            print(f"{kind[:-1]:7} {value['name']}  {value['dtype']} {value['shape']}")
+    print(f"opset   {facts['opset']}")
+    contract = facts["contract"]
+    if contract is None:
+        console.note(f"no target layer is exposed; to expose one: ortcam export {model} -o {model.stem}.cam.onnx")
+    else:
+        _print_contract(contract)
+    table = console.make_table("candidate layer", "value in the graph", "shape", "why", right=("shape",))
+    for candidate in facts["candidates"]:
+        shape = " x ".join("?" if dim is None else str(dim) for dim in candidate["shape"])
+        table.add_row(candidate["name"], candidate["value"], shape, candidate["reason"])
+    if facts["candidates"]:
+        console.print_table(table)
+    else:
+        console.note("no candidate target layer: no spatial feature map leads to the first output")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return the facts of an ONNX file as plain JSON.
+
+    Raises:
+        ModelError: it is no ONNX model.
+    """
+    from ortcam.model import PREFIX, Contract, read_proto
+
+    proto = read_proto(path)
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    contract = Contract.from_metadata(entries, str(path)) if PREFIX + "format" in entries else None
+
+    import onnx_ir as ir
+
+    from ortcam.errors import ModelError, one_line
+    from ortcam.graph.layers import find_candidates, infer_shapes
+
+    try:
+        model = ir.from_proto(proto)
+        infer_shapes(model)
+        candidates = find_candidates(model)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path} has a graph that cannot be read: {one_line(error)}") from error
+    return {
+        "path": str(path),
+        "inputs": [_describe_value(value) for value in model.graph.inputs],
+        "outputs": [_describe_value(value) for value in model.graph.outputs],
+        "opset": model.opset_imports.get("", None),
+        "contract": None if contract is None else _describe_contract(contract),
+        "candidates": [{"name": candidate.name, **vars(candidate)} for candidate in candidates],
+    }
+
+
+def _describe_value(value: ir.Value) -> dict[str, Any]:
+    shape = None if value.shape is None else [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
+    return {
+        "name": value.name,
+        "dtype": "unknown" if value.dtype is None else value.dtype.name.lower(),
+        "shape": shape,
+    }
+
+
+def _describe_contract(contract: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(contract), "labels": None if contract.labels is None else list(contract.labels)}
+
+
+def _print_contract(contract: dict[str, Any]) -> None:
+    print(f"layer   {contract['layer']} ({contract['value']} in the source graph)")
+    print(
+        f"layout  image {contract['image_layout']}, activations {contract['activations_layout']}; "
+        f"output: {contract['output']}"
+    )
+    preprocessing = contract["preprocessing"]
+    if preprocessing is None:
+        print("photos  no preprocessing is known: only input tensors can be explained")
+    else:
+        how = (
+            "stretched" if preprocessing["resize"] is None else f"shorter side to {preprocessing['resize']}, centre cut"
+        )
+        scale, mean, std = f"{preprocessing['scale']:.6g}", _short(preprocessing["mean"]), _short(preprocessing["std"])
+        print(
+            f"photos  {preprocessing['channels']} {preprocessing['height']}x{preprocessing['width']}, {how}, "
+            f"{preprocessing['interpolation']}; (value * {scale} - {mean}) / {std}"
+        )
+    labels = contract["labels"]
+    print("labels  none" if labels is None else f"labels  {len(labels)}: {'; '.join(labels[:3])}; ...")
+    source, verified = contract["source"], contract["verified"]
+    versions = ", ".join(f"{name} {version}" for name, version in source.get("versions", {}).items())
+    print(f"source  {source.get('kind')} {source.get('name')} ({versions})")
+    if verified:
+        inner = verified["activations_relative_error"]
+        print(
+            f"checked scores within {verified['logits_relative_error']:g}"
+            + ("" if inner is None else f", target layer within {inner:g}")
+            + f" (relative) of the source, batches {verified['batches']}"
+        )
+
+
+def _short(values: list[float]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else str([round(value, 4) for value in values])

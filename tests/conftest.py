@@ -1,0 +1,81 @@
+"""Real networks and photos, from Python packages: nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ortcam.cli.demo import load_efficientnet_lite0
+from ortcam.exporters import export
+
+
+def package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Path]:
+    """Photos by name; `imagenet_NN` have their ImageNet class in the file name."""
+    data = package_folder("foolbox") / "data"
+    skimage, sklearn = package_folder("skimage") / "data", package_folder("sklearn") / "datasets" / "images"
+    return {
+        **{path.stem[:11]: path for path in sorted(data.glob("imagenet_*.jpg"))},
+        **{name: skimage / f"{name}.png" for name in ("chelsea", "coffee", "astronaut", "camera")},
+        "rocket": skimage / "rocket.jpg",
+        **{name: sklearn / f"{name}.jpg" for name in ("china", "flower")},
+    }
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that exported models are kept in while the tests run."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 trained on ImageNet."""
+    return load_efficientnet_lite0()
+
+
+@pytest.fixture(scope="session")
+def lite0_file(lite0: nn.Module, models: Path) -> Path:
+    """EfficientNet-Lite0, exported with its head's activation as target layer: 1280 x 7 x 7."""
+    return export(lite0, models / "lite0.onnx", preprocess="lite", labels="imagenet").path
+
+
+def sharpened(module: nn.Module, factor: float) -> nn.Module:
+    """Scale the last linear layer of an untrained network, so that its classes differ as a trained one's do."""
+    last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.mul_(factor)
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
+def resnet18() -> nn.Module:
+    """ResNet-18, untrained (seeded)."""
+    torch.manual_seed(0)
+    return sharpened(torchvision.models.resnet18(weights=None), 4.0)
+
+
+@pytest.fixture(scope="session")
+def resnet18_file(resnet18: nn.Module, models: Path) -> Path:
+    """ResNet-18 at 96x96, target layer 512 x 3 x 3: fast enough for many explanations."""
+    return export(resnet18, models / "resnet18.onnx", preprocess="imagenet", input_size=96).path
+
+
+def assert_same_map(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """The project's measure of parity: Pearson r >= 0.9999 and no pixel of the map in [0,1] further than 2e-3."""
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.05, "a map this flat would prove nothing"
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] >= 0.9999
+    assert np.abs(ours - theirs).max() <= 2e-3

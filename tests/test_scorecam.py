@@ -1,0 +1,363 @@
+"""The engine: what it sees in real photos, and what must not change its maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from conftest import sharpened
+from PIL import Image
+from torch import nn
+
+import ortcam
+from ortcam.errors import ImageError, ModelError, OptionError, OrtcamWarning, ProviderError, TargetError
+from ortcam.exporters import export
+from ortcam.graph.scoring import build_scoring_graph
+from ortcam.image import read_photo
+from ortcam.model import CamModel
+
+
+@pytest.fixture(scope="module")
+def small(resnet18_file: Path) -> ortcam.ScoreCAM:
+    return ortcam.ScoreCAM(resnet18_file)
+
+
+# The 20 photos of foolbox carry their ImageNet class in the file name. EfficientNet-Lite0 is right on 18.
+@pytest.mark.slow
+def test_lite0_sees_what_is_in_the_photos(lite0_file: Path, photos: dict[str, Path]) -> None:
+    cam = ortcam.ScoreCAM(lite0_file)
+    labelled = [path for name, path in photos.items() if name.startswith("imagenet")]
+    right = 0
+    for explanation, path in zip(cam.explain_batch(labelled), labelled, strict=True):
+        right += explanation.targets[0].index == int(path.stem.rsplit("_", 1)[1])
+        assert explanation.maps.max() > 0.95
+        assert explanation.input_maps.std() > 0.1
+    assert right >= 18
+
+
+def test_the_map_lies_on_the_object(lite0_file: Path, photos: dict[str, Path]) -> None:
+    """imagenet_00 shows a bull mastiff (243), its head left of the middle: rows 170-340, columns 120-310 of 512."""
+    explanation = ortcam.ScoreCAM(lite0_file).explain(photos["imagenet_00"])
+    assert explanation.targets[0].index == 243
+    assert explanation.targets[0].label == "bull mastiff"
+    assert explanation.targets[0].probability > 0.5
+    assert explanation.live < explanation.channels == 1280
+    assert explanation.scored == explanation.live
+    saliency = explanation.maps[0]
+    assert saliency.shape == (512, 512)
+    inside = saliency[170:340, 120:310].mean()
+    assert inside > 0.7
+    assert inside > 3 * saliency[380:, 330:].mean()
+
+
+def test_the_batch_size_changes_nothing(resnet18_file: Path, photos: dict[str, Path]) -> None:
+    maps = [
+        ortcam.ScoreCAM(resnet18_file, batch_size=size).explain(photos["chelsea"]).input_maps
+        for size in (1, 7, 16, 600)
+    ]
+    for other in maps[1:]:
+        assert np.abs(other - maps[0]).max() < 1e-4  # float32 convolutions of another batch round differently
+
+
+def test_a_padded_last_batch_changes_nothing(small: ortcam.ScoreCAM, resnet18_file: Path, photos: dict[str, Path]) -> None:
+    """Providers that want one shape get the last batch filled up."""
+    padded = ortcam.ScoreCAM(resnet18_file, batch_size=100)
+    padded._scorer._fixed = True
+    assert np.abs(padded.explain(photos["chelsea"]).maps - small.explain(photos["chelsea"]).maps).max() < 1e-4
+
+
+def test_several_targets_come_from_the_same_passes(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    together = small.explain(photos["chelsea"], targets=[3, 500, 7])
+    assert [target.index for target in together.targets] == [3, 500, 7]
+    assert together.scored == together.live
+    for row, index in enumerate([3, 500, 7]):
+        alone = small.explain(photos["chelsea"], targets=index)
+        assert np.array_equal(alone.weights[0], together.weights[row])
+        assert np.abs(alone.maps[0] - together.maps[row]).max() < 1e-5  # BLAS may add up one row in another order
+
+
+def test_top_k_is_in_the_order_of_probability(small: ortcam.ScoreCAM, resnet18: nn.Module, photos: dict[str, Path]) -> None:
+    explanation = small.explain(photos["chelsea"], top_k=4)
+    with torch.no_grad():
+        scores = torch.softmax(resnet18(torch.from_numpy(small.model.prepare(photos["chelsea"])[1])), 1)[0]
+    values, indices = scores.topk(4)
+    assert [target.index for target in explanation.targets] == indices.tolist()
+    assert np.allclose([target.probability for target in explanation.targets], values, rtol=1e-4)
+
+
+def test_a_photo_is_explained_alike_in_every_form(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    path = photos["imagenet_03"]
+    from_path = small.explain(path)
+    _, tensor, _ = small.model.prepare(path)
+    assert np.array_equal(small.explain(read_photo(path)).maps, from_path.maps)
+    assert np.array_equal(small.explain(Image.fromarray(read_photo(path))).maps, from_path.maps)
+    from_tensor = small.explain(tensor)
+    assert np.array_equal(from_tensor.input_maps, from_path.input_maps)
+    assert from_tensor.maps.shape == (1, 96, 96)
+    assert np.array_equal(small.explain(torch.from_numpy(tensor)).maps, from_tensor.maps)
+    assert np.array_equal(small.explain(tensor[0]).maps, from_tensor.maps)
+
+
+def test_only_indices_go_up_and_scores_come_down(resnet18_file: Path) -> None:
+    """The scoring graph has no input of the size of a masked batch and no output of that size."""
+    model = CamModel(resnet18_file)
+    graph = build_scoring_graph(model.take_proto(), model.contract, "logits").graph
+    per_row = {
+        value.name: [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        for value in graph.input
+        if any(dim.dim_param == "ortcam.B" for dim in value.type.tensor_type.shape.dim)
+    }
+    assert per_row == {"ortcam.channels": ["ortcam.B"], "ortcam.affine": ["ortcam.B", 3, 1, 1]}
+    onnx.checker.check_model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]))
+
+
+def test_the_logits_are_the_models_own(small: ortcam.ScoreCAM, resnet18: nn.Module, photos: dict[str, Path]) -> None:
+    """A masked pass of the graph is the network's score of the masked image; here masks that torch makes."""
+    _, tensor, _ = small.model.prepare(photos["coffee"])
+    x = torch.from_numpy(tensor)
+    plain = small._scorer.forward(tensor)
+    masks = small.convention.masks(plain.activations, plain.size)
+    channels = np.flatnonzero(masks.live)[:5]
+    logits, log_probabilities = small._scorer.score(plain, channels, masks.affine[channels], [1, 2], False)
+    with torch.no_grad():
+        up = nn.functional.interpolate(torch.from_numpy(plain.activations[channels])[:, None], (96, 96), mode="bilinear")
+        low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
+        scores = resnet18(x * (up - low) / (high - low))
+    assert np.allclose(logits, scores[:, 1:3], rtol=1e-4, atol=1e-4 * float(scores.abs().max()))
+    assert np.allclose(log_probabilities, torch.log_softmax(scores, 1)[:, 1:3], atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 160), (160, 64)])
+def test_inputs_need_not_be_square(
+    resnet18: nn.Module, models: Path, photos: dict[str, Path], height: int, width: int
+) -> None:
+    path = export(resnet18, models / f"r{height}.onnx", preprocess="imagenet", input_size=(height, width)).path
+    explanation = ortcam.ScoreCAM(path).explain(photos["china"])
+    assert explanation.input_maps.shape == (1, height, width)
+    assert explanation.raw_maps.shape == (1, height // 32, width // 32)
+    assert explanation.maps.shape == (1, *read_photo(photos["china"]).shape[:2])
+    assert explanation.maps.max() > 0.9
+
+
+def test_an_early_layer_of_vgg(models: Path, photos: dict[str, Path]) -> None:
+    """conv3_3 of VGG-16 after its ReLU: 256 channels of 24x24 at 96x96, before two more poolings."""
+    torch.manual_seed(0)
+    vgg = sharpened(torchvision.models.vgg11(weights=None), 4.0)
+    report = export(vgg, models / "vgg11-early.onnx", layer="features.9", preprocess="imagenet", input_size=96)
+    assert report.shape == (256, 24, 24)
+    explanation = ortcam.ScoreCAM(report.path).explain(photos["chelsea"])
+    assert explanation.raw_maps.shape == (1, 24, 24)
+    assert explanation.input_maps.std() > 0.05
+
+
+class WithHead(nn.Module):
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.body(x))
+        return scores
+
+
+@pytest.mark.parametrize("preset", ["official", "paper", "torchcam"])
+def test_a_final_softmax_is_seen_through(
+    small: ortcam.ScoreCAM, resnet18: nn.Module, resnet18_file: Path, models: Path, photos: dict[str, Path], preset: str
+) -> None:
+    """The same network with and without its softmax has the same maps: logits are taken before it."""
+    report = export(WithHead(resnet18, nn.Softmax(1)), models / "softmax.onnx", preprocess="imagenet", input_size=96)
+    assert report.contract.output == "probabilities"
+    ours = ortcam.ScoreCAM(report.path, preset=preset).explain(photos["chelsea"], targets=[3, 500])
+    plain = ortcam.ScoreCAM(resnet18_file, preset=preset).explain(photos["chelsea"], targets=[3, 500])
+    assert np.abs(ours.input_maps - plain.input_maps).max() < 1e-3
+    for a, b in zip(ours.targets, plain.targets, strict=True):
+        assert a.logit == pytest.approx(b.logit, rel=1e-4)
+        assert a.probability == pytest.approx(b.probability, rel=1e-3)
+
+
+def test_tf_keras_vis_takes_a_softmax_of_the_softmax(resnet18: nn.Module, models: Path, photos: dict[str, Path]) -> None:
+    module = WithHead(resnet18, nn.Softmax(1))
+    path = export(module, models / "double.onnx", preprocess="imagenet", input_size=96).path
+    cam = ortcam.ScoreCAM(path, preset="tf-keras-vis")
+    explanation = cam.explain(photos["chelsea"], targets=3)
+    _, tensor, _ = cam.model.prepare(photos["chelsea"])
+    plain = cam._scorer.forward(tensor)
+    masks = cam.convention.masks(plain.activations, plain.size)
+    channel = int(np.flatnonzero(masks.live)[0])
+    up = nn.functional.interpolate(
+        torch.from_numpy(plain.activations[channel])[None, None], (96, 96), mode="bilinear", align_corners=True
+    )
+    mask = (up - up.min()) / (up.max() - up.min() + 1e-7)
+    with torch.no_grad():
+        twice = torch.softmax(module(torch.from_numpy(tensor) * mask), 1)[0, 3]
+    assert explanation.weights[0, channel] == pytest.approx(float(twice), rel=1e-4)
+
+
+def test_a_sigmoid_weighs_by_its_own_probability(resnet18: nn.Module, models: Path, photos: dict[str, Path]) -> None:
+    module = WithHead(resnet18, nn.Sigmoid())
+    report = export(module, models / "sigmoid.onnx", preprocess="imagenet", input_size=96)
+    assert report.contract.output == "sigmoid"
+    cam = ortcam.ScoreCAM(report.path)
+    explanation = cam.explain(photos["chelsea"], targets=[3, 500])
+    _, tensor, _ = cam.model.prepare(photos["chelsea"])
+    with torch.no_grad():
+        probabilities = module(torch.from_numpy(tensor))[0, [3, 500]]
+    assert np.allclose([target.probability for target in explanation.targets], probabilities, rtol=1e-4)
+    assert explanation.weights.max() <= 1
+    assert explanation.weights.sum(axis=1).min() > 1  # sigmoids of one channel do not share one whole
+
+
+class FlatLayer(nn.Module):
+    """A layer that varies nowhere, whatever the photo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 5)
+        nn.init.zeros_(self.conv.weight)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+        return scores
+
+
+@pytest.mark.parametrize("preset", ortcam.PRESETS)
+def test_a_flat_layer_gives_a_zero_map_and_a_warning(models: Path, photos: dict[str, Path], preset: str) -> None:
+    path = export(FlatLayer(), models / "flat.onnx", preprocess="raw", input_size=32).path
+    with pytest.warns(OrtcamWarning, match="flat"):
+        explanation = ortcam.ScoreCAM(path, preset=preset).explain(photos["chelsea"], targets=[0, 1])
+    assert explanation.live == 0
+    assert (explanation.maps == 0).all()
+    assert explanation.flat == (True, True)
+    assert np.isfinite(explanation.weights).all()
+
+
+def test_one_by_one_photo(small: ortcam.ScoreCAM) -> None:
+    explanation = small.explain(np.full((1, 1, 3), 90, np.uint8))
+    assert explanation.maps.shape == (1, 1, 1)
+    assert np.isfinite(explanation.maps).all()
+
+
+def test_a_batch_goes_on_after_a_bad_photo(small: ortcam.ScoreCAM, photos: dict[str, Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no photo")
+    failed: list[tuple[object, str]] = []
+    done = list(
+        small.explain_batch(
+            [photos["chelsea"], bad, photos["coffee"]], on_error=lambda image, error: failed.append((image, str(error)))
+        )
+    )
+    assert len(done) == 2
+    assert failed[0][0] == bad
+    assert "no image" in failed[0][1]
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
+        list(small.explain_batch([bad, photos["coffee"]]))
+
+
+def test_a_batch_is_streamed(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    taken: list[str] = []
+
+    def names() -> object:
+        for name in ("chelsea", "coffee"):
+            taken.append(name)
+            yield photos[name]
+
+    stream = small.explain_batch(names())
+    next(stream)
+    assert taken == ["chelsea"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (1000, "out of range; resnet18.onnx has 1000 classes"),
+        (-1, "out of range"),
+        ([], "empty"),
+        ("cat", "has no labels"),
+        (1.5, "expected"),
+        ([True], "expected a class index"),
+        ([None], "expected a class index"),
+    ],
+)
+def test_bad_targets(small: ortcam.ScoreCAM, photos: dict[str, Path], targets: object, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        small.explain(photos["chelsea"], targets=targets)
+
+
+def test_labels_name_targets(lite0_file: Path) -> None:
+    model = CamModel(lite0_file)
+    assert model.resolve_targets(["tiger cat", "Bull Mastiff", 5, "285"], 1000) == [282, 243, 5, 285]
+    assert model.resolve_targets("sea lion", 1000) == [150]
+    assert model.resolve_targets(["tench", 0], 1000) == [0]
+    with pytest.raises(TargetError, match="nearest: tiger cat"):
+        model.resolve_targets("tigr cat", 1000)
+    with pytest.raises(TargetError, match=r"names the classes \[134, 517\]"):
+        model.resolve_targets("crane", 1000)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((5, 5, 3), np.float32), "expected \\[1, 3, 96, 96\\]"),
+        (np.zeros((2, 3, 96, 96), np.float32), "expected \\[1, 3, 96, 96\\]"),
+        (np.full((1, 3, 96, 96), np.nan, np.float32), "NaN"),
+        (np.zeros((5, 5, 2), np.uint8), "expected an RGB photo"),
+        (np.zeros((0, 5, 3), np.uint8), "no pixels"),
+        (np.zeros((5, 5, 3), np.int64), "dtype int64"),
+        (42, "is a int"),
+        (None, "is a NoneType"),
+    ],
+)
+def test_bad_images(small: ortcam.ScoreCAM, image: object, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        small.explain(image)
+
+
+def test_bad_options(resnet18_file: Path, small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    for options in ({"batch_size": 0}, {"batch_size": 1.5}, {"threads": -1}, {"preset": "offical"}):
+        with pytest.raises(OptionError):
+            ortcam.ScoreCAM(resnet18_file, **options)
+    with pytest.raises(OptionError, match="top_k"):
+        small.explain(photos["chelsea"], top_k=0)
+    with pytest.raises(ProviderError, match="nearest: cuda"):
+        ortcam.ScoreCAM(resnet18_file, provider="cud")
+    with pytest.raises(ProviderError, match=r"does not load.*ortcam\[gpu\]"):
+        ortcam.ScoreCAM(resnet18_file, provider="cuda")
+
+
+def test_onnx_runtimes_own_provider_names_work(resnet18_file: Path) -> None:
+    assert ortcam.ScoreCAM(resnet18_file, provider="CPUExecutionProvider").provider == "cpu"
+
+
+def test_bad_model_files(lite0_file: Path, tmp_path: Path) -> None:
+    whole = lite0_file.read_bytes()
+    files = {
+        "empty.onnx": b"",
+        "random.onnx": np.random.default_rng(0).bytes(5000),
+        "text.onnx": b"no model at all\n",
+        **{f"cut{share}.onnx": whole[: len(whole) * share // 100] for share in (1, 50, 90, 99)},
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ModelError) as caught:
+            ortcam.ScoreCAM(tmp_path / name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="no such file"):
+        ortcam.ScoreCAM(tmp_path / "nothing.onnx")
+    with pytest.raises(ModelError, match="is a directory"):
+        ortcam.ScoreCAM(tmp_path)
+
+
+def test_a_model_without_an_exposed_layer_says_how_to_expose_one(resnet18_file: Path, tmp_path: Path) -> None:
+    proto = onnx.load(resnet18_file)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "plain.onnx")
+    with pytest.raises(ModelError, match=r"ortcam export .*plain\.onnx -o plain\.cam\.onnx"):
+        ortcam.ScoreCAM(tmp_path / "plain.onnx")
