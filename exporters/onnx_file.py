@@ -13,6 +13,7 @@ from ortcam.convention import Floats
 from ortcam.errors import ExportError, OptionError, one_line
 from ortcam.exporters.sources import Converted, SourceOptions, choose_preprocessing
 from ortcam.exporters.verify import BATCHES, Reference
+from ortcam.graph.layers import all_values
 from ortcam.model import read_proto
 from ortcam.runtime.session import RUNTIME_ERRORS, create_session
 
@@ -51,6 +52,9 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
     entry = next(value for value in model.graph.inputs if value.name == inputs[0].name)
     entry.shape = ir.Shape(["batch", shape[1], height if shape[2] else None, width if shape[3] else None])
     model.graph.inputs[:] = [entry]
+    if shape[0] is not None:  # the shapes that the file states all carry that batch; they are inferred anew
+        for value in all_values(model.graph):
+            value.shape = None
     return Converted(
         name=str(path),
         model=model,
@@ -79,7 +83,9 @@ def _updated(proto: onnx.ModelProto, path: Path) -> ir.Model:
                 f"{path} has opset {opset}, which cannot be brought to {OLDEST_OPSET}: {one_line(error)}"
             ) from error
         return ir.from_proto(proto)
-    return ir.load(path)
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)  # the weights move with the graph
+    return model
 
 
 def _reference(session: object, batch: int | None) -> Reference:

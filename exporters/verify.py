@@ -81,8 +81,7 @@ def verify(
         source_scores, distance = reference(inputs, activations)
         if source_scores.shape != scores.shape:
             raise ExportError(
-                f"the exported model returns scores {list(scores.shape)}, "
-                f"its source {list(source_scores.shape)}"
+                f"the exported model returns scores {list(scores.shape)}, its source {list(source_scores.shape)}"
             )
         logits_error = max(logits_error, relative_error(scores, source_scores))
         activations_error = float("nan") if distance is None else max(activations_error, distance)

@@ -28,9 +28,9 @@ sizes = st.integers(1, 70)
 @given(sides, sides, sizes, sizes, st.booleans(), st.integers(0, 2**32 - 1))
 def test_upsampling_is_torchs(h: int, w: int, height: int, width: int, align_corners: bool, seed: int) -> None:
     maps = np.random.default_rng(seed).standard_normal((2, h, w)).astype(np.float32)
-    theirs = F.interpolate(
-        torch.from_numpy(maps)[None], (height, width), mode="bilinear", align_corners=align_corners
-    )[0].numpy()
+    theirs = F.interpolate(torch.from_numpy(maps)[None], (height, width), mode="bilinear", align_corners=align_corners)[
+        0
+    ].numpy()
     # torch computes where to sample in float32, at a relative 1e-7 of at most 70 places
     assert np.allclose(upsample(maps, (height, width), align_corners), theirs, atol=5e-5)
 

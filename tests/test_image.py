@@ -165,7 +165,9 @@ def test_any_array_is_a_photo_or_an_error(pixels: np.ndarray) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=400), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF89a", b"BM"]))
+@given(
+    st.binary(max_size=400), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF89a", b"BM"])
+)
 def test_any_bytes_are_a_photo_or_an_error(body: bytes, magic: bytes) -> None:
     try:
         assert decode_photo(magic + body).dtype == np.uint8

@@ -63,7 +63,9 @@ def test_the_batch_size_changes_nothing(resnet18_file: Path, photos: dict[str, P
         assert np.abs(other - maps[0]).max() < 1e-4  # float32 convolutions of another batch round differently
 
 
-def test_a_padded_last_batch_changes_nothing(small: ortcam.ScoreCAM, resnet18_file: Path, photos: dict[str, Path]) -> None:
+def test_a_padded_last_batch_changes_nothing(
+    small: ortcam.ScoreCAM, resnet18_file: Path, photos: dict[str, Path]
+) -> None:
     """Providers that want one shape get the last batch filled up."""
     padded = ortcam.ScoreCAM(resnet18_file, batch_size=100)
     padded._scorer._fixed = True
@@ -80,7 +82,9 @@ def test_several_targets_come_from_the_same_passes(small: ortcam.ScoreCAM, photo
         assert np.abs(alone.maps[0] - together.maps[row]).max() < 1e-5  # BLAS may add up one row in another order
 
 
-def test_top_k_is_in_the_order_of_probability(small: ortcam.ScoreCAM, resnet18: nn.Module, photos: dict[str, Path]) -> None:
+def test_top_k_is_in_the_order_of_probability(
+    small: ortcam.ScoreCAM, resnet18: nn.Module, photos: dict[str, Path]
+) -> None:
     explanation = small.explain(photos["chelsea"], top_k=4)
     with torch.no_grad():
         scores = torch.softmax(resnet18(torch.from_numpy(small.model.prepare(photos["chelsea"])[1])), 1)[0]
@@ -124,7 +128,9 @@ def test_the_logits_are_the_models_own(small: ortcam.ScoreCAM, resnet18: nn.Modu
     channels = np.flatnonzero(masks.live)[:5]
     logits, log_probabilities = small._scorer.score(plain, channels, masks.affine[channels], [1, 2], False)
     with torch.no_grad():
-        up = nn.functional.interpolate(torch.from_numpy(plain.activations[channels])[:, None], (96, 96), mode="bilinear")
+        up = nn.functional.interpolate(
+            torch.from_numpy(plain.activations[channels])[:, None], (96, 96), mode="bilinear"
+        )
         low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
         scores = resnet18(x * (up - low) / (high - low))
     assert np.allclose(logits, scores[:, 1:3], rtol=1e-4, atol=1e-4 * float(scores.abs().max()))
@@ -180,7 +186,9 @@ def test_a_final_softmax_is_seen_through(
         assert a.probability == pytest.approx(b.probability, rel=1e-3)
 
 
-def test_tf_keras_vis_takes_a_softmax_of_the_softmax(resnet18: nn.Module, models: Path, photos: dict[str, Path]) -> None:
+def test_tf_keras_vis_takes_a_softmax_of_the_softmax(
+    resnet18: nn.Module, models: Path, photos: dict[str, Path]
+) -> None:
     module = WithHead(resnet18, nn.Softmax(1))
     path = export(module, models / "double.onnx", preprocess="imagenet", input_size=96).path
     cam = ortcam.ScoreCAM(path, preset="tf-keras-vis")

@@ -1,0 +1,274 @@
+"""The command line as a user meets it: in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+ORTCAM = Path(sys.executable).with_name("ortcam")
+
+
+def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ORTCAM, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture
+def small(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> Path:
+    """A folder with a model and two photos."""
+    shutil.copy(resnet18_file, tmp_path / "model.onnx")
+    shutil.copy(photos["chelsea"], tmp_path / "cat.png")
+    shutil.copy(photos["imagenet_00"], tmp_path / "dog.jpg")
+    return tmp_path
+
+
+def test_explain_writes_overlays_and_prints_a_table(small: Path) -> None:
+    done = run("explain", "model.onnx", "cat.png", "dog.jpg", "-o", "out", "--top-k", "2", cwd=small)
+    assert done.returncode == 0, done.stderr
+    assert "cat.png" in done.stdout
+    assert "of 512" in done.stdout
+    assert "written to out" in done.stderr
+    for name in ("cat", "dog"):
+        assert len(list((small / "out" / name).glob("overlay-*.png"))) == 2
+        assert np.load(small / "out" / name / "maps.npy").shape[0] == 2
+
+
+def test_explain_prints_json_alone_on_standard_output(small: Path) -> None:
+    done = run("explain", "model.onnx", "cat.png", "-o", "out", "--target", "3", "-t", "500", "--json", cwd=small)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    (explanation,) = result["explanations"]
+    assert [target["index"] for target in explanation["targets"]] == [3, 500]
+    assert explanation["directory"] == "out/cat"
+    assert explanation["channels"]["scored"] <= 512
+    assert result["errors"] == []
+
+
+def test_folders_keep_their_layout_and_names_never_collide(small: Path) -> None:
+    (small / "photos" / "deep").mkdir(parents=True)
+    shutil.copy(small / "cat.png", small / "photos" / "deep" / "cat.png")
+    shutil.copy(small / "dog.jpg", small / "photos" / "cat.jpg")
+    shutil.copy(small / "cat.png", small / "photos" / "cat.png")
+    (small / "photos" / "notes.txt").write_text("no photo")
+    done = run("explain", "model.onnx", "photos", "dog.jpg", "-o", "photos/out", "--json", cwd=small)
+    assert done.returncode == 0, done.stderr
+    where = {entry["source"]: entry["directory"] for entry in json.loads(done.stdout)["explanations"]}
+    assert where == {
+        "photos/cat.jpg": "photos/out/cat",
+        "photos/cat.png": "photos/out/cat-2",
+        "photos/deep/cat.png": "photos/out/deep/cat",
+        "dog.jpg": "photos/out/dog",
+    }
+    again = run("explain", "model.onnx", "photos", "-o", "photos/out", "--json", cwd=small)
+    assert len(json.loads(again.stdout)["explanations"]) == 3  # its own overlays are no photos
+
+
+def test_a_bad_photo_is_reported_and_the_others_go_on(small: Path) -> None:
+    (small / "text.jpg").write_text("this is no photo")
+    (small / "cut.jpg").write_bytes((small / "dog.jpg").read_bytes()[:20_000])
+    done = run("explain", "model.onnx", "text.jpg", "cut.jpg", "none.jpg", "cat.png", "-o", "out", "--json", cwd=small)
+    assert done.returncode == 1
+    result = json.loads(done.stdout)
+    assert [entry["source"] for entry in result["explanations"]] == ["cat.png"]
+    assert [entry["source"] for entry in result["errors"]] == ["text.jpg", "cut.jpg", "none.jpg"]
+    assert done.stderr.count("error:") == 3
+    assert [path.name for path in (small / "out").iterdir()] == ["cat"]
+
+
+def test_explain_imports_no_training_framework(small: Path) -> None:
+    code = (
+        "import sys; from ortcam.cli import main; sys.argv = ['ortcam', 'explain', 'model.onnx', 'cat.png']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', {'torch', 'tensorflow', 'onnxscript', 'onnx_ir', 'sympy', 'timm'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=small, capture_output=True, text=True, check=False)
+    assert "HEAVY set()" in done.stdout, done.stdout + done.stderr
+    assert (small / "explanations" / "cat").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["none.onnx", "cat.png"], ["none.onnx", "no such file"]),
+        (["cat.png", "cat.png"], ["cat.png is no ONNX model"]),
+        (["random.onnx", "cat.png"], ["random.onnx is no ONNX model"]),
+        (["plain.onnx", "cat.png"], ["exposes no target layer", "ortcam export plain.onnx"]),
+        (["model.onnx", "empty"], ["empty holds no images"]),
+        (["model.onnx", "cat.png", "--target", "1000"], ["out of range", "0 to 999"]),
+        (["model.onnx", "cat.png", "--target", "cat"], ["no labels"]),
+        (["model.onnx", "cat.png", "--preset", "papr"], ["nearest: paper"]),
+        (["model.onnx", "cat.png", "--provider", "cuda"], ["'cuda' does not load", "ortcam[gpu]"]),
+        (["model.onnx", "cat.png", "--provider", "cudo"], ["nearest: cuda"]),
+        (["model.onnx", "cat.png", "--colormap", "trubo"], ["nearest: turbo"]),
+        (["model.onnx", "cat.png", "-o", "dog.jpg"], ["cannot write dog.jpg/cat"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(small: Path, arguments: list[str], parts: list[str]) -> None:
+    (small / "empty").mkdir()
+    (small / "random.onnx").write_bytes(np.random.default_rng(0).bytes(3000))
+    proto = onnx.load(small / "model.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, small / "plain.onnx")
+    before = sorted(small.rglob("*"))
+    done = run("explain", *arguments, cwd=small)
+    assert_one_line_error(done, 1, *parts)
+    assert done.stdout == ""
+    assert sorted(small.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain"],
+        ["explain", "model.onnx"],
+        ["explain", "model.onnx", "cat.png", "--top-k", "0"],
+        ["explain", "model.onnx", "cat.png", "--top-k", "2", "--target", "1"],
+        ["explain", "model.onnx", "cat.png", "--batch-size", "many"],
+        ["explain", "model.onnx", "cat.png", "--no-such-option"],
+        ["export", "torchvision:resnet18"],
+        ["export", "torchvision:resnet18", "-o", "x.onnx", "--input-size", "big"],
+        ["no-such-command"],
+    ],
+)
+def test_wrong_usage_exits_with_two(small: Path, arguments: list[str]) -> None:
+    done = run(*arguments, cwd=small)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback(small: Path) -> None:
+    for arguments in (["--debug", "explain", "none.onnx", "cat.png"], ["explain", "none.onnx", "cat.png", "--debug"]):
+        done = run(*arguments, cwd=small)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+        assert "ModelError" in done.stderr
+
+
+def test_help_has_examples_and_version_is_printed() -> None:
+    import ortcam
+
+    assert run("--version").stdout == f"ortcam {ortcam.__version__}\n"
+    for command in ("export", "inspect", "explain", "doctor", "demo"):
+        done = run(command, "--help", COLUMNS="100")
+        assert done.returncode == 0
+        assert "Examples:" in done.stdout
+        assert f"ortcam {command}" in done.stdout
+    everything = run("--help").stdout
+    for command in ("export", "inspect", "explain", "doctor", "demo"):
+        assert command in everything
+
+
+def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [ORTCAM, "explain", resnet18_file, photos["china"], "-o", tmp_path / "out", "--batch-size", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(2.0)  # in the middle of 512 passes
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_inspect_shows_contract_and_layers(small: Path) -> None:
+    done = run("inspect", "model.onnx", cwd=small)
+    assert done.returncode == 0, done.stderr
+    for part in ("image", "logits", "activations", "layer4", "512 x 3 x 3", "opset"):
+        assert part in done.stdout
+    facts = json.loads(run("inspect", "model.onnx", "--json", cwd=small).stdout)
+    assert facts["contract"]["layer"] == "layer4"
+    assert facts["candidates"][0]["name"] == "layer4"
+    assert facts["candidates"][0]["shape"] == [512, 3, 3]
+
+
+def test_inspect_of_a_plain_file_says_how_to_expose_a_layer(small: Path) -> None:
+    proto = onnx.load(small / "model.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, small / "plain.onnx")
+    done = run("inspect", "plain.onnx", cwd=small)
+    assert done.returncode == 0
+    assert "ortcam export plain.onnx -o plain.cam.onnx" in done.stderr
+    exported = run("export", "plain.onnx", "-o", "plain.cam.onnx", "--preprocess", "imagenet", cwd=small)
+    assert exported.returncode == 0, exported.stderr
+    explained = run("explain", "plain.cam.onnx", "cat.png", cwd=small)
+    assert explained.returncode == 0, explained.stderr
+    assert_one_line_error(run("inspect", "cat.png", cwd=small), 1, "no ONNX model")
+
+
+def test_export_from_the_command_line(tmp_path: Path) -> None:
+    arguments = ["torchvision:squeezenet1_1", "-o", "net.onnx", "--weights", "random", "--input-size", "64x96"]
+    done = run("export", *arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["layer"] == "features"
+    assert report["preprocessing"]["height"] == 64
+    assert report["verified"]["same_top1"] is True
+    assert_one_line_error(
+        run(
+            "export",
+            "torchvision:squeezenet1_1",
+            "-o",
+            "b.onnx",
+            "--weights",
+            "random",
+            "--layer",
+            "featurs",
+            cwd=tmp_path,
+        ),
+        1,
+        "'featurs' is not in torchvision:squeezenet1_1",
+        "nearest: features",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_doctor_tells_what_loads() -> None:
+    done = run("doctor")
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime" in done.stdout
+    facts = json.loads(run("doctor", "--json").stdout)
+    providers = {provider["name"]: provider for provider in facts["providers"]}
+    assert providers["cpu"] == {"name": "cpu", "loads": True, "reason": None}
+    for name in ("cuda", "tensorrt"):
+        assert providers[name]["loads"] or providers[name]["reason"]
+
+
+@pytest.mark.slow
+def test_the_demo_shows_the_job(tmp_path: Path) -> None:
+    done = run("demo", "-o", "out", "--photos", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in ("bull mastiff", "buckeye", "thatch", "of 1280", "ortcam export", "ortcam explain"):
+        assert part in done.stdout
+    assert (tmp_path / "out" / "overview.png").stat().st_size > 50_000
+    assert (tmp_path / "out" / "imagenet_00_243" / "overlay-243-bull-mastiff.png").is_file()
+    again = run("demo", "-o", "out", "--photos", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "using out/efficientnet-lite0.onnx" in again.stderr

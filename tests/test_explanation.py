@@ -1,0 +1,164 @@
+"""What an explanation holds, how it is drawn, and how it is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import ortcam
+from ortcam.errors import OptionError, OutputError
+from ortcam.image import read_photo
+from ortcam.preprocessing import Crop
+from ortcam.render import draw_overlay, draw_sheet
+
+
+@pytest.fixture(scope="module")
+def explanation(resnet18_file: Path, photos: dict[str, Path]) -> ortcam.Explanation:
+    return ortcam.ScoreCAM(resnet18_file).explain(photos["china"], targets=[3, 500])
+
+
+def test_maps_have_the_photos_size_and_mark_what_was_cut_away(
+    explanation: ortcam.Explanation, photos: dict[str, Path]
+) -> None:
+    photo = read_photo(photos["china"])
+    assert explanation.photo is not None
+    assert np.array_equal(explanation.photo, photo)
+    assert explanation.maps.shape == (2, *photo.shape[:2])
+    assert explanation.maps.dtype == np.float32
+    assert explanation.maps.min() >= 0
+    assert explanation.maps.max() <= 1
+    crop = explanation.crop
+    assert crop.width < photo.shape[1]  # a wide photo loses its sides
+    outside = np.ones(photo.shape[:2], bool)
+    outside[crop.top : crop.bottom, crop.left : crop.right] = False
+    assert outside.any()
+    assert (explanation.maps[:, outside] == 0).all()
+
+
+def test_the_map_in_the_photo_is_the_map_of_the_input(explanation: ortcam.Explanation) -> None:
+    """Shrunk back to the input size, the photo's map is the convention's own."""
+    crop = explanation.crop
+    inside = explanation.maps[0, crop.top : crop.bottom, crop.left : crop.right]
+    back = cv2.resize(inside, explanation.input_maps.shape[:0:-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(back - explanation.input_maps[0]).mean() < 0.01
+
+
+def test_raw_maps_are_the_weighted_sums(
+    explanation: ortcam.Explanation, resnet18_file: Path, photos: dict[str, Path]
+) -> None:
+    assert explanation.weights.shape == (2, 512)
+    assert explanation.raw_maps.shape == (2, 3, 3)
+    cam = ortcam.ScoreCAM(resnet18_file)
+    activations = cam._scorer.forward(cam.model.prepare(photos["china"])[1]).activations
+    expected = np.einsum("tk,khw->thw", explanation.weights.astype(np.float64), activations)
+    assert np.allclose(explanation.raw_maps, expected, rtol=1e-4)
+
+
+def test_the_overlay_colours_what_is_salient(explanation: ortcam.Explanation) -> None:
+    overlay = explanation.overlay()
+    assert overlay.shape == explanation.photo.shape
+    assert overlay.dtype == np.uint8
+    hot = np.unravel_index(explanation.maps[0].argmax(), explanation.maps[0].shape)
+    red, green, blue = overlay[hot].astype(int)
+    assert red > green + 20
+    assert red > blue + 20
+    outside = overlay[:, : explanation.crop.left].astype(int)
+    assert (outside.max(axis=2) == outside.min(axis=2)).all()  # grey
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3))),
+    st.sampled_from(["turbo", "jet", "inferno", "viridis"]),
+    st.floats(0, 1),
+    st.data(),
+)
+def test_any_photo_can_be_drawn_upon(photo: np.ndarray, colormap: str, opacity: float, data: st.DataObject) -> None:
+    height, width = photo.shape[:2]
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    crop = Crop(top, left, height, width)
+    saliency = data.draw(hnp.arrays(np.float32, (height, width), elements=st.floats(0, 1, width=32)))
+    overlay = draw_overlay(photo, saliency, crop, opacity, colormap)
+    assert overlay.shape == photo.shape
+    nothing = draw_overlay(photo, np.zeros_like(saliency), crop, opacity, colormap)
+    assert np.array_equal(nothing[top:, left:], photo[top:, left:])  # where nothing is salient the photo stays
+
+
+def test_bad_drawing_options(explanation: ortcam.Explanation) -> None:
+    with pytest.raises(OptionError, match="nearest: turbo"):
+        explanation.overlay(colormap="turbos")
+    with pytest.raises(OptionError, match="from 0 to 1"):
+        explanation.overlay(opacity=2)
+
+
+def test_sheets_hold_any_number_of_photos() -> None:
+    photo = np.zeros((50, 80, 3), np.uint8)
+    for count in (1, 4, 5):
+        sheet = draw_sheet([(photo, photo, "a caption")] * count, side=40, columns=4)
+        assert sheet.shape[2] == 3
+        assert sheet.min() == 0
+
+
+def test_saving_writes_everything(explanation: ortcam.Explanation, tmp_path: Path) -> None:
+    folder = explanation.save(tmp_path / "a" / "b", source="china.jpg")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "explanation.json",
+        "maps.npy",
+        "overlay-3.png",
+        "overlay-500.png",
+        "raw_maps.npy",
+        "weights.npy",
+    ]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]  # nothing unfinished
+    assert np.array_equal(np.load(folder / "maps.npy"), explanation.maps)
+    manifest = json.loads((folder / "explanation.json").read_text())
+    assert manifest["source"] == "china.jpg"
+    assert [target["index"] for target in manifest["targets"]] == [3, 500]
+    assert (folder / manifest["targets"][1]["overlay"]).is_file()
+    assert manifest["channels"] == {"total": 512, "live": explanation.live, "scored": explanation.scored}
+    assert manifest["preset"] == "official"
+    assert manifest["provider"] == "cpu"
+    picture = cv2.cvtColor(cv2.imread(str(folder / "overlay-3.png")), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(picture, explanation.overlay())
+
+
+def test_overlays_are_named_by_their_label(lite0_file: Path, tmp_path: Path) -> None:
+    cam = ortcam.ScoreCAM(lite0_file)
+    explained = cam.explain(np.zeros((8, 8, 3), np.uint8), targets=[985])
+    assert explained.targets[0].name == "daisy"
+    folder = explained.save(tmp_path / "x")
+    assert (folder / "overlay-985-daisy.png").is_file()
+
+
+def test_an_older_explanation_is_replaced(explanation: ortcam.Explanation, tmp_path: Path) -> None:
+    explanation.save(tmp_path / "x")
+    (tmp_path / "x" / "old.txt").write_text("old")
+    explanation.save(tmp_path / "x")
+    assert not (tmp_path / "x" / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_is_not_ours_is_left_alone(explanation: ortcam.Explanation, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="holds other files"):
+        explanation.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(OutputError, match="cannot write"):
+            explanation.save(bad)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files, such as /proc")
+def test_a_file_system_that_takes_no_files(explanation: ortcam.Explanation) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        explanation.save("/proc/ortcam-explanation")

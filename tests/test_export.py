@@ -1,0 +1,455 @@
+"""Exporting: what is written, that it is verified, and that nothing is left behind when it is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import ortcam
+from ortcam.errors import ExportError, LayerError, ModelError, OptionError, OutputError
+from ortcam.exporters import export
+from ortcam.model import CamModel
+
+
+class Tiny(nn.Module):
+    """A classifier of 10 classes that exports in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(self.features(x).mean((2, 3)))
+        return scores
+
+
+@pytest.fixture
+def tiny() -> nn.Module:
+    return Tiny().eval()
+
+
+def nothing_is_left(folder: Path) -> bool:
+    return not any(folder.iterdir())
+
+
+def test_the_file_keeps_the_contract(tiny: nn.Module, tmp_path: Path) -> None:
+    labels = [f"name {index}" for index in range(10)]
+    report = export(tiny, tmp_path / "tiny.onnx", preprocess="tf", labels=labels, input_size=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+    proto = onnx.load(report.path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [value.name for value in proto.graph.input] == ["image"]
+    assert [value.name for value in proto.graph.output] == ["logits", "activations"]
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert not any("stack_trace" in entry.key for node in proto.graph.node for entry in node.metadata_props)
+    entries = {entry.key: json.loads(entry.value) for entry in proto.metadata_props if entry.key.startswith("ortcam.")}
+    assert entries["ortcam.format"] == 1
+    assert entries["ortcam.layer"] == "features"
+    assert entries["ortcam.output"] == "logits"
+    assert entries["ortcam.labels"] == labels
+    assert entries["ortcam.preprocessing"]["height"] == 32
+    assert entries["ortcam.source"]["versions"]["torch"] == torch.__version__
+    assert entries["ortcam.verified"]["same_top1"] is True
+    assert entries["ortcam.verified"]["batches"] == [1, 3]
+    assert 0 <= entries["ortcam.verified"]["logits_relative_error"] < 1e-5
+    assert 0 <= entries["ortcam.verified"]["activations_relative_error"] < 1e-5
+
+
+def test_any_runtime_can_run_the_file(tiny: nn.Module, tmp_path: Path) -> None:
+    path = export(tiny, tmp_path / "tiny.onnx", input_size=32).path
+    x = np.random.default_rng(1).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    logits, activations = ort.InferenceSession(path).run(None, {"image": x})
+    with torch.no_grad():
+        assert np.allclose(logits, tiny(torch.from_numpy(x)), atol=1e-5)
+        assert np.allclose(activations, tiny.features(torch.from_numpy(x)), atol=1e-5)
+
+
+def test_trained_lite0_agrees_with_its_source(lite0_file: Path) -> None:
+    contract = CamModel(lite0_file).contract
+    assert contract.verified["logits_relative_error"] <= 1e-4
+    assert contract.verified["activations_relative_error"] <= 1e-4
+    assert contract.layer == "_swish"  # one ReLU6 module, called all over the network; its last call is the head's
+    assert contract.labels is not None
+    assert contract.labels[243] == "bull mastiff"
+
+
+@pytest.mark.parametrize("opset", [18, 19, 20])
+def test_every_opset_runs(tiny: nn.Module, tmp_path: Path, opset: int) -> None:
+    path = export(tiny, tmp_path / "tiny.onnx", opset=opset, preprocess="raw", input_size=32).path
+    assert onnx.load(path).opset_import[0].version == opset
+    explanation = ortcam.ScoreCAM(path).explain(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    assert np.isfinite(explanation.maps).all()
+
+
+def test_a_layer_that_is_a_value_or_a_module(tiny: nn.Module, tmp_path: Path) -> None:
+    early = export(tiny, tmp_path / "a.onnx", layer="features.1", input_size=32)
+    assert (early.layer, early.shape) == ("features.1", (8, 16, 16))
+    same = export(tiny, tmp_path / "b.onnx", layer=early.contract.value, input_size=32)
+    assert same.shape == (8, 16, 16)
+    assert same.agreement.activations is not None  # no module was named: found among the operators' results
+    before = export(tiny, tmp_path / "c.onnx", layer="features.2", input_size=32)
+    assert before.agreement.activations is not None  # before its ReLU, as a hook sees it
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"), [("feature", "nearest: features"), ("fc", "2 dimensions"), ("image", "is not in")]
+)
+def test_a_bad_layer(tiny: nn.Module, tmp_path: Path, layer: str, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
+        export(tiny, tmp_path / "tiny.onnx", layer=layer, input_size=32)
+    assert nothing_is_left(tmp_path)
+
+
+def test_training_mode_is_refused(tiny: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"training mode.*model\.eval\(\)"):
+        export(tiny.train(), tmp_path / "tiny.onnx", input_size=32)
+    tiny.eval()
+    tiny.features[1].train()
+    with pytest.raises(ExportError, match=r"training mode \(features\.1\)"):
+        export(tiny, tmp_path / "tiny.onnx", input_size=32)
+    assert nothing_is_left(tmp_path)
+
+
+class BakedBatch(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = self.features(x).mean((2, 3))
+        rows = [self.fc(pooled[index : index + 1]) for index in range(int(x.shape[0]))]
+        return torch.cat(rows)
+
+
+class DataDependent(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.features(x)
+        if features.mean() > 0:
+            features = features * 2
+        scores: torch.Tensor = self.fc(features.mean((2, 3)))
+        return scores
+
+
+class Unsupported(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.features(x).mean((2, 3))
+        scores: torch.Tensor = self.fc(torch.special.bessel_j0(features))
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(BakedBatch, "batch size"), (DataDependent, "depends on the values"), (Unsupported, "cannot be exported")],
+)
+def test_what_cannot_be_exported_is_one_clear_line(module: type[nn.Module], tmp_path: Path, message: str) -> None:
+    with pytest.raises(ExportError, match=message) as caught:
+        export(module().eval(), tmp_path / "net.onnx", input_size=32)
+    assert "\n" not in str(caught.value)
+    assert nothing_is_left(tmp_path)
+
+
+class Detector(Tiny):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"boxes": self.features(x)}
+
+
+class Segmenter(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.features(x)
+        return maps
+
+
+class Broken(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("something of the user's own")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(Detector, "returns dict"), (Segmenter, "expected class scores"), (Broken, "does not run on an input")],
+)
+def test_what_is_no_classifier(module: type[nn.Module], tmp_path: Path, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(module().eval(), tmp_path / "net.onnx", input_size=32)
+    assert nothing_is_left(tmp_path)
+
+
+def test_half_precision_weights_are_refused(tiny: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"torch\.float16 weights; expected float32"):
+        export(tiny.half(), tmp_path / "tiny.onnx", input_size=32)
+
+
+class RandomAtInference(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = super().forward(x + torch.rand_like(x))
+        return scores
+
+
+def test_an_export_that_disagrees_is_thrown_away(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not agree with its source"):
+        export(RandomAtInference().eval(), tmp_path / "net.onnx", input_size=32)
+    assert nothing_is_left(tmp_path)
+
+
+def test_an_older_file_stays_when_the_export_fails(tiny: nn.Module, tmp_path: Path) -> None:
+    export(tiny, tmp_path / "net.onnx", input_size=32)
+    before = (tmp_path / "net.onnx").read_bytes()
+    with pytest.raises(ExportError):
+        export(RandomAtInference().eval(), tmp_path / "net.onnx", input_size=32)
+    assert (tmp_path / "net.onnx").read_bytes() == before
+
+
+def test_large_weights_go_to_a_file_of_their_own(tiny: nn.Module, tmp_path: Path) -> None:
+    path = export(tiny, tmp_path / "out" / "tiny.onnx", preprocess="raw", input_size=32, external_data_bytes=1000).path
+    assert sorted(file.name for file in path.parent.iterdir()) == ["tiny.onnx", "tiny.onnx.data"]
+    whole = export(tiny, tmp_path / "whole.onnx", preprocess="raw", input_size=32).path
+    photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
+    a, b = (ortcam.ScoreCAM(file).explain(photo).maps for file in (path, whole))
+    assert np.abs(a - b).max() < 1e-6
+    (path.parent / "tiny.onnx.data").unlink()
+    with pytest.raises(ModelError, match="cannot load"):
+        ortcam.ScoreCAM(path)
+
+
+class Huge(nn.Module):
+    """560 million weights: 2.2 GB, more than one protobuf holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 3, 8, 1)
+        self.wide = nn.Linear(7 * 16, 5_000_000, bias=False)
+        self.fc = nn.Linear(20, 10)
+        nn.init.normal_(self.wide.weight, std=0.01)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.conv(x)).flatten(1)
+        scores: torch.Tensor = self.fc(self.wide(features).reshape(x.shape[0], 20, -1).mean(2))
+        return scores
+
+
+@pytest.mark.slow
+def test_a_model_over_two_gigabytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export(Huge().eval(), tmp_path / "huge.onnx", preprocess="raw", input_size=32).path
+    assert (tmp_path / "huge.onnx.data").stat().st_size > 2**31
+    assert path.stat().st_size < 1_000_000
+    explanation = ortcam.ScoreCAM(path).explain(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
+    assert explanation.channels == 7
+    assert np.isfinite(explanation.maps).all()
+
+
+def test_a_torchvision_source_brings_preprocessing_and_labels(tmp_path: Path) -> None:
+    report = export("torchvision:squeezenet1_1", tmp_path / "s.onnx", weights="random")
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    assert report.layer == "features"
+    assert report.contract.labels == tuple(weights.meta["categories"])
+    preprocessing = report.contract.preprocessing
+    assert preprocessing is not None
+    assert (preprocessing.height, preprocessing.resize, preprocessing.interpolation) == (224, 256, "bilinear")
+    assert preprocessing.mean == tuple(weights.transforms().mean)
+
+
+def test_a_timm_source_brings_preprocessing_and_labels(tmp_path: Path) -> None:
+    report = export("timm:mobilenetv3_small_050", tmp_path / "t.onnx", weights="random", input_size=64)
+    preprocessing = report.contract.preprocessing
+    assert preprocessing is not None
+    assert (preprocessing.height, preprocessing.resize, preprocessing.interpolation) == (64, 73, "bicubic")
+    assert report.contract.labels is not None
+    assert report.contract.labels[243] == "bull mastiff"
+
+
+def test_default_weights_that_cannot_be_downloaded_say_so(tmp_path: Path) -> None:
+    """In a process of its own that can reach no network: torch would take weights that lie in its cache."""
+    code = (
+        "import os; os.environ['TORCH_HOME'] = os.environ['HTTPS_PROXY'] = 'http://127.0.0.1:9'\n"
+        "os.environ['TORCH_HOME'] = 'empty'\n"
+        "from ortcam.exporters import export\n"
+        "from ortcam.errors import ExportError\n"
+        "try:\n    export('torchvision:resnet18', 'r.onnx')\n"
+        "except ExportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "cannot download the weights of torchvision:resnet18" in done.stdout, done.stderr
+    assert "--weights FILE" in done.stdout
+    assert not (tmp_path / "r.onnx").exists()
+
+
+BUILDER = """
+import torch
+from torch import nn
+import helper_beside_it
+
+class Net(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(3, helper_beside_it.WIDTH, 3, 2, 1)
+        self.fc = nn.Linear(helper_beside_it.WIDTH, classes)
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+def build():
+    torch.manual_seed(1)
+    return Net().eval()
+
+def training():
+    return Net()
+
+def number():
+    return 5
+
+def fails():
+    raise ValueError("no such data set")
+"""
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "helper_beside_it.py").write_text("WIDTH = 6\n")
+    (tmp_path / "source" / "my_model.py").write_text(BUILDER)
+    return tmp_path / "source" / "my_model.py"
+
+
+def test_a_callable_of_a_file_with_weights(builder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = export(f"{builder}:build", out / "a.onnx", input_size=32)
+    assert first.shape == (6, 16, 16)
+    state = {"state_dict": {"module.conv.weight": torch.ones(6, 3, 3, 3), "module.conv.bias": torch.zeros(6)}}
+    state["state_dict"] |= {"module.fc.weight": torch.ones(10, 6), "module.fc.bias": torch.arange(10.0)}
+    torch.save(state, tmp_path / "weights.pt")
+    path = export(f"{builder}:build", out / "b.onnx", weights=tmp_path / "weights.pt", input_size=32).path
+    logits = ort.InferenceSession(path).run(["logits"], {"image": np.zeros((1, 3, 32, 32), np.float32)})[0]
+    assert np.allclose(logits, np.arange(10.0))
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code in a weights file was run",))
+
+
+@pytest.mark.parametrize(
+    ("callable_name", "weights", "message"),
+    [
+        ("biuld", None, "nearest: build"),
+        ("training", None, "training mode"),
+        ("number", None, "returned a int"),
+        ("fails", None, "failed with ValueError: no such data set"),
+        ("build", "nothing.pt", "no such file"),
+        ("build", "text.pt", "expected a state dict"),
+        ("build", "other.pt", "do not fit Net"),
+        ("build", "malicious.pt", "cannot read the weights"),
+    ],
+)
+def test_a_bad_callable_or_weights(
+    builder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    callable_name: str,
+    weights: str | None,
+    message: str,
+) -> None:
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    torch.save(Malicious(), tmp_path / "malicious.pt")
+    with pytest.raises(ExportError, match=message) as caught:
+        export(
+            f"{builder}:{callable_name}",
+            tmp_path / "out" / "net.onnx",
+            weights=None if weights is None else tmp_path / weights,
+            input_size=32,
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert "was run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("torchvision:resnet19", "nearest: resnet"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "no classifier"),
+        ("timm:resnet19", "nearest: resnet"),
+        ("nothing.py:build", "no such file"),
+        ("no.such.package:build", "cannot import"),
+        ("resnet18", "no known kind"),
+        ("model.pkl", "no known kind"),
+        (42, "no known kind"),
+    ],
+)
+def test_a_source_that_does_not_exist(source: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(source, tmp_path / "net.onnx")
+    assert nothing_is_left(tmp_path)
+
+
+def test_bad_options(tiny: nn.Module, tmp_path: Path) -> None:
+    for options, message in (
+        ({"opset": 17}, "expected 18, 19, 20"),
+        ({"input_size": 0}, "input_size"),
+        ({"input_size": (1, 2, 3)}, "input_size"),
+        ({"preprocess": "imagnet"}, "nearest: imagenet"),
+        ({"labels": tmp_path / "nothing.txt"}, "cannot read the labels"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            export(tiny, tmp_path / "net.onnx", **{"input_size": 32, **options})
+    with pytest.raises(OptionError, match=r"ends in \.onnx"):
+        export(tiny, tmp_path / "net.pb", input_size=32)
+    with pytest.raises(ExportError, match="3 labels were given, but the model has 10 classes"):
+        export(tiny, tmp_path / "net.onnx", labels=["a", "b", "c"], input_size=32)
+    assert nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["\n".join(f"l{i}" for i in range(10)), json.dumps([f"l{i}" for i in range(10)])])
+def test_label_files(tiny: nn.Module, tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.txt").write_text(text)
+    report = export(tiny, tmp_path / "net.onnx", labels=tmp_path / "labels.txt", input_size=32)
+    assert report.contract.labels == tuple(f"l{i}" for i in range(10))
+
+
+def test_an_output_that_cannot_be_written(tiny: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        export(tiny, tmp_path / "file" / "net.onnx", input_size=32)
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(OutputError, match="is a directory"):
+        export(tiny, tmp_path / "folder.onnx", input_size=32)
+
+
+def plain_onnx(module: nn.Module, path: Path, dynamic: bool, opset: int = 20) -> Path:
+    """An ONNX file as somebody else would export it."""
+    shapes = ({0: torch.export.Dim("n")},) if dynamic else None
+    x = torch.zeros(2 if dynamic else 1, 3, 32, 32)
+    torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False)
+    return path
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_an_onnx_file_is_exposed(tiny: nn.Module, tmp_path: Path, dynamic: bool) -> None:
+    plain = plain_onnx(tiny, tmp_path / "plain.onnx", dynamic)
+    report = export(plain, tmp_path / "cam.onnx", preprocess="tf")
+    assert report.shape == (16, 8, 8)
+    assert report.agreement.logits < 1e-5
+    assert any("batch of 1" in notice for notice in report.notices) is not dynamic
+    reference = export(tiny, tmp_path / "reference.onnx", preprocess="tf", input_size=32).path
+    photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
+    ours, theirs = (ortcam.ScoreCAM(path).explain(photo).maps for path in (report.path, reference))
+    assert np.abs(ours - theirs).max() < 1e-5
+
+
+def test_an_onnx_file_that_is_no_classifier(tmp_path: Path) -> None:
+    class Sequence(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(1)
+
+    torch.onnx.export(Sequence(), (torch.zeros(2, 5, 7),), tmp_path / "s.onnx", dynamo=True, verbose=False)
+    with pytest.raises(ExportError, match="expected float32"):
+        export(tmp_path / "s.onnx", tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
