@@ -22,7 +22,7 @@ lint: .venv/dev
 	$(BIN)/mypy build/types/ortcam
 
 docs: .venv/dev
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/test
 	$(BIN)/python benchmarks/explain.py

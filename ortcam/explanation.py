@@ -58,7 +58,7 @@ class Explanation:
         crop: the part of the photo that preprocessing left for the model.
         channels: K, all channels of the target layer.
         live: how many vary in space.
-        scored: how many masked inputs were run.
+        scored: how many masked inputs were run: one for each distinct mask.
         layer, preset, provider: what was explained, by which definition, on which execution provider.
         seconds: wall time of the whole explanation.
         seconds_scoring: of that, the forward passes of the masked inputs.

@@ -20,7 +20,7 @@ from ortcam.render import resize_map
 from ortcam.runtime.binding import ForwardPass, Progress, Scorer
 from ortcam.runtime.providers import open_on_provider
 from ortcam.runtime.session import create_session
-from ortcam.selection import select_live
+from ortcam.selection import select_distinct
 
 DEFAULT_BATCH = 16
 
@@ -107,7 +107,7 @@ class ScoreCAM:
         classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
 
         masks = self.convention.masks(plain.activations, plain.size)
-        selection = select_live(masks, self.convention)
+        selection = select_distinct(plain.activations, masks, self.convention)
         begin_scoring = time.perf_counter()
         logits, log_probabilities = self._scorer.score(
             plain,

@@ -1,4 +1,4 @@
-"""Which channels of the target layer are scored."""
+"""Which masked inputs are run: one for each distinct mask."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.convention import Convention, Floats, Masks
+
+# Masks in [0,1] that are equal to this fraction are one mask: far below what float32 convolutions resolve.
+_MASK_RESOLUTION = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,29 @@ class Selection:
         return np.concatenate([scores, np.full((1, scores.shape[1]), -np.inf, scores.dtype)])[self.rows]
 
 
-def select_live(masks: Masks, convention: Convention) -> Selection:
-    """Select every channel that varies in space: exact Score-CAM.
+def select_distinct(activations: Floats, masks: Masks, convention: Convention) -> Selection:
+    """Select one channel for each distinct mask: exact Score-CAM without a pass that another has made.
 
-    All constant channels have the same blank mask. Where the convention keeps them, it is run once for all.
+    Channels that are active in one and the same place only have the same mask, however strong they are; after a
+    ReLU there are many. All constant channels have the blank mask, which is left out or run once as the
+    convention says.
+
+    Args:
+        activations: float32 [K,h,w].
+        masks: what the convention makes of them.
+        convention: what becomes of constant channels.
     """
-    channels = np.flatnonzero(masks.live)
-    rows = np.full(len(masks.live), -1, np.intp)
-    rows[channels] = np.arange(len(channels))
-    if convention.constant_channels == "blank" and len(channels) < len(masks.live):
-        constant = np.flatnonzero(~masks.live)
-        rows[constant] = len(channels)
-        channels = np.append(channels, constant[0])
-    return Selection(channels.astype(np.int64), np.ascontiguousarray(masks.affine[channels]), rows)
+    shift, scale, _ = masks.affine.T[:, :, None, None]
+    levels = np.rint((activations - shift) * scale / np.float32(_MASK_RESOLUTION)).astype(np.int32)
+    chosen: dict[bytes, int] = {}
+    rows = np.full(len(activations), -1, np.intp)
+    channels = []
+    for channel in range(len(activations)):
+        if not masks.live[channel] and convention.constant_channels == "skip":
+            continue
+        mask = levels[channel].tobytes()
+        if mask not in chosen:
+            chosen[mask] = len(channels)
+            channels.append(channel)
+        rows[channel] = chosen[mask]
+    return Selection(np.array(channels, np.int64), np.ascontiguousarray(masks.affine[channels]), rows)

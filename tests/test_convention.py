@@ -18,7 +18,7 @@ from ortcam.convention import (
     upsampled_extremes,
 )
 from ortcam.errors import OptionError
-from ortcam.selection import select_live
+from ortcam.selection import select_distinct
 
 sides = st.integers(1, 12)
 sizes = st.integers(1, 70)
@@ -83,7 +83,7 @@ def test_constant_channels_are_left_out_or_scored_once(preset: str) -> None:
     convention = PRESETS[preset]
     masks = convention.masks(activations, (9, 9))
     assert masks.live.tolist() == [False, True, False, False]
-    selection = select_live(masks, convention)
+    selection = select_distinct(activations, masks, convention)
     scores = np.arange(1.0, selection.scored + 1, dtype=np.float32)[:, None]
     spread = selection.spread(scores)[:, 0]
     if convention.constant_channels == "skip":
@@ -92,15 +92,32 @@ def test_constant_channels_are_left_out_or_scored_once(preset: str) -> None:
         assert convention.weights(spread[:, None], spread[:, None])[0, [0, 2, 3]].tolist() == [0, 0, 0]
     else:
         assert selection.scored == 2
-        assert selection.affine[1].tolist() == [0, 0, 0] or selection.affine[1, 1] == 0  # a blank mask
-        assert spread.tolist() == [2, 1, 2, 2]
+        assert selection.affine[0].tolist() == [0, 0, 0]  # the blank mask of channel 0
+        assert spread.tolist() == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_equal_masks_are_run_once(preset: str) -> None:
+    """Channels active in the same single place have the same mask, whatever their strength."""
+    activations = np.zeros((5, 4, 4), np.float32)
+    for channel, (row, column, strength) in enumerate([(1, 2, 0.3), (1, 2, 7.0), (2, 2, 0.3), (1, 2, 1e-4)]):
+        activations[channel, row, column] = strength
+    activations[4] = np.random.default_rng(0).random((4, 4))
+    convention = PRESETS[preset]
+    selection = select_distinct(activations, convention.masks(activations, (32, 32)), convention)
+    if convention.mask_epsilon == 0:
+        assert selection.channels.tolist() == [0, 2, 4]
+        assert selection.rows.tolist() == [0, 0, 1, 0, 2]
+    else:  # an epsilon makes the mask of a faint channel a little weaker
+        assert selection.channels.tolist() == [0, 2, 3, 4]
+        assert selection.rows.tolist() == [0, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_layer_without_variation_gives_zero_maps(preset: str) -> None:
     convention = PRESETS[preset]
     activations = np.full((3, 4, 4), 1.5, np.float32)
-    selection = select_live(convention.masks(activations, (8, 8)), convention)
+    selection = select_distinct(activations, convention.masks(activations, (8, 8)), convention)
     scores = selection.spread(np.zeros((selection.scored, 2), np.float32))
     weights = convention.weights(scores, scores)
     maps = convention.saliency(np.tensordot(weights, activations, axes=1), (8, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -169,7 +170,5 @@ def test_any_array_is_a_photo_or_an_error(pixels: np.ndarray) -> None:
     st.binary(max_size=400), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF89a", b"BM"])
 )
 def test_any_bytes_are_a_photo_or_an_error(body: bytes, magic: bytes) -> None:
-    try:
+    with contextlib.suppress(ImageError):
         assert decode_photo(magic + body).dtype == np.uint8
-    except ImageError:
-        pass

@@ -46,7 +46,7 @@ def full_size(request: pytest.FixtureRequest, models: Path) -> Network:
         # A module that peers can hook after the activation; ReLU6 of ReLU6 is ReLU6, so nothing else changes.
         network._bn1 = nn.Sequential(network._bn1, nn.ReLU6())
         network.eval()
-        export(network, path, layer="_bn1.1", preprocess="lite")
+        export(network, path, preprocess="lite")
         return Network(network, network._bn1, path)
     torch.manual_seed(0)
     network = sharpened(torchvision.models.get_model(request.param, weights=None), 4.0)

@@ -51,6 +51,19 @@ class ForwardPass:
     size: tuple[int, int]
 
 
+def batch_sizes(count: int, most: int, fixed: bool) -> list[int]:
+    """Return the sizes of the batches that `count` masked images are run in.
+
+    With `fixed` every batch has `most` rows, and the rows beyond `count` are filling. Otherwise the batches are as
+    even as can be, which wastes no pass, and keeps ONNX Runtime from planning memory for a short last batch of
+    another size for every photo: 40 in batches of at most 16 are 14 + 13 + 13.
+    """
+    batches = -(-count // most)
+    if fixed:
+        return [most] * batches
+    return [count // batches + (number < count % batches) for number in range(batches)]
+
+
 class Scorer:
     """Runs a scoring graph. Holds no state of any photo, so one scorer serves many threads."""
 
@@ -132,7 +145,8 @@ class Scorer:
             The logits of the targets and the logs of their probabilities, both float32 [M,T].
         """
         count = len(channels)
-        filled = -(-count // self._batch_size) * self._batch_size if self._fixed else count
+        sizes = batch_sizes(count, self._batch_size, self._fixed)
+        filled = sum(sizes)
         pad = [(0, filled - count)]
         on_channels = self._upload(np.pad(channels, pad))
         on_affine = self._upload(np.pad(affine, [*pad, (0, 0)]).reshape(filled, 3, 1, 1))
@@ -143,15 +157,16 @@ class Scorer:
         binding = self._session.io_binding()
         small = (photo.activations.shape[1], photo.activations.shape[2])
         self._bind_inputs(binding, photo.photo, photo.features, small, photo.size, targets, align_corners)
-        for begin in range(0, filled, self._batch_size):
-            rows = min(self._batch_size, filled - begin)
+        begin = 0
+        for rows in sizes:
             self._bind_slice(binding.bind_input, scoring.CHANNELS, on_channels, np.int64, begin, (rows,))
             self._bind_slice(binding.bind_input, scoring.AFFINE, on_affine, np.float32, begin, (rows, 3, 1, 1))
             for name, buffer in scores.items():
                 self._bind_slice(binding.bind_output, name, buffer, np.float32, begin, (rows, len(targets)))
             self._run(binding)
+            begin += rows
             if on_progress is not None:
-                on_progress(min(begin + rows, count), count)
+                on_progress(min(begin, count), count)
         logits, log_probabilities = (buffer.numpy()[:count] for buffer in scores.values())
         return logits, log_probabilities
 

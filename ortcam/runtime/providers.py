@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,9 +105,12 @@ def _try(
         return None
     if provider.name == "cpu":
         return create([(provider.ort_name, provider.options)], 3)
-    ort.set_default_logger_severity(4)  # the failure is reported once, by us
+    ort.set_default_logger_severity(4)  # a failure is reported once, by us
     try:
-        session = create([(provider.ort_name, provider.options), (PROVIDERS["cpu"][0], {})], 4)
+        with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it falls back
+            if provider.device.type == "cuda":
+                ort.preload_dlls()  # CUDA and cuDNN from their pip packages, where those are installed
+            session = create([(provider.ort_name, provider.options), (PROVIDERS["cpu"][0], {})], 4)
     except ModelError:
         if probe(provider.name) is None:  # the provider is well, so it is the model
             raise
@@ -124,7 +128,7 @@ x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
 y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
 graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-if hasattr(ort, "preload_dlls") and sys.argv[1] in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+if sys.argv[1] in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
     ort.preload_dlls()
 session = ort.InferenceSession(model.SerializeToString(), providers=[sys.argv[1]])
 sys.exit(0 if sys.argv[1] in session.get_providers() else 9)

@@ -52,6 +52,7 @@ def create_session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = log_severity
+    options.enable_mem_pattern = False  # it holds a block of memory per batch size that was run; it gained no time
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_data))

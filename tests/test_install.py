@@ -1,0 +1,81 @@
+"""The wheel in environments of its own: without a runtime, with one, and with two that overwrite each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")} | environment
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_wheel_from_nothing(tmp_path: Path, resnet18_file: Path, photos: dict[str, Path]) -> None:
+    python, ortcam = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "ortcam"
+
+    def pip(*arguments: object) -> None:
+        done = run(python, "-m", "pip", "--disable-pip-version-check", "-q", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    shutil.copy(resnet18_file, tmp_path / "model.onnx")
+    shutil.copy(photos["chelsea"], tmp_path / "cat.png")
+    assert run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path).returncode == 0
+
+    # Without a runtime: one line that names the extra, and a doctor that still answers.
+    pip("install", ROOT)
+    done = run(python, "-c", "import ortcam", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "pip install 'ortcam[cpu]'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    done = run(python, "-W", "ignore", "-c", "from ortcam import ScoreCAM", cwd=tmp_path)
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: no ONNX Runtime is installed: pip install")
+    for command in (["doctor"], ["explain", "model.onnx", "cat.png"]):
+        done = run(ortcam, *command, cwd=tmp_path)
+        assert done.returncode == 1
+        assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+            "error: no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"
+        ]
+        assert "Traceback" not in done.stderr
+
+    # With one, and nothing else: no torch, no exporter.
+    pip("install", "onnxruntime")
+    done = run(ortcam, "explain", "model.onnx", "cat.png", "-o", "out", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["explanations"][0]["channels"]["total"] == 512
+    assert run(ortcam, "doctor", cwd=tmp_path).returncode == 0
+    done = run(ortcam, "export", "torchvision:resnet18", "-o", "r.onnx", cwd=tmp_path)
+    assert (done.returncode, "pip install 'ortcam[torch]'" in done.stderr) == (1, True), done.stderr
+    done = run(ortcam, "demo", cwd=tmp_path)
+    assert (done.returncode, "pip install 'ortcam[cpu,demo]'" in done.stderr) == (1, True), done.stderr
+
+    # With two: the doctor says so.
+    pip("install", "--no-deps", "onnxruntime-gpu")
+    done = run(ortcam, "doctor", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "onnxruntime and onnxruntime-gpu are both installed" in done.stderr
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in done.stderr
+
+    # With the GPU build and no CUDA libraries: asked for, CUDA is an error that says why; `auto` takes the CPU.
+    pip("uninstall", "-y", "onnxruntime", "onnxruntime-gpu")
+    pip("install", "--no-deps", "onnxruntime-gpu")
+    done = run(ortcam, "explain", "model.onnx", "cat.png", "-o", "gpu", "--provider", "cuda", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "provider 'cuda' does not load" in line
+    assert ".so" in line
+    assert not (tmp_path / "gpu").exists()
+    done = run(ortcam, "explain", "model.onnx", "cat.png", "-o", "auto", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["explanations"][0]["provider"] == "cpu"
