@@ -400,3 +400,28 @@ def test_a_model_without_an_exposed_layer_says_how_to_expose_one(resnet18_file: 
     onnx.save(proto, tmp_path / "plain.onnx")
     with pytest.raises(ModelError, match=r"ortcam export .*plain\.onnx -o plain\.cam\.onnx"):
         ortcam.ScoreCAM(tmp_path / "plain.onnx")
+
+
+def test_a_file_with_channels_last_is_explained_alike(
+    small: ortcam.ScoreCAM, resnet18_file: Path, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    """The same network with transposed image and activations, as converters of Keras models write them."""
+    proto = onnx.load(resnet18_file)
+    graph = proto.graph
+    for node in graph.node:
+        node.input[:] = ["image_first" if name == "image" else name for name in node.input]
+        node.input[:] = ["activations_first" if name == "activations" else name for name in node.input]
+        node.output[:] = ["activations_first" if name == "activations" else name for name in node.output]
+    graph.node.insert(0, onnx.helper.make_node("Transpose", ["image"], ["image_first"], perm=[0, 3, 1, 2]))
+    graph.node.append(onnx.helper.make_node("Transpose", ["activations_first"], ["activations"], perm=[0, 2, 3, 1]))
+    for value, shape in ((graph.input[0], ["batch", 96, 96, 3]), (graph.output[1], ["batch", 3, 3, 512])):
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    entries |= {"ortcam.image_layout": '"NHWC"', "ortcam.activations_layout": '"NHWC"'}
+    onnx.helper.set_model_props(proto, entries)
+    onnx.save(proto, tmp_path / "last.onnx")
+    cam = ortcam.ScoreCAM(tmp_path / "last.onnx")
+    ours, theirs = cam.explain(photos["chelsea"]), small.explain(photos["chelsea"])
+    assert cam.model.prepare(photos["chelsea"])[1].shape == (1, 96, 96, 3)
+    assert np.abs(ours.input_maps - theirs.input_maps).max() < 1e-4
+    assert np.array_equal(cam.explain(cam.model.prepare(photos["chelsea"])[1]).input_maps, ours.input_maps)
