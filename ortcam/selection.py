@@ -52,7 +52,7 @@ def select_distinct(activations: Floats, masks: Masks, convention: Convention) -
     levels = np.rint((activations - shift) * scale / np.float32(_MASK_RESOLUTION)).astype(np.int32)
     chosen: dict[bytes, int] = {}
     rows = np.full(len(activations), -1, np.intp)
-    channels = []
+    channels: list[int] = []
     for channel in range(len(activations)):
         if not masks.live[channel] and convention.constant_channels == "skip":
             continue
