@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -44,8 +46,12 @@ def _options(
 
 def main() -> None:
     """Run the command line. Exit code 0: done, 1: failed, 2: wrong usage, 130: interrupted."""
-    debug = "--debug" in sys.argv
+    debug = console.debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a photo that cannot be read is reported by us
+    for stream in (sys.stdout, sys.stderr):  # a file name need not be text in any encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         if not debug:
             warnings.showwarning = lambda message, *_: console.warn(str(message))
@@ -59,7 +65,7 @@ def main() -> None:
                 raise
             console.fail(str(error))
             sys.exit(1)
-        except ImportError as error:  # no ONNX Runtime, or a part of it that does not load
+        except (ImportError, OSError) as error:  # no ONNX Runtime; an output that is full or closed
             if debug:
                 raise
             console.fail(one_line(error))

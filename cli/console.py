@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+debug = False  # whether --debug was given
+
+
 def fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,17 +57,23 @@ def explain(
     from ortcam import ScoreCAM
 
     cam = ScoreCAM(model, provider=provider, preset=preset, batch_size=batch_size, threads=threads)
-    photos = find_photos(images, output)
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
+
+    def report(source: Path, error: OrtcamError) -> None:
+        errors.append({"source": str(source), "error": str(error)})
+        console.fail(str(error))
+        if console.debug:
+            traceback.print_exception(error)
+
+    photos = find_photos(images, output, report)
     with console.progress_bar(len(photos)) as advance:
         for number, (photo, folder) in enumerate(photos):
             try:
                 explanation = cam.explain(photo, target or None, top_k, _passes_shown(advance, photo.name, number))
                 explanation.save(folder, source=str(photo), opacity=opacity, colormap=colormap)
             except OrtcamError as error:
-                errors.append({"source": str(photo), "error": str(error)})
-                console.fail(str(error))
+                report(photo, error)
                 continue
             done.append({"source": str(photo), "directory": str(folder), **explanation.to_dict()})
     if as_json:
@@ -76,30 +84,36 @@ def explain(
         raise typer.Exit(1)
 
 
-def find_photos(images: list[Path], output: Path) -> list[tuple[Path, Path]]:
+def find_photos(
+    images: list[Path], output: Path, report: Callable[[Path, OrtcamError], None]
+) -> list[tuple[Path, Path]]:
     """Return every photo with the folder that its explanation goes to.
 
-    A folder stands for the images in it and below it, and its layout is kept. Two photos never share a folder.
+    A folder stands for the images in it and below it, and its layout is kept; explanations in it are no photos. Two
+    photos never share a folder, nor does one lie in the other's.
 
-    Raises:
-        ImageError: a folder holds no images.
+    Args:
+        images: photos and folders.
+        output: where explanations go to.
+        report: called with a folder that holds no images, and the error.
     """
+    from ortcam.explanation import MANIFEST
     from ortcam.image import SUFFIXES
 
     named: list[tuple[Path, Path]] = []
     for image in images:
         if not image.is_dir():
-            named.append((image, Path(image.stem)))
+            named.append((image, Path(image.stem.strip(".") or "photo")))
             continue
         inside = sorted(
             path
             for path in image.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file() and output.resolve() not in path.resolve().parents
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not (path.parent / MANIFEST).exists()
         )
         if not inside:
-            raise ImageError(f"{image} holds no images; expected files such as .jpg or .png")
-        named.extend((path, path.relative_to(image).with_suffix("")) for path in inside)
-    taken: set[Path] = set()
+            report(image, ImageError(f"{image} holds no images; expected files such as .jpg or .png"))
+        named.extend((path, path.relative_to(image).with_name(path.stem.strip(".") or "photo")) for path in inside)
+    taken = {folder for _, name in named for folder in name.parents}
     photos = []
     for path, name in named:
         unique, number = name, 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +28,7 @@ def export(
         str | None, typer.Option(help="A state dict file, or `random`. Default: a zoo's own trained weights.")
     ] = None,
     input_size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels.")] = None,
-    opset: Annotated[int, typer.Option(help="18, 19 or 20.")] = 20,
+    opset: Annotated[int, typer.Option(help="18, 19 or 20, for PyTorch sources.")] = 20,
     preprocess: Annotated[str | None, typer.Option(help="imagenet, tf, caffe, lite, raw, or a JSON file.")] = None,
     labels: Annotated[str | None, typer.Option(help="A file with a name a line, a JSON file, or `imagenet`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
@@ -45,16 +47,17 @@ def export(
     from ortcam.exporters import export as run_export
 
     console.note(f"exporting {source} ...")
-    report = run_export(
-        source,
-        output,
-        layer,
-        weights=weights,
-        input_size=size,
-        opset=opset,
-        preprocess=preprocess,
-        labels=labels,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's own code prints
+        report = run_export(
+            source,
+            output,
+            layer,
+            weights=weights,
+            input_size=size,
+            opset=opset,
+            preprocess=preprocess,
+            labels=labels,
+        )
     for notice in report.notices:
         console.note(f"note: {notice}")
     if as_json:

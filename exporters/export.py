@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,9 +17,10 @@ from ortcam.exporters.sources import SourceOptions, convert
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
 from ortcam.graph.expose import expose, find_output_kind
-from ortcam.graph.layers import dims, find_layer, infer_shapes
+from ortcam.graph.layers import dims, find_layer, infer_shapes, module_outputs
 from ortcam.model import Contract
 from ortcam.preprocessing import Preprocessing
+from ortcam.scorecam import ScoreCAM
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,8 +59,8 @@ def export(
     weights: str | PathLike[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
     opset: int = 20,
-    preprocess: str | PathLike[str] | Preprocessing | None = None,
-    labels: str | PathLike[str] | Sequence[str] | None = None,
+    preprocess: str | PathLike[str] | Preprocessing | Mapping[str, Any] | None = None,
+    labels: str | PathLike[str] | Sequence[str] | Mapping[Any, str] | None = None,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
 ) -> ExportReport:
     """Write a model file that `ortcam.ScoreCAM` explains.
@@ -77,8 +78,8 @@ def export(
         weights: a state dict file for the module, loaded with ``weights_only=True``; ``random`` (seeded) leaves
             a torchvision or timm network untrained. None: those come with their default trained weights.
         input_size: the side, or (height, width), of the input in pixels.
-        opset: 18, 19 or 20.
-        preprocess: ``imagenet``, ``tf``, ``caffe``, ``lite``, ``raw``, a JSON file, or a Preprocessing;
+        opset: 18, 19 or 20, for PyTorch sources.
+        preprocess: ``imagenet``, ``tf``, ``caffe``, ``lite``, ``raw``, a JSON file or object, or a Preprocessing;
             torchvision and timm sources bring their own.
         labels: class names, a file of them, or ``imagenet``; torchvision and timm sources bring their own.
         external_data_bytes: weights above this size go to a file of their own.
@@ -89,23 +90,23 @@ def export(
         OptionError: an argument makes no sense.
         OutputError: the file cannot be written.
     """
+    if not isinstance(output, str | PathLike) or Path(output).suffix != ".onnx":
+        raise OptionError(f"output is {output!r}; expected a name that ends in .onnx")
     output = Path(output)
-    if output.suffix != ".onnx":
-        raise OptionError(f"output is {output}; expected a name that ends in .onnx")
     if opset not in OPSETS:
         raise OptionError(
-            f"opset is {opset}; expected {', '.join(map(str, OPSETS))}: newer ones lose GPU kernels in ONNX Runtime"
+            f"opset is {opset!r}; expected {', '.join(map(str, OPSETS))}: newer ones lose GPU kernels in ONNX Runtime"
         )
-    size = _as_size(input_size)
-    given = (
-        None
-        if labels is None
-        else read_labels(labels if isinstance(labels, str) or not isinstance(labels, PathLike) else Path(labels))
-    )
-    converted = convert(source, SourceOptions(weights, size, opset, preprocess))
+    if not isinstance(layer, str):
+        raise OptionError(f"layer is {layer!r}; expected a name, or 'auto'")
+    if isinstance(preprocess, Mapping):
+        preprocess = Preprocessing.from_dict(preprocess)
+    given = None if labels is None else read_labels(labels)
+    converted = convert(source, SourceOptions(weights, _as_size(input_size), opset, preprocess))
     model, notices = converted.model, list(converted.notices)
     infer_shapes(model)
     value, name = find_layer(model, layer, converted.name)
+    module = name if module_outputs(model.graph).get(name) is value else None
     shape = dims(value)
     contract = Contract(
         layer=name,
@@ -124,23 +125,24 @@ def export(
         draft = folder / output.name
         external = _weight_bytes(model) > external_data_bytes
         ir.save(model, draft, external_data=f"{output.name}.data" if external else None)
-        agreement = verify(draft, converted.input_shape, converted.reference(name), converted.batches)
+        agreement = verify(draft, converted.input_shape, converted.reference(module), converted.batches)
         contract = replace(contract, verified=agreement.to_dict())
         proto = onnx.load(draft, load_external_data=False)
         onnx.helper.set_model_props(
             proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
         )
         onnx.save(proto, draft)
+        ScoreCAM(draft, provider="cpu").rehearse()
     return ExportReport(output, name, shape, contract, agreement, tuple(notices))
 
 
 def _as_size(input_size: Any) -> tuple[int, int] | None:
     if input_size is None:
         return None
-    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
+    if len(sides) != 2 or not all(hasattr(side, "__index__") and int(side) > 0 for side in sides):
         raise OptionError(f"input_size is {input_size!r}; expected a side or (height, width) in pixels")
-    return sides
+    return int(sides[0]), int(sides[1])
 
 
 def _fit_labels(labels: tuple[str, ...] | None, model: ir.Model, given: bool) -> tuple[str, ...] | None:

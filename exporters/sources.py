@@ -36,7 +36,7 @@ class Converted:
         name: what messages call the source.
         model: the graph; its first input is the image, its first output the class scores.
         input_shape: the input's dimensions without the batch.
-        reference: given the target layer's name, returns what runs the source for comparison.
+        reference: given the module that the target layer is, or None, returns what runs the source for comparison.
         source: for the metadata: kind, name, versions.
         preprocessing, labels: the source's own, or what the user gave; None when unknown.
         batches: the batch sizes that the graph can run.
@@ -46,7 +46,7 @@ class Converted:
     name: str
     model: ir.Model
     input_shape: tuple[int, ...]
-    reference: Callable[[str], Reference]
+    reference: Callable[[str | None], Reference]
     source: dict[str, Any]
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None = None
@@ -79,14 +79,25 @@ def choose_preprocessing(
     own: Preprocessing | None,
     size: tuple[int, int] | None,
     channels: int,
+    natural: tuple[int, int] | None = None,
 ) -> Preprocessing | None:
-    """Return the user's preprocessing, else the source's own, for the input size that was asked for."""
+    """Return the user's preprocessing, else the source's own, for the input size that was asked for.
+
+    Args:
+        given: what the user said.
+        own: what the source brings.
+        size: the size that the user asked for.
+        channels: how many channels the input has.
+        natural: the size of the input where the user asked for none; None for the source's own, or 224x224.
+    """
     if given is None:
         return own if own is None or size is None else own.resized(*size)
     if isinstance(given, Preprocessing):
         return given if size is None else given.resized(*size)
-    if Path(given).suffix == ".json":
+    if Path(given).suffix.lower() == ".json":
         preprocessing = Preprocessing.from_file(given)
         return preprocessing if size is None else preprocessing.resized(*size)
-    height, width = size or (own.height, own.width) if own is not None else size or (DEFAULT_SIDE, DEFAULT_SIDE)
+    if natural is None:
+        natural = (DEFAULT_SIDE, DEFAULT_SIDE) if own is None else (own.height, own.width)
+    height, width = size or natural
     return Preprocessing.named(str(given), height, width, channels)

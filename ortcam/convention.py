@@ -164,7 +164,7 @@ def resolve_convention(preset: str | Convention) -> Convention:
     """
     if isinstance(preset, Convention):
         return preset
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise OptionError(
             f"preset {preset!r} does not exist; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
         )

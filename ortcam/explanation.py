@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.errors import OutputError
+from ortcam.errors import OptionError, OutputError
 from ortcam.files import replace_directory
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop
@@ -89,8 +89,12 @@ class Explanation:
             uint8 [H,W,3] RGB; over mid-grey where there is no photo.
 
         Raises:
-            OptionError: an unknown colormap or an opacity out of range.
+            OptionError: no such target, an unknown colormap or an opacity out of range.
         """
+        if not isinstance(target, int) or not -len(self.targets) <= target < len(self.targets):
+            raise OptionError(
+                f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
+            )
         saliency = self.maps[target]
         photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
         return draw_overlay(photo, saliency, self.crop, opacity, colormap)
@@ -115,14 +119,14 @@ class Explanation:
     def save(
         self,
         directory: str | PathLike[str],
-        source: str | None = None,
+        source: str | PathLike[str] | None = None,
         opacity: float = 0.6,
         colormap: str = "turbo",
     ) -> Path:
         """Write overlays (PNG), ``maps.npy``, ``raw_maps.npy``, ``weights.npy`` and ``explanation.json``.
 
-        The directory appears whole or not at all. One that an explanation was saved in before is replaced; any
-        other directory that is not empty is left alone.
+        The directory appears whole or not at all. One that holds an earlier explanation and nothing else is
+        replaced; any other directory that is not empty is left alone.
 
         Args:
             directory: where to.
@@ -137,19 +141,24 @@ class Explanation:
             for row, target in enumerate(self.targets)
         }
         arrays = {"maps.npy": self.maps, "raw_maps.npy": self.raw_maps, "weights.npy": self.weights}
-        manifest = {"source": source, **self.to_dict()}
-        with replace_directory(Path(directory), MANIFEST) as unfinished:
+        manifest = {"source": None if source is None else str(source), **self.to_dict()}
+        with replace_directory(Path(directory), _is_ours) as unfinished:
             try:
                 for name, data in files.items():
                     (unfinished / name).write_bytes(data)
                 for name, array in arrays.items():
                     np.save(unfinished / name, array)
-                (unfinished / MANIFEST).write_text(
-                    json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
+                text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+                (unfinished / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
             except OSError as error:
                 raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
         return Path(directory)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file in a directory is one that `Explanation.save` writes."""
+    ours = path.name in (MANIFEST, "maps.npy", "raw_maps.npy", "weights.npy")
+    return path.is_file() and (ours or re.fullmatch(r"overlay-\d+(-[a-z0-9-]+)?\.png", path.name) is not None)
 
 
 def _overlay_name(target: Target) -> str:

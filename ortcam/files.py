@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,26 +13,28 @@ from ortcam.errors import OutputError
 
 
 @contextmanager
-def replace_directory(directory: Path, manifest: str) -> Iterator[Path]:
+def replace_directory(directory: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Give an unfinished directory to fill; when the block ends well it takes the name `directory`.
 
-    A directory of that name is replaced when it is empty or holds a file `manifest`, and left alone otherwise.
+    A directory of that name is replaced when nothing is in it but what `is_ours`, and left alone otherwise. A link
+    to a directory stays a link.
 
     Raises:
         OutputError: the name is taken by something else, or cannot be written.
     """
+    directory = Path(os.path.realpath(directory))
     if directory.exists():
         if not directory.is_dir():
             raise OutputError(f"cannot write {directory}: it is a file; give the name of a directory")
-        if any(directory.iterdir()) and not (directory / manifest).is_file():
+        if not all(is_ours(path) for path in directory.iterdir()):
             raise OutputError(f"cannot write {directory}: it holds other files; give an empty or new directory")
     with _unfinished(directory) as unfinished:
         yield unfinished
         try:
             old = unfinished.with_name(unfinished.name + "-old")
-            if directory.exists():
+            if directory.exists() and any(directory.iterdir()):
                 directory.rename(old)
-            unfinished.rename(directory)
+            unfinished.rename(directory)  # onto an empty directory as well
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
@@ -61,8 +64,8 @@ def replace_files(path: Path) -> Iterator[Path]:
 def _unfinished(final: Path) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-        unfinished.chmod(0o755)
+        unfinished = final.parent / f".{final.name[:100]}.{secrets.token_hex(4)}"
+        unfinished.mkdir()
     except OSError as error:
         raise OutputError(f"cannot write {final}: {error.strerror or error}") from error
     try:

@@ -5,6 +5,7 @@ file -> photo [H,W,3] uint8 RGB
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ SUFFIXES = frozenset(
         ".jpg",
         ".jpeg",
         ".jpe",
+        ".jfif",
+        ".pbm",
         ".png",
         ".bmp",
         ".webp",
@@ -130,13 +133,36 @@ def _size_in_header(data: bytes) -> tuple[int, int] | None:
 
 
 def _is_cut_short(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker after its last scan, or a PNG its end chunk."""
+    """Whether a JPEG lacks its end marker, or a PNG its end chunk."""
     if data.startswith(b"\xff\xd8\xff"):
-        return data.rfind(b"\xff\xd9") < max(data.rfind(b"\xff\xda"), 0)
+        return not _jpeg_ends(data)
     return data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND") < 0
+
+
+# In a scan, 0xFF stands before 0x00 (stuffing), a restart marker or another 0xFF; before anything else it ends it.
+_MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the segments and scans of a JPEG lead to its end marker; what is appended behind it does not count."""
+    at = 2
+    while at + 1 < len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0xD9:  # no marker where one must be: let the decoder judge
+            return True
+        if marker == 0xFF:
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            found = _MARKER_IN_SCAN.search(data, at)
+            if found is None:
+                return False
+            at = found.start()
+    return False
 
 
 def _may_have_alpha(data: bytes) -> bool:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return len(data) > 25 and (data[25] in (4, 6) or b"tRNS" in data[:4096])
-    return data.startswith((b"RIFF", b"II*\0", b"MM\0*"))
+    return not data.startswith(b"\xff\xd8") and data[4:8] != b"ftyp"  # JPEG; AVIF, which comes in another order

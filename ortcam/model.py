@@ -7,6 +7,7 @@ entries with the prefix ``ortcam.`` whose values are JSON. See docs/model-file.m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -100,6 +101,8 @@ class CamModel:
         Raises:
             ModelError: the file is missing, no ONNX model, or exposes no target layer.
         """
+        if not isinstance(path, str | PathLike):
+            raise ModelError(f"model is a {type(path).__name__}; expected the path of an ONNX file")
         self.path = Path(path)
         proto = read_proto(self.path)
         self.contract = Contract.from_metadata({entry.key: entry.value for entry in proto.metadata_props}, str(path))
@@ -143,8 +146,11 @@ class CamModel:
         limit = {} if max_pixels is None else {"max_pixels": max_pixels}
         if isinstance(image, str | PathLike):
             image = read_photo(image, **limit)
-        elif hasattr(image, "convert") and hasattr(image, "getbands"):  # a Pillow image
-            image = np.asarray(image.convert("RGB"))
+        elif hasattr(image, "convert") and hasattr(image, "getbands"):
+            image = _from_pillow(image)
+        elif hasattr(image, "detach") and hasattr(image, "cpu"):  # a torch tensor, on any device, of any float type
+            image = image.detach().cpu()
+            image = image.float() if image.is_floating_point() else image
         elif not hasattr(image, "__array__"):
             raise ImageError(
                 f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor"
@@ -183,8 +189,8 @@ class CamModel:
         """Return the class indices that `targets` names, or None for the top class.
 
         Args:
-            targets: None, a class index, a label, or a sequence of these. A label may be one of the synonyms
-                that a comma separates in the model's label, in any case of letters.
+            targets: None, a class index, a label, or a sequence of these; digits are an index. A label may be one
+                of the synonyms that a comma separates in the model's label, in any case of letters.
             classes: how many classes the model has.
 
         Raises:
@@ -192,7 +198,9 @@ class CamModel:
         """
         if targets is None:
             return None
-        if isinstance(targets, str | int | np.integer):
+        if hasattr(targets, "tolist"):  # arrays, tensors and numpy's numbers
+            targets = targets.tolist()
+        if isinstance(targets, str | int | float):
             targets = [targets]
         if not isinstance(targets, Iterable):
             raise TargetError(f"targets is {targets!r}; expected class indices or labels")
@@ -202,7 +210,9 @@ class CamModel:
         return indices
 
     def _resolve_target(self, target: Any, classes: int) -> int:
-        if isinstance(target, str) and not target.lstrip("-").isdecimal():
+        if hasattr(target, "tolist"):
+            target = target.tolist()
+        if isinstance(target, str) and not re.fullmatch(r"\s*-?[0-9]+\s*", target):
             matches = find_label(target, self.labels or ())
             if len(matches) == 1:
                 return matches[0]
@@ -217,7 +227,7 @@ class CamModel:
                 else "; it has no labels, give an index"
             )
             raise TargetError(f"label {target!r} is no class of {self.path.name}{hint}")
-        if isinstance(target, bool) or not isinstance(target, str | int | np.integer):
+        if isinstance(target, bool) or not isinstance(target, str | int):
             raise TargetError(f"target is {target!r}; expected a class index or a label")
         index = int(target)
         if not 0 <= index < classes:
@@ -225,6 +235,18 @@ class CamModel:
                 f"target {index} is out of range; {self.path.name} has {classes} classes, 0 to {classes - 1}"
             )
         return index
+
+
+def _from_pillow(image: Any) -> np.ndarray[Any, Any]:
+    """Return the pixels of a Pillow image as `read_photo` would give them: turned upright, 16 bits and alpha kept."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    if image.mode not in ("L", "RGB", "RGBA", "I;16"):
+        image = image.convert("RGB")
+    return np.asarray(image)
 
 
 def find_label(name: str, labels: Sequence[str]) -> list[int]:

@@ -70,8 +70,12 @@ class Preprocessing:
             raise OptionError(f"preprocessing channels is {self.channels!r}; expected RGB, BGR or GRAY")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise OptionError(f"preprocessing interpolation is {self.interpolation!r}; expected bilinear or bicubic")
-        if min(self.height, self.width) < 1:
-            raise OptionError(f"preprocessing size is {self.height}x{self.width}; expected at least 1x1")
+        for name in ("height", "width", "resize"):
+            number = getattr(self, name)
+            if not (name == "resize" and number is None) and (type(number) is not int or number < 1):
+                raise OptionError(f"preprocessing {name} is {number!r}; expected a whole number of pixels from 1")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < abs(self.scale) < np.inf:
+            raise OptionError(f"preprocessing scale is {self.scale!r}; expected a finite number other than 0")
         if self.resize is not None and self.resize < max(self.height, self.width):
             raise OptionError(
                 f"preprocessing resize is {self.resize}, less than the input size {self.height}x{self.width}; "
@@ -136,10 +140,10 @@ class Preprocessing:
                 raise OptionError(
                     f"preprocessing has no field {name!r}; expected {', '.join(known)}{nearest(name, known)}"
                 )
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise OptionError(f"preprocessing cannot be used: {one_line(error)}") from error
+        for name in ("height", "width"):
+            if name not in fields:
+                raise OptionError(f"preprocessing has no {name}; expected the input size in pixels")
+        return cls(**fields)
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Preprocessing:
@@ -208,6 +212,8 @@ def _per_channel(values: Any, count: int, name: str) -> tuple[float, ...]:
     if isinstance(values, int | float):
         values = [values]
     try:
+        if isinstance(values, str):
+            raise TypeError
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
         raise OptionError(f"preprocessing {name} is {values!r}; expected {count} numbers") from error

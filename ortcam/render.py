@@ -36,11 +36,11 @@ def draw_overlay(
     Raises:
         OptionError: an unknown colormap, or an opacity out of range.
     """
-    if colormap not in COLORMAPS:
+    if not isinstance(colormap, str) or colormap not in COLORMAPS:
         raise OptionError(
-            f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(colormap, COLORMAPS)}"
+            f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(str(colormap), COLORMAPS)}"
         )
-    if not 0 <= opacity <= 1:
+    if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         raise OptionError(f"opacity is {opacity}; expected a number from 0 to 1")
     inside = slice(crop.top, crop.bottom), slice(crop.left, crop.right)
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)

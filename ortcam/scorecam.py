@@ -61,9 +61,8 @@ class ScoreCAM:
             ProviderError: the provider does not exist or does not load.
             OptionError: the preset does not exist, or a number makes no sense.
         """
-        for name, number in (("batch_size", batch_size), ("threads", threads)):
-            if number is not None and (not isinstance(number, int) or number < 1):
-                raise OptionError(f"{name} is {number!r}; expected a whole number from 1")
+        batch_size = None if batch_size is None else _whole("batch_size", batch_size)
+        threads = None if threads is None else _whole("threads", threads)
         self.convention = resolve_convention(preset)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
         self.batch_size = self.model.batch or batch_size or DEFAULT_BATCH
@@ -146,6 +145,19 @@ class ScoreCAM:
             flat=flat,
         )
 
+    def rehearse(self) -> None:
+        """Run a plain and a masked pass on a grey photo: whether this file can be explained at all.
+
+        Raises:
+            OrtcamError: it cannot.
+        """
+        shape = [dim or 32 for dim in self.model.input_shape]
+        known = self.model.contract.preprocessing is not None
+        grey = np.full((32, 32, 3), 128, np.uint8) if known else np.zeros((1, *shape), np.float32)
+        plain = self._scorer.forward(self.model.prepare(grey)[1])
+        affine = np.array([[0, 0, 1]], np.float32)
+        self._scorer.score(plain, np.zeros(1, np.int64), affine, [0], self.convention.mask_align_corners)
+
     def explain_batch(
         self,
         images: Iterable[Any],
@@ -162,6 +174,10 @@ class ScoreCAM:
         Yields:
             An Explanation per image that could be explained, in order.
         """
+        if isinstance(images, str | PathLike):
+            raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
+        if isinstance(targets, Iterator):
+            targets = list(targets)
         for image in images:
             try:
                 explanation = self.explain(image, targets)
@@ -196,9 +212,14 @@ class ScoreCAM:
 
 def _top(logits: Floats, count: int) -> list[int]:
     """Return the classes with the highest logits, best first; the lower index first among equals."""
-    if count < 1:
-        raise OptionError(f"top_k is {count!r}; expected a whole number from 1")
-    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]
+    return [int(index) for index in np.argsort(-logits, kind="stable")[: _whole("top_k", count)]]
+
+
+def _whole(name: str, number: Any) -> int:
+    """Return a whole number from 1 of any integer type."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+        raise OptionError(f"{name} is {number!r}; expected a whole number from 1")
+    return int(number)
 
 
 def _place(input_maps: Floats, crop: Crop, size: tuple[int, ...]) -> Floats:

@@ -74,6 +74,7 @@ def test_folders_keep_their_layout_and_names_never_collide(small: Path) -> None:
     shutil.copy(small / "cat.png", small / "photos" / "deep" / "cat.png")
     shutil.copy(small / "dog.jpg", small / "photos" / "cat.jpg")
     shutil.copy(small / "cat.png", small / "photos" / "cat.png")
+    shutil.copy(small / "cat.png", small / "photos" / "deep.png")
     (small / "photos" / "notes.txt").write_text("no photo")
     done = run("explain", "model.onnx", "photos", "dog.jpg", "-o", "photos/out", "--json", cwd=small)
     assert done.returncode == 0, done.stderr
@@ -81,11 +82,12 @@ def test_folders_keep_their_layout_and_names_never_collide(small: Path) -> None:
     assert where == {
         "photos/cat.jpg": "photos/out/cat",
         "photos/cat.png": "photos/out/cat-2",
+        "photos/deep.png": "photos/out/deep-2",  # not the folder that holds the explanation of deep/cat.png
         "photos/deep/cat.png": "photos/out/deep/cat",
         "dog.jpg": "photos/out/dog",
     }
     again = run("explain", "model.onnx", "photos", "-o", "photos/out", "--json", cwd=small)
-    assert len(json.loads(again.stdout)["explanations"]) == 3  # its own overlays are no photos
+    assert len(json.loads(again.stdout)["explanations"]) == 4  # its own overlays are no photos
 
 
 def test_a_bad_photo_is_reported_and_the_others_go_on(small: Path) -> None:
@@ -98,6 +100,36 @@ def test_a_bad_photo_is_reported_and_the_others_go_on(small: Path) -> None:
     assert [entry["source"] for entry in result["errors"]] == ["text.jpg", "cut.jpg", "none.jpg"]
     assert done.stderr.count("error:") == 3
     assert [path.name for path in (small / "out").iterdir()] == ["cat"]
+
+
+def test_photos_beside_their_explanations_are_found(small: Path) -> None:
+    (small / "photos").mkdir()
+    shutil.copy(small / "cat.png", small / "photos" / "cat.png")
+    for _ in range(2):
+        done = run("explain", "model.onnx", "photos", "empty-as-yet", "-o", ".", "--json", cwd=small)
+        assert [entry["directory"] for entry in json.loads(done.stdout)["explanations"]] == ["cat"]
+
+
+def test_names_that_are_no_text_are_no_obstacle(small: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9-\xff.png")
+    shutil.copy(small / "cat.png", small / odd)
+    (small / os.fsdecode(b"bad\xff.jpg")).write_text("no photo")
+    done = run("explain", "model.onnx", odd, os.fsdecode(b"bad\xff.jpg"), "-o", "out", "--json", cwd=small)
+    assert done.returncode == 1
+    result = json.loads(done.stdout)
+    assert len(result["explanations"]) == len(result["errors"]) == 1
+    assert "fault" not in done.stderr
+    done = run("explain", "model.onnx", odd, "-o", "out", cwd=small, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_empty_folder_is_reported_and_the_photos_go_on(small: Path) -> None:
+    (small / "empty").mkdir()
+    done = run("explain", "model.onnx", "empty", "cat.png", "-o", "out", "--json", cwd=small)
+    assert done.returncode == 1
+    result = json.loads(done.stdout)
+    assert [entry["source"] for entry in result["explanations"]] == ["cat.png"]
+    assert "holds no images" in result["errors"][0]["error"]
 
 
 def test_explain_imports_no_training_framework(small: Path) -> None:
@@ -168,6 +200,9 @@ def test_debug_shows_the_traceback(small: Path) -> None:
         assert done.returncode == 1
         assert "Traceback" in done.stderr
         assert "ModelError" in done.stderr
+    done = run("explain", "model.onnx", "none.png", "--debug", cwd=small)
+    assert "Traceback" in done.stderr
+    assert "ImageError" in done.stderr
 
 
 def test_help_has_examples_and_version_is_printed() -> None:

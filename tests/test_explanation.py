@@ -94,8 +94,12 @@ def test_any_photo_can_be_drawn_upon(photo: np.ndarray, colormap: str, opacity: 
 def test_bad_drawing_options(explanation: ortcam.Explanation) -> None:
     with pytest.raises(OptionError, match="nearest: turbo"):
         explanation.overlay(colormap="turbos")
-    with pytest.raises(OptionError, match="from 0 to 1"):
-        explanation.overlay(opacity=2)
+    for opacity in (2, "x", None, float("nan")):
+        with pytest.raises(OptionError, match="from 0 to 1"):
+            explanation.overlay(opacity=opacity)
+    for target in (5, -3, "3"):
+        with pytest.raises(OptionError, match="place of one of the 2 targets"):
+            explanation.overlay(target)
 
 
 def test_sheets_hold_any_number_of_photos() -> None:
@@ -139,10 +143,35 @@ def test_overlays_are_named_by_their_label(lite0_file: Path, tmp_path: Path) -> 
 
 def test_an_older_explanation_is_replaced(explanation: ortcam.Explanation, tmp_path: Path) -> None:
     explanation.save(tmp_path / "x")
-    (tmp_path / "x" / "old.txt").write_text("old")
+    (tmp_path / "x" / "overlay-7-old.png").write_text("old")
     explanation.save(tmp_path / "x")
-    assert not (tmp_path / "x" / "old.txt").exists()
+    assert not (tmp_path / "x" / "overlay-7-old.png").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_notes_beside_an_explanation_are_never_deleted(explanation: ortcam.Explanation, tmp_path: Path) -> None:
+    explanation.save(tmp_path / "x")
+    (tmp_path / "x" / "notes.txt").write_text("what I thought of it")
+    with pytest.raises(OutputError, match="holds other files"):
+        explanation.save(tmp_path / "x")
+    assert (tmp_path / "x" / "notes.txt").exists()
+    assert (tmp_path / "x" / "maps.npy").exists()
+
+
+def test_a_link_to_a_folder_stays_a_link(
+    explanation: ortcam.Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    explanation.save(tmp_path / "link")
+    explanation.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "maps.npy").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    explanation.save(".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "real"]
+    assert (tmp_path / "here" / "maps.npy").is_file()
 
 
 def test_what_is_not_ours_is_left_alone(explanation: ortcam.Explanation, tmp_path: Path) -> None:

@@ -382,6 +382,7 @@ def test_a_bad_callable_or_weights(
         ("resnet18", "no known kind"),
         ("model.pkl", "no known kind"),
         (42, "no known kind"),
+        (None, "no known kind"),
     ],
 )
 def test_a_source_that_does_not_exist(source: object, message: str, tmp_path: Path) -> None:
@@ -397,6 +398,11 @@ def test_bad_options(tiny: nn.Module, tmp_path: Path) -> None:
         ({"input_size": (1, 2, 3)}, "input_size"),
         ({"preprocess": "imagnet"}, "nearest: imagenet"),
         ({"labels": tmp_path / "nothing.txt"}, "cannot read the labels"),
+        ({"labels": 5}, "no list of names"),
+        ({"labels": {1: "a", 2: "b"}}, "no index 0"),
+        ({"layer": None}, "expected a name"),
+        ({"preprocess": {"height": 32}}, "no width"),
+        ({"opset": "20"}, "expected 18, 19, 20"),
     ):
         with pytest.raises(OptionError, match=message):
             export(tiny, tmp_path / "net.onnx", **{"input_size": 32, **options})
@@ -407,11 +413,143 @@ def test_bad_options(tiny: nn.Module, tmp_path: Path) -> None:
     assert nothing_is_left(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["\n".join(f"l{i}" for i in range(10)), json.dumps([f"l{i}" for i in range(10)])])
+NAMES = [f"l{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(NAMES),
+        "\ufeff" + "\n\n".join(NAMES) + "\n\n",
+        json.dumps(NAMES),
+        json.dumps(dict(reversed(list(enumerate(NAMES))))),
+    ],
+)
 def test_label_files(tiny: nn.Module, tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.txt").write_text(text)
     report = export(tiny, tmp_path / "net.onnx", labels=tmp_path / "labels.txt", input_size=32)
-    assert report.contract.labels == tuple(f"l{i}" for i in range(10))
+    assert report.contract.labels == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"1": "a", "2": "b"}', "no index 0"),
+        ('["a", "b",]', "no valid JSON"),
+        ("[1, 2]", "no list of names"),
+        ("", "no list of names"),
+    ],
+)
+def test_bad_label_files(tiny: nn.Module, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(OptionError, match=message):
+        export(tiny, tmp_path / "net.onnx", labels=tmp_path / "labels.json", input_size=32)
+
+
+class SameName(Tiny):
+    """Functions whose values the exporter names as modules that do something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.first = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = torch.relu(self.conv(x)).mean((2, 3))
+        scores: torch.Tensor = self.fc(self.relu(self.first(pooled)))
+        return scores
+
+
+class ListBackbone(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+
+        class Backbone(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 16, 3)
+
+            def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+                return [x, torch.relu(self.conv(x))]
+
+        self.backbone = Backbone()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(self.backbone(x)[1].mean((2, 3)))
+        return scores
+
+
+class DoubleScores(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).double()
+
+
+class AttentionFirst(Tiny):
+    """A convolution of two channels that is registered before the one that sees the photo."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.attention = nn.Conv2d(2, 1, 7, padding=3)
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x))
+        gate = self.attention(torch.cat([x.amax(1, True), x.mean(1, True)], 1)).sigmoid()
+        scores: torch.Tensor = self.fc((x * gate).mean((2, 3)))
+        return scores
+
+
+class GreyInside(Tiny):
+    """Takes RGB and makes it grey itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("module", "layer", "channels"),
+    [
+        (SameName, "auto", 16),
+        (ListBackbone, "backbone", 16),
+        (DoubleScores, "auto", 16),
+        (AttentionFirst, "auto", 16),
+        (GreyInside, "auto", 16),
+    ],
+)
+def test_odd_modules_are_exported_and_explained(
+    module: type[nn.Module], layer: str, channels: int, tmp_path: Path
+) -> None:
+    report = export(module().eval(), tmp_path / "net.onnx", layer=layer, preprocess="imagenet", input_size=32)
+    assert report.shape[0] == channels
+    assert report.contract.preprocessing is not None
+    assert report.contract.preprocessing.channel_count == 3
+    assert report.agreement.activations is not None
+    assert report.agreement.activations < 1e-5
+    photo = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    assert np.isfinite(ortcam.ScoreCAM(report.path).explain(photo).maps).all()
+
+
+def test_a_grey_network_gets_grey_photos(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    report = export(module, tmp_path / "grey.onnx", preprocess="tf", input_size=32)
+    assert report.contract.preprocessing is not None
+    assert report.contract.preprocessing.channels == "GRAY"
+    assert ortcam.ScoreCAM(report.path).model.prepare(np.zeros((40, 40, 3), np.uint8))[1].shape == (1, 1, 32, 32)
+
+
+def test_the_random_numbers_of_the_caller_stay(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    export("torchvision:squeezenet1_1", tmp_path / "s.onnx", weights="random", input_size=64)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_an_output_that_cannot_be_written(tiny: nn.Module, tmp_path: Path) -> None:
@@ -442,6 +580,80 @@ def test_an_onnx_file_is_exposed(tiny: nn.Module, tmp_path: Path, dynamic: bool)
     photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
     ours, theirs = (ortcam.ScoreCAM(path).explain(photo).maps for path in (report.path, reference))
     assert np.abs(ours - theirs).max() < 1e-5
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_a_baked_in_batch_of_an_older_exporter(tiny: nn.Module, tmp_path: Path, opset: int) -> None:
+    """torch's legacy exporter writes the batch of a view as a number: the file keeps its batch of 1."""
+
+    class Flattened(Tiny):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pooled = nn.functional.adaptive_avg_pool2d(self.features(x), 1)
+            scores: torch.Tensor = self.fc(pooled.view(x.size(0), -1))
+            return scores
+
+    module = Flattened().eval()
+    plain, names = tmp_path / "plain.onnx", {"input_names": ["x"], "output_names": ["y"]}
+    torch.onnx.export(module, (torch.zeros(1, 3, 32, 32),), plain, dynamo=False, opset_version=opset, **names)
+    report = export(plain, tmp_path / "cam.onnx", preprocess="tf")
+    reference = export(module, tmp_path / "reference.onnx", preprocess="tf", input_size=32).path
+    photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
+    ours, theirs = (ortcam.ScoreCAM(path).explain(photo).maps for path in (report.path, reference))
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+def test_exporting_again_keeps_preprocessing_and_labels(tiny: nn.Module, tmp_path: Path) -> None:
+    first = export(tiny, tmp_path / "a.onnx", preprocess="tf", labels=NAMES, input_size=32)
+    again = export(tmp_path / "a.onnx", tmp_path / "b.onnx", layer=CamModel(first.path).contract.layer)
+    assert again.contract.preprocessing == first.contract.preprocessing
+    assert again.contract.labels == first.contract.labels
+    early = export(tmp_path / "a.onnx", tmp_path / "c.onnx", layer="features.1")
+    assert early.shape == (8, 16, 16)
+
+
+def test_an_onnx_file_and_what_does_not_fit_it(tiny: nn.Module, tmp_path: Path) -> None:
+    plain = plain_onnx(tiny, tmp_path / "plain.onnx", True)
+    grey = {"height": 32, "width": 32, "channels": "GRAY"}
+    with pytest.raises(ExportError, match="takes 3 channels, but the preprocessing makes 1"):
+        export(plain, tmp_path / "out.onnx", preprocess=grey)
+    with pytest.raises(ExportError, match="inputs of 32x32 only"):
+        export(plain, tmp_path / "out.onnx", input_size=64)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_names_of_the_contract_may_be_taken(tiny: nn.Module, tmp_path: Path) -> None:
+    proto = onnx.load(plain_onnx(tiny, tmp_path / "plain.onnx", True), load_external_data=True)
+    old = {
+        node.output[0]: name
+        for node, name in zip(proto.graph.node, ["activations", "ortcam.mask", "image"], strict=False)
+    }
+    weights = {proto.graph.initializer[0].name: "logits"}
+    for node in proto.graph.node:
+        node.input[:] = [(old | weights).get(name, name) for name in node.input]
+        node.output[:] = [old.get(name, name) for name in node.output]
+    proto.graph.initializer[0].name = "logits"
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "names.onnx")
+    report = export(tmp_path / "names.onnx", tmp_path / "cam.onnx", preprocess="tf")
+    assert report.agreement.logits < 1e-5
+    ortcam.ScoreCAM(report.path).explain(np.zeros((9, 9, 3), np.uint8) + np.arange(9, dtype=np.uint8)[:, None, None])
+
+
+def test_corrupt_onnx_files_are_refused_in_one_line(tiny: nn.Module, tmp_path: Path) -> None:
+    whole = (plain_onnx(tiny, tmp_path / "plain.onnx", True)).read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        broken = bytearray(whole)
+        for at in random.integers(0, len(whole), 3):
+            broken[at] = random.integers(0, 256)
+        (tmp_path / "broken.onnx").write_bytes(broken)
+        try:
+            export(tmp_path / "broken.onnx", tmp_path / "cam.onnx", preprocess="tf")
+        except ortcam.OrtcamError as error:
+            assert "\n" not in str(error)
+            assert not (tmp_path / "cam.onnx").exists()
+        else:
+            (tmp_path / "cam.onnx").unlink()
 
 
 def test_an_onnx_file_that_is_no_classifier(tmp_path: Path) -> None:

@@ -122,6 +122,17 @@ def test_a_cut_jpeg_with_a_thumbnail_is_refused(dog: Image.Image) -> None:
         decode_photo(whole[: len(whole) * 3 // 4])
 
 
+def test_what_is_appended_to_a_jpeg_does_not_count(dog: Image.Image) -> None:
+    """As in the motion photos of phones; random bytes hold any marker."""
+    random = np.random.default_rng(0)
+    for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
+        data = encoded(dog, "JPEG", **options)
+        for _ in range(5):
+            assert np.array_equal(decode_photo(data + random.bytes(100_000)), decode_photo(data))
+        with pytest.raises(ImageError, match="cut short"):
+            decode_photo(data[:-2])
+
+
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         read_photo(tmp_path / "nothing.jpg")

@@ -237,6 +237,32 @@ def test_tf_keras_vis_takes_a_softmax_of_the_softmax(
     assert explanation.weights[0, channel] == pytest.approx(float(twice), rel=1e-4)
 
 
+class ConvolutionalHead(nn.Module):
+    """A head that ends in a softmax over [B,N,1,1], flattened after it."""
+
+    def __init__(self, resnet18: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*list(resnet18.children())[:-1])
+        self.head = nn.Conv2d(512, 1000, 1)
+        self.head.weight.data = resnet18.fc.weight.data[:, :, None, None].clone()
+        self.head.bias.data = resnet18.fc.bias.data.clone()
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.head(self.body(x)), 1).flatten(1)
+
+
+def test_a_softmax_before_a_flatten_is_seen_through(
+    small: ortcam.ScoreCAM, resnet18: nn.Module, models: Path, photos: dict[str, Path]
+) -> None:
+    path = export(ConvolutionalHead(resnet18), models / "head.onnx", preprocess="imagenet", input_size=96).path
+    cam = ortcam.ScoreCAM(path, preset="paper")
+    ours = cam.explain(photos["chelsea"], targets=3)
+    theirs = ortcam.ScoreCAM(small.model.path, preset="paper").explain(photos["chelsea"], targets=3)
+    assert ours.targets[0].logit == pytest.approx(theirs.targets[0].logit, rel=1e-4)
+    assert np.abs(ours.input_maps - theirs.input_maps).max() < 1e-3
+
+
 def test_a_sigmoid_weighs_by_its_own_probability(resnet18: nn.Module, models: Path, photos: dict[str, Path]) -> None:
     module = WithHead(resnet18, nn.Sigmoid())
     report = export(module, models / "sigmoid.onnx", preprocess="imagenet", input_size=96)
@@ -320,6 +346,8 @@ def test_a_batch_is_streamed(small: ortcam.ScoreCAM, photos: dict[str, Path]) ->
         ([], "empty"),
         ("cat", "has no labels"),
         (1.5, "expected"),
+        (np.array([3, 1000]), "out of range"),
+        ("--5", "has no labels"),
         ([True], "expected a class index"),
         ([None], "expected a class index"),
     ],
@@ -358,12 +386,57 @@ def test_bad_images(small: ortcam.ScoreCAM, image: object, message: str) -> None
         small.explain(image)
 
 
+def test_numbers_of_every_type_are_taken(small: ortcam.ScoreCAM, resnet18_file: Path) -> None:
+    for targets in (np.array(3), np.int64(3), torch.tensor(3), [torch.tensor(3)], np.array([3]), "3", ["3"], (3, 3)):
+        assert small.model.resolve_targets(targets, 1000) == [3]
+    assert small.model.resolve_targets(torch.tensor([3, 1]), 1000) == [3, 1]
+    assert ortcam.ScoreCAM(resnet18_file, batch_size=np.int64(4)).batch_size == 4
+
+
+def test_a_photo_opened_with_pillow_is_the_photo_in_the_file(
+    small: ortcam.ScoreCAM, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    photo = Image.open(photos["chelsea"]).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.png", exif=exif)
+    clear = photo.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(photo.size))
+    clear.save(tmp_path / "clear.png")
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    photo.convert("P").save(tmp_path / "palette.png")
+    for name in ("turned", "clear", "deep", "palette"):
+        path = tmp_path / f"{name}.png"
+        assert np.array_equal(small.model.prepare(Image.open(path))[0], read_photo(path)), name
+
+
+def test_tensors_of_torch_are_taken(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    tensor = torch.from_numpy(small.model.prepare(photos["chelsea"])[1])
+    plain = small.model.prepare(tensor)[1]
+    assert np.array_equal(small.model.prepare(tensor.clone().requires_grad_())[1], plain)
+    assert np.abs(small.model.prepare(tensor.bfloat16())[1] - plain).max() < 0.02
+
+
 def test_bad_options(resnet18_file: Path, small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
-    for options in ({"batch_size": 0}, {"batch_size": 1.5}, {"threads": -1}, {"preset": "offical"}):
+    for options in (
+        {"batch_size": 0},
+        {"batch_size": 1.5},
+        {"batch_size": True},
+        {"threads": -1},
+        {"preset": "offical"},
+        {"preset": ["official"]},
+    ):
         with pytest.raises(OptionError):
             ortcam.ScoreCAM(resnet18_file, **options)
-    with pytest.raises(OptionError, match="top_k"):
-        small.explain(photos["chelsea"], top_k=0)
+    for top_k in (0, 1.5, "2", None):
+        with pytest.raises(OptionError, match="top_k"):
+            small.explain(photos["chelsea"], top_k=top_k)
+    with pytest.raises(OptionError, match="use explain"):
+        next(small.explain_batch("photo.jpg"))
+    with pytest.raises(ProviderError, match="expected a name"):
+        ortcam.ScoreCAM(resnet18_file, provider=None)
+    with pytest.raises(ModelError, match="expected the path"):
+        ortcam.ScoreCAM(None)
     with pytest.raises(ProviderError, match="nearest: cuda"):
         ortcam.ScoreCAM(resnet18_file, provider="cud")
     with pytest.raises(ProviderError, match=r"does not load.*ortcam\[gpu\]"):

@@ -39,9 +39,16 @@ def expose(model: ir.Model, value: ir.Value, contract: Contract) -> None:
         result = copy.outputs[0]
     names = {"image": graph.inputs[0], "activations": value}
     names["logits" if contract.output == "logits" else "probabilities"] = result
-    for other in [*graph.inputs, *graph.initializers.values(), *all_values(graph)]:
-        if other.name in names and other is not names[other.name]:
-            other.name = f"{other.name}.of_the_source"
+    others = [*graph.inputs, *graph.initializers.values(), *all_values(graph)]
+    taken = {other.name for other in others} | set(names)
+    for other in others:  # the scoring graph needs the names that begin with the prefix
+        name = other.name or ""
+        if name.startswith(PREFIX) or (name in names and other is not names[name]):
+            number = 0
+            while (unique := f"source.{name}.{number}") in taken:
+                number += 1
+            other.name = unique
+            taken.add(unique)
     for name, named in names.items():
         named.name = name
     graph.outputs[:] = [result, value]

@@ -8,6 +8,7 @@ one, a branch of it or a squeeze-excite gate is not.
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,7 +67,8 @@ class Candidate:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Add the shapes that ONNX can infer to a model's values, in place."""
+    """Add the shapes that ONNX can infer to a model's values, in place; where it cannot, they stay unknown."""
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it would log a traceback
     ShapeInferencePass()(model)
 
 

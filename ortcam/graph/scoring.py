@@ -104,7 +104,8 @@ def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:
 def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.NodeProto]:
     """logits [B,N] -> those of the targets, and the logs of the targets' probabilities, both [B,T]."""
     nodes = [
-        _node("Identity", [logits], "logits"),
+        _node("Flatten", [logits], "flat_logits", axis=1),  # a convolutional head has [B,N,1,1] before its softmax
+        _node("Cast", ["ortcam.flat_logits"], "logits", to=TensorProto.FLOAT),
         _node("Gather", [LOGITS, TARGETS], "target_logits", axis=1),
     ]
     if contract.output == "sigmoid" and scored == "logits":  # log sigmoid(f) = f - log(1 + exp(f))

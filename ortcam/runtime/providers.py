@@ -88,6 +88,8 @@ def open_on_provider(
 
 
 def _find(wanted: str) -> Provider:
+    if not isinstance(wanted, str):
+        raise ProviderError(f"provider is {wanted!r}; expected a name: auto, {', '.join(PROVIDERS)}")
     by_ort_name = {ort_name.lower(): name for name, (ort_name, _) in PROVIDERS.items()}
     name = by_ort_name.get(wanted.lower(), wanted.lower())
     if name not in PROVIDERS:
@@ -104,7 +106,8 @@ def _try(
     if provider.ort_name not in ort.get_available_providers():
         return None
     if provider.name == "cpu":
-        return create([(provider.ort_name, provider.options)], 3)
+        with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it tries again
+            return create([(provider.ort_name, provider.options)], 4)
     ort.set_default_logger_severity(4)  # a failure is reported once, by us
     try:
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it falls back
