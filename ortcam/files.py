@@ -22,19 +22,19 @@ def replace_directory(directory: Path, is_ours: Callable[[Path], bool]) -> Itera
     Raises:
         OutputError: the name is taken by something else, or cannot be written.
     """
-    directory = Path(os.path.realpath(directory))
-    if directory.exists():
-        if not directory.is_dir():
+    final = Path(os.path.realpath(directory))
+    if final.exists():
+        if not final.is_dir():
             raise OutputError(f"cannot write {directory}: it is a file; give the name of a directory")
-        if not all(is_ours(path) for path in directory.iterdir()):
+        if not all(is_ours(path) for path in final.iterdir()):
             raise OutputError(f"cannot write {directory}: it holds other files; give an empty or new directory")
-    with _unfinished(directory) as unfinished:
+    with _unfinished(final, directory) as unfinished:
         yield unfinished
         try:
             old = unfinished.with_name(unfinished.name + "-old")
-            if directory.exists() and any(directory.iterdir()):
-                directory.rename(old)
-            unfinished.rename(directory)  # onto an empty directory as well
+            if final.exists() and any(final.iterdir()):
+                final.rename(old)
+            unfinished.rename(final)  # onto an empty directory as well
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
@@ -51,7 +51,7 @@ def replace_files(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
-    with _unfinished(path) as unfinished:
+    with _unfinished(path, path) as unfinished:
         yield unfinished
         try:
             for made in sorted(unfinished.iterdir(), key=lambda made: made.name == path.name):
@@ -61,13 +61,17 @@ def replace_files(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _unfinished(final: Path) -> Iterator[Path]:
+def _unfinished(final: Path, shown: Path) -> Iterator[Path]:
+    """Make a hidden directory beside `final`, which error messages call `shown`; it is gone after the block."""
+    file = next((folder for folder in final.parents if folder.exists() and not folder.is_dir()), None)
+    if file is not None:
+        raise OutputError(f"cannot write {shown}: {file.name} is a file, not a directory")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         unfinished = final.parent / f".{final.name[:100]}.{secrets.token_hex(4)}"
         unfinished.mkdir()
     except OSError as error:
-        raise OutputError(f"cannot write {final}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {shown}: {error.strerror or error}") from error
     try:
         yield unfinished
     finally:

@@ -180,6 +180,7 @@ def test_inputs_need_not_be_square(
     assert explanation.maps.max() > 0.9
 
 
+@pytest.mark.slow
 def test_an_early_layer_of_vgg(models: Path, photos: dict[str, Path]) -> None:
     """conv3_3 of VGG-16 after its ReLU: 256 channels of 24x24 at 96x96, before two more poolings."""
     torch.manual_seed(0)
