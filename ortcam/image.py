@@ -73,7 +73,7 @@ def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
         pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if _may_have_alpha(data) else None
         if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
             pixels = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
-        elif pixels is not None:
+        else:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
     except cv2.error as error:
         raise ImageError(f"{name} cannot be decoded: {one_line(error)}") from error
