@@ -6,24 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters.labels import read_labels
-from ortcam.exporters.sources import SourceOptions, convert
+from ortcam.exporters.shapes import complete_shapes
+from ortcam.exporters.sources import Converted, SourceOptions, convert
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
 from ortcam.graph.expose import expose, find_output_kind
-from ortcam.graph.layers import dims, find_layer, infer_shapes, module_outputs
-from ortcam.model import Contract
+from ortcam.graph.layers import FeatureMap, Reading, dims, find_layer, module_outputs
+from ortcam.model import Contract, Layout
 from ortcam.preprocessing import Preprocessing
 from ortcam.scorecam import ScoreCAM
-
-if TYPE_CHECKING:
-    from torch import nn
 
 OPSETS = (18, 19, 20)
 # Weights above this go to a file of their own; protobuf cannot hold 2 GB.
@@ -37,7 +36,7 @@ class ExportReport:
     Attributes:
         path: the file.
         layer: the target layer's name.
-        shape: its dimensions without the batch; None where they are free.
+        shape: its channels, height and width; None where they are free.
         contract: what the file's metadata states.
         agreement: how closely the file and its source agree.
         notices: what the user should know.
@@ -52,7 +51,7 @@ class ExportReport:
 
 
 def export(
-    source: nn.Module | str | PathLike[str],
+    source: Any,
     output: str | PathLike[str],
     layer: str = "auto",
     *,
@@ -61,6 +60,10 @@ def export(
     opset: int = 20,
     preprocess: str | PathLike[str] | Preprocessing | Mapping[str, Any] | None = None,
     labels: str | PathLike[str] | Sequence[str] | Mapping[Any, str] | None = None,
+    output_name: str | None = None,
+    input_layout: Layout | None = None,
+    grid: tuple[int, int] | None = None,
+    allow_unsafe: bool = False,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
 ) -> ExportReport:
     """Write a model file that `ortcam.ScoreCAM` explains.
@@ -69,19 +72,27 @@ def export(
     batches of 1 and 3, and scores and target layer must agree to a relative error of 1e-3.
 
     Args:
-        source: an nn.Module in eval mode; or ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:CALLABLE``,
-            ``package.module:CALLABLE``, or an ONNX file.
+        source: a model in memory: an nn.Module in eval mode, a Keras model, a Flax NNX module, or a function of a
+            JAX array; ``torchvision:NAME``, ``timm:NAME``; ``FILE.py:CALLABLE`` or ``package.module:CALLABLE``, a
+            function without arguments that returns such a model; or a file: ``.onnx``, ``.keras``, ``.h5``,
+            ``.hdf5``, ``.tflite``, ``.pt2``, or the folder of a TensorFlow SavedModel.
         output: the file to write, ``.onnx``; its folder is made. Weights of more than 1.9 GB go beside it, to
             ``NAME.onnx.data``.
-        layer: ``auto`` (the last spatial feature map after its activation function), a dotted module name, or
-            the name of a value in the graph.
-        weights: a state dict file for the module, loaded with ``weights_only=True``; ``random`` (seeded) leaves
-            a torchvision or timm network untrained. None: those come with their default trained weights.
+        layer: ``auto`` (the last spatial feature map after its activation function), a dotted module name, a Keras
+            layer (nested: ``outer/inner``), or the name of a value in the graph.
+        weights: for a PyTorch module, a state dict file, loaded with ``weights_only=True``; for a Keras model that a
+            callable builds, a weights file; ``random`` (seeded) leaves a torchvision or timm network untrained.
+            None: those come with their default trained weights.
         input_size: the side, or (height, width), of the input in pixels.
-        opset: 18, 19 or 20, for PyTorch sources.
+        opset: 18, 19 or 20, for sources that are converted; an ONNX file keeps its own from 18.
         preprocess: ``imagenet``, ``tf``, ``caffe``, ``lite``, ``raw``, a JSON file or object, or a Preprocessing;
             torchvision and timm sources bring their own.
         labels: class names, a file of them, or ``imagenet``; torchvision and timm sources bring their own.
+        output_name: which output holds the class scores, where there are several; None for the first that can.
+        input_layout: ``NCHW`` or ``NHWC``, where the source leaves it open.
+        grid: (rows, columns) of a vision transformer's patches, where they are not found.
+        allow_unsafe: run the code that a model file may bring along (Keras' Lambda layers and custom objects). Only
+            for files that you trust.
         external_data_bytes: weights above this size go to a file of their own.
 
     Raises:
@@ -99,33 +110,31 @@ def export(
         )
     if not isinstance(layer, str):
         raise OptionError(f"layer is {layer!r}; expected a name, or 'auto'")
+    if input_layout not in (None, "NCHW", "NHWC"):
+        raise OptionError(f"input_layout is {input_layout!r}; expected NCHW or NHWC")
     if isinstance(preprocess, Mapping):
         preprocess = Preprocessing.from_dict(preprocess)
     given = None if labels is None else read_labels(labels)
-    converted = convert(source, SourceOptions(weights, _as_size(input_size), opset, preprocess))
-    model, notices = converted.model, list(converted.notices)
-    infer_shapes(model)
-    value, name = find_layer(model, layer, converted.name)
-    module = name if module_outputs(model.graph).get(name) is value else None
-    shape = dims(value)
-    contract = Contract(
-        layer=name,
-        value=value.name or "",
-        output=find_output_kind(model),
-        preprocessing=converted.preprocessing,
-        labels=_fit_labels(given or converted.labels, model, given is not None),
-        source=converted.source,
+    size, rows_and_columns = _as_pair(input_size, "input_size", "pixels"), _as_pair(grid, "grid", "patches")
+    options = SourceOptions(
+        weights, size, opset, preprocess, layer, output_name, input_layout, rows_and_columns, allow_unsafe
     )
+    converted = convert(source, options)
+    exposed = _expose(converted, options, given)
+    contract = exposed.contract
+    notices = list(converted.notices)
     if contract.preprocessing is None:
         notices.append(
             "no preprocessing is known, so only input tensors can be explained; give --preprocess for photos"
         )
-    expose(model, value, contract)
+    model = converted.model
     with replace_files(output) as folder:
         draft = folder / output.name
         external = _weight_bytes(model) > external_data_bytes
+        ir.external_data.load_to_model(model)  # the weights move with the graph
         ir.save(model, draft, external_data=f"{output.name}.data" if external else None)
-        agreement = verify(draft, converted.input_shape, converted.reference(module), converted.batches)
+        agreement = verify(draft, converted, exposed.source_layer, exposed.feature_map.tokens)
+        contract = replace(contract, layer=exposed.source_layer or agreement.layer or contract.layer)
         contract = replace(contract, verified=agreement.to_dict())
         proto = onnx.load(draft, load_external_data=False)
         onnx.helper.set_model_props(
@@ -133,15 +142,55 @@ def export(
         )
         onnx.save(proto, draft)
         ScoreCAM(draft, provider="cpu").rehearse()
-    return ExportReport(output, name, shape, contract, agreement, tuple(notices))
+    return ExportReport(output, contract.layer, exposed.shape, contract, agreement, tuple(notices))
 
 
-def _as_size(input_size: Any) -> tuple[int, int] | None:
-    if input_size is None:
+@dataclass(frozen=True)
+class _Exposed:
+    """What was exposed.
+
+    Attributes:
+        feature_map: the target layer.
+        shape: its dimensions, channels first.
+        source_layer: its name among the source's layers, where it has one.
+        contract: what the file states.
+    """
+
+    feature_map: FeatureMap
+    shape: tuple[int | None, ...]
+    source_layer: str | None
+    contract: Contract
+
+
+def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None) -> _Exposed:
+    """Make the target layer an output of the converted graph, in place."""
+    model = converted.model
+    complete_shapes(model, converted.folder, converted.input_shape)
+    reading = Reading(converted.image_layout, options.grid)
+    feature_map, name = find_layer(model, options.layer, converted.name, reading, converted.layers)
+    layers = module_outputs(model.graph) if converted.layers is None else converted.layers
+    contract = Contract(
+        layer=name,
+        value=feature_map.value.name or "",
+        image_layout=converted.image_layout,
+        activations_layout=feature_map.layout,
+        output=find_output_kind(model),
+        preprocessing=converted.preprocessing,
+        labels=_fit_labels(labels or converted.labels, model, labels is not None),
+        source=converted.source,
+    )
+    exposed = _Exposed(feature_map, feature_map.shape, name if name in layers else None, contract)
+    expose(model, feature_map, contract)
+    RemoveUnusedNodesPass()(model)
+    return exposed
+
+
+def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:
+    if given is None:
         return None
-    sides = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
+    sides = tuple(given) if isinstance(given, Sequence) else (given, given)
     if len(sides) != 2 or not all(hasattr(side, "__index__") and int(side) > 0 for side in sides):
-        raise OptionError(f"input_size is {input_size!r}; expected a side or (height, width) in pixels")
+        raise OptionError(f"{name} is {given!r}; expected a side or (height, width) in {unit}")
     return int(sides[0]), int(sides[1])
 
 

@@ -19,7 +19,7 @@ from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.pytorch_sources import LoadedModule
 from ortcam.exporters.sources import DEFAULT_SIDE, Converted, SourceOptions, choose_preprocessing
-from ortcam.exporters.verify import Reference, relative_error
+from ortcam.exporters.verify import LayerMatch, Reference
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -146,7 +146,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reference(module: nn.Module, layer: str | None) -> Reference:
-    """Run the module itself, eagerly, and find the target layer's tensor in that run.
+    """Run the module itself, eagerly, and show the target layer's tensor in that run.
 
     A module that the layer is gets hooked, and its last output counts. A tensor that no module returns is looked for
     among the results of every operator.
@@ -154,44 +154,41 @@ def _reference(module: nn.Module, layer: str | None) -> Reference:
     hooked = None if layer is None else dict(module.named_modules()).get(layer)
     device = next(module.parameters(), torch.zeros(1)).device
 
-    def run(inputs: Floats, activations: Floats) -> tuple[Floats, float | None]:
+    def run(inputs: Floats, match: LayerMatch) -> Any:
         returned: list[Any] = []
-        found = _NearestTensor(activations)
         with contextlib.ExitStack() as stack:
             if hooked is not None:
                 hook = hooked.register_forward_hook(lambda _module, _inputs, result: returned.append(_as_numpy(result)))
                 stack.callback(hook.remove)
             stack.enter_context(torch.no_grad())
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            stack.enter_context(found)
+            watched = LayerMatch(match.activations, match.tokens)
+            stack.enter_context(_OperatorResults(watched))
             scores = module(torch.from_numpy(inputs).to(device))
-        last = returned[-1] if returned else None
-        if isinstance(last, np.ndarray) and last.shape == activations.shape:
-            return scores.cpu().numpy(), relative_error(activations, last)
-        return scores.cpu().numpy(), found.distance
+        if returned and isinstance(returned[-1], np.ndarray):
+            match.see(returned[-1], layer)
+        if match.distance is None:
+            match.distance = watched.distance
+        return scores.cpu().numpy()
 
     return run
 
 
 def _as_numpy(result: Any) -> Any:
+    """Copy what a module returns, before an operator that works in place changes it."""
     return result.detach().cpu().numpy().copy() if isinstance(result, torch.Tensor) else None
 
 
-class _NearestTensor(TorchDispatchMode):
-    """Watches a run for the operator result that comes nearest to some activations."""
+class _OperatorResults(TorchDispatchMode):
+    """Shows the result of every operator to a match."""
 
-    def __init__(self, activations: Floats) -> None:
+    def __init__(self, match: LayerMatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._activations = activations
-        self.distance = float("inf")
+        self._match = match
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            if (
-                isinstance(tensor, torch.Tensor)
-                and tensor.shape == self._activations.shape
-                and tensor.dtype == torch.float32
-            ):
-                self.distance = min(self.distance, relative_error(self._activations, tensor.detach().cpu().numpy()))
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32 and tensor.ndim in (3, 4):
+                self._match.see(tensor.detach().cpu().numpy())
         return result

@@ -1,16 +1,11 @@
-"""Where PyTorch modules come from: torchvision, timm, a Python file, a package, or the caller's own hands."""
+"""Where PyTorch modules come from: torchvision, timm, or the caller's own hands."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
@@ -20,18 +15,6 @@ from torch import nn
 from ortcam.errors import ExportError, nearest, one_line
 from ortcam.exporters.sources import SourceOptions
 from ortcam.preprocessing import Preprocessing
-
-# What loading code of others can raise that the user can mend.
-_LOADING_ERRORS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    OSError,
-    URLError,
-    ImportError,
-    AttributeError,
-)
 
 
 @dataclass(frozen=True)
@@ -45,32 +28,32 @@ class LoadedModule:
     labels: tuple[str, ...] | None = None
 
 
-def load_module(source: Any, options: SourceOptions) -> LoadedModule:
-    """Return the module that `source` names, with the weights that the options give.
+def load_zoo_module(zoo: str, name: str, options: SourceOptions) -> LoadedModule:
+    """Return a network of torchvision or timm, with the weights that the options give.
 
     Raises:
-        ExportError: there is no such source, or it cannot be loaded.
+        ExportError: there is no such network, or its weights cannot be loaded.
     """
-    if isinstance(source, nn.Module):
-        loaded = LoadedModule(type(source).__name__, source, {"kind": "pytorch", "name": type(source).__name__})
-    elif not isinstance(source, str) or ":" not in source:
-        raise ExportError(
-            f"source {source!r} is of no known kind; expected an nn.Module, torchvision:NAME, timm:NAME, "
-            "FILE.py:CALLABLE, package.module:CALLABLE, or FILE.onnx"
-        )
-    else:
-        origin, _, name = source.rpartition(":")
-        loaders: dict[str, Callable[[str, bool], LoadedModule]] = {
-            "torchvision": _from_torchvision,
-            "timm": _from_timm,
-        }
-        if origin in loaders:
-            try:
-                loaded = loaders[origin](name, options.weights is None)
-            except ImportError as error:
-                raise ExportError(f"{source} needs {origin}: pip install 'ortcam[torch]'") from error
-        else:
-            loaded = LoadedModule(source, _call(origin, name), {"kind": "pytorch", "name": source})
+    loaders = {"torchvision": _from_torchvision, "timm": _from_timm}
+    try:
+        loaded = loaders[zoo](name, options.weights is None)
+    except ImportError as error:
+        raise ExportError(f"{zoo}:{name} needs {zoo}: pip install 'ortcam[torch]'") from error
+    return _with_weights(loaded, options)
+
+
+def load_given_module(module: Any, name: str, options: SourceOptions) -> LoadedModule:
+    """Wrap a module in memory, with the weights that the options give.
+
+    Raises:
+        ExportError: it is no nn.Module, or the weights cannot be loaded.
+    """
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"{name} returned a {type(module).__name__}; expected an nn.Module")
+    return _with_weights(LoadedModule(name, module, {"kind": "pytorch", "name": name}), options)
+
+
+def _with_weights(loaded: LoadedModule, options: SourceOptions) -> LoadedModule:
     if options.weights is not None and options.weights != "random":
         _load_weights(loaded.module, Path(options.weights))
     return loaded
@@ -149,62 +132,6 @@ def _build(source: str, create: Callable[[], Any]) -> nn.Module:
             "or --weights random for an untrained network"
         ) from error
     return module.eval()
-
-
-def _call(origin: str, name: str) -> nn.Module:
-    """Call `name` of a Python file or package, which returns the module."""
-    path = Path(origin) if origin.endswith(".py") else None
-    if path is not None and not path.is_file():
-        raise ExportError(f"cannot read {path}: no such file")
-    with _importable_from(Path.cwd() if path is None else path.resolve().parent):
-        where = _import(origin, path)
-        target: Any = where
-        for part in name.split("."):
-            target = getattr(target, part, None)
-        if not callable(target):
-            defined = [key for key, value in vars(where).items() if callable(value) and not key.startswith("_")]
-            raise ExportError(
-                f"{origin} has no callable {name!r}{nearest(name, defined)}; "
-                "expected a function that returns an nn.Module"
-            )
-        try:
-            module = target if isinstance(target, nn.Module) else target()
-        except (Exception, SystemExit) as error:  # the user's own code
-            raise ExportError(f"{origin}:{name}() failed with {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise ExportError(f"{origin}:{name}() returned a {type(module).__name__}; expected an nn.Module")
-    return module
-
-
-@contextlib.contextmanager
-def _importable_from(folder: Path) -> Iterator[None]:
-    """Let imports find what lies in `folder`, as they do when Python runs a file there."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _import(origin: str, path: Path | None) -> ModuleType:
-    try:
-        if path is None:
-            return importlib.import_module(origin)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise ExportError(f"cannot read {path} as Python")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)  # where dataclasses and pickle look for it
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        if path is None and error.name is not None and origin.startswith(error.name):
-            raise ExportError(
-                f"cannot import {origin}: {one_line(error)}; expected FILE.py:CALLABLE or package.module:CALLABLE"
-            ) from error
-        raise ExportError(f"{origin} failed with {type(error).__name__}: {one_line(error)}") from error
-    except (Exception, SystemExit) as error:  # the user's own code
-        raise ExportError(f"{origin} failed with {type(error).__name__}: {one_line(error)}") from error
-    return module
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortcam.errors import ExportError
-from ortcam.exporters.verify import BATCHES, Reference
+from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
+from ortcam.model import Layout
 from ortcam.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -20,12 +24,29 @@ DEFAULT_SIDE = 224
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user said of the source; None where nothing."""
+    """What the user said of the source; None where nothing.
 
-    weights: str | PathLike[str] | None
-    input_size: tuple[int, int] | None
-    opset: int
-    preprocess: str | PathLike[str] | Preprocessing | None
+    Attributes:
+        weights: a file of weights for the module or model that a callable builds, or ``random`` for a zoo's network.
+        input_size: (height, width) of the input.
+        opset: 18, 19 or 20, for sources that are converted.
+        preprocess: a name, a JSON file or a Preprocessing.
+        layer: the target layer as the user named it, or ``auto``.
+        output: the name of the output that holds the class scores.
+        input_layout: the order of the input's dimensions, where the file leaves it open.
+        grid: (rows, columns) of the patches of a vision transformer.
+        allow_unsafe: whether code inside a model file (Keras' Lambda layers, custom objects) may be run.
+    """
+
+    weights: str | PathLike[str] | None = None
+    input_size: tuple[int, int] | None = None
+    opset: int = 20
+    preprocess: str | PathLike[str] | Preprocessing | None = None
+    layer: str = "auto"
+    output: str | None = None
+    input_layout: Layout | None = None
+    grid: tuple[int, int] | None = None
+    allow_unsafe: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,11 +56,18 @@ class Converted:
     Attributes:
         name: what messages call the source.
         model: the graph; its first input is the image, its first output the class scores.
-        input_shape: the input's dimensions without the batch.
-        reference: given the module that the target layer is, or None, returns what runs the source for comparison.
+        input_shape: the input's dimensions without the batch, in the order of `image_layout`.
+        reference: given the name of the target layer in the source framework, or None, returns what runs the source
+            for comparison.
         source: for the metadata: kind, name, versions.
         preprocessing, labels: the source's own, or what the user gave; None when unknown.
+        folder: where weights are that were not read into memory.
+        layers: the source framework's layers and their tensors in the graph, outer ones first; None for the modules
+            that torch's exporter recorded.
+        image_layout: the order of the input's dimensions.
         batches: the batch sizes that the graph can run.
+        takes_bytes: whether the input is made of the values 0 to 255.
+        tolerance: how far scores and target layer may be from the source's, relatively.
         notices: what the user should know.
     """
 
@@ -50,8 +78,33 @@ class Converted:
     source: dict[str, Any]
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None = None
+    folder: Path = Path()
+    layers: Mapping[str, ir.Value] | None = None
+    image_layout: Layout = "NCHW"
     batches: tuple[int, ...] = BATCHES
+    takes_bytes: bool = False
+    tolerance: float = TOLERANCE
     notices: tuple[str, ...] = ()
+
+
+KINDS = (
+    "torchvision:NAME, timm:NAME, FILE.py:CALLABLE, package.module:CALLABLE, or a file: .onnx, .keras, .h5, .hdf5, "
+    ".tflite, .pt2, or the folder of a TensorFlow SavedModel"
+)
+# What converts a file of each kind, the extra that it needs, and a package by which to know whether it is there.
+_FILES = {
+    ".onnx": ("onnx_file", "convert_onnx_file", None, None),
+    ".keras": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
+    ".h5": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
+    ".hdf5": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
+    ".tflite": ("tflite", "convert_tflite", "tensorflow", "tf2onnx"),
+    ".pb": ("saved_model", "convert_saved_model", "tensorflow", "tf2onnx"),
+    ".pt2": ("pytorch_program", "convert_program", "torch", "torch"),
+    ".pt": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
+    ".pth": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
+    ".ts": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
+    ".torchscript": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
+}
 
 
 def convert(source: Any, options: SourceOptions) -> Converted:
@@ -60,18 +113,51 @@ def convert(source: Any, options: SourceOptions) -> Converted:
     Raises:
         ExportError: the kind is unknown or its framework is missing, or the source cannot be converted.
     """
-    if isinstance(source, str | PathLike) and Path(source).suffix.lower() == ".onnx":
-        from ortcam.exporters.onnx_file import convert_onnx_file
+    if not isinstance(source, str | PathLike):
+        return _convert_object(source, type(source).__name__, options)
+    path = Path(source)
+    if path.is_dir():
+        return _load("saved_model", "convert_saved_model", "tensorflow", "tf2onnx", source)(path, options)
+    if path.suffix.lower() in _FILES:
+        return _load(*_FILES[path.suffix.lower()], source)(path, options)
+    origin, colon, name = str(source).rpartition(":")
+    if not colon or not origin:
+        raise ExportError(f"source {str(source)!r} is of no known kind; expected {KINDS}")
+    if origin in ("torchvision", "timm"):
+        load_zoo = _load("pytorch_sources", "load_zoo_module", "torch", "torch", source)
+        return _load("pytorch", "convert_module", "torch", "torch", source)(load_zoo(origin, name, options), options)
+    from ortcam.exporters.callables import call
 
-        return convert_onnx_file(Path(source), options)
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # the one that can be converted
+    return _convert_object(call(origin, name), str(source), options)
+
+
+def _convert_object(model: Any, name: str, options: SourceOptions) -> Converted:
+    """Convert a model in memory: a PyTorch, Keras or Flax NNX one, or a function of JAX arrays."""
+    roots = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if "torch" in roots:
+        loaded = _load("pytorch_sources", "load_given_module", "torch", "torch", name)(model, name, options)
+        return _load("pytorch", "convert_module", "torch", "torch", name)(loaded, options)
+    if roots & {"keras", "tf_keras"}:
+        return _load("keras", "convert_keras_model", "tensorflow", "tf2onnx", name)(model, name, options)
+    if callable(model):
+        return _load("jax", "convert_function", "jax", "jax2onnx", name)(model, name, options)
+    raise ExportError(
+        f"{name} is a {type(model).__name__}; expected an nn.Module, a Keras model, a Flax NNX module or a function "
+        "of JAX arrays"
+    )
+
+
+def _load(module: str, function: str, extra: str | None, package: str | None, source: Any) -> Any:
+    """Return a function of an exporter's module; a framework that is missing is a line that names its extra."""
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ExportError(f"exporting {source} needs {package}, which is not installed: pip install 'ortcam[{extra}]'")
     try:
-        import torch  # noqa: F401
+        return getattr(import_module(f"ortcam.exporters.{module}"), function)
     except ImportError as error:
-        raise ExportError(f"exporting {source} needs PyTorch: pip install 'ortcam[torch]'") from error
-    from ortcam.exporters.pytorch import convert_module
-    from ortcam.exporters.pytorch_sources import load_module
-
-    return convert_module(load_module(source, options), options)
+        raise ExportError(
+            f"exporting {source} needs a package that cannot be imported ({error}): pip install 'ortcam[{extra}]'"
+        ) from error
 
 
 def choose_preprocessing(

@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
+from ortcam.graph.maps import Tokens
 from ortcam.runtime.session import RUNTIME_ERRORS, create_session
+
+if TYPE_CHECKING:
+    from ortcam.exporters.sources import Converted
 
 TOLERANCE = 1e-3
 BATCHES = (1, 3)
 
-# Runs the source on inputs [B,...]; given the file's activations too, it returns its own scores [B,N] and how far
-# (relatively) its own tensor is from them, or None where the source cannot show its inner tensors.
-Reference = Callable[[Floats, Floats], tuple[Floats, float | None]]
+
+class LayerMatch:
+    """Looks among the tensors of a source for the one that a file's activations are.
+
+    Attributes:
+        distance: the relative error of the nearest tensor; None while none of their shape was shown.
+        name: what the source calls that tensor; the first of several that are equal.
+    """
+
+    def __init__(self, activations: Floats, tokens: Tokens | None) -> None:
+        """Look for `activations` [B,...], which were cut out of a sequence of tokens or are a map."""
+        self.activations = activations
+        self.tokens = tokens
+        self.distance: float | None = None
+        self.name: str | None = None
+
+    def see(self, tensor: NDArray[Any], name: str | None = None) -> None:
+        """Take a tensor [B,...] of the source into account; its channels may be first or last."""
+        for view in self._views(tensor):
+            if view.shape == self.activations.shape:
+                distance = relative_error(self.activations, view)
+                if self.distance is None or distance < self.distance:
+                    self.distance, self.name = distance, name
+
+    def _views(self, tensor: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        tokens = self.tokens
+        if tokens is not None and tensor.ndim == 3 and tensor.shape[1] >= tokens.end:
+            yield tensor[:, tokens.first : tokens.end].reshape(len(tensor), tokens.rows, tokens.columns, -1)
+        elif tokens is None and tensor.ndim == 4:
+            yield tensor
+            yield tensor.transpose(0, 3, 1, 2)
+            yield tensor.transpose(0, 2, 3, 1)
+
+
+# Runs the source on inputs [B,...], shows its tensors to the match, and returns its scores [B,N].
+Reference = Callable[[Floats, LayerMatch], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +69,14 @@ class Agreement:
         activations: likewise for the target layer; None where only the scores could be compared.
         top1: whether both see the same top class in every input, up to ties within `logits`.
         batches: the batch sizes that were run.
+        layer: what the source calls the target layer, where it was found among its tensors.
     """
 
     logits: float
     activations: float | None
     top1: bool
     batches: tuple[int, ...]
+    layer: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -47,59 +87,68 @@ class Agreement:
         }
 
 
-def relative_error(ours: Floats, theirs: Floats) -> float:
+def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     """Return the largest difference over the largest magnitude of `theirs`."""
+    theirs = theirs.astype(np.float32, copy=False)
     scale = float(np.abs(theirs).max())
     return float(np.abs(ours - theirs).max()) / max(scale, float(np.finfo(np.float32).tiny))
 
 
-def verify(
-    path: Path, input_shape: tuple[int, ...], reference: Reference, batches: tuple[int, ...] = BATCHES
-) -> Agreement:
-    """Compare an exported file with its source on standard normal inputs.
+def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens | None) -> Agreement:
+    """Compare an exported file with its source on standard normal inputs (on bytes, where the source takes these).
 
     Args:
         path: the file.
-        input_shape: the input's dimensions without the batch.
-        reference: runs the source.
-        batches: the batch sizes to run.
+        converted: the source.
+        layer: the target layer, where it is one that the source has a name for.
+        tokens: how the target layer was cut out of a sequence of tokens.
 
     Raises:
-        ExportError: the file does not run, or is further from its source than `TOLERANCE`.
+        ExportError: the file does not run, or is further from its source than it may be.
     """
     proto = onnx.load(path, load_external_data=False)
     session = create_session(proto, [("CPUExecutionProvider", {})], "the exported model", path.resolve().parent)
-    random = np.random.default_rng(0)
-    logits_error, activations_error, top1 = 0.0, 0.0, True
-    for batch in batches:
-        inputs = random.standard_normal((batch, *input_shape)).astype(np.float32)
+    reference, random = converted.reference(layer), np.random.default_rng(0)
+    logits_error, top1, distances, name = 0.0, True, [], None
+    for batch in converted.batches:
+        inputs = random.standard_normal((batch, *converted.input_shape)).astype(np.float32)
+        if converted.takes_bytes:
+            inputs = random.integers(0, 256, inputs.shape).astype(np.float32)
         try:
             scores, activations = session.run(None, {"image": inputs})
         except RUNTIME_ERRORS as error:
             raise ExportError(f"the exported model does not run with a batch of {batch}: {one_line(error)}") from error
         _refuse_odd_outputs(scores, activations, batch)
-        source_scores, distance = reference(inputs, activations)
+        match = LayerMatch(activations, tokens)
+        source_scores = reference(inputs, match)
         if source_scores.shape != scores.shape:
             raise ExportError(
                 f"the exported model returns scores {list(scores.shape)}, its source {list(source_scores.shape)}"
             )
+        if match.distance is not None:
+            distances.append(match.distance)
+            name = match.name
         logits_error = max(logits_error, relative_error(scores, source_scores))
-        activations_error = float("nan") if distance is None else max(activations_error, distance)
         tie = logits_error * float(np.abs(source_scores).max())
         chosen = source_scores[np.arange(batch), scores.argmax(axis=1)]
         top1 = top1 and bool((source_scores.max(axis=1) - chosen <= tie).all())
-    agreement = Agreement(logits_error, None if np.isnan(activations_error) else activations_error, top1, batches)
-    if not logits_error <= TOLERANCE or not top1:
+    inner = max(distances) if len(distances) == len(converted.batches) else None
+    agreement = Agreement(logits_error, inner, top1, converted.batches, name)
+    _refuse_disagreement(agreement, converted.tolerance)
+    return agreement
+
+
+def _refuse_disagreement(agreement: Agreement, tolerance: float) -> None:
+    if not agreement.logits <= tolerance or not agreement.top1:
         raise ExportError(
-            f"the exported model does not agree with its source: scores differ by {logits_error:.2g} of the largest "
-            f"(at most {TOLERANCE:g} allowed), same top class: {top1}"
+            f"the exported model does not agree with its source: scores differ by {agreement.logits:.2g} of the "
+            f"largest (at most {tolerance:g} allowed), same top class: {agreement.top1}"
         )
-    if agreement.activations is not None and not agreement.activations <= TOLERANCE:
+    if agreement.activations is not None and not agreement.activations <= tolerance:
         raise ExportError(
             "the exported target layer does not agree with its source: "
-            f"activations differ by {agreement.activations:.2g} of the largest (at most {TOLERANCE:g} allowed)"
+            f"activations differ by {agreement.activations:.2g} of the largest (at most {tolerance:g} allowed)"
         )
-    return agreement
 
 
 def _refuse_odd_outputs(scores: Floats, activations: Floats, batch: int) -> None:

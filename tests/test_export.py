@@ -340,7 +340,7 @@ class Malicious:
     [
         ("biuld", None, "nearest: build"),
         ("training", None, "training mode"),
-        ("number", None, "returned a int"),
+        ("number", None, "is a int; expected an nn.Module, a Keras model"),
         ("fails", None, "failed with ValueError: no such data set"),
         ("build", "nothing.pt", "no such file"),
         ("build", "text.pt", "expected a state dict"),

@@ -1,11 +1,19 @@
-"""Making a target layer an output, under the names of the model-file contract."""
+"""Making a target layer an output, under the names and types of the model-file contract."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from ortcam.graph.layers import all_values
+from ortcam.errors import LayerError
+from ortcam.graph.layers import FeatureMap, all_values
+from ortcam.graph.maps import Tokens
+from ortcam.graph.scoring import AFTER_SCORES
 from ortcam.model import PREFIX, Contract, OutputKind
+
+# Where operators that return quantized numbers keep their scale and zero point among their inputs.
+_QUANTIZERS = {"QuantizeLinear": (1, 2), "QLinearConv": (6, 7), "QLinearMatMul": (6, 7), "QLinearAdd": (6, 7)}
+_INTEGERS = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
 def find_output_kind(model: ir.Model) -> OutputKind:
@@ -19,26 +27,42 @@ def find_output_kind(model: ir.Model) -> OutputKind:
             return "probabilities"
         if producer.op_type == "Sigmoid":
             return "sigmoid"
-        if producer.op_type not in ("Identity", "Reshape", "Flatten", "Squeeze", "Cast"):
+        if producer.op_type not in AFTER_SCORES:
             break
         value = producer.inputs[0]
     return "logits"
 
 
-def expose(model: ir.Model, value: ir.Value, contract: Contract) -> None:
-    """Make `value` the output `activations`, in place, rename image and scores, and write the contract.
+def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract) -> None:
+    """Make a feature map the output `activations`, in place, rename image and scores, and write the contract.
 
-    The weights and the computation stay as they are; outputs other than the first are dropped.
+    The weights and the computation stay as they are; outputs other than the first are dropped. Image, scores and
+    activations become float32 where the graph has other types, and patches in rows become a map [batch,h,w,K].
+
+    Raises:
+        LayerError: the feature map holds numbers that cannot be turned into float32.
     """
     graph = model.graph
-    result = graph.outputs[0]
-    if value is result:
-        copy = ir.node("Identity", [result], name="ortcam.copy")
-        copy.outputs[0].shape, copy.outputs[0].type = result.shape, result.type
-        graph.append(copy)
-        result = copy.outputs[0]
-    names = {"image": graph.inputs[0], "activations": value}
-    names["logits" if contract.output == "logits" else "probabilities"] = result
+    _make_image_float(graph)
+    result = _flatten(_make_float(graph.outputs[0]))
+    activations = _make_float(feature_map.value)
+    if feature_map.tokens is not None:
+        activations = _place_tokens(activations, feature_map.tokens)
+    if activations is result:
+        result = _append(result, "Identity", [result])
+    scores = "logits" if contract.output == "logits" else "probabilities"
+    _rename(graph, {"image": graph.inputs[0], "activations": activations, scores: result})
+    graph.outputs[:] = [result, activations]
+    for named in (graph.inputs[0], result, activations):
+        if named.shape is not None and len(named.shape) and not isinstance(named.shape[0], int):
+            named.shape = ir.Shape(["batch", *list(named.shape)[1:]])
+    for key in [key for key in model.metadata_props if key.startswith(PREFIX)]:
+        del model.metadata_props[key]
+    model.metadata_props.update(contract.to_metadata())
+
+
+def _rename(graph: ir.Graph, names: dict[str, ir.Value]) -> None:
+    """Give values their names in the contract; whatever has one of these names already gets another."""
     others = [*graph.inputs, *graph.initializers.values(), *all_values(graph)]
     taken = {other.name for other in others} | set(names)
     for other in others:  # the scoring graph needs the names that begin with the prefix
@@ -51,10 +75,104 @@ def expose(model: ir.Model, value: ir.Value, contract: Contract) -> None:
             taken.add(unique)
     for name, named in names.items():
         named.name = name
-    graph.outputs[:] = [result, value]
-    for named in names.values():
-        if named.shape is not None and len(named.shape) and not isinstance(named.shape[0], int):
-            named.shape = ir.Shape(["batch", *list(named.shape)[1:]])
-    for key in [key for key in model.metadata_props if key.startswith(PREFIX)]:
-        del model.metadata_props[key]
-    model.metadata_props.update(contract.to_metadata())
+
+
+def _append(
+    after: ir.Value, op_type: str, inputs: list[ir.Value], dtype: ir.DataType | None = None, **attributes: int
+) -> ir.Value:
+    """Add a node behind the one that makes `after`, and return what it makes: `after`'s shape, and its type."""
+    node = ir.node(op_type, inputs, attributes or None)
+    made = node.outputs[0]
+    made.shape = after.shape
+    made.type = after.type if dtype is None else ir.TensorType(dtype)
+    producer = after.producer()
+    if producer is None or producer.graph is None:
+        raise LayerError(f"{after.name!r} is made by no node; expected a tensor that the network computes")
+    producer.graph.insert_after(producer, node)
+    return made
+
+
+def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def _make_image_float(graph: ir.Graph) -> None:
+    """Let the image be float32 where the graph takes another type, and convert it first thing.
+
+    A quantized image is made by the scale that the graph itself reads it with; other bytes are rounded and cut off.
+    """
+    old = graph.inputs[0]
+    if old.dtype in (ir.DataType.FLOAT, None):
+        return
+    image = ir.Value(name=f"{old.name}.float32", shape=old.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    users = [use.node for use in old.uses()]
+    nodes = []
+    if old.dtype in _INTEGERS and users and all(node.op_type == "DequantizeLinear" for node in users):
+        nodes.append(ir.node("QuantizeLinear", [image, *users[0].inputs[1:]]))
+    else:
+        if old.dtype in _INTEGERS:
+            low, high = (0, 255) if old.dtype == ir.DataType.UINT8 else (-128, 127)
+            bounds = [
+                ir.Value(name=f"{old.name}.{name}", const_value=ir.tensor(np.array(number, np.float32), name=name))
+                for name, number in (("lowest", low), ("highest", high))
+            ]
+            for bound in bounds:
+                graph.register_initializer(bound)
+            nodes.append(ir.node("Round", [image]))
+            nodes.append(ir.node("Clip", [nodes[-1].outputs[0], *bounds]))
+        nodes.append(ir.node("Cast", [nodes[-1].outputs[0] if nodes else image], {"to": int(old.dtype)}))
+    made = nodes[-1].outputs[0]
+    made.shape, made.type = old.shape, old.type
+    graph.inputs[0] = image
+    old.replace_all_uses_with(made)
+    graph.insert_before(graph[0], nodes)
+
+
+def _make_float(value: ir.Value) -> ir.Value:
+    """Return a value as float32: cast, or dequantized by the scale that its operator used."""
+    if value.dtype in (ir.DataType.FLOAT, None):
+        return value
+    if value.dtype in _INTEGERS:
+        source: ir.Value | None = value
+        while source is not None and (node := source.producer()) is not None:
+            if node.op_type in _QUANTIZERS:
+                scale, zero_point = (node.inputs[place] for place in _QUANTIZERS[node.op_type])
+                inputs = [value, scale] if zero_point is None else [value, scale, zero_point]
+                return _append(value, "DequantizeLinear", inputs, ir.DataType.FLOAT)  # type: ignore[arg-type]
+            if node.op_type not in AFTER_SCORES | {"MaxPool"}:
+                break
+            source = node.inputs[0]
+        raise LayerError(
+            f"{value.name!r} holds quantized numbers whose scale is not known; expected float numbers: "
+            "name another layer with --layer"
+        )
+    return _append(value, "Cast", [value], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+
+
+def _flatten(scores: ir.Value) -> ir.Value:
+    """Return scores [batch,N,1,1] as [batch,N]."""
+    if scores.shape is None or len(scores.shape) <= 2:
+        return scores
+    flat = _append(scores, "Flatten", [scores], axis=1)
+    classes = [dim for dim in list(scores.shape)[1:] if dim != 1] or [1]
+    flat.shape = ir.Shape([scores.shape[0], classes[0]])
+    return flat
+
+
+def _place_tokens(sequence: ir.Value, tokens: Tokens) -> ir.Value:
+    """Put the patches of a sequence [batch,T,K] in rows: [batch,h,w,K]."""
+    graph = sequence.graph
+    if graph is None or sequence.shape is None:
+        raise LayerError(f"{sequence.name!r} is in no graph; expected a tensor that the network computes")
+    channels = sequence.shape[2]
+    if tokens.first:
+        bounds = [[tokens.first], [tokens.end], [1]]
+        names = ("ortcam.first_patch", "ortcam.last_patch", "ortcam.token_axis")
+        limits = [_constant(graph, name, numbers) for name, numbers in zip(names, bounds, strict=True)]
+        sequence = _append(sequence, "Slice", [sequence, *limits])
+    shape = _constant(graph, "ortcam.patch_rows", [0, tokens.rows, tokens.columns, -1])
+    placed = _append(sequence, "Reshape", [sequence, shape])
+    placed.shape = ir.Shape([sequence.shape[0], tokens.rows, tokens.columns, channels])  # type: ignore[index]
+    return placed

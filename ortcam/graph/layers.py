@@ -2,20 +2,22 @@
 
 The target layer should carry everything the model knows of the photo, where it still has places. So a candidate
 is a spatial tensor that *every* path from the image to the scores runs through: the end of a residual block is
-one, a branch of it or a squeeze-excite gate is not.
+one, a branch of it or a squeeze-excite gate is not. The tokens of a vision transformer are a spatial tensor too.
 """
 
 from __future__ import annotations
 
 import ast
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ortcam.errors import LayerError, nearest
+from ortcam.graph.maps import Tokens, find_layout, find_tokens, places_matter, variable_inputs
+from ortcam.model import Layout
 
 # Nodes that read a tensor's size only: no information about the photo passes through them.
 _SIZE_ONLY = {"Shape", "Size", "ConstantOfShape"}
@@ -39,7 +41,46 @@ _ACTIVATIONS = {
     "Relu", "LeakyRelu", "PRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Selu", "Celu", "Gelu",
     "Mish", "Swish", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 }  # fmt: skip
+_NORMALIZATIONS = {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"}
 _SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the graph of a classifier is to be read.
+
+    Attributes:
+        image_layout: the order of the input's dimensions.
+        grid: (rows, columns) of a vision transformer's patches, where the user gives them.
+    """
+
+    image_layout: Layout = "NCHW"
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A tensor as a spatial map.
+
+    Attributes:
+        value: the tensor.
+        layout: ``NCHW``, or ``NHWC`` with the channels last (so are tokens).
+        tokens: which tokens are places of the image, where the tensor is a sequence [batch,T,D].
+    """
+
+    value: ir.Value
+    layout: Layout
+    tokens: Tokens | None = None
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int | None]:
+        """Channels, height and width; None where unknown."""
+        if self.tokens is not None:
+            return dims(self.value)[-1], self.tokens.rows, self.tokens.columns
+        if len(dims(self.value)) != 3:
+            return None, None, None
+        first, second, third = dims(self.value)
+        return (first, second, third) if self.layout == "NCHW" else (third, first, second)
 
 
 @dataclass(frozen=True)
@@ -47,18 +88,26 @@ class Candidate:
     """A tensor that could be the target layer.
 
     Attributes:
-        value: its name in the graph.
-        module: the module of the source framework whose output it is, or None.
+        feature_map: the tensor.
+        module: the module or layer of the source framework whose output it is, or None.
         op_type: the operator that makes it.
-        shape: the dimensions without the batch, as the graph states them; None where unknown.
         reason: why it stands where it stands.
     """
 
-    value: str
+    feature_map: FeatureMap
     module: str | None
     op_type: str
-    shape: tuple[int | None, ...]
     reason: str
+
+    @property
+    def value(self) -> str:
+        """The tensor's name in the graph."""
+        return self.feature_map.value.name or ""
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int | None]:
+        """Channels, height and width; None where the graph leaves them open."""
+        return self.feature_map.shape
 
     @property
     def name(self) -> str:
@@ -72,66 +121,118 @@ def infer_shapes(model: ir.Model) -> None:
     ShapeInferencePass()(model)
 
 
-def find_candidates(model: ir.Model) -> list[Candidate]:
+def find_candidates(
+    model: ir.Model, reading: Reading | None = None, layers: Mapping[str, ir.Value] | None = None
+) -> list[Candidate]:
     """Return the candidate target layers of a classifier, best first; empty when there is none.
 
     The best is the last spatial bottleneck that weights still follow (so not a classifier that is a
-    convolution), made by something else than pooling or reshaping, after its activation function.
+    convolution), made by something else than pooling or reshaping, after its activation function. Of a vision
+    transformer it is the last sequence of tokens of which the scores read more than the class token.
+
+    Args:
+        model: the graph; its first input is the image, its first output the scores.
+        reading: how to read it.
+        layers: the source framework's layers; None for the modules that torch's exporter recorded.
     """
+    reading = reading or Reading()
     path = _path_to_scores(model.graph)
-    modules = {value: name for name, value in reversed(module_outputs(model.graph).items())}
+    named = module_outputs(model.graph) if layers is None else layers
+    modules = {value: name for name, value in reversed(named.items())}
     found = []
     for value in _bottlenecks(model.graph, path):
         producer = value.producer()
-        if producer is None or not is_spatial(value) or producer.op_type in _PASSIVE or _is_unfinished(value):
+        if producer is None or producer.op_type in _PASSIVE or _is_unfinished(value):
+            continue
+        settled = _dequantized(value)
+        feature_map = _read_map(model, settled, path, reading)
+        if feature_map is None or not is_spatial(feature_map):
             continue
         followed = _weights_follow(value, path)
-        reason = f"all paths meet here, after {producer.op_type}"
+        reason = f"all paths meet here, after {producer.op_type}" + (", as quantized" if settled is not value else "")
         if not followed:
             reason += "; no weights follow, so it may be the class maps themselves"
-        found.append((followed, Candidate(value.name or "", modules.get(value), producer.op_type, dims(value), reason)))
+        elif feature_map.tokens is not None and not places_matter(value):
+            followed, reason = False, f"{reason}; the scores read one token of it only"
+        found.append((followed, Candidate(feature_map, modules.get(value), producer.op_type, reason)))
     found.reverse()
     found.sort(key=lambda pair: not pair[0])
     return [candidate for _, candidate in found]
 
 
-def find_layer(model: ir.Model, layer: str, model_name: str = "the model") -> tuple[ir.Value, str]:
+def find_layer(
+    model: ir.Model,
+    layer: str,
+    model_name: str = "the model",
+    reading: Reading | None = None,
+    layers: Mapping[str, ir.Value] | None = None,
+) -> tuple[FeatureMap, str]:
     """Return the tensor that `layer` names, and the name to record for it.
 
     Args:
         model: the graph.
-        layer: ``auto`` for the best candidate, a module of the source framework (its last call, as a hook would
-            see it), or the name of a value in the graph.
+        layer: ``auto`` for the best candidate, a layer of the source framework (a module by its last call, as a
+            hook would see it), or the name of a value in the graph.
         model_name: what error messages call the model.
+        reading: how to read the graph.
+        layers: the source framework's layers; None for the modules that torch's exporter recorded.
 
     Raises:
-        LayerError: there is no such layer, it is no 4-D tensor, or no candidate exists.
+        LayerError: there is no such layer, it is no map and no sequence of patches, or no candidate exists.
     """
+    reading = reading or Reading()
+    named = module_outputs(model.graph) if layers is None else layers
     if layer == "auto":
-        candidates = find_candidates(model)
+        candidates = find_candidates(model, reading, named)
         if not candidates:
             raise LayerError(
-                f"no spatial feature map found in {model_name}; expected a network whose 4-D feature maps lead to "
-                "class scores: name the layer with --layer"
+                f"no spatial feature map found in {model_name}; expected a network whose 4-D feature maps, or "
+                "patches in rows, lead to class scores: name the layer with --layer"
             )
-        values = {value.name: value for value in all_values(model.graph)}
-        return values[candidates[0].value], candidates[0].name
-    modules = module_outputs(model.graph)
+        return candidates[0].feature_map, candidates[0].name
     values = {value.name or "": value for value in all_values(model.graph)}
-    value = modules.get(layer) or values.get(layer)
+    value = named.get(layer) or values.get(layer)
     if value is None:
-        names = [*modules, *(name for name in values if name)]
+        names = [*named, *(name for name in values if name)]
         raise LayerError(f"layer {layer!r} is not in {model_name}{nearest(layer, names)} (see: ortcam inspect)")
-    if value.shape is not None and len(value.shape) != 4:
+    feature_map = _read_map(model, value, _path_to_scores(model.graph), reading)
+    if feature_map is None:
+        rank = 0 if value.shape is None else len(value.shape)
+        hint = "; if it holds patches, give their rows and columns with --grid" if rank == 3 else ""
         raise LayerError(
-            f"layer {layer!r} of {model_name} has {len(value.shape)} dimensions; expected a feature map with 4 "
-            f"[batch,channels,height,width]{_suggest(model)}"
+            f"layer {layer!r} of {model_name} has {rank} dimensions; expected a feature map with 4 "
+            f"[batch,channels,height,width]{hint}{_suggest(model, reading, named)}"
         )
-    return value, layer
+    return feature_map, layer
 
 
-def _suggest(model: ir.Model) -> str:
-    names = [candidate.name for candidate in find_candidates(model)[:3]]
+def _read_map(model: ir.Model, value: ir.Value, path: dict[ir.Node, None], reading: Reading) -> FeatureMap | None:
+    """Return a tensor as a map: of unknown rank it is taken for one, of other ranks than 4 and 3 it is none."""
+    image = model.graph.inputs[0]
+    rank = None if value.shape is None else len(value.shape)
+    if rank == 3:
+        places = [dim if isinstance(dim, int) else None for dim in image.shape or ()]
+        places = places[2:] if reading.image_layout == "NCHW" else places[1:3]
+        size = (places[0], places[1]) if len(places) == 2 and places[0] and places[1] else None
+        tokens = find_tokens(value, path, size, reading.grid)  # type: ignore[arg-type]
+        return None if tokens is None else FeatureMap(value, "NHWC", tokens)
+    if rank not in (4, None):
+        return None
+    return FeatureMap(value, find_layout(value, image, reading.image_layout))
+
+
+def _dequantized(value: ir.Value) -> ir.Value:
+    """Return a tensor as the rest of a quantized network sees it: rounded and cut off, which may be its ReLU."""
+    users = [use.node for use in value.uses()]
+    if users and all(node.op_type == "QuantizeLinear" for node in users):
+        readers = [use.node for use in users[0].outputs[0].uses()]
+        if readers and all(node.op_type == "DequantizeLinear" for node in readers):
+            return readers[0].outputs[0]
+    return value
+
+
+def _suggest(model: ir.Model, reading: Reading, layers: Mapping[str, ir.Value]) -> str:
+    names = [candidate.name for candidate in find_candidates(model, reading, layers)[:3]]
     return f"; try: {', '.join(names)}" if names else ""
 
 
@@ -176,12 +277,11 @@ def dims(value: ir.Value) -> tuple[int | None, ...]:
     return () if value.shape is None else tuple(dim if isinstance(dim, int) else None for dim in value.shape)[1:]
 
 
-def is_spatial(value: ir.Value) -> bool:
-    """Whether a value is a feature map [batch,K,h,w] or [batch,h,w,K] with more than one place, as far as known."""
-    if value.shape is None or len(value.shape) != 4:
+def is_spatial(feature_map: FeatureMap) -> bool:
+    """Whether a map has more than one place, as far as known, and its tensor a known rank."""
+    if feature_map.value.shape is None:
         return False
-    known = [dim for dim in dims(value) if dim is not None]
-    return sum(dim > 1 for dim in known) + (3 - len(known)) >= 2
+    return any(dim is None or dim > 1 for dim in feature_map.shape[1:])
 
 
 def _path_to_scores(graph: ir.Graph) -> dict[ir.Node, None]:
@@ -230,7 +330,7 @@ def _is_unfinished(value: ir.Value) -> bool:
     users = [use.node for use in value.uses()]
     kinds = {node.op_type for node in users}
     if len(users) == 1:
-        return bool(kinds & (_ACTIVATIONS | {"BatchNormalization", "InstanceNormalization"}))
+        return bool(kinds & (_ACTIVATIONS | _NORMALIZATIONS))
     gated = kinds == {"Mul", "Sigmoid"} or kinds == {"Mul", "HardSigmoid"}  # SiLU, hard-swish
     return gated and len(users) == 2
 
@@ -244,7 +344,7 @@ def _weights_follow(value: ir.Value, path: dict[ir.Node, None]) -> bool:
         if node in seen or node not in path:
             continue
         seen.add(node)
-        if node.op_type in _WEIGHTED:
+        if node.op_type in _WEIGHTED and len(variable_inputs(node)) < len(node.inputs):
             return True
         waiting.extend(use.node for output in node.outputs for use in output.uses())
     return False

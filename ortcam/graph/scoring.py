@@ -33,6 +33,11 @@ LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
 
+# Operators that may stand between the softmax or sigmoid of a classifier and its output.
+AFTER_SCORES = frozenset(
+    {"Identity", "Reshape", "Flatten", "Squeeze", "Cast", "QuantizeLinear", "DequantizeLinear", "Transpose"}
+)
+
 
 def build_scoring_graph(
     proto: onnx.ModelProto, contract: Contract, scored: Literal["logits", "output"]
@@ -130,7 +135,7 @@ def _before_activation(graph: onnx.GraphProto, result: str, contract: Contract) 
         node = producers[name]
         if node.op_type == wanted:
             return str(node.input[0])
-        if node.op_type not in ("Identity", "Reshape", "Flatten", "Squeeze", "Cast"):
+        if node.op_type not in AFTER_SCORES:
             break
         name = node.input[0]
     raise ModelError(

@@ -1,0 +1,80 @@
+"""Models that a Python file or package makes: FILE.py:CALLABLE and package.module:CALLABLE."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ortcam.errors import ExportError, nearest, one_line
+
+
+def call(origin: str, name: str) -> Any:
+    """Return what a callable of a Python file or package returns; a model itself is returned as it is.
+
+    Args:
+        origin: ``FILE.py`` or ``package.module``.
+        name: the callable in it, dotted if need be; called without arguments.
+
+    Raises:
+        ExportError: there is no such callable, or it failed.
+    """
+    path = Path(origin) if origin.endswith(".py") else None
+    if path is not None and not path.is_file():
+        raise ExportError(f"cannot read {path}: no such file")
+    with _importable_from(Path.cwd() if path is None else path.resolve().parent):
+        where = _import(origin, path)
+        target: Any = where
+        for part in name.split("."):
+            target = getattr(target, part, None)
+        if not callable(target):
+            defined = [key for key, value in vars(where).items() if callable(value) and not key.startswith("_")]
+            raise ExportError(
+                f"{origin} has no callable {name!r}{nearest(name, defined)}; expected a function that returns the model"
+            )
+        try:
+            return target() if isinstance(target, type) or not _is_model(target) else target
+        except (Exception, SystemExit) as error:  # the user's own code
+            raise ExportError(f"{origin}:{name}() failed with {type(error).__name__}: {one_line(error)}") from error
+
+
+def _is_model(target: Any) -> bool:
+    """Whether an object is a model already, not a function that makes one."""
+    roots = {base.__module__.partition(".")[0] for base in type(target).__mro__}
+    return bool(roots & {"torch", "keras", "tf_keras", "flax"})
+
+
+@contextlib.contextmanager
+def _importable_from(folder: Path) -> Iterator[None]:
+    """Let imports find what lies in `folder`, as they do when Python runs a file there."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _import(origin: str, path: Path | None) -> ModuleType:
+    try:
+        if path is None:
+            return importlib.import_module(origin)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ExportError(f"cannot read {path} as Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)  # where dataclasses and pickle look for it
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        if path is None and error.name is not None and origin.startswith(error.name):
+            raise ExportError(
+                f"cannot import {origin}: {one_line(error)}; expected FILE.py:CALLABLE or package.module:CALLABLE"
+            ) from error
+        raise ExportError(f"{origin} failed with {type(error).__name__}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise ExportError(f"{origin} failed with {type(error).__name__}: {one_line(error)}") from error
+    return module

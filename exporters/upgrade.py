@@ -1,0 +1,60 @@
+"""Bringing a graph to a form that can be edited: a known opset, no functions, no weights among the inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import onnx
+import onnx_ir as ir
+from onnx import inliner, version_converter
+
+from ortcam.errors import ExportError, one_line
+
+OLDEST_OPSET, NEWEST_OPSET = 18, 20
+# The IR versions that these opsets came with; older ones have weights among the inputs.
+_OLDEST_IR = 8
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators in a model; 0 where it states none."""
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def make_editable(proto: onnx.ModelProto, folder: Path, name: str) -> ir.Model:
+    """Return a graph in an opset that the scoring graph's own nodes can stand in; external weights stay outside.
+
+    Args:
+        proto: the graph, which is left as it is.
+        folder: where its external weights are.
+        name: what messages call it.
+
+    Raises:
+        ExportError: it cannot be converted or read.
+    """
+    opset = opset_of(proto)
+    _refuse_escapes(proto, name)
+    try:
+        if proto.functions:
+            proto = inliner.inline_local_functions(proto)
+        if opset < OLDEST_OPSET:
+            proto = version_converter.convert_version(proto, OLDEST_OPSET)
+        model = ir.from_proto(proto)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"; its opset {opset} must be brought to {OLDEST_OPSET}" if opset < OLDEST_OPSET else ""
+        raise ExportError(f"{name} has a graph that cannot be edited: {one_line(error)}{reason}") from error
+    model.ir_version = max(model.ir_version, _OLDEST_IR)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.base_dir = folder
+    weights = set(model.graph.initializers)
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in weights]
+    return model
+
+
+def _refuse_escapes(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse weights that are said to lie outside the model's own folder."""
+    for weight in proto.graph.initializer:
+        for entry in weight.external_data:
+            place = PurePath(entry.value)
+            if entry.key == "location" and (place.is_absolute() or ".." in place.parts):
+                raise ExportError(f"{name} keeps weights in {entry.value!r}; expected a file beside it")

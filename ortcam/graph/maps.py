@@ -1,0 +1,247 @@
+"""How a tensor is a feature map: where its channels are, and which of its tokens are places of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ortcam.model import Layout
+
+# Operators whose input and output are [batch,channels,height,width] by ONNX's definition.
+_CHANNELS_FIRST = {
+    "Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "BatchNormalization", "InstanceNormalization",
+    "GroupNormalization", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "LRN",
+    "DepthToSpace", "SpaceToDepth",
+}  # fmt: skip
+# Operators that leave every value where it is, or combine tensors place by place.
+ELEMENTWISE = {
+    "Abs", "Add", "Cast", "Celu", "Clip", "DequantizeLinear", "Div", "Dropout", "Elu", "Erf", "Exp", "Gelu",
+    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow",
+    "QuantizeLinear", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish",
+    "Tanh", "ThresholdedRelu", "Where",
+}  # fmt: skip
+MOST_OTHER_TOKENS = 16  # class, distillation and register tokens: no published network has more than a few
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which tokens of a sequence [batch,T,D] are the patches of the image, in rows.
+
+    Attributes:
+        first: how many other tokens (class, distillation, registers) come before them.
+        rows, columns: the grid of patches.
+    """
+
+    first: int
+    rows: int
+    columns: int
+
+    @property
+    def end(self) -> int:
+        return self.first + self.rows * self.columns
+
+
+def find_layout(value: ir.Value, image: ir.Value, image_layout: Layout = "NCHW") -> Layout:
+    """Return where the channels of a 4-D tensor are: read off the operators around it, else off its dimensions.
+
+    Args:
+        value: the tensor.
+        image: the graph's input.
+        image_layout: the layout of that input.
+    """
+    layout = _layout_behind(value, image, image_layout, set()) or _layout_ahead(value, set())
+    if layout is not None:
+        return layout
+    dims = [dim if isinstance(dim, int) else None for dim in value.shape or ()][1:]
+    return "NHWC" if len(dims) == 3 and dims[0] == dims[1] != dims[2] and None not in dims[:2] else "NCHW"
+
+
+def _layout_behind(value: ir.Value, image: ir.Value, image_layout: Layout, seen: set[ir.Value]) -> Layout | None:
+    """Read the layout off what the tensor was made from."""
+    waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(value, (0, 1, 2, 3))]  # a tensor, and where its axes end up
+    while waiting:
+        tensor, axes = waiting.pop(0)
+        node = tensor.producer()
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        if tensor is image:
+            return _layout_of(axes[1 if image_layout == "NCHW" else 3])
+        if node is None:
+            continue
+        perm = _permutation(node)
+        if node.op_type in _CHANNELS_FIRST:
+            return _layout_of(axes[1])
+        if _channels_last(node) and len(tensor.shape or ()) == 4:
+            return _layout_of(axes[3])
+        if node.op_type == "Concat" and (axis := _axis(node, 4)) in (1, 3):
+            return _layout_of(axes[axis])
+        if perm is not None and len(perm) == 4:
+            place = {source: axes[target] for target, source in enumerate(perm)}
+            waiting.append((node.inputs[0], tuple(place[axis] for axis in range(4))))  # type: ignore[arg-type]
+        elif node.op_type in ELEMENTWISE:
+            waiting.extend((parent, axes) for parent in variable_inputs(node))
+    return None
+
+
+def _layout_ahead(value: ir.Value, seen: set[ir.Value]) -> Layout | None:
+    """Read the layout off what is made from the tensor."""
+    waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(value, (0, 1, 2, 3))]  # a tensor, and where its axes came from
+    while waiting:
+        tensor, axes = waiting.pop(0)
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        for use in tensor.uses():
+            node = use.node
+            perm = _permutation(node)
+            if node.op_type in _CHANNELS_FIRST and use.idx == 0:
+                return _layout_of(axes[1])
+            if _channels_last(node) and use.idx == 0:
+                return _layout_of(axes[3])
+            reduced = _reduced_axes(node)
+            if reduced is not None and len(reduced) == 2 and (0 not in reduced):
+                return _layout_of(axes[({1, 2, 3} - {axis % 4 for axis in reduced}).pop()])
+            if perm is not None and len(perm) == 4:
+                waiting.append((node.outputs[0], tuple(axes[axis] for axis in perm)))
+            elif node.op_type in ELEMENTWISE:
+                waiting.append((node.outputs[0], axes))
+    return None
+
+
+def _layout_of(channel_axis: int) -> Layout | None:
+    layouts: dict[int, Layout] = {1: "NCHW", 3: "NHWC"}
+    return layouts.get(channel_axis)
+
+
+def _channels_last(node: ir.Node) -> bool:
+    """Whether a node works along the last axis of its first input: weights or a normalisation of its channels."""
+    if node.op_type == "LayerNormalization":
+        return _int_attribute(node, "axis", -1) == -1
+    return node.op_type in ("MatMul", "Gemm", "QLinearMatMul", "MatMulInteger") and len(variable_inputs(node)) == 1
+
+
+def _permutation(node: ir.Node) -> tuple[int, ...] | None:
+    if node.op_type != "Transpose" or "perm" not in node.attributes:
+        return None
+    return tuple(node.attributes["perm"].as_ints())
+
+
+def _axis(node: ir.Node, rank: int) -> int:
+    return _int_attribute(node, "axis", 0) % rank
+
+
+def _int_attribute(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def _reduced_axes(node: ir.Node) -> list[int] | None:
+    """Return the axes that a reduction goes over; None for other nodes, or where they are not known."""
+    if not node.op_type.startswith("Reduce"):
+        return None
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    return constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+
+
+def constant_ints(value: ir.Value | None) -> list[int] | None:
+    """Return the whole numbers that a constant holds; None where it is not known."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+def variable_inputs(node: ir.Node) -> list[ir.Value]:
+    """Return the inputs of a node that are not constants, nor computed from constants alone."""
+    return [value for value in node.inputs if value is not None and not _is_constant(value)]
+
+
+def _is_constant(value: ir.Value, depth: int = 6) -> bool:
+    node = value.producer()
+    if node is None:
+        return value.is_initializer()
+    return depth > 0 and all(parent is None or _is_constant(parent, depth - 1) for parent in node.inputs)
+
+
+def find_tokens(
+    value: ir.Value,
+    path: dict[ir.Node, None],
+    size: tuple[int, int] | None,
+    grid: tuple[int, int] | None = None,
+) -> Tokens | None:
+    """Return which tokens of a sequence [batch,T,D] are the patches of the image; None where it is no such sequence.
+
+    Patches come last and in rows, other tokens first, as in ViT, DeiT and DINOv2. Their grid is that of the last
+    convolution before the tensor whose places fit, else the one of the image's proportions.
+
+    Args:
+        value: the tensor.
+        path: the nodes from the image to the scores, in order.
+        size: (height, width) of the image.
+        grid: (rows, columns), where the user gives them.
+    """
+    shape = value.shape
+    if shape is None or len(shape) != 3 or not isinstance(shape[1], int) or not isinstance(shape[2], int):
+        return None
+    count = shape[1]
+    for rows, columns in _grids(value, path, size, count) if grid is None else [grid]:
+        if rows > 1 and columns > 1 and 0 <= count - rows * columns <= (MOST_OTHER_TOKENS if grid is None else count):
+            return Tokens(count - rows * columns, rows, columns)
+    return None
+
+
+def _grids(
+    value: ir.Value, path: dict[ir.Node, None], size: tuple[int, int] | None, count: int
+) -> Iterator[tuple[int, int]]:
+    convolved = []
+    for node in path:
+        if node is value.producer():
+            break
+        dims = node.outputs[0].shape
+        if node.op_type == "Conv" and dims is not None and len(dims) == 4:
+            convolved.append((dims[2], dims[3]))
+    yield from ((rows, columns) for rows, columns in reversed(convolved) if type(rows) is int and type(columns) is int)
+    height, width = size or (1, 1)
+    for others in range(MOST_OTHER_TOKENS + 1):
+        rows = math.isqrt((count - others) * height // width)
+        for tried in (rows, rows + 1):
+            if tried and (count - others) % tried == 0 and tried * width == (count - others) // tried * height:
+                yield tried, (count - others) // tried
+
+
+def places_matter(value: ir.Value) -> bool:
+    """Whether the scores depend on more than one token of a sequence [batch,T,D]: no class token is cut out of it.
+
+    What reads the last tokens of a network with a class token is that token only; a map of the others would show
+    nothing that the scores are made of.
+    """
+    seen: set[ir.Value] = set()
+    waiting = [value]
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        for use in tensor.uses():
+            node = use.node
+            if node.op_type == "Gather" and _axis(node, 3) == 1 and use.idx == 0:
+                continue
+            if node.op_type == "Slice" and _slice_is_single(node):
+                continue
+            reduced = _reduced_axes(node)
+            over_features = reduced is not None and {axis % 3 for axis in reduced} == {2}
+            if node.op_type in ELEMENTWISE or _channels_last(node) or over_features or node.op_type == "Slice":
+                waiting.extend(node.outputs)
+            else:
+                return True
+    return False
+
+
+def _slice_is_single(node: ir.Node) -> bool:
+    """Whether a Slice takes one token."""
+    starts, ends, axes = (constant_ints(value) for value in (*node.inputs[1:4], None, None, None)[:3])
+    if not starts or not ends or (axes or [0]) != [1]:
+        return False
+    return ends[0] - starts[0] == 1
