@@ -16,21 +16,33 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="torchvision:NAME, timm:NAME, FILE.py:CALLABLE, package.module:CALLABLE, or FILE.onnx.",
+            help="A file (.onnx, .keras, .h5, .hdf5, .tflite, .pt2), the folder of a SavedModel, torchvision:NAME, "
+            "timm:NAME, FILE.py:CALLABLE or package.module:CALLABLE.",
             show_default=False,
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
     layer: Annotated[
-        str, typer.Option(help="auto, a dotted module name, or the name of a value in the graph.")
+        str, typer.Option(help="auto, a module (a.b), a Keras layer (outer/inner), or a value in the graph.")
     ] = "auto",
     weights: Annotated[
-        str | None, typer.Option(help="A state dict file, or `random`. Default: a zoo's own trained weights.")
+        str | None,
+        typer.Option(help="A state dict or Keras weights file, or `random`. Default: a zoo's own trained weights."),
     ] = None,
     input_size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels.")] = None,
-    opset: Annotated[int, typer.Option(help="18, 19 or 20, for PyTorch sources.")] = 20,
+    opset: Annotated[int, typer.Option(help="18, 19 or 20; an ONNX file keeps its own from 18.")] = 20,
     preprocess: Annotated[str | None, typer.Option(help="imagenet, tf, caffe, lite, raw, or a JSON file.")] = None,
     labels: Annotated[str | None, typer.Option(help="A file with a name a line, a JSON file, or `imagenet`.")] = None,
+    output_name: Annotated[
+        str | None, typer.Option(help="Which output holds the class scores. Default: the first that can.")
+    ] = None,
+    input_layout: Annotated[str | None, typer.Option(help="NCHW or NHWC, where the source leaves it open.")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="ROWSxCOLUMNS of a transformer's patches, where they are not found.")
+    ] = None,
+    allow_unsafe: Annotated[
+        bool, typer.Option(help="Run code that a model file brings along, such as Keras' Lambda layers.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
     """Export a model to ONNX with its target layer exposed, and verify it against its source.
@@ -42,8 +54,10 @@ def export(
       ortcam export my_model.py:build -o model.onnx --weights best.pt --preprocess imagenet --labels names.txt
 
       ortcam export model.onnx -o model.cam.onnx --preprocess tf
+
+      ortcam export model.keras -o model.onnx --layer block5_conv3 --preprocess caffe
     """
-    size = parse_size(input_size)
+    size, patches = parse_size(input_size), parse_size(grid)
     from ortcam.exporters import export as run_export
 
     console.note(f"exporting {source} ...")
@@ -57,6 +71,10 @@ def export(
             opset=opset,
             preprocess=preprocess,
             labels=labels,
+            output_name=output_name,
+            input_layout=input_layout.upper() if input_layout else None,  # type: ignore[arg-type]
+            grid=patches,
+            allow_unsafe=allow_unsafe,
         )
     for notice in report.notices:
         console.note(f"note: {notice}")
@@ -89,7 +107,5 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise typer.BadParameter(
-            f"{text!r} is no size; expected SIDE or HEIGHTxWIDTH in pixels, such as 224 or 224x320"
-        )
+        raise typer.BadParameter(f"{text!r} is no size; expected SIDE or HEIGHTxWIDTH, such as 224 or 224x320")
     return int(sides[0]), int(sides[-1])

@@ -12,6 +12,8 @@ from ortcam.cli import console
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ortcam.graph.layers import Candidate
+
 
 def inspect(
     model: Annotated[Path, typer.Argument(help="An ONNX file, exported by ortcam or not.", show_default=False)],
@@ -41,10 +43,10 @@ def inspect(
         console.note(f"no target layer is exposed; to expose one: ortcam export {model} -o {model.stem}.cam.onnx")
     else:
         _print_contract(contract)
-    table = console.make_table("candidate layer", "value in the graph", "shape", "why", right=("shape",))
+    table = console.make_table("candidate layer", "value in the graph", "K x h x w", "stored as", "why")
     for candidate in facts["candidates"]:
         shape = " x ".join("?" if dim is None else str(dim) for dim in candidate["shape"])
-        table.add_row(candidate["name"], candidate["value"], shape, candidate["reason"])
+        table.add_row(candidate["name"], candidate["value"], shape, candidate["layout"], candidate["reason"])
     if facts["candidates"]:
         console.print_table(table)
     else:
@@ -66,13 +68,22 @@ def describe(path: Path) -> dict[str, Any]:
     import onnx_ir as ir
 
     from ortcam.errors import ModelError, one_line
-    from ortcam.graph.layers import find_candidates, infer_shapes
+    from ortcam.exporters.shapes import complete_shapes
+    from ortcam.graph.layers import Reading, find_candidates
 
     try:
         model = ir.from_proto(proto)
-        infer_shapes(model)
-        candidates = find_candidates(model)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        weights = set(model.graph.initializers)
+        inputs = [value for value in model.graph.inputs if value.name not in weights]
+        model.graph.inputs[:] = inputs
+        dims = None if not inputs or inputs[0].shape is None else list(inputs[0].shape)[1:]
+        sides = [dim for dim in dims or [] if isinstance(dim, int)]
+        known = len(inputs) == 1 and len(sides) == len(dims or []) == 3
+        complete_shapes(model, path.resolve().parent, tuple(sides) if known else None)
+        last = len(sides) == 3 and sides[2] in (1, 3) and sides[0] not in (1, 3)
+        reading = Reading("NHWC" if last else "NCHW")
+        candidates = find_candidates(model, reading) if inputs and model.graph.outputs else []
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{path} has a graph that cannot be read: {one_line(error)}") from error
     return {
         "path": str(path),
@@ -80,7 +91,22 @@ def describe(path: Path) -> dict[str, Any]:
         "outputs": [_describe_value(value) for value in model.graph.outputs],
         "opset": model.opset_imports.get("", None),
         "contract": None if contract is None else _describe_contract(contract),
-        "candidates": [{"name": candidate.name, **vars(candidate)} for candidate in candidates],
+        "candidates": [_describe_candidate(candidate) for candidate in candidates],
+    }
+
+
+def _describe_candidate(candidate: Candidate) -> dict[str, Any]:
+    feature_map = candidate.feature_map
+    tokens = feature_map.tokens
+    return {
+        "name": candidate.name,
+        "value": candidate.value,
+        "module": candidate.module,
+        "op_type": candidate.op_type,
+        "shape": list(candidate.shape),
+        "layout": "patches" if tokens is not None else feature_map.layout,
+        "other_tokens": None if tokens is None else tokens.first,
+        "reason": candidate.reason,
     }
 
 

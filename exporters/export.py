@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ortcam.errors import ExportError, OptionError
+from ortcam.errors import ExportError, OptionError, one_line
 from ortcam.exporters.labels import read_labels
 from ortcam.exporters.shapes import complete_shapes
 from ortcam.exporters.sources import Converted, SourceOptions, convert
@@ -25,6 +27,16 @@ from ortcam.preprocessing import Preprocessing
 from ortcam.scorecam import ScoreCAM
 
 OPSETS = (18, 19, 20)
+_GRAPH_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    DecodeError,
+    EncodeError,
+)
 # Weights above this go to a file of their own; protobuf cannot hold 2 GB.
 EXTERNAL_DATA_BYTES = 1_900_000_000
 
@@ -119,8 +131,9 @@ def export(
     options = SourceOptions(
         weights, size, opset, preprocess, layer, output_name, input_layout, rows_and_columns, allow_unsafe
     )
-    converted = convert(source, options)
-    exposed = _expose(converted, options, given)
+    with _graph_errors(source):
+        converted = convert(source, options)
+        exposed = _expose(converted, options, given)
     contract = exposed.contract
     notices = list(converted.notices)
     if contract.preprocessing is None:
@@ -128,7 +141,7 @@ def export(
             "no preprocessing is known, so only input tensors can be explained; give --preprocess for photos"
         )
     model = converted.model
-    with replace_files(output) as folder:
+    with _graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
         external = _weight_bytes(model) > external_data_bytes
         ir.external_data.load_to_model(model)  # the weights move with the graph
@@ -143,6 +156,20 @@ def export(
         onnx.save(proto, draft)
         ScoreCAM(draft, provider="cpu").rehearse()
     return ExportReport(output, contract.layer, exposed.shape, contract, agreement, tuple(notices))
+
+
+@contextlib.contextmanager
+def _graph_errors(source: Any) -> Iterator[None]:
+    """Report what onnx and onnx-ir raise on a graph that breaks their rules as a fault of the source."""
+    try:
+        yield
+    except OSError:  # of the disk, not of the graph
+        raise
+    except _GRAPH_ERRORS as error:
+        name = source if isinstance(source, str | PathLike) else type(source).__name__
+        raise ExportError(
+            f"{name} has a graph that cannot be read or edited: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ ONLY_CLASSIFIERS = "ortcam explains image classifiers"
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
 }

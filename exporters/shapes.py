@@ -12,12 +12,9 @@ from ortcam.errors import ModelError
 from ortcam.graph.layers import all_values, infer_shapes
 from ortcam.runtime.session import RUNTIME_ERRORS, create_session
 
-_TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16, ir.DataType.DOUBLE: np.float64}
-_INTEGERS = {ir.DataType.UINT8: np.uint8, ir.DataType.INT8: np.int8}
-
 
 def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] | None) -> None:
-    """Give the graph's tensors their shapes, in place; the batch stays symbolic where the image's is.
+    """Give the graph's tensors their shapes and types, in place; the batch stays symbolic where the image's is.
 
     Args:
         model: the graph; its first input is the image.
@@ -29,7 +26,7 @@ def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] 
     if not unknown or input_shape is None:
         return
     image = model.graph.inputs[0]
-    dtype = (_TYPES | _INTEGERS).get(image.dtype or ir.DataType.FLOAT, np.float32)
+    dtype = np.float32 if image.dtype is None else image.dtype.numpy()
     proto = ir.to_proto(model)
     outputs = {value.name for value in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in unknown if value.name not in outputs)
@@ -43,6 +40,7 @@ def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] 
     for value, result in zip(unknown, results, strict=True):
         if isinstance(result, np.ndarray) and result.ndim:
             value.shape = ir.Shape([batch if result.shape[0] == 1 else result.shape[0], *result.shape[1:]])
+            value.type = value.type or ir.TensorType(ir.DataType.from_numpy(result.dtype))
 
 
 def _is_known(value: ir.Value) -> bool:

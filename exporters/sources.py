@@ -143,8 +143,8 @@ def _convert_object(model: Any, name: str, options: SourceOptions) -> Converted:
     if callable(model):
         return _load("jax", "convert_function", "jax", "jax2onnx", name)(model, name, options)
     raise ExportError(
-        f"{name} is a {type(model).__name__}; expected an nn.Module, a Keras model, a Flax NNX module or a function "
-        "of JAX arrays"
+        f"{name} is of no known kind ({type(model).__name__}); expected an nn.Module, a Keras model, a Flax NNX module "
+        "or a function of JAX arrays"
     )
 
 

@@ -24,7 +24,7 @@ def make_editable(proto: onnx.ModelProto, folder: Path, name: str) -> ir.Model:
     """Return a graph in an opset that the scoring graph's own nodes can stand in; external weights stay outside.
 
     Args:
-        proto: the graph, which is left as it is.
+        proto: the graph; its nodes are left as they are.
         folder: where its external weights are.
         name: what messages call it.
 
@@ -32,14 +32,14 @@ def make_editable(proto: onnx.ModelProto, folder: Path, name: str) -> ir.Model:
         ExportError: it cannot be converted or read.
     """
     opset = opset_of(proto)
-    _refuse_escapes(proto, name)
     try:
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
         if opset < OLDEST_OPSET:
+            proto.ir_version = max(proto.ir_version, _OLDEST_IR)  # from 4 on, weights need not be inputs
             proto = version_converter.convert_version(proto, OLDEST_OPSET)
         model = ir.from_proto(proto)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (version_converter.ConvertError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"; its opset {opset} must be brought to {OLDEST_OPSET}" if opset < OLDEST_OPSET else ""
         raise ExportError(f"{name} has a graph that cannot be edited: {one_line(error)}{reason}") from error
     model.ir_version = max(model.ir_version, _OLDEST_IR)
@@ -51,8 +51,12 @@ def make_editable(proto: onnx.ModelProto, folder: Path, name: str) -> ir.Model:
     return model
 
 
-def _refuse_escapes(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse weights that are said to lie outside the model's own folder."""
+def refuse_escapes(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse weights that are said to lie outside the model's own folder.
+
+    Raises:
+        ExportError: there are some.
+    """
     for weight in proto.graph.initializer:
         for entry in weight.external_data:
             place = PurePath(entry.value)

@@ -107,7 +107,8 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
         ExportError: the file does not run, or is further from its source than it may be.
     """
     proto = onnx.load(path, load_external_data=False)
-    session = create_session(proto, [("CPUExecutionProvider", {})], "the exported model", path.resolve().parent)
+    cpu = [("CPUExecutionProvider", {})]
+    session = create_session(proto, cpu, "the exported model", path.resolve().parent, log_severity=4)  # type: ignore[arg-type]
     reference, random = converted.reference(layer), np.random.default_rng(0)
     logits_error, top1, distances, name = 0.0, True, [], None
     for batch in converted.batches:

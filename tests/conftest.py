@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ import torch
 import torchvision
 from torch import nn
 
+import ortcam
 from ortcam.cli.demo import load_efficientnet_lite0
-from ortcam.exporters import export
+from ortcam.exporters import ExportReport, export
 
 
 def package_folder(package: str) -> Path:
@@ -52,6 +55,25 @@ def lite0_file(lite0: nn.Module, models: Path) -> Path:
     return export(lite0, models / "lite0.onnx", preprocess="lite", labels="imagenet").path
 
 
+class Tiny(nn.Module):
+    """A classifier of 10 classes that exports in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(self.features(x).mean((2, 3)))
+        return scores
+
+
+@pytest.fixture
+def tiny() -> nn.Module:
+    return Tiny().eval()
+
+
 def sharpened(module: nn.Module, factor: float) -> nn.Module:
     """Scale the last linear layer of an untrained network, so that its classes differ as a trained one's do."""
     last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
@@ -71,6 +93,46 @@ def resnet18() -> nn.Module:
 def resnet18_file(resnet18: nn.Module, models: Path) -> Path:
     """ResNet-18 at 96x96, target layer 512 x 3 x 3: fast enough for many explanations."""
     return export(resnet18, models / "resnet18.onnx", preprocess="imagenet", input_size=96).path
+
+
+@pytest.fixture
+def in_table(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Give what a test showed to docs/models.md, which is written from the results: pytest --junitxml.
+
+    Called with the model, the kind of source, and either the report of an export that the test then explained, or the
+    reason why there is none.
+    """
+
+    def record(model: str, source: str, report: ExportReport | None = None, refused: str = "") -> None:
+        fields: dict[str, Any] = {"model": model, "source": source, "refused": refused}
+        if report is not None:
+            fields |= {
+                "layer": report.layer,
+                "shape": " x ".join(str(dim) for dim in report.shape),
+                "output": report.contract.output,
+                "scores": report.agreement.logits,
+                "activations": report.agreement.activations,
+            }
+        for name, value in fields.items():
+            record_property(name, "" if value is None else value)
+
+    return record
+
+
+def check_explanation(path: Path, photo: Path, expected: int | None = None) -> ortcam.Explanation:
+    """Explain a photo: the class is the expected one, and the map shows something."""
+    explanation = ortcam.ScoreCAM(path).explain(photo)
+    if expected is not None:
+        assert explanation.targets[0].index == expected
+    assert not explanation.flat[0]
+    assert explanation.input_maps[0].max() > 0.9
+    assert explanation.input_maps[0].std() > 0.05, "a map this flat shows nothing"
+    return explanation
+
+
+def correlation(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Pearson's r of two maps."""
+    return float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1])
 
 
 def assert_same_map(ours: np.ndarray, theirs: np.ndarray) -> None:

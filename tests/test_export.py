@@ -13,31 +13,13 @@ import onnxruntime as ort
 import pytest
 import torch
 import torchvision
+from conftest import Tiny
 from torch import nn
 
 import ortcam
 from ortcam.errors import ExportError, LayerError, ModelError, OptionError, OutputError
 from ortcam.exporters import export
 from ortcam.model import CamModel
-
-
-class Tiny(nn.Module):
-    """A classifier of 10 classes that exports in a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
-        self.fc = nn.Linear(16, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.fc(self.features(x).mean((2, 3)))
-        return scores
-
-
-@pytest.fixture
-def tiny() -> nn.Module:
-    return Tiny().eval()
 
 
 def nothing_is_left(folder: Path) -> bool:
@@ -340,7 +322,7 @@ class Malicious:
     [
         ("biuld", None, "nearest: build"),
         ("training", None, "training mode"),
-        ("number", None, "is a int; expected an nn.Module, a Keras model"),
+        ("number", None, r"no known kind \(int\); expected an nn.Module"),
         ("fails", None, "failed with ValueError: no such data set"),
         ("build", "nothing.pt", "no such file"),
         ("build", "text.pt", "expected a state dict"),
@@ -559,109 +541,3 @@ def test_an_output_that_cannot_be_written(tiny: nn.Module, tmp_path: Path) -> No
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(OutputError, match="is a directory"):
         export(tiny, tmp_path / "folder.onnx", input_size=32)
-
-
-def plain_onnx(module: nn.Module, path: Path, dynamic: bool, opset: int = 20) -> Path:
-    """An ONNX file as somebody else would export it."""
-    shapes = ({0: torch.export.Dim("n")},) if dynamic else None
-    x = torch.zeros(2 if dynamic else 1, 3, 32, 32)
-    torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False)
-    return path
-
-
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_an_onnx_file_is_exposed(tiny: nn.Module, tmp_path: Path, dynamic: bool) -> None:
-    plain = plain_onnx(tiny, tmp_path / "plain.onnx", dynamic)
-    report = export(plain, tmp_path / "cam.onnx", preprocess="tf")
-    assert report.shape == (16, 8, 8)
-    assert report.agreement.logits < 1e-5
-    assert any("batch of 1" in notice for notice in report.notices) is not dynamic
-    reference = export(tiny, tmp_path / "reference.onnx", preprocess="tf", input_size=32).path
-    photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
-    ours, theirs = (ortcam.ScoreCAM(path).explain(photo).maps for path in (report.path, reference))
-    assert np.abs(ours - theirs).max() < 1e-5
-
-
-@pytest.mark.parametrize("opset", [11, 13, 17])
-def test_a_baked_in_batch_of_an_older_exporter(tiny: nn.Module, tmp_path: Path, opset: int) -> None:
-    """torch's legacy exporter writes the batch of a view as a number: the file keeps its batch of 1."""
-
-    class Flattened(Tiny):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            pooled = nn.functional.adaptive_avg_pool2d(self.features(x), 1)
-            scores: torch.Tensor = self.fc(pooled.view(x.size(0), -1))
-            return scores
-
-    module = Flattened().eval()
-    plain, names = tmp_path / "plain.onnx", {"input_names": ["x"], "output_names": ["y"]}
-    torch.onnx.export(module, (torch.zeros(1, 3, 32, 32),), plain, dynamo=False, opset_version=opset, **names)
-    report = export(plain, tmp_path / "cam.onnx", preprocess="tf")
-    reference = export(module, tmp_path / "reference.onnx", preprocess="tf", input_size=32).path
-    photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
-    ours, theirs = (ortcam.ScoreCAM(path).explain(photo).maps for path in (report.path, reference))
-    assert np.abs(ours - theirs).max() < 1e-4
-
-
-def test_exporting_again_keeps_preprocessing_and_labels(tiny: nn.Module, tmp_path: Path) -> None:
-    first = export(tiny, tmp_path / "a.onnx", preprocess="tf", labels=NAMES, input_size=32)
-    again = export(tmp_path / "a.onnx", tmp_path / "b.onnx", layer=CamModel(first.path).contract.layer)
-    assert again.contract.preprocessing == first.contract.preprocessing
-    assert again.contract.labels == first.contract.labels
-    early = export(tmp_path / "a.onnx", tmp_path / "c.onnx", layer="features.1")
-    assert early.shape == (8, 16, 16)
-
-
-def test_an_onnx_file_and_what_does_not_fit_it(tiny: nn.Module, tmp_path: Path) -> None:
-    plain = plain_onnx(tiny, tmp_path / "plain.onnx", True)
-    grey = {"height": 32, "width": 32, "channels": "GRAY"}
-    with pytest.raises(ExportError, match="takes 3 channels, but the preprocessing makes 1"):
-        export(plain, tmp_path / "out.onnx", preprocess=grey)
-    with pytest.raises(ExportError, match="inputs of 32x32 only"):
-        export(plain, tmp_path / "out.onnx", input_size=64)
-    assert not (tmp_path / "out.onnx").exists()
-
-
-def test_names_of_the_contract_may_be_taken(tiny: nn.Module, tmp_path: Path) -> None:
-    proto = onnx.load(plain_onnx(tiny, tmp_path / "plain.onnx", True), load_external_data=True)
-    old = {
-        node.output[0]: name
-        for node, name in zip(proto.graph.node, ["activations", "ortcam.mask", "image"], strict=False)
-    }
-    weights = {proto.graph.initializer[0].name: "logits"}
-    for node in proto.graph.node:
-        node.input[:] = [(old | weights).get(name, name) for name in node.input]
-        node.output[:] = [old.get(name, name) for name in node.output]
-    proto.graph.initializer[0].name = "logits"
-    del proto.graph.value_info[:]
-    onnx.save(proto, tmp_path / "names.onnx")
-    report = export(tmp_path / "names.onnx", tmp_path / "cam.onnx", preprocess="tf")
-    assert report.agreement.logits < 1e-5
-    ortcam.ScoreCAM(report.path).explain(np.zeros((9, 9, 3), np.uint8) + np.arange(9, dtype=np.uint8)[:, None, None])
-
-
-def test_corrupt_onnx_files_are_refused_in_one_line(tiny: nn.Module, tmp_path: Path) -> None:
-    whole = (plain_onnx(tiny, tmp_path / "plain.onnx", True)).read_bytes()
-    random = np.random.default_rng(0)
-    for _ in range(40):
-        broken = bytearray(whole)
-        for at in random.integers(0, len(whole), 3):
-            broken[at] = random.integers(0, 256)
-        (tmp_path / "broken.onnx").write_bytes(broken)
-        try:
-            export(tmp_path / "broken.onnx", tmp_path / "cam.onnx", preprocess="tf")
-        except ortcam.OrtcamError as error:
-            assert "\n" not in str(error)
-            assert not (tmp_path / "cam.onnx").exists()
-        else:
-            (tmp_path / "cam.onnx").unlink()
-
-
-def test_an_onnx_file_that_is_no_classifier(tmp_path: Path) -> None:
-    class Sequence(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean(1)
-
-    torch.onnx.export(Sequence(), (torch.zeros(2, 5, 7),), tmp_path / "s.onnx", dynamo=True, verbose=False)
-    with pytest.raises(ExportError, match="expected float32"):
-        export(tmp_path / "s.onnx", tmp_path / "out.onnx")
-    assert not (tmp_path / "out.onnx").exists()

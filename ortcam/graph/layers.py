@@ -31,11 +31,13 @@ _WEIGHTED = {
     "QLinearConv",
     "QLinearMatMul",
     "MatMulInteger",
+    "QGemm",
 }
 # Nodes that only move, thin out or relabel a feature map: the map before them is the finer one.
 _PASSIVE = {
     "AveragePool", "MaxPool", "LpPool", "Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze",
     "Unsqueeze", "Pad", "Slice", "QuantizeLinear", "DequantizeLinear", "Resize", "DepthToSpace", "SpaceToDepth",
+    "QLinearGlobalAveragePool", "QLinearAveragePool",
 }  # fmt: skip
 _ACTIVATIONS = {
     "Relu", "LeakyRelu", "PRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Selu", "Celu", "Gelu",

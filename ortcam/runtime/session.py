@@ -58,6 +58,7 @@ def create_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_data))
     try:
         serialized = proto.SerializeToString()
-        return ort.InferenceSession(serialized, options, providers=providers)
+        # Without its fallback, which would print on standard output that it tries the CPU again.
+        return ort.InferenceSession(serialized, options, providers=providers, enable_fallback=False)
     except RUNTIME_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {name}: {one_line(error)}") from error
