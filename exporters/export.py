@@ -192,7 +192,7 @@ class _Exposed:
 def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None) -> _Exposed:
     """Make the target layer an output of the converted graph, in place."""
     model = converted.model
-    complete_shapes(model, converted.folder, converted.input_shape)
+    measured = complete_shapes(model, converted.folder, converted.input_shape)
     reading = Reading(converted.image_layout, options.grid)
     feature_map, name = find_layer(model, options.layer, converted.name, reading, converted.layers)
     layers = module_outputs(model.graph) if converted.layers is None else converted.layers
@@ -209,6 +209,9 @@ def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...
     exposed = _Exposed(feature_map, feature_map.shape, name if name in layers else None, contract)
     expose(model, feature_map, contract)
     RemoveUnusedNodesPass()(model)
+    for value in measured:
+        if value is not feature_map.value:
+            value.shape = None
     return exposed
 
 

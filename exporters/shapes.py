@@ -13,8 +13,11 @@ from ortcam.graph.layers import all_values, infer_shapes
 from ortcam.runtime.session import RUNTIME_ERRORS, create_session
 
 
-def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] | None) -> None:
-    """Give the graph's tensors their shapes and types, in place; the batch stays symbolic where the image's is.
+def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] | None) -> list[ir.Value]:
+    """Give the graph's tensors their shapes and types, in place, and return those whose shape was measured.
+
+    A measured shape holds for one image: where another dimension than the first grows with the batch, it is not to be
+    written into a file.
 
     Args:
         model: the graph; its first input is the image.
@@ -24,7 +27,7 @@ def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] 
     infer_shapes(model)
     unknown = [value for value in all_values(model.graph) if value.name and not _is_known(value)]
     if not unknown or input_shape is None:
-        return
+        return []
     image = model.graph.inputs[0]
     dtype = np.float32 if image.dtype is None else image.dtype.numpy()
     proto = ir.to_proto(model)
@@ -35,12 +38,13 @@ def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] 
         session = create_session(proto, [("CPUExecutionProvider", {})], "the model", folder, log_severity=4)
         results = session.run(names, {image.name: np.zeros((1, *input_shape), dtype)})
     except RUNTIME_ERRORS + (ModelError,):  # noqa: RUF005 (mypy reads the sum, not the star)
-        return
+        return []
     batch = image.shape[0] if image.shape is not None else 1
     for value, result in zip(unknown, results, strict=True):
         if isinstance(result, np.ndarray) and result.ndim:
             value.shape = ir.Shape([batch if result.shape[0] == 1 else result.shape[0], *result.shape[1:]])
             value.type = value.type or ir.TensorType(ir.DataType.from_numpy(result.dtype))
+    return unknown
 
 
 def _is_known(value: ir.Value) -> bool:
