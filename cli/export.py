@@ -41,7 +41,10 @@ def export(
         str | None, typer.Option(help="ROWSxCOLUMNS of a transformer's patches, where they are not found.")
     ] = None,
     allow_unsafe: Annotated[
-        bool, typer.Option(help="Run code that a model file brings along, such as Keras' Lambda layers.")
+        bool,
+        typer.Option(
+            help="Run code that a .keras, .h5, SavedModel or .pt2 file brings along: only for files that you trust."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:

@@ -25,14 +25,15 @@ from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference, r
 from ortcam.graph.layers import all_values
 from ortcam.graph.maps import constant_ints
 from ortcam.preprocessing import Preprocessing
-from ortcam.runtime.session import RUNTIME_ERRORS, create_session
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
 # float16 has 11 bits: how ONNX Runtime fuses its operators, which an extra output changes, shows in the scores.
 # EfficientNet-Lite0 differs by 2.6e-4.
 HALF_TOLERANCE = 1e-2
 
 # Runs the source on a batch of inputs, in the layout and dtype of the graph's own input. Returns the class scores
-# [B,N], and what the source framework's layers return [B,...], by name; no layers where it cannot show them.
+# [B,N], and what the source framework's layers return [B,...], by name; no layers where it cannot show them. A name
+# that begins with a colon is of a tensor that no layer returns.
 Run = Callable[[NDArray[Any]], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
 
 
@@ -73,7 +74,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     """
     folder = (foreign.folder or Path()).resolve()
     refuse_escapes(foreign.proto, foreign.name)
-    original = create_session(foreign.proto, [("CPUExecutionProvider", {})], foreign.name, folder, log_severity=4)
+    original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     model = make_editable(foreign.proto, folder, foreign.name)
     image = read_input(model, original, options, foreign.name)
     notices = []
@@ -178,7 +179,7 @@ def _named_reference(run: _FloatRun, layer: str | None) -> Reference:
         scores, layers = run(inputs)
         for name, tensor in layers.items():
             if layer is None or layer not in layers or name == layer:
-                match.see(tensor, name)
+                match.see(tensor, None if name.startswith(":") else name)
         return scores
 
     return reference
@@ -191,7 +192,8 @@ def _free_batch(model: ir.Model, image: ImageInput, folder: Path, reference: _Fl
     """
     for node in model.graph:
         shape = constant_ints(node.inputs[1]) if node.op_type == "Reshape" and len(node.inputs) == 2 else None
-        if not shape or len(shape) < 2 or shape[0] != 1 or "allowzero" in node.attributes:
+        zeros = "allowzero" in node.attributes and node.attributes["allowzero"].as_int() == 1
+        if not shape or len(shape) < 2 or shape[0] != 1 or zeros:
             continue
         free = ir.Value(name=f"{node.outputs[0].name}.free_batch")
         free.const_value = ir.tensor(np.array([0 if -1 in shape else -1, *shape[1:]], np.int64), name=free.name)
@@ -199,9 +201,7 @@ def _free_batch(model: ir.Model, image: ImageInput, folder: Path, reference: _Fl
         node.replace_input_with(1, free)
     inputs = image.random(np.random.default_rng(1), 3)
     try:
-        session = create_session(
-            ir.to_proto(model), [("CPUExecutionProvider", {})], "the model", folder, log_severity=4
-        )
+        session = create_session(ir.to_proto(model), CPU, "the model", folder, log_severity=4)
         scores = session.run(None, {model.graph.inputs[0].name: image.numbers.encode(inputs)})[0]
     except RUNTIME_ERRORS + (ModelError,):  # noqa: RUF005 (mypy reads the sum, not the star)
         return False

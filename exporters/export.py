@@ -103,8 +103,8 @@ def export(
         output_name: which output holds the class scores, where there are several; None for the first that can.
         input_layout: ``NCHW`` or ``NHWC``, where the source leaves it open.
         grid: (rows, columns) of a vision transformer's patches, where they are not found.
-        allow_unsafe: run the code that a model file may bring along (Keras' Lambda layers and custom objects). Only
-            for files that you trust.
+        allow_unsafe: run the code that a model file may bring along: Keras' Lambda layers and custom objects, pickles
+            in a .pt2 file. Only for files that you trust.
         external_data_bytes: weights above this size go to a file of their own.
 
     Raises:

@@ -64,11 +64,12 @@ class Numbers:
             return values.astype(self.dtype)
         limits = np.iinfo(self.dtype)
         scaled = values if self.scale is None else values / np.float32(self.scale)
-        return np.clip(np.rint(scaled) + self.zero_point, limits.min, limits.max).astype(self.dtype)
+        encoded: NDArray[Any] = np.clip(np.rint(scaled) + self.zero_point, limits.min, limits.max).astype(self.dtype)
+        return encoded
 
     def decode(self, numbers: NDArray[Any]) -> Floats:
         """Turn numbers into float32 values."""
-        values = numbers.astype(np.float32)
+        values: Floats = numbers.astype(np.float32)
         return values if self.scale is None else (values - self.zero_point) * np.float32(self.scale)
 
 
@@ -229,9 +230,9 @@ def choose_scores(model: ir.Model, session: Any, wanted: str | None, name: str) 
         shown = "; ".join(f"{key} {value.shape}" for key, value in list(outputs.items())[:4] if wanted in (None, key))
         raise ExportError(f"{name} returns {shown}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}")
     chosen = fitting[0]
-    others = [key for key in outputs if key != chosen]
+    others = fitting[1:]
     model.graph.outputs[:] = [value for value in model.graph.outputs if value.name == chosen]
-    if not others or wanted is not None:
+    if not others:
         return chosen, None
     return chosen, f"{chosen!r} is taken for the class scores, not {', '.join(others[:4])}; --output-name chooses"
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.pytorch_sources import LoadedModule
+from ortcam.exporters.quiet import quiet
 from ortcam.exporters.sources import DEFAULT_SIDE, Converted, SourceOptions, choose_preprocessing
 from ortcam.exporters.verify import LayerMatch, Reference
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
+from ortcam.graph.layers import SCOPES
 
 
 def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
@@ -88,7 +85,7 @@ def _refuse_odd_results(result: Any, example: torch.Tensor, name: str) -> None:
 
 def _export(module: nn.Module, example: torch.Tensor, opset: int, name: str) -> ir.Model:
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -98,7 +95,7 @@ def _export(module: nn.Module, example: torch.Tensor, opset: int, name: str) -> 
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"{name} cannot be exported: {_reason(error)}") from error
+        raise ExportError(f"{name} cannot be exported: {explain_export_error(error)}") from error
     if program is None:
         raise ExportError(f"{name} cannot be exported: torch returned nothing")
     model = program.model
@@ -107,15 +104,20 @@ def _export(module: nn.Module, example: torch.Tensor, opset: int, name: str) -> 
         raise ExportError(
             f"{name} cannot be exported: its batch size is baked in as {batch}; use x.shape[0] or -1 in its code"
         )
-    for node in model.graph.all_nodes():  # keep the modules' names, not the stack traces of this machine
-        scopes = node.metadata_props.get(_SCOPES)
-        node.metadata_props.clear()
-        if scopes is not None:
-            node.metadata_props[_SCOPES] = scopes
+    keep_module_names(model)
     return model
 
 
-def _reason(error: BaseException) -> str:
+def keep_module_names(model: ir.Model) -> None:
+    """Drop what torch notes on nodes, such as stack traces of this machine, but for the modules' names; in place."""
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(SCOPES)
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[SCOPES] = scopes
+
+
+def explain_export_error(error: BaseException) -> str:
     """Say in a line why torch could not export; the innermost cause knows it best."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -126,23 +128,6 @@ def _reason(error: BaseException) -> str:
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(cause).__name__:
         return f"its control flow depends on the values of tensors; {one_line(cause, 160)}"
     return one_line(cause)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's exporter and the module's own prints off the screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _reference(module: nn.Module, layer: str | None) -> Reference:

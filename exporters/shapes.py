@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ortcam.errors import ModelError
 from ortcam.graph.layers import all_values, infer_shapes
-from ortcam.runtime.session import RUNTIME_ERRORS, create_session
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
 
 def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] | None) -> list[ir.Value]:
@@ -35,7 +35,7 @@ def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] 
     proto.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in unknown if value.name not in outputs)
     names = [value.name for value in unknown]
     try:
-        session = create_session(proto, [("CPUExecutionProvider", {})], "the model", folder, log_severity=4)
+        session = create_session(proto, CPU, "the model", folder, log_severity=4)
         results = session.run(names, {image.name: np.zeros((1, *input_shape), dtype)})
     except RUNTIME_ERRORS + (ModelError,):  # noqa: RUF005 (mypy reads the sum, not the star)
         return []

@@ -35,7 +35,8 @@ class SourceOptions:
         output: the name of the output that holds the class scores.
         input_layout: the order of the input's dimensions, where the file leaves it open.
         grid: (rows, columns) of the patches of a vision transformer.
-        allow_unsafe: whether code inside a model file (Keras' Lambda layers, custom objects) may be run.
+        allow_unsafe: whether code that a model file brings along (Keras' Lambda layers and custom objects, the pickles
+            of a .pt2 file) may be run.
     """
 
     weights: str | PathLike[str] | None = None
@@ -114,18 +115,18 @@ def convert(source: Any, options: SourceOptions) -> Converted:
         ExportError: the kind is unknown or its framework is missing, or the source cannot be converted.
     """
     if not isinstance(source, str | PathLike):
-        return _convert_object(source, type(source).__name__, options)
+        return _convert_object(source, getattr(source, "__name__", type(source).__name__), options)
     path = Path(source)
     if path.is_dir():
-        return _load("saved_model", "convert_saved_model", "tensorflow", "tf2onnx", source)(path, options)
+        return _convert_with(*_FILES[".pb"], source, path, options)
     if path.suffix.lower() in _FILES:
-        return _load(*_FILES[path.suffix.lower()], source)(path, options)
+        return _convert_with(*_FILES[path.suffix.lower()], source, path, options)
     origin, colon, name = str(source).rpartition(":")
     if not colon or not origin:
         raise ExportError(f"source {str(source)!r} is of no known kind; expected {KINDS}")
     if origin in ("torchvision", "timm"):
-        load_zoo = _load("pytorch_sources", "load_zoo_module", "torch", "torch", source)
-        return _load("pytorch", "convert_module", "torch", "torch", source)(load_zoo(origin, name, options), options)
+        module = _load("pytorch_sources", "load_zoo_module", "torch", "torch", source)(origin, name, options)
+        return _convert_with("pytorch", "convert_module", "torch", "torch", source, module, options)
     from ortcam.exporters.callables import call
 
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # the one that can be converted
@@ -137,15 +138,22 @@ def _convert_object(model: Any, name: str, options: SourceOptions) -> Converted:
     roots = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if "torch" in roots:
         loaded = _load("pytorch_sources", "load_given_module", "torch", "torch", name)(model, name, options)
-        return _load("pytorch", "convert_module", "torch", "torch", name)(loaded, options)
+        return _convert_with("pytorch", "convert_module", "torch", "torch", name, loaded, options)
     if roots & {"keras", "tf_keras"}:
-        return _load("keras", "convert_keras_model", "tensorflow", "tf2onnx", name)(model, name, options)
+        return _convert_with("keras", "convert_keras_model", "tensorflow", "tf2onnx", name, model, name, options)
     if callable(model):
-        return _load("jax", "convert_function", "jax", "jax2onnx", name)(model, name, options)
+        return _convert_with("jax", "convert_function", "jax", "jax2onnx", name, model, name, options)
     raise ExportError(
         f"{name} is of no known kind ({type(model).__name__}); expected an nn.Module, a Keras model, a Flax NNX module "
         "or a function of JAX arrays"
     )
+
+
+def _convert_with(
+    module: str, function: str, extra: str | None, package: str | None, source: Any, *arguments: Any
+) -> Converted:
+    converted: Converted = _load(module, function, extra, package, source)(*arguments)
+    return converted
 
 
 def _load(module: str, function: str, extra: str | None, package: str | None, source: Any) -> Any:

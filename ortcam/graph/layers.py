@@ -44,7 +44,7 @@ _ACTIVATIONS = {
     "Mish", "Swish", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 }  # fmt: skip
 _NORMALIZATIONS = {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"}
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def find_candidates(
     reading = reading or Reading()
     path = _path_to_scores(model.graph)
     named = module_outputs(model.graph) if layers is None else layers
-    modules = {value: name for name, value in reversed(named.items())}
+    modules = {named[name]: name for name in reversed(list(named))}
     found = []
     for value in _bottlenecks(model.graph, path):
         producer = value.producer()
@@ -216,7 +216,7 @@ def _read_map(model: ir.Model, value: ir.Value, path: dict[ir.Node, None], readi
         places = [dim if isinstance(dim, int) else None for dim in image.shape or ()]
         places = places[2:] if reading.image_layout == "NCHW" else places[1:3]
         size = (places[0], places[1]) if len(places) == 2 and places[0] and places[1] else None
-        tokens = find_tokens(value, path, size, reading.grid)  # type: ignore[arg-type]
+        tokens = find_tokens(value, path, size, reading.grid)
         return None if tokens is None else FeatureMap(value, "NHWC", tokens)
     if rank not in (4, None):
         return None
@@ -258,7 +258,7 @@ def module_outputs(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _scopes(node: ir.Node) -> list[str]:
     """Return the modules that a node came from, outermost first, without the model itself and the operator."""
-    text = node.metadata_props.get(_SCOPES)
+    text = node.metadata_props.get(SCOPES)
     if not text:
         return []
     try:
@@ -331,6 +331,8 @@ def _is_unfinished(value: ir.Value) -> bool:
     """Whether the tensor only feeds its own activation function or normalisation: what comes out is the layer."""
     users = [use.node for use in value.uses()]
     kinds = {node.op_type for node in users}
+    if len(users) == 1 and users[0].op_type in ("Max", "Min"):  # a ReLU, or its upper bound, where one side is constant
+        return len(variable_inputs(users[0])) == 1
     if len(users) == 1:
         return bool(kinds & (_ACTIVATIONS | _NORMALIZATIONS))
     gated = kinds == {"Mul", "Sigmoid"} or kinds == {"Mul", "HardSigmoid"}  # SiLU, hard-swish

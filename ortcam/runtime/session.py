@@ -27,6 +27,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+CPU: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 

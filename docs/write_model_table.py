@@ -1,0 +1,83 @@
+"""Write docs/models.md from the results of the tests (build/tests.xml, by `make test-all`).
+
+With --check, fail where the page names other models, sources or layers than the results do; figures may differ.
+"""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "models.md"
+RESULTS = ROOT / "build" / "tests.xml"
+HEAD = """# Models and sources
+
+Written by `docs/write_model_table.py` from the results of the tests: each row is a test that passed. A trained model is
+explained with a real photo, whose class and map are checked; an untrained one (seeded) has the class that its source
+gives it. The relative errors are between the exported file and its source, run by the source's own framework, on random
+inputs: the largest difference over the largest value. "-" stands where the source does not show its inner tensors.
+
+| model | source | target layer | channels x h x w | output | error of the scores | of the layer |
+|---|---|---|---|---|---:|---:|
+"""
+REFUSED = """
+## What does not work
+
+Each of these is refused with one line that says why, and nothing is written.
+
+| what | source | what you are told |
+|---|---|---|
+"""
+
+
+def read_results() -> list[dict[str, str]]:
+    """Return the properties of every test that passed and has a row in the table."""
+    rows = []
+    for case in ET.parse(RESULTS).iter("testcase"):
+        if any(case.find(kind) is not None for kind in ("failure", "error", "skipped")):
+            continue
+        properties = {entry.get("name", ""): entry.get("value", "") for entry in case.iter("property")}
+        if "model" in properties:
+            rows.append(properties)
+    return sorted(rows, key=lambda row: (kind_of(row["source"]), row["source"], row["model"]))
+
+
+def kind_of(source: str) -> int:
+    kinds = ("PyTorch", ".pt2", "Keras", "SavedModel", "TFLite", "JAX", "ONNX")
+    return next((place for place, kind in enumerate(kinds) if kind in source), len(kinds))
+
+
+def shown(error: str) -> str:
+    return f"{float(error):.0e}".replace("e-0", "e-") if error else "-"
+
+
+def write_page(rows: list[dict[str, str]]) -> str:
+    works = [
+        f"| {row['model']} | {row['source']} | `{row['layer']}` | {row['shape']} | {row['output']} "
+        f"| {shown(row['scores'])} | {shown(row['activations'])} |"
+        for row in rows
+        if not row["refused"]
+    ]
+    fails = [f"| {row['model']} | {row['source']} | {row['refused']} |" for row in rows if row["refused"]]
+    return HEAD + "\n".join(works) + "\n" + REFUSED + "\n".join(fails) + "\n"
+
+
+def without_figures(page: str) -> list[list[str]]:
+    """Return the cells of a page's tables that may not differ."""
+    return [line.split("|")[:-3] for line in page.splitlines() if line.startswith("|")]
+
+
+def main() -> None:
+    if not RESULTS.is_file():
+        sys.exit("build/tests.xml is missing: run make test-all")
+    page = write_page(read_results())
+    if "--check" not in sys.argv:
+        PAGE.write_text(page, encoding="utf-8")
+    elif not PAGE.is_file() or without_figures(PAGE.read_text(encoding="utf-8")) != without_figures(page):
+        sys.exit("docs/models.md is out of date: run make test-all, then python docs/write_model_table.py")
+
+
+if __name__ == "__main__":
+    main()
