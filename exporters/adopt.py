@@ -50,7 +50,8 @@ class ForeignGraph:
         folder: where external weights are.
         layers: the source framework's names of layers, and the names of their tensors in the graph.
         preprocessing, labels: the source's own; None when unknown.
-        tolerance: how far scores and target layer may be from the source's, relatively.
+        tolerance: how far the scores may be from the source's, relatively.
+        layer_tolerance: likewise for the target layer; None for the same.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ForeignGraph:
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
     tolerance: float = TOLERANCE
+    layer_tolerance: float | None = None
 
 
 def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
@@ -116,6 +118,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
         batches=batches,
         takes_bytes=image.takes_bytes,
         tolerance=tolerance,
+        layer_tolerance=foreign.layer_tolerance or tolerance,
         notices=tuple(notices),
     )
 

@@ -13,7 +13,7 @@ from ortcam.convention import Floats
 from ortcam.errors import ExportError, OptionError, nearest
 from ortcam.exporters.sources import SourceOptions
 from ortcam.graph.layers import all_values
-from ortcam.graph.maps import ELEMENTWISE, constant_ints
+from ortcam.graph.maps import ELEMENTWISE, find_scale
 from ortcam.model import Layout
 
 ONLY_CLASSIFIERS = "ortcam explains image classifiers"
@@ -40,23 +40,10 @@ class Numbers:
 
     @classmethod
     def of(cls, value: ir.Value) -> Numbers:
-        """Read them off a graph's output (its last QuantizeLinear) or input (its first DequantizeLinear)."""
+        """Read them off the graph that an input or output belongs to."""
         dtype = np.float32 if value.dtype is None else value.dtype.numpy()
-        if not np.issubdtype(dtype, np.integer):
-            return cls(dtype)
-        producer = value.producer()
-        users = [use.node for use in value.uses()]
-        if producer is not None and producer.op_type == "QuantizeLinear":
-            node = producer
-        elif users and all(user.op_type == "DequantizeLinear" for user in users):
-            node = users[0]
-        else:
-            return cls(dtype)
-        scale = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
-        zero_point = constant_ints(node.inputs[2]) if len(node.inputs) > 2 else [0]
-        if scale is None or scale.size != 1 or not zero_point:
-            return cls(dtype)
-        return cls(dtype, float(scale.numpy().reshape(-1)[0]), zero_point[0])
+        found = find_scale(value) if np.issubdtype(dtype, np.integer) else None
+        return cls(dtype) if found is None else cls(dtype, *found)
 
     def encode(self, values: Floats) -> NDArray[Any]:
         """Turn float32 values into these numbers, as the exported graph does it: rounded half to even, cut off."""

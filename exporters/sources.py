@@ -68,7 +68,7 @@ class Converted:
         image_layout: the order of the input's dimensions.
         batches: the batch sizes that the graph can run.
         takes_bytes: whether the input is made of the values 0 to 255.
-        tolerance: how far scores and target layer may be from the source's, relatively.
+        tolerance, layer_tolerance: how far scores and target layer may be from the source's, relatively.
         notices: what the user should know.
     """
 
@@ -85,6 +85,7 @@ class Converted:
     batches: tuple[int, ...] = BATCHES
     takes_bytes: bool = False
     tolerance: float = TOLERANCE
+    layer_tolerance: float = TOLERANCE
     notices: tuple[str, ...] = ()
 
 

@@ -134,20 +134,20 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
         top1 = top1 and bool((source_scores.max(axis=1) - chosen <= tie).all())
     inner = max(distances) if len(distances) == len(converted.batches) else None
     agreement = Agreement(logits_error, inner, top1, converted.batches, name)
-    _refuse_disagreement(agreement, converted.tolerance)
+    _refuse_disagreement(agreement, converted.tolerance, converted.layer_tolerance)
     return agreement
 
 
-def _refuse_disagreement(agreement: Agreement, tolerance: float) -> None:
+def _refuse_disagreement(agreement: Agreement, tolerance: float, layer_tolerance: float) -> None:
     if not agreement.logits <= tolerance or not agreement.top1:
         raise ExportError(
             f"the exported model does not agree with its source: scores differ by {agreement.logits:.2g} of the "
             f"largest (at most {tolerance:g} allowed), same top class: {agreement.top1}"
         )
-    if agreement.activations is not None and not agreement.activations <= tolerance:
+    if agreement.activations is not None and not agreement.activations <= layer_tolerance:
         raise ExportError(
             "the exported target layer does not agree with its source: "
-            f"activations differ by {agreement.activations:.2g} of the largest (at most {tolerance:g} allowed)"
+            f"activations differ by {agreement.activations:.2g} of the largest (at most {layer_tolerance:g} allowed)"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torchvision
@@ -15,7 +16,7 @@ from torch import nn
 
 import ortcam
 from ortcam.cli.demo import load_efficientnet_lite0
-from ortcam.exporters import ExportReport, export
+from ortcam.exporters import export
 
 
 def package_folder(package: str) -> Path:
@@ -99,19 +100,22 @@ def resnet18_file(resnet18: nn.Module, models: Path) -> Path:
 def in_table(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Give what a test showed to docs/models.md, which is written from the results: pytest --junitxml.
 
-    Called with the model, the kind of source, and either the report of an export that the test then explained, or the
-    reason why there is none.
+    Called with the model, the kind of source, and either the file that was exported and explained, or the reason why
+    there is none.
     """
 
-    def record(model: str, source: str, report: ExportReport | None = None, refused: str = "") -> None:
+    def record(model: str, source: str, file: Path | None = None, refused: str = "") -> None:
         fields: dict[str, Any] = {"model": model, "source": source, "refused": refused}
-        if report is not None:
+        if file is not None:
+            contract = ortcam.CamModel(file).contract
+            shape = onnx.load(file, load_external_data=False).graph.output[1].type.tensor_type.shape
+            dims = [dim.dim_value for dim in shape.dim][1:]
             fields |= {
-                "layer": report.layer,
-                "shape": " x ".join(str(dim) for dim in report.shape),
-                "output": report.contract.output,
-                "scores": report.agreement.logits,
-                "activations": report.agreement.activations,
+                "layer": contract.layer,
+                "shape": " x ".join(map(str, dims if contract.activations_layout == "NCHW" else [dims[2], *dims[:2]])),
+                "output": contract.output,
+                "scores": contract.verified["logits_relative_error"],
+                "activations": contract.verified["activations_relative_error"],
             }
         for name, value in fields.items():
             record_property(name, "" if value is None else value)

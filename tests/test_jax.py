@@ -84,8 +84,9 @@ def nothing_is_left(folder: Path) -> bool:
     return not any(path.suffix == ".onnx" for path in folder.iterdir())
 
 
-def test_a_flax_module_agrees_and_keeps_its_names(residual: nnx.Module, tmp_path: Path) -> None:
+def test_a_flax_module_agrees_and_keeps_its_names(residual: nnx.Module, tmp_path: Path, in_table: Any) -> None:
     report = export(residual, tmp_path / "net.onnx", input_size=32, preprocess="tf")
+    in_table("a residual network, untrained", "JAX, Flax NNX module", report.path)
     assert (report.layer, report.shape) == ("blocks.1", (8, 16, 16))
     assert report.agreement.logits <= 1e-5
     assert report.agreement.activations is not None
@@ -346,9 +347,11 @@ def jax_lite0_file(lite0: nn.Module, models: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagenet_00", "imagenet_03"])
 def test_a_trained_network_explains_as_its_pytorch_twin(
-    jax_lite0_file: Path, lite0_file: Path, photos: dict[str, Path], name: str
+    jax_lite0_file: Path, lite0_file: Path, photos: dict[str, Path], name: str, in_table: Any
 ) -> None:
     ours = ortcam.ScoreCAM(jax_lite0_file).explain(photos[name])
     theirs = ortcam.ScoreCAM(lite0_file).explain(photos[name])
     assert ours.targets[0].index == theirs.targets[0].index == int(photos[name].stem.split("_")[2])
     assert_same_map(ours.maps[0], theirs.maps[0])
+    if name == "imagenet_00":
+        in_table("EfficientNet-Lite0, rebuilt from its weights", "JAX function", jax_lite0_file)

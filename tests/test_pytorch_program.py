@@ -120,7 +120,7 @@ def test_a_dynamic_size_is_given_by_the_user(tmp_path: Path) -> None:
 
 
 def test_the_trained_network_sees_what_its_module_sees(
-    lite0: nn.Module, lite0_file: Path, photos: dict[str, Path], models: Path
+    lite0: nn.Module, lite0_file: Path, photos: dict[str, Path], models: Path, in_table: Any
 ) -> None:
     program = save(lite0, models / "lite0.pt2", 224)
     path = export(program, models / "lite0-program.onnx", preprocess="lite", labels="imagenet").path
@@ -128,6 +128,7 @@ def test_the_trained_network_sees_what_its_module_sees(
     assert ours.targets[0].index == 243
     assert ours.targets[0].name == "bull mastiff"
     assert_same_map(ours.maps[0], theirs.maps[0])
+    in_table("EfficientNet-Lite0", "PyTorch .pt2", path)
 
 
 def test_training_mode_is_refused(tmp_path: Path) -> None:

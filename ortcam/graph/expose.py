@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
 from ortcam.errors import LayerError
 from ortcam.graph.layers import FeatureMap, all_values
-from ortcam.graph.maps import Tokens
+from ortcam.graph.maps import Tokens, find_scale
 from ortcam.graph.scoring import AFTER_SCORES
 from ortcam.model import PREFIX, Contract, OutputKind
 
-# Where operators that return quantized numbers keep their scale and zero point among their inputs.
-_QUANTIZERS = {"QuantizeLinear": (1, 2), "QLinearConv": (6, 7), "QLinearMatMul": (6, 7), "QLinearAdd": (6, 7)}
 _INTEGERS = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
@@ -44,8 +44,8 @@ def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract) -> None
     """
     graph = model.graph
     _make_image_float(graph)
-    result = _flatten(_make_float(graph.outputs[0]))
-    activations = _make_float(feature_map.value)
+    result = _flatten(_make_float(graph, graph.outputs[0]))
+    activations = _make_float(graph, feature_map.value)
     if feature_map.tokens is not None:
         activations = _place_tokens(activations, feature_map.tokens)
     if activations is result:
@@ -92,10 +92,24 @@ def _append(
     return made
 
 
-def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
+def _constant(graph: ir.Graph, name: str, numbers: Any, dtype: Any = np.int64) -> ir.Value:
+    """Add an initializer; a name that is taken gets a number."""
+    unique, number = name, 1
+    while unique in graph.initializers:
+        number += 1
+        unique = f"{name}.{number}"
+    value = ir.Value(name=unique, const_value=ir.tensor(np.array(numbers, dtype), name=unique))
     graph.register_initializer(value)
     return value
+
+
+def _scale_inputs(graph: ir.Graph, value: ir.Value, scale: tuple[float, int]) -> list[ir.Value]:
+    """Return the scale and zero point that QuantizeLinear and DequantizeLinear take for the integers of a tensor."""
+    dtype = np.int8 if value.dtype == ir.DataType.INT8 else np.uint8
+    return [
+        _constant(graph, f"{value.name}.scale", scale[0], np.float32),
+        _constant(graph, f"{value.name}.zero_point", scale[1], dtype),
+    ]
 
 
 def _make_image_float(graph: ir.Graph) -> None:
@@ -107,21 +121,16 @@ def _make_image_float(graph: ir.Graph) -> None:
     if old.dtype in (ir.DataType.FLOAT, None):
         return
     image = ir.Value(name=f"{old.name}.float32", shape=old.shape, type=ir.TensorType(ir.DataType.FLOAT))
-    users = [use.node for use in old.uses()]
+    scale = find_scale(old) if old.dtype in _INTEGERS else None
     nodes = []
-    if old.dtype in _INTEGERS and users and all(node.op_type == "DequantizeLinear" for node in users):
-        nodes.append(ir.node("QuantizeLinear", [image, *users[0].inputs[1:]]))
+    if scale is not None:
+        nodes.append(ir.node("QuantizeLinear", [image, *_scale_inputs(graph, old, scale)]))
     else:
         if old.dtype in _INTEGERS:
-            low, high = (0, 255) if old.dtype == ir.DataType.UINT8 else (-128, 127)
-            bounds = [
-                ir.Value(name=f"{old.name}.{name}", const_value=ir.tensor(np.array(number, np.float32), name=name))
-                for name, number in (("lowest", low), ("highest", high))
-            ]
-            for bound in bounds:
-                graph.register_initializer(bound)
+            bounds = (0, 255) if old.dtype == ir.DataType.UINT8 else (-128, 127)
+            limits = [_constant(graph, f"{old.name}.limit", bound, np.float32) for bound in bounds]
             nodes.append(ir.node("Round", [image]))
-            nodes.append(ir.node("Clip", [nodes[-1].outputs[0], *bounds]))
+            nodes.append(ir.node("Clip", [nodes[-1].outputs[0], *limits]))
         nodes.append(ir.node("Cast", [nodes[-1].outputs[0] if nodes else image], {"to": int(old.dtype)}))
     made = nodes[-1].outputs[0]
     made.shape, made.type = old.shape, old.type
@@ -130,25 +139,19 @@ def _make_image_float(graph: ir.Graph) -> None:
     graph.insert_before(graph[0], nodes)
 
 
-def _make_float(value: ir.Value) -> ir.Value:
+def _make_float(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """Return a value as float32: cast, or dequantized by the scale that its operator used."""
     if value.dtype in (ir.DataType.FLOAT, None):
         return value
-    if value.dtype in _INTEGERS:
-        source: ir.Value | None = value
-        while source is not None and (node := source.producer()) is not None:
-            if node.op_type in _QUANTIZERS:
-                scale, zero_point = (node.inputs[place] for place in _QUANTIZERS[node.op_type])
-                inputs = [value, scale] if zero_point is None else [value, scale, zero_point]
-                return _append(value, "DequantizeLinear", inputs, ir.DataType.FLOAT)  # type: ignore[arg-type]
-            if node.op_type not in AFTER_SCORES | {"MaxPool"}:
-                break
-            source = node.inputs[0]
+    if value.dtype not in _INTEGERS:
+        return _append(value, "Cast", [value], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+    scale = find_scale(value)
+    if scale is None:
         raise LayerError(
             f"{value.name!r} holds quantized numbers whose scale is not known; expected float numbers: "
             "name another layer with --layer"
         )
-    return _append(value, "Cast", [value], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+    return _append(value, "DequantizeLinear", [value, *_scale_inputs(graph, value, scale)], ir.DataType.FLOAT)
 
 
 def _flatten(scores: ir.Value) -> ir.Value:

@@ -23,6 +23,8 @@ ELEMENTWISE = {
     "QuantizeLinear", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish",
     "Tanh", "ThresholdedRelu", "Where",
 }  # fmt: skip
+# Operators that only reorder or copy values, whatever they stand for.
+_REORDERING = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Concat"}
 MOST_OTHER_TOKENS = 16  # class, distillation and register tokens: no published network has more than a few
 
 
@@ -151,6 +153,42 @@ def constant_ints(value: ir.Value | None) -> list[int] | None:
     """Return the whole numbers that a constant holds; None where it is not known."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+def find_scale(value: ir.Value) -> tuple[float, int] | None:
+    """Return what the integers of a tensor stand for, (q - zero_point) * scale; None where the graph does not say.
+
+    It is read off the operator that quantized them, else off those that dequantize them; between may stand operators
+    that only reorder them.
+    """
+    behind: ir.Value | None = value
+    while behind is not None and (node := behind.producer()) is not None:
+        if node.op_type in _QUANTIZERS:
+            return _read_scale(node, *_QUANTIZERS[node.op_type])
+        behind = node.inputs[0] if node.op_type in _REORDERING else None
+    scales: set[tuple[float, int] | None] = set()
+    waiting = [value]
+    while waiting:
+        for use in waiting.pop().uses():
+            if use.node.op_type in _REORDERING:
+                waiting.extend(use.node.outputs)
+            else:
+                read = _DEQUANTIZERS.get(use.node.op_type)
+                scales.add(_read_scale(use.node, *read) if read is not None and use.idx == 0 else None)
+    return scales.pop() if len(scales) == 1 else None
+
+
+# Where operators keep the scale and zero point of the integers that they return, and of those that they read first.
+_QUANTIZERS = {"QuantizeLinear": (1, 2), "QLinearConv": (6, 7), "QLinearMatMul": (6, 7), "QLinearAdd": (6, 7)}
+_DEQUANTIZERS = {"DequantizeLinear": (1, 2), "QLinearConv": (1, 2), "QLinearMatMul": (1, 2)}
+
+
+def _read_scale(node: ir.Node, scale_place: int, zero_place: int) -> tuple[float, int] | None:
+    scale = None if node.inputs[scale_place] is None else ir.convenience.get_const_tensor(node.inputs[scale_place])  # type: ignore[arg-type]
+    zero_point = constant_ints(node.inputs[zero_place]) if len(node.inputs) > zero_place else [0]
+    if scale is None or scale.size != 1 or not zero_point:
+        return None
+    return float(scale.numpy().reshape(-1)[0]), zero_point[0]
 
 
 def variable_inputs(node: ir.Node) -> list[ir.Value]:

@@ -1,0 +1,345 @@
+"""Keras models: .keras and .h5 files, and models in memory, traced by TensorFlow and converted by tf2onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+from numpy.typing import NDArray
+
+from ortcam.errors import ExportError, LayerError, OptionError, nearest
+from ortcam.exporters.adopt import ForeignGraph, adopt
+from ortcam.exporters.interface import ONLY_CLASSIFIERS
+from ortcam.exporters.sources import Converted, SourceOptions
+from ortcam.exporters.tensorflow import (
+    VERSIONS,
+    Traced,
+    choose_scores,
+    keras,
+    quiet,
+    reason,
+    show_maps,
+    sized,
+    tf,
+    to_numpy,
+    to_onnx,
+)
+
+BUILDER = "give FILE.py:CALLABLE that builds the model, and the weights with --weights"
+# Layers that hold code, or the path of code; Keras refuses them too, unless told that they are safe.
+_CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper"}
+
+
+def convert_keras_file(path: Path, options: SourceOptions) -> Converted:
+    """Turn a .keras or .h5 file into an ONNX graph with a symbolic batch.
+
+    Raises:
+        ExportError: the file is no Keras model, holds code that `options.allow_unsafe` does not allow, or cannot be
+            converted.
+        LayerError: the target layer does not exist.
+        OptionError: weights were given; the file has its own.
+    """
+    if options.weights is not None:
+        raise OptionError(f"weights are for models that code builds; {path} has its own")
+    config = _read_config(path)
+    if not options.allow_unsafe:
+        _refuse_code(config, path)
+    _refuse_other_backends()
+    try:
+        with quiet():
+            model = keras.saving.load_model(path, compile=False, safe_mode=not options.allow_unsafe)
+    except Exception as error:
+        raise ExportError(
+            f"{path} cannot be loaded by Keras {keras.__version__}: {reason(error)}; if it needs code of its own, "
+            f"{BUILDER} {path}"
+        ) from error
+    return _convert(model, str(path), path.name, options)
+
+
+def convert_keras_model(model: Any, name: str, options: SourceOptions) -> Converted:
+    """Turn a Keras model in memory into an ONNX graph with a symbolic batch.
+
+    Args:
+        model: a keras.Model; `options.weights`, if given, are loaded into it.
+        name: what messages call it.
+        options: what the user said.
+
+    Raises:
+        ExportError: it is no keras.Model, was never built, runs on another backend, or cannot be converted.
+        LayerError: the target layer does not exist.
+    """
+    if not isinstance(model, keras.Model):
+        raise ExportError(
+            f"{name} is a {type(model).__module__}.{type(model).__qualname__}; expected a keras.Model of Keras 3 (one "
+            "of tf_keras: save it with tf.saved_model.save and give the folder)"
+        )
+    _refuse_other_backends()
+    _input_spec(model, name, options)  # weights can be loaded into a built model only
+    if options.weights is not None:
+        _load_weights(model, options.weights, name)
+    return _convert(model, name, name, options)
+
+
+def _read_config(path: Path) -> Any:
+    """Return the JSON that describes the layers of a file, as lists and dicts; nothing is built of it.
+
+    Raises:
+        ExportError: the file is missing, is no Keras file, or has weights only.
+    """
+    try:
+        if h5py.is_hdf5(path):
+            _refuse_wrong_suffix(path, "HDF5", (".h5", ".hdf5"))
+            with h5py.File(path) as file:
+                text = file.attrs.get("model_config")
+        elif zipfile.is_zipfile(path):
+            _refuse_wrong_suffix(path, "a zip", (".keras",))
+            with zipfile.ZipFile(path) as archive:
+                if "config.json" not in archive.namelist():
+                    raise ExportError(f"{path} is a zip without config.json; expected a file that model.save() wrote")
+                text = archive.read("config.json")
+        else:
+            size = path.stat().st_size  # of a missing file: the OSError below
+            raise ExportError(
+                f"{path} ({size} bytes) is no Keras file or is cut short; expected the zip (.keras) or HDF5 (.h5) that "
+                "model.save() writes"
+            )
+        if text is None:
+            raise ExportError(f"{path} has weights only, no model; {BUILDER} {path}")
+        return json.loads(text)
+    except FileNotFoundError as error:
+        raise ExportError(f"cannot read {path}: no such file") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise ExportError(f"{path} is no Keras file or is damaged: {reason(error)}") from error
+
+
+def _refuse_wrong_suffix(path: Path, what: str, suffixes: tuple[str, ...]) -> None:
+    """Keras knows its files by their names."""
+    if path.suffix not in suffixes:
+        raise ExportError(f"{path} is {what} inside; Keras reads that from a name that ends in {' or '.join(suffixes)}")
+
+
+def _refuse_code(config: Any, path: Path) -> None:
+    """Refuse a file that holds code, or names code that is not Keras' own."""
+    name, kind = next(_find_code(config), (None, None))
+    if kind == "code":
+        raise ExportError(
+            f"{path} has a {name} layer, whose code in the file is not run; use --allow-unsafe if you trust the file"
+        )
+    if kind == "object":
+        raise ExportError(
+            f"{path} has the custom object {name}, which is no part of Keras; {BUILDER} {path} (or use --allow-unsafe "
+            "if you trust the file, and what it names is registered with Keras)"
+        )
+
+
+def _find_code(config: Any) -> Iterator[tuple[str, Literal["code", "object"]]]:
+    """Yield what in a configuration would run code of its own: that of the file, or what the file names."""
+    if isinstance(config, Mapping):
+        name, module, registered = (config.get(key) for key in ("class_name", "module", "registered_name"))
+        if name == "function":
+            name = config.get("config")
+        package = module.partition(".")[0] if isinstance(module, str) else ""
+        custom = next((text for text in (name, registered) if isinstance(text, str) and ">" in text), None)
+        if isinstance(name, str) and name in _CODE:
+            yield name.strip("_").capitalize() if name == "__lambda__" else name, "code"
+        elif custom is not None:
+            yield custom, "object"
+        elif "class_name" in config and package not in ("", "keras", "builtins"):
+            yield f"{module}.{name}", "object"
+        for key, value in config.items():
+            if key != "compile_config":  # losses and metrics: not loaded
+                yield from _find_code(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _find_code(value)
+
+
+def _refuse_other_backends() -> None:
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise ExportError(
+            f"Keras runs on {backend} in this process, and only its TensorFlow backend can be converted; set the "
+            "environment variable KERAS_BACKEND=tensorflow before Keras is imported"
+        )
+
+
+def _load_weights(model: Any, weights: str | PathLike[str], name: str) -> None:
+    if not Path(weights).is_file():
+        raise ExportError(f"cannot read the weights {weights}: no such file")
+    try:
+        with quiet():
+            model.load_weights(weights)
+    except Exception as error:
+        raise ExportError(f"{name} cannot take the weights {weights}: {reason(error)}") from error
+
+
+def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> Converted:
+    """Convert a model; a target layer that is a Keras layer is traced as one more output, so it surely is a tensor."""
+    image = _input_spec(model, name, options)
+    layers = _find_layers(model)
+    path = _find_path(layers, options.layer)
+    traced, paths = _trace(model, image, name, layers, path)
+    values = [value for node in traced.proto.graph.node for value in node.output]
+    if path is None and options.layer not in ("auto", *values):
+        short = [known.rpartition("/")[2] for known in layers]
+        raise LayerError(f"layer {options.layer!r} is not in {name}{nearest(options.layer, [*layers, *short])}")
+    place = choose_scores(traced.proto, options.output)
+    run_maps = show_maps(traced, paths)
+
+    def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+        with quiet():
+            scores = to_numpy(_flat(model(tf.constant(inputs), training=False))[place])
+        maps = run_maps(inputs)
+        return scores, maps if path is None else {path: maps[path], options.layer: maps[path]}
+
+    foreign = ForeignGraph(
+        name=name,
+        proto=traced.proto,
+        source={"kind": "keras", "name": short_name, "versions": VERSIONS},
+        run=run,
+        runs_batch=image.shape[0],
+        layers={} if path is None else {path: _exposed(path), options.layer: _exposed(path)},
+    )
+    return adopt(foreign, options)
+
+
+def _input_spec(model: Any, name: str, options: SourceOptions) -> tf.TensorSpec:
+    """Return what a model takes; one that is a class of the user's knows it after its first call.
+
+    Raises:
+        ExportError: nothing is known, or it takes no single image.
+    """
+    inputs = getattr(model, "inputs", None)
+    if inputs:
+        shapes, dtype = [tuple(entry.shape) for entry in inputs], inputs[0].dtype
+    else:
+        built = (model.get_build_config() or {}) if model.built else {}
+        shapes = [tuple(shape) for shape in built.get("shapes_dict", {"": built.get("input_shape")}).values() if shape]
+        shapes, dtype = [(None, *shape[1:]) for shape in shapes], "float32"
+    if not shapes:
+        raise ExportError(
+            f"{name} was never built, so its input is unknown; call it on an image, or "
+            "model.build((None, height, width, channels)), before the export"
+        )
+    if len(shapes) > 1:
+        raise ExportError(f"{name} takes {len(shapes)} inputs {shapes}; expected one, the image: {ONLY_CLASSIFIERS}")
+    return sized(shapes[0], dtype, options.input_size, name)
+
+
+def _find_layers(parent: Any, prefix: str = "") -> dict[str, Any]:
+    """Return all layers by name, nested ones as ``outer/inner``, and each once; outer ones first."""
+    found: dict[str, Any] = {}
+    waiting = [(prefix, parent)]
+    for prefix, layer in waiting:
+        for child in _children(layer):
+            if not any(child is known for known in found.values()):
+                found.setdefault(prefix + child.name, child)
+                waiting.append((f"{prefix}{child.name}/", child))
+    return found
+
+
+def _children(layer: Any) -> list[Any]:
+    """Return the layers of a layer, and the operations, such as additions, that a functional model has between them."""
+    if isinstance(layer, keras.Model):
+        return list(getattr(layer, "operations", layer.layers))
+    if isinstance(layer, keras.Layer):
+        return list(layer._flatten_layers(include_self=False, recursive=False))
+    return []
+
+
+def _find_path(layers: Mapping[str, Any], layer: str) -> str | None:
+    """Return the path of the layer that a user named; an inner one needs no path where its name is unique."""
+    if layer in layers:
+        return layer
+    inner = [path for path in layers if path.rpartition("/")[2] == layer]
+    return inner[0] if len(inner) == 1 else None
+
+
+def _exposed(path: str) -> str:
+    """Return the name of the tensor in the graph that a target layer is traced as."""
+    return f"{path}/output"
+
+
+def _trace(
+    model: Any, image: tf.TensorSpec, name: str, layers: Mapping[str, Any], target: str | None
+) -> tuple[Traced, dict[str, str]]:
+    """Convert a model, with the tensor of the target layer in the graph, though not among its outputs.
+
+    Returns:
+        The graph, and the layers' names by the names that TensorFlow gives to what they return.
+    """
+    paths: dict[str, str] = {}
+
+    def trace(inputs: Any) -> dict[str, Any]:
+        with _recorded(layers if target is None else {target: layers[target]}) as results:
+            outputs = _flat(model(inputs, training=False))
+        paths.clear()
+        for path, result in results.items():  # of layers that return the same tensor, the first made it
+            if tf.is_tensor(result):
+                paths.setdefault(result.name, path)
+        named = dict(zip(_output_names(model, len(outputs)), outputs, strict=True))
+        if target is None:
+            return named
+        result = results.get(target)
+        if not tf.is_tensor(result):
+            what = "is not called in a prediction" if result is None else "returns more than one tensor"
+            raise LayerError(f"layer {target!r} of {name} {what}; expected a layer that returns a feature map")
+        return named | {_exposed(target): tf.identity(result)}
+
+    traced = to_onnx(trace, image, name)
+    if target is not None:
+        outputs = traced.proto.graph.output
+        outputs.remove(next(output for output in outputs if output.name == _exposed(target)))
+    return traced, paths
+
+
+def _flat(results: Any) -> list[Any]:
+    flat: list[Any] = tf.nest.flatten(results)
+    return flat
+
+
+def _output_names(model: Any, count: int) -> list[str]:
+    names = [str(name) for name in getattr(model, "output_names", ())]
+    return names if len(set(names)) == count else [f"output_{index}" for index in range(count)]
+
+
+@contextlib.contextmanager
+def _recorded(layers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Record what layers return while the context lasts, by name, in the order in which they return it.
+
+    Of a layer that is called several times the last result counts, as a hook on it would see it.
+    """
+    results: dict[str, Any] = {}
+
+    def record(names: list[str], call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            result = call(*args, **kwargs)
+            for name in names:
+                results.pop(name, None)
+                results[name] = result
+            return result
+
+        return recording
+
+    with contextlib.ExitStack() as stack:
+        for layer in {id(layer): layer for layer in layers.values()}.values():
+            before = vars(layer).get("call")
+            vars(layer)["call"] = record([name for name, known in layers.items() if known is layer], layer.call)
+            stack.callback(_restore, layer, before)
+        yield results
+
+
+def _restore(layer: Any, call: Any) -> None:
+    """Give a layer its own `call` back; None for that of its class."""
+    if call is None:
+        del vars(layer)["call"]
+    else:
+        vars(layer)["call"] = call

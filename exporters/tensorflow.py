@@ -1,0 +1,287 @@
+"""What Keras, SavedModel and TFLite sources share: TensorFlow imported without noise, and tf2onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ortcam.errors import ExportError, OrtcamError, one_line
+from ortcam.exporters.quiet import quiet as quiet_python
+
+__all__ = [
+    "NEWEST_OPSET",
+    "VERSIONS",
+    "Traced",
+    "choose_scores",
+    "keras",
+    "quiet",
+    "reason",
+    "refuse_unconverted",
+    "show_maps",
+    "sized",
+    "tf",
+    "tf2onnx",
+    "to_numpy",
+    "to_onnx",
+]
+
+NEWEST_OPSET = 18  # of tf2onnx 1.17
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep TensorFlow, absl and tf2onnx off the screen: their loggers, warnings and prints, and their C++ code too."""
+    with _discarded(1, sys.stdout), _discarded(2, sys.stderr), quiet_python(logging.CRITICAL):
+        yield
+
+
+@contextlib.contextmanager
+def _discarded(descriptor: int, stream: Any) -> Iterator[None]:
+    """Discard what is written to a file descriptor; what Python holds back for it still gets out."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ValueError):  # a process may have closed either
+            stream.flush()
+            saved = os.dup(descriptor)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, descriptor)
+            with Path(os.devnull).open("wb") as sink:
+                os.dup2(sink.fileno(), descriptor)
+        yield
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables of the environment for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+with quiet(), _environment(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3"):
+    import keras
+    import tensorflow as tf
+    import tf2onnx
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    with contextlib.suppress(RuntimeError):  # a process that uses TensorFlow already has chosen its devices
+        tf.config.set_visible_devices([], "GPU")
+
+VERSIONS = {"tensorflow": tf.__version__, "keras": keras.__version__, "tf2onnx": tf2onnx.__version__}
+
+# Takes an image batch, returns tensors by name.
+Function = Callable[[Any], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function of TensorFlow tensors, converted.
+
+    Attributes:
+        proto: the graph; its outputs have the names and the order that the function returns.
+        concrete: the function as TensorFlow runs it.
+    """
+
+    proto: onnx.ModelProto
+    concrete: Any
+
+
+def to_onnx(function: Function, image: tf.TensorSpec, name: str) -> Traced:
+    """Convert a function of TensorFlow tensors.
+
+    Args:
+        function: takes an image batch and returns tensors by name.
+        image: the batch's shape and dtype.
+        name: what messages call the source.
+
+    Raises:
+        ExportError: the function cannot be traced, or has operations that ONNX lacks.
+    """
+    order: list[str] = []
+
+    def ordered(inputs: Any) -> dict[str, Any]:
+        outputs = dict(function(inputs))
+        order[:] = outputs
+        return outputs
+
+    spec = tf.TensorSpec(image.shape, image.dtype, name="image")
+    try:
+        with quiet(), _environment(TF_CPP_MIN_LOG_LEVEL="3"):
+            traced = tf.function(ordered, autograph=False)
+            concrete = traced.get_concrete_function(spec)
+            readable = _without_compiled_parts(traced, ordered, spec)
+            proto, _ = tf2onnx.convert.from_function(readable, input_signature=[spec], opset=NEWEST_OPSET)
+            _fill_in_constants(proto, readable.get_concrete_function(spec))
+    except OrtcamError:
+        raise
+    except Exception as error:  # the model's own code runs here, and tf2onnx raises all kinds
+        raise ExportError(f"{name} cannot be converted: {reason(error)}") from error
+    outputs = sorted(proto.graph.output, key=lambda output: order.index(output.name))
+    outputs = [onnx.ValueInfoProto.FromString(output.SerializeToString()) for output in outputs]
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    return Traced(refuse_unconverted(proto, name), concrete)
+
+
+def _without_compiled_parts(traced: Any, function: Function, image: tf.TensorSpec) -> Any:
+    """Return a tf.function without parts that XLA compiles (Keras' grouped convolutions), for tf2onnx to look into.
+
+    While functions run eagerly, TensorFlow traces through them.
+    """
+    operations = traced.get_concrete_function(image).graph.get_operations()
+    if not any("_XlaMustCompile" in operation.node_def.attr for operation in operations):
+        return traced
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        readable = tf.function(function, autograph=False)
+        readable.get_concrete_function(image)
+        return readable
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+# What runs a model for its feature maps may return so many numbers an image; a target layer that is found by itself is
+# among the last, and those are returned.
+_MOST_NUMBERS = 1 << 26
+
+
+def show_maps(traced: Traced, names: Mapping[str, str]) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return what runs a traced function for the tensors [B,...] of rank 3 and 4 that it has in common with its graph.
+
+    Args:
+        traced: the function.
+        names: what the source calls its tensors, by TensorFlow's names; these are shown too, by the source's names.
+    """
+    with quiet():
+        frozen = convert_variables_to_constants_v2(traced.concrete, lower_control_flow=False, aggressive_inlining=True)
+    known = {value for node in traced.proto.graph.node for value in node.output}
+    tensors = [tensor for operation in frozen.graph.get_operations() for tensor in operation.outputs]
+    shown: list[Any] = []
+    numbers = 0
+    for tensor in reversed(tensors):
+        if (tensor.name in names or tensor.name in known) and tensor.shape.rank in (3, 4) and tensor.dtype.is_floating:
+            numbers += math.prod(dim or 1 for dim in tensor.shape.as_list()[1:])
+            if numbers > _MOST_NUMBERS:
+                break
+            shown.insert(0, tensor)
+    shown.sort(key=lambda tensor: tensor.name not in names)  # of equal tensors, those that the source has a name for
+    keys = [names.get(tensor.name, tensor.name) for tensor in shown]
+    run = frozen.prune(frozen.inputs, shown)
+
+    def run_maps(inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        with quiet():
+            return dict(zip(keys, map(to_numpy, run(tf.constant(inputs))), strict=True))
+
+    return run_maps
+
+
+def _fill_in_constants(proto: onnx.ModelProto, traced: Any) -> None:
+    """Give the graph, in place, the constant tensors that a model holds; tf2onnx makes inputs of them."""
+    held = {inner.name: value for value, inner in traced.graph.captures if value.dtype != tf.resource}
+    inputs = [entry for entry in proto.graph.input if entry.name not in held]
+    if len(inputs) < len(proto.graph.input):
+        names = [entry.name for entry in proto.graph.input if entry.name in held]
+        proto.graph.initializer.extend(onnx.numpy_helper.from_array(held[name].numpy(), name) for name in names)
+        inputs = [onnx.ValueInfoProto.FromString(entry.SerializeToString()) for entry in inputs]
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+
+
+def choose_scores(proto: onnx.ModelProto, wanted: str | None) -> int:
+    """Return the place of the output that is taken for the class scores: the one wanted, else the first [batch,N]."""
+    outputs = list(proto.graph.output)
+    names = [output.name for output in outputs]
+    if wanted in names:
+        return names.index(wanted)
+    flat = [place for place, output in enumerate(outputs) if len(output.type.tensor_type.shape.dim) == 2]
+    return flat[0] if flat else 0
+
+
+def refuse_unconverted(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return the graph, if there is an ONNX operator for everything in it; the erfc of Keras' GELU is 1 - erf.
+
+    Raises:
+        ExportError: tf2onnx left operations of TensorFlow in the graph.
+    """
+    nodes = [part for node in proto.graph.node for part in (_expand_erfc(node) if node.op_type == "Erfc" else [node])]
+    foreign = sorted({node.op_type for node in nodes if not onnx.defs.has(node.op_type, node.domain)})
+    if foreign:
+        compiled = "StatefulPartitionedCall" in foreign
+        raise ExportError(
+            f"{name} cannot be converted: ONNX has no counterpart of {', '.join(foreign)}"
+            + ("; of a model with grouped convolutions, give the .keras file" if compiled else "")
+        )
+    if len(nodes) > len(proto.graph.node):
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+    return proto
+
+
+def _expand_erfc(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return 1 - erf(x), float32, in place of erfc(x)."""
+    (output,) = node.output
+    one, erf = f"{output}/one", f"{output}/erf"
+    return [
+        onnx.helper.make_node("Constant", [], [one], value_float=1.0),
+        onnx.helper.make_node("Erf", node.input, [erf], name=erf),
+        onnx.helper.make_node("Sub", [one, erf], [output], name=node.name),
+    ]
+
+
+def reason(error: BaseException) -> str:
+    """Say in a line what TensorFlow or Keras found wrong; they add where it happened, and all arguments, below."""
+    text = str(error).rpartition("Exception encountered: ")[2].strip()
+    text = re.split(r"\n\n|Arguments received by|Full object config|\{\{function_node", text)[0]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # Keras sets names in bold
+    return one_line(RuntimeError(text) if text.strip() else error)
+
+
+def to_numpy(tensor: Any) -> NDArray[Any]:
+    """Return a tensor's values; those of half precision as float32."""
+    tensor = tf.convert_to_tensor(tensor)
+    values: NDArray[Any] = (tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor).numpy()
+    return np.asarray(values)
+
+
+def sized(
+    shape: Sequence[int | None] | None, dtype: Any, size: tuple[int, int] | None, name: str, takes: str = "takes"
+) -> tf.TensorSpec:
+    """Return the shape of an image batch, with the size that the user gave where the model leaves it free.
+
+    Raises:
+        ExportError: it is no image batch, or its size is free and none was given.
+    """
+    dtype = tf.as_dtype(dtype)
+    if shape is None or len(shape) != 4 or not (dtype.is_floating or dtype.is_integer):
+        what = "a tensor of any rank" if shape is None else list(shape)
+        raise ExportError(
+            f"{name} {takes} {dtype.name} {what}; expected images, such as float32 [batch,height,width,channels]"
+        )
+    places = (2, 3) if shape[1] in (1, 3) and shape[3] not in (1, 3) else (1, 2)
+    filled = list(shape)
+    for place, side in zip(places, size or (None, None), strict=True):
+        if filled[place] is None:
+            filled[place] = side
+    if None in (filled[places[0]], filled[places[1]]):
+        raise ExportError(f"{name} {takes} images of any size {list(shape)}; give the size with --input-size")
+    return tf.TensorSpec(filled, dtype)

