@@ -157,6 +157,8 @@ def _read_channels(image: ir.Value, shape: list[int | None], given: Layout | Non
         first, last = shape[1] in (1, 3), shape[3] in (1, 3)
         by_shape: Layout | None = "NCHW" if first else "NHWC" if last else None
         layout = by_shape if first != last else guessed or by_shape
+    if layout is None and None not in shape[1:]:
+        raise ExportError(f"{name} takes an input {shape}; expected an image with 1 or 3 channels: {ONLY_CLASSIFIERS}")
     if layout is None:
         raise ExportError(
             f"{name} takes an input {shape} whose channels cannot be told; expected 1 or 3 of them: "

@@ -278,7 +278,7 @@ def broken(x: jax.Array) -> jax.Array:
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_what_cannot_be_converted_is_one_clear_line(
-    function: Function, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    function: Function, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], in_table: Any
 ) -> None:
     with pytest.raises(ExportError, match=message) as caught:
         export(function, tmp_path / "f.onnx", input_size=32)
@@ -286,6 +286,13 @@ def test_what_cannot_be_converted_is_one_clear_line(
     assert len(str(caught.value)) < 500
     assert nothing_is_left(tmp_path)
     assert capfd.readouterr() == ("", "")
+    shown = {
+        data_dependent: "control flow on values",
+        loops_over_the_batch: "a loop over the batch",
+        unsupported: "svd",
+    }
+    if function in shown:
+        in_table(shown[function], "JAX function", refused=str(caught.value))
 
 
 def lite0_in_jax(module: Any) -> Function:

@@ -369,7 +369,9 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_code_inside_a_file_is_not_run(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_inside_a_file_is_not_run(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_table: Any
+) -> None:
     """A Lambda layer is Python bytecode; whoever loads and calls it runs what its author likes."""
     monkeypatch.setenv("ORTCAM_TEST", "")
     code = layers.Lambda(lambda x: x * len(__import__("os").environ.setdefault("ORTCAM_TEST", "ran")), name="code")
@@ -382,6 +384,7 @@ def test_code_inside_a_file_is_not_run(suffix: str, tmp_path: Path, monkeypatch:
     assert "ORTCAM_TEST" not in os.environ
     assert export(source, output, allow_unsafe=True).layer == "code"
     assert os.environ["ORTCAM_TEST"] == "ran"
+    in_table("a Lambda layer", f"Keras {suffix}", refused=str(caught.value).replace(f"{tmp_path}/", ""))
 
 
 def scaled(x: Any) -> Any:
@@ -493,13 +496,18 @@ def segmenter(path: Path) -> None:
         (segmenter, ".keras", "expected class scores"),
     ],
 )
-def test_bad_files_are_one_line(make: Callable[[Path], object], suffix: str, message: str, tmp_path: Path) -> None:
+def test_bad_files_are_one_line(
+    make: Callable[[Path], object], suffix: str, message: str, tmp_path: Path, in_table: Any
+) -> None:
     source = tmp_path / f"bad{suffix}"
     make(source)
     with pytest.raises(ExportError, match=message) as caught:
         export(source, tmp_path / "out" / "net.onnx")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out/*"))
+    shown = {text_model: "a text model", two_inputs: "two inputs", segmenter: "a segmenter", no_weights: "no weights"}
+    if make in shown:
+        in_table(shown[make], f"Keras {suffix}", refused=str(caught.value).replace(f"{tmp_path}/", ""))
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

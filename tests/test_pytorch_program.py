@@ -317,7 +317,7 @@ def program(tiny_program: Path, path: Path) -> None:
 )
 @pytest.mark.parametrize("suffix", [".pt", ".torchscript"])
 def test_other_files_of_torch_say_what_to_do(
-    write: Callable[[Path, Path], None], message: str, suffix: str, tiny_program: Path, tmp_path: Path
+    write: Callable[[Path, Path], None], message: str, suffix: str, tiny_program: Path, tmp_path: Path, in_table: Any
 ) -> None:
     write(tiny_program, tmp_path / f"p{suffix}")
     with pytest.raises(ExportError, match=message) as caught:
@@ -325,3 +325,6 @@ def test_other_files_of_torch_say_what_to_do(
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "planted").exists()
     assert nothing_is_left(tmp_path)
+    if write in (torchscript, state_dict) and suffix == ".pt":
+        what = "TorchScript" if write is torchscript else "a state dict alone"
+        in_table(what, f"PyTorch {suffix}", refused=str(caught.value).replace(f"{tmp_path}/", ""))
