@@ -532,7 +532,7 @@ BROKEN = {
     "cycle": (
         graph_of([helper.make_node("Add", ["r", "c"], ["q"]), helper.make_node("Conv", ["x", "w"], ["c"]),
                   helper.make_node("Relu", ["q"], ["r"]), *CLASSIFIER[2:]], IMAGE), "acyclic"),
-    "9 channels": (graph_of([helper.make_node("Relu", ["x"], ["y"])], ["n", 9, 16, 16]), "expected 1 or 3"),
+    "9 channels": (graph_of([helper.make_node("Relu", ["x"], ["y"])], ["n", 9, 16, 16]), "with 1 or 3 channels"),
     "batch of 4": (graph_of(CLASSIFIER, [4, 3, 16, 16]), "fixes a batch of 4"),
     "one place": (graph_of(CLASSIFIER, ["n", 3, 3, 3]), "no spatial feature map"),
 }  # fmt: skip
