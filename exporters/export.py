@@ -140,6 +140,11 @@ def export(
         notices.append(
             "no preprocessing is known, so only input tensors can be explained; give --preprocess for photos"
         )
+    if exposed.classes == 1 and contract.output == "logits":
+        notices.append(
+            "the model has one score and no sigmoid, so its softmax is always 1: presets that weigh channels by "
+            "probability weigh all alike; explain with --preset paper"
+        )
     model = converted.model
     with _graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
@@ -181,12 +186,14 @@ class _Exposed:
         shape: its dimensions, channels first.
         source_layer: its name among the source's layers, where it has one.
         contract: what the file states.
+        classes: how many scores there are; None where that is not known.
     """
 
     feature_map: FeatureMap
     shape: tuple[int | None, ...]
     source_layer: str | None
     contract: Contract
+    classes: int | None
 
 
 def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None) -> _Exposed:
@@ -196,6 +203,7 @@ def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...
     reading = Reading(converted.image_layout, options.grid)
     feature_map, name = find_layer(model, options.layer, converted.name, reading, converted.layers)
     layers = module_outputs(model.graph) if converted.layers is None else converted.layers
+    classes = _count_classes(model)
     contract = Contract(
         layer=name,
         value=feature_map.value.name or "",
@@ -203,10 +211,10 @@ def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...
         activations_layout=feature_map.layout,
         output=find_output_kind(model),
         preprocessing=converted.preprocessing,
-        labels=_fit_labels(labels or converted.labels, model, labels is not None),
+        labels=_fit_labels(labels or converted.labels, classes, labels is not None),
         source=converted.source,
     )
-    exposed = _Exposed(feature_map, feature_map.shape, name if name in layers else None, contract)
+    exposed = _Exposed(feature_map, feature_map.shape, name if name in layers else None, contract, classes)
     expose(model, feature_map, contract)
     RemoveUnusedNodesPass()(model)
     for value in measured:
@@ -224,14 +232,19 @@ def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
-def _fit_labels(labels: tuple[str, ...] | None, model: ir.Model, given: bool) -> tuple[str, ...] | None:
+def _count_classes(model: ir.Model) -> int | None:
+    """Return how many scores [batch,N], or [batch,N,1,1], there are; None where that is not known."""
+    counts = [dim for dim in dims(model.graph.outputs[0]) if dim != 1]
+    return 1 if not counts and dims(model.graph.outputs[0]) else counts[0] if len(counts) == 1 else None
+
+
+def _fit_labels(labels: tuple[str, ...] | None, classes: int | None, given: bool) -> tuple[str, ...] | None:
     """Return the labels when there is one for each class; a source's own that do not fit are dropped."""
-    classes = dims(model.graph.outputs[0])[-1:]
-    if labels is None or not classes or classes[0] in (None, len(labels)):
+    if labels is None or classes in (None, len(labels)):
         return labels
     if given:
         raise ExportError(
-            f"{len(labels)} labels were given, but the model has {classes[0]} classes; give one label a class"
+            f"{len(labels)} labels were given, but the model has {classes} classes; give one label a class"
         )
     return None
 

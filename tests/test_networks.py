@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import timm
@@ -127,6 +128,7 @@ def test_registers_and_class_token_are_dropped(tmp_path: Path) -> None:
     ).eval()  # fmt: skip
     report = export(module, tmp_path / "net.onnx", preprocess="imagenet", input_size=(32, 48))
     assert report.shape == (32, 4, 6)
+    onnx.checker.check_model(report.path, full_check=True)
     captured: list[torch.Tensor] = []
     part = dict(module.named_modules())[report.layer]
     handle = part.register_forward_hook(lambda *args: captured.append(args[2]))

@@ -420,15 +420,28 @@ class ConvolutionalHead(Tiny):
 
 def test_scores_of_a_convolution(tmp_path: Path) -> None:
     """[batch,10,1,1] is flattened, and the softmax before that is found."""
-    report = export(
-        plain_onnx(ConvolutionalHead().eval(), tmp_path / "p.onnx", True), tmp_path / "cam.onnx", preprocess="tf"
-    )
+    plain = plain_onnx(ConvolutionalHead().eval(), tmp_path / "p.onnx", True)
+    report = export(plain, tmp_path / "cam.onnx", preprocess="tf", labels=NAMES)
+    assert report.contract.labels == tuple(NAMES)
     assert (report.shape, report.contract.output) == ((16, 8, 8), "probabilities")
     photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
     for preset in ("official", "paper"):
         explanation = ortcam.ScoreCAM(report.path, preset=preset).explain(photo)
         assert 0 < explanation.targets[0].probability < 1
         assert np.isfinite(explanation.maps).all()
+
+
+class OneScore(Tiny):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, :1]
+
+
+def test_a_single_score_without_a_sigmoid(tmp_path: Path) -> None:
+    report = export(OneScore().eval(), tmp_path / "cam.onnx", preprocess="tf", input_size=32)
+    assert any("one score and no sigmoid" in notice for notice in report.notices)
+    photo = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
+    weights = ortcam.ScoreCAM(report.path, preset="paper").explain(photo).weights
+    assert weights.std() > 0
 
 
 class TwoHeads(Tiny):

@@ -169,13 +169,14 @@ def _place_tokens(sequence: ir.Value, tokens: Tokens) -> ir.Value:
     graph = sequence.graph
     if graph is None or sequence.shape is None:
         raise LayerError(f"{sequence.name!r} is in no graph; expected a tensor that the network computes")
-    channels = sequence.shape[2]
+    batch, _, channels = sequence.shape
     if tokens.first:
         bounds = [[tokens.first], [tokens.end], [1]]
         names = ("ortcam.first_patch", "ortcam.last_patch", "ortcam.token_axis")
         limits = [_constant(graph, name, numbers) for name, numbers in zip(names, bounds, strict=True)]
         sequence = _append(sequence, "Slice", [sequence, *limits])
+        sequence.shape = ir.Shape([batch, tokens.rows * tokens.columns, channels])
     shape = _constant(graph, "ortcam.patch_rows", [0, tokens.rows, tokens.columns, -1])
     placed = _append(sequence, "Reshape", [sequence, shape])
-    placed.shape = ir.Shape([sequence.shape[0], tokens.rows, tokens.columns, channels])  # type: ignore[index]
+    placed.shape = ir.Shape([batch, tokens.rows, tokens.columns, channels])
     return placed
