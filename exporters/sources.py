@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortcam.errors import ExportError
+from ortcam.exporters.quiet import environment
 from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
 from ortcam.model import Layout
 from ortcam.preprocessing import Preprocessing
@@ -130,8 +131,10 @@ def convert(source: Any, options: SourceOptions) -> Converted:
         return _convert_with("pytorch", "convert_module", "torch", "torch", source, module, options)
     from ortcam.exporters.callables import call
 
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # the one that can be converted
-    return _convert_object(call(origin, name), str(source), options)
+    settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the backend that can be converted
+    with environment(**{name: os.environ.get(name, value) for name, value in settings.items()}):
+        model = call(origin, name)
+    return _convert_object(model, str(source), options)
 
 
 def _convert_object(model: Any, name: str, options: SourceOptions) -> Converted:

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OrtcamError, one_line
+from ortcam.exporters.quiet import environment
 from ortcam.exporters.quiet import quiet as quiet_python
 
 __all__ = [
@@ -61,22 +62,7 @@ def _discarded(descriptor: int, stream: Any) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set variables of the environment for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-with quiet(), _environment(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3"):
+with quiet(), environment(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3"):
     import keras
     import tensorflow as tf
     import tf2onnx
@@ -124,7 +110,7 @@ def to_onnx(function: Function, image: tf.TensorSpec, name: str) -> Traced:
 
     spec = tf.TensorSpec(image.shape, image.dtype, name="image")
     try:
-        with quiet(), _environment(TF_CPP_MIN_LOG_LEVEL="3"):
+        with quiet(), environment(TF_CPP_MIN_LOG_LEVEL="3"):
             traced = tf.function(ordered, autograph=False)
             concrete = traced.get_concrete_function(spec)
             readable = _without_compiled_parts(traced, ordered, spec)

@@ -141,3 +141,20 @@ def test_candidates_of_an_exported_file(lite0_file: Path) -> None:
     best = find_candidates(model)[0]
     assert best.value == "activations"
     assert best.shape == (1280, 7, 7)
+
+
+def test_a_short_sequence_has_no_grid_and_stops_nothing() -> None:
+    """Fewer tokens than other tokens could come first, as in MobileViT at a small size."""
+
+    class Few(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mix, self.fc = nn.Conv2d(3, 8, 32), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.mix(self.conv(x)[:, :, 0].transpose(1, 2)).relu()
+            scores: torch.Tensor = self.fc(tokens.mean(1))
+            return scores
+
+    best = find_candidates(converted(Few(), SourceOptions(None, (32, 36), 20, None)))
+    assert [candidate.shape for candidate in best] == [(8, 1, 5)]

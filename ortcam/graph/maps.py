@@ -242,7 +242,7 @@ def _grids(
             convolved.append((dims[2], dims[3]))
     yield from ((rows, columns) for rows, columns in reversed(convolved) if type(rows) is int and type(columns) is int)
     height, width = size or (1, 1)
-    for others in range(MOST_OTHER_TOKENS + 1):
+    for others in range(min(MOST_OTHER_TOKENS, count - 1) + 1):
         rows = math.isqrt((count - others) * height // width)
         for tried in (rows, rows + 1):
             if tried and (count - others) % tried == 0 and tried * width == (count - others) // tried * height:
