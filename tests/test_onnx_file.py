@@ -341,9 +341,9 @@ def legacy_onnx(module: nn.Module, path: Path, opset: int, size: int, **options:
 
 # What torch's older exporter writes has no module names; the layer is that of tests/test_layers.py.
 LEGACY = {
-    "resnet18": (9, 96, (512, 3, 3)),
+    "resnet18": (7, 96, (512, 3, 3)),
     "squeezenet1_1": (11, 96, (512, 5, 5)),
-    "vgg11": (7, 64, (512, 4, 4)),
+    "vgg11": (9, 224, (512, 14, 14)),
     "mobilenet_v2": (12, 96, (1280, 3, 3)),
     "mobilenet_v3_small": (14, 96, (576, 3, 3)),
     "densenet121": (13, 64, (1024, 2, 2)),
