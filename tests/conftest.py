@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,15 @@ from torch import nn
 import ortcam
 from ortcam.cli.demo import load_efficientnet_lite0
 from ortcam.exporters import export
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freed_memory() -> Iterator[None]:
+    """Give freed memory back after every file of tests: glibc keeps gigabytes of what exporters and sessions had."""
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def package_folder(package: str) -> Path:
