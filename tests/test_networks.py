@@ -77,8 +77,6 @@ TRANSFORMERS = {
     "torchvision:vit_b_16": ("encoder.layers.encoder_layer_10", (768, 14, 14)),
     "timm:deit_tiny_patch16_224": ("blocks.10", (192, 14, 14)),
     "timm:swin_tiny_patch4_window7_224": ("norm", (768, 7, 7)),
-    "torchvision:swin_t": ("norm", (768, 7, 7)),
-    "timm:vit_tiny_patch16_224": ("blocks.10", (192, 14, 14)),
 }
 
 
