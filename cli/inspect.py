@@ -12,7 +12,7 @@ from ortcam.cli import console
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ortcam.graph.layers import Candidate
+    from ortcam.graph.layers import Candidate, Reading
 
 
 def inspect(
@@ -73,26 +73,50 @@ def describe(path: Path) -> dict[str, Any]:
 
     try:
         model = ir.from_proto(proto)
-        weights = set(model.graph.initializers)
-        inputs = [value for value in model.graph.inputs if value.name not in weights]
-        model.graph.inputs[:] = inputs
-        dims = None if not inputs or inputs[0].shape is None else list(inputs[0].shape)[1:]
-        sides = [dim for dim in dims or [] if isinstance(dim, int)]
-        known = len(inputs) == 1 and len(sides) == len(dims or []) == 3
-        complete_shapes(model, path.resolve().parent, tuple(sides) if known else None)
-        last = len(sides) == 3 and sides[2] in (1, 3) and sides[0] not in (1, 3)
-        reading = Reading("NHWC" if last else "NCHW")
-        candidates = find_candidates(model, reading) if inputs and model.graph.outputs else []
+        inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
+        reading = Reading("NCHW" if contract is None else contract.image_layout)
+        size = None if contract is None else _size(inputs)
+        if contract is None:
+            reading, size = _read_foreign(model, proto, path)
+        complete_shapes(model, path.resolve().parent, size)
+        candidates = find_candidates(model, reading) if inputs and outputs else []
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{path} has a graph that cannot be read: {one_line(error)}") from error
     return {
         "path": str(path),
-        "inputs": [_describe_value(value) for value in model.graph.inputs],
-        "outputs": [_describe_value(value) for value in model.graph.outputs],
+        "inputs": [_describe_value(value) for value in inputs],
+        "outputs": [_describe_value(value) for value in outputs],
         "opset": model.opset_imports.get("", None),
         "contract": None if contract is None else _describe_contract(contract),
         "candidates": [_describe_candidate(candidate) for candidate in candidates],
     }
+
+
+def _size(inputs: list[ir.Value]) -> tuple[int, ...] | None:
+    """Return the dimensions of the image without the batch; None where not all are known."""
+    dims = list(inputs[0].shape or ())[1:] if len(inputs) == 1 else []
+    sides = tuple(dim for dim in dims if isinstance(dim, int))
+    return sides if len(sides) == len(dims) == 3 else None
+
+
+def _read_foreign(model: ir.Model, proto: Any, path: Path) -> tuple[Reading, tuple[int, ...] | None]:
+    """Read image and scores of a file that ortcam did not write as `export` does; its graph keeps these alone."""
+    from ortcam.errors import OrtcamError
+    from ortcam.exporters.interface import choose_scores, read_input
+    from ortcam.exporters.sources import SourceOptions
+    from ortcam.graph.layers import Reading
+    from ortcam.runtime.session import CPU, create_session
+
+    weights = set(model.graph.initializers)
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in weights]
+    try:
+        session = create_session(proto, CPU, str(path), path.resolve().parent, log_severity=4)
+        choose_scores(model, session, None, str(path))
+        image = read_input(model, session, SourceOptions(), str(path))
+    except OrtcamError as error:
+        console.note(f"export would refuse this file: {error}")
+        return Reading(), _size(list(model.graph.inputs))
+    return Reading(image.layout), image.shape
 
 
 def _describe_candidate(candidate: Candidate) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ortcam.exporters.interface import ImageInput, Numbers, choose_scores, read_
 from ortcam.exporters.sources import Converted, SourceOptions, choose_preprocessing
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
 from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference, relative_error
-from ortcam.graph.layers import all_values
+from ortcam.graph.layers import all_values, module_outputs
 from ortcam.graph.maps import constant_ints
 from ortcam.preprocessing import Preprocessing
 from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
@@ -104,6 +104,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
             notices.append(f"{foreign.name} fixes a batch of 1 in its graph: masked images are run one at a time")
     values = {value.name: value for value in all_values(model.graph)}
     layers = {name: _behind_transposes(values[value]) for name, value in foreign.layers.items() if value in values}
+    layers = module_outputs(model.graph) | layers
     return Converted(
         name=foreign.name,
         model=model,
@@ -113,7 +114,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
         source=foreign.source,
         preprocessing=preprocessing,
         labels=foreign.labels,
-        layers=layers or None,
+        layers=layers,
         image_layout=image.layout,
         batches=batches,
         takes_bytes=image.takes_bytes,
@@ -141,6 +142,11 @@ def _fitting_preprocessing(foreign: ForeignGraph, options: SourceOptions, image:
         raise ExportError(
             f"{foreign.name} takes inputs of {image.height}x{image.width}, but the preprocessing makes "
             f"{preprocessing.height}x{preprocessing.width}"
+        )
+    if image.takes_bytes and (preprocessing.scale, set(preprocessing.mean), set(preprocessing.std)) != (1, {0}, {1}):
+        raise ExportError(
+            f"{foreign.name} takes bytes, 0 to 255, so it scales them itself; expected --preprocess raw, or a JSON "
+            "file without scale, mean and std"
         )
     return preprocessing
 
@@ -195,9 +201,10 @@ def _free_batch(model: ir.Model, image: ImageInput, folder: Path, reference: _Fl
     """
     for node in model.graph:
         shape = constant_ints(node.inputs[1]) if node.op_type == "Reshape" and len(node.inputs) == 2 else None
-        zeros = "allowzero" in node.attributes and node.attributes["allowzero"].as_int() == 1
-        if not shape or len(shape) < 2 or shape[0] != 1 or zeros:
+        empties = "allowzero" in node.attributes and node.attributes["allowzero"].as_int() == 1
+        if not shape or len(shape) < 2 or shape[0] != 1 or (empties and 0 in shape):
             continue
+        node.attributes.pop("allowzero", None)  # without a 0 in the shape it says nothing
         free = ir.Value(name=f"{node.outputs[0].name}.free_batch")
         free.const_value = ir.tensor(np.array([0 if -1 in shape else -1, *shape[1:]], np.int64), name=free.name)
         model.graph.register_initializer(free)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,10 +61,19 @@ def _importable_from(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
+def _import_tensorflow_quietly(path: Path) -> None:
+    """Import TensorFlow before a file that will import it: alone it writes lines to the screen that nobody needs."""
+    uses = re.search(rb"^\s*(?:import|from)\s+(?:tensorflow|keras)\b", path.read_bytes(), re.MULTILINE)
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if uses and backend == "tensorflow" and importlib.util.find_spec("tf2onnx") is not None:
+        importlib.import_module("ortcam.exporters.tensorflow")
+
+
 def _import(origin: str, path: Path | None) -> ModuleType:
     try:
         if path is None:
             return importlib.import_module(origin)
+        _import_tensorflow_quietly(path)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
             raise ExportError(f"cannot read {path} as Python")

@@ -20,7 +20,7 @@ from ortcam.exporters.shapes import complete_shapes
 from ortcam.exporters.sources import Converted, SourceOptions, convert
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
-from ortcam.graph.expose import expose, find_output_kind
+from ortcam.graph.expose import expose
 from ortcam.graph.layers import FeatureMap, Reading, dims, find_layer, module_outputs
 from ortcam.model import Contract, Layout
 from ortcam.preprocessing import Preprocessing
@@ -114,11 +114,12 @@ def export(
         OutputError: the file cannot be written.
     """
     if not isinstance(output, str | PathLike) or Path(output).suffix != ".onnx":
-        raise OptionError(f"output is {output!r}; expected a name that ends in .onnx")
+        raise OptionError(f"output is {str(output)!r}; expected a name that ends in .onnx")
     output = Path(output)
     if opset not in OPSETS:
         raise OptionError(
-            f"opset is {opset!r}; expected {', '.join(map(str, OPSETS))}: newer ones lose GPU kernels in ONNX Runtime"
+            f"opset is {opset!r}; expected {', '.join(map(str, OPSETS))}: the engine needs 18, and newer ones than 20 "
+            "lose GPU kernels in ONNX Runtime"
         )
     if not isinstance(layer, str):
         raise OptionError(f"layer is {layer!r}; expected a name, or 'auto'")
@@ -209,13 +210,13 @@ def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...
         value=feature_map.value.name or "",
         image_layout=converted.image_layout,
         activations_layout=feature_map.layout,
-        output=find_output_kind(model),
         preprocessing=converted.preprocessing,
         labels=_fit_labels(labels or converted.labels, classes, labels is not None),
         source=converted.source,
     )
-    exposed = _Exposed(feature_map, feature_map.shape, name if name in layers else None, contract, classes)
-    expose(model, feature_map, contract)
+    shape = feature_map.shape
+    contract = expose(model, feature_map, contract)
+    exposed = _Exposed(feature_map, shape, name if name in layers else None, contract, classes)
     RemoveUnusedNodesPass()(model)
     for value in measured:
         if value is not feature_map.value:

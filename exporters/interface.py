@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, OptionError, nearest
 from ortcam.exporters.sources import SourceOptions
+from ortcam.graph.expose import read_scores
 from ortcam.graph.layers import all_values
 from ortcam.graph.maps import ELEMENTWISE, find_scale
 from ortcam.model import Layout
@@ -126,9 +128,9 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
         )
     entry, shape = inputs[0], [dim if isinstance(dim, int) and dim > 0 else None for dim in inputs[0].shape or ()]
     if len(shape) != 4 or entry.type not in _DTYPES:
-        kind = entry.type.removeprefix("tensor(").removesuffix(")")
+        kind, known = entry.type.removeprefix("tensor(").removesuffix(")"), shape or "unknown"
         raise ExportError(
-            f"{name} takes {entry.name!r}, {kind} of shape {shape}; expected an image, float32, float16 or uint8, "
+            f"{name} takes {entry.name!r}, {kind} of shape {known}; expected an image, float32, float16 or uint8, "
             f"[batch,channels,height,width] or [batch,height,width,channels]: {ONLY_CLASSIFIERS}"
         )
     value = next(value for value in model.graph.inputs if value.name == entry.name)
@@ -204,7 +206,8 @@ def choose_scores(model: ir.Model, session: Any, wanted: str | None, name: str) 
     Args:
         model: the graph.
         session: a session of it, which knows the shapes.
-        wanted: the output that the user named; None for the only one of the right shape, or the first of them.
+        wanted: the output that the user named; None for the first of the right shape, but one that ends in a softmax
+            or a sigmoid before others.
         name: what messages call the model.
 
     Raises:
@@ -216,14 +219,29 @@ def choose_scores(model: ir.Model, session: Any, wanted: str | None, name: str) 
         raise OptionError(f"{name} has no output {wanted!r}; expected {', '.join(outputs)}{nearest(wanted, outputs)}")
     fitting = [key for key, value in outputs.items() if _may_be_scores(value) and wanted in (None, key)]
     if not fitting:
-        shown = "; ".join(f"{key} {value.shape}" for key, value in list(outputs.items())[:4] if wanted in (None, key))
+        shown = "; ".join(
+            f"{key} {value.type} {value.shape}" for key, value in list(outputs.items())[:4] if wanted in (None, key)
+        )
         raise ExportError(f"{name} returns {shown}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}")
-    chosen = fitting[0]
-    others = fitting[1:]
+    values = {value.name: value for value in model.graph.outputs}
+    ended = [key for key in fitting if key in values and read_scores(values[key]).kind != "logits"]
+    chosen = (ended or fitting)[0]
+    others = [key for key in fitting if key != chosen]
     model.graph.outputs[:] = [value for value in model.graph.outputs if value.name == chosen]
     if not others:
         return chosen, None
     return chosen, f"{chosen!r} is taken for the class scores, not {', '.join(others[:4])}; --output-name chooses"
+
+
+def find_place_of_scores(proto: onnx.ModelProto, wanted: str | None) -> int:
+    """Return the place, among a converter's outputs, of the one that `choose_scores` will take for the scores."""
+    outputs = ir.from_proto(proto).graph.outputs
+    names = [output.name for output in outputs]
+    if wanted in names:
+        return names.index(wanted)
+    flat = [place for place, output in enumerate(outputs) if output.shape is not None and len(output.shape) == 2]
+    ended = [place for place in flat if read_scores(outputs[place]).kind != "logits"]
+    return (ended or flat or [0])[0]
 
 
 def _may_be_scores(output: Any) -> bool:

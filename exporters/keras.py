@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, LayerError, OptionError, nearest
 from ortcam.exporters.adopt import ForeignGraph, adopt
-from ortcam.exporters.interface import ONLY_CLASSIFIERS
+from ortcam.exporters.interface import ONLY_CLASSIFIERS, find_place_of_scores
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
     VERSIONS,
     Traced,
-    choose_scores,
     keras,
     quiet,
     reason,
@@ -190,7 +189,7 @@ def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> 
     if path is None and options.layer not in ("auto", *values):
         short = [known.rpartition("/")[2] for known in layers]
         raise LayerError(f"layer {options.layer!r} is not in {name}{nearest(options.layer, [*layers, *short])}")
-    place = choose_scores(traced.proto, options.output)
+    place = find_place_of_scores(traced.proto, options.output)
     run_maps = show_maps(traced, paths)
 
     def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:

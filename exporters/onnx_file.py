@@ -36,6 +36,7 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         proto,
         source,
         folder=path.resolve().parent,
+        layers={contract.layer: "activations"} if contract.layer else {},
         preprocessing=contract.preprocessing,
         labels=contract.labels,
     )

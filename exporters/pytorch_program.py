@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.adopt import ForeignGraph, Run, adopt
+from ortcam.exporters.interface import find_place_of_scores
 from ortcam.exporters.pytorch import explain_export_error, keep_module_names
 from ortcam.exporters.quiet import quiet
 from ortcam.exporters.sources import Converted, SourceOptions
@@ -74,7 +75,7 @@ def convert_program(path: Path, options: SourceOptions) -> Converted:
             name=path.name,
             proto=proto,
             source={"kind": "pytorch program", "name": path.name, "versions": {"torch": torch.__version__}},
-            run=_runner(program, [value.name for value in proto.graph.output], options.output),
+            run=_runner(program, find_place_of_scores(proto, options.output)),
             runs_batch=_fixed_batch(proto),
         ),
         options,
@@ -252,22 +253,15 @@ def _fixed_batch(proto: onnx.ModelProto) -> int | None:
     return dimensions[0].dim_value or None if dimensions else None
 
 
-def _runner(program: ExportedProgram, names: list[str], wanted: str | None) -> Run:
-    """Return what runs the program itself and shows the tensors in it.
-
-    Args:
-        program: the program.
-        names: what the graph calls the program's results.
-        wanted: which of them holds the class scores; None for the first that can.
-    """
+def _runner(program: ExportedProgram, place: int) -> Run:
+    """Return what runs the program itself and shows the tensors in it; the class scores are its result at `place`."""
     module = program.module(check_guards=False)
 
     def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         recorder = _Recorder(module)
         with torch.no_grad(), quiet():
             results = pytree.tree_leaves(recorder.run(torch.from_numpy(inputs)))
-        scores = results[names.index(wanted)] if wanted in names else next(r for r in results if r.ndim == 2)
-        return _as_numpy(scores), recorder.layers | recorder.others
+        return _as_numpy(results[place]), recorder.layers | recorder.others
 
     return run
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters.adopt import ForeignGraph, adopt
-from ortcam.exporters.interface import ONLY_CLASSIFIERS
+from ortcam.exporters.interface import ONLY_CLASSIFIERS, find_place_of_scores
 from ortcam.exporters.sources import Converted, SourceOptions
-from ortcam.exporters.tensorflow import VERSIONS, choose_scores, quiet, reason, show_maps, sized, tf, to_numpy, to_onnx
+from ortcam.exporters.tensorflow import VERSIONS, quiet, reason, show_maps, sized, tf, to_numpy, to_onnx
 
 # Operations of TensorFlow by which a graph reaches files, other programs and Python.
 UNSAFE = ("WriteFile", "ReadFile", "PyFunc", "PyFuncStateless", "EagerPyFunc")
@@ -45,7 +45,7 @@ def convert_saved_model(path: Path, options: SourceOptions) -> Converted:
     shape = None if entry.shape.rank is None else entry.shape.as_list()
     image = sized(shape, entry.dtype, options.input_size, name)
     traced = to_onnx(lambda values: signature(**{key: values}), image, name)
-    scores = traced.proto.graph.output[choose_scores(traced.proto, options.output)].name
+    scores = traced.proto.graph.output[find_place_of_scores(traced.proto, options.output)].name
     run_maps = show_maps(traced, {})
 
     def run(values: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:

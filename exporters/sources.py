@@ -119,6 +119,8 @@ def convert(source: Any, options: SourceOptions) -> Converted:
     if not isinstance(source, str | PathLike):
         return _convert_object(source, getattr(source, "__name__", type(source).__name__), options)
     path = Path(source)
+    if not str(source).strip():
+        raise ExportError(f"the source is empty; expected {KINDS}")
     if path.is_dir():
         return _convert_with(*_FILES[".pb"], source, path, options)
     if path.suffix.lower() in _FILES:

@@ -25,7 +25,6 @@ __all__ = [
     "NEWEST_OPSET",
     "VERSIONS",
     "Traced",
-    "choose_scores",
     "keras",
     "quiet",
     "reason",
@@ -190,16 +189,6 @@ def _fill_in_constants(proto: onnx.ModelProto, traced: Any) -> None:
         inputs = [onnx.ValueInfoProto.FromString(entry.SerializeToString()) for entry in inputs]
         del proto.graph.input[:]
         proto.graph.input.extend(inputs)
-
-
-def choose_scores(proto: onnx.ModelProto, wanted: str | None) -> int:
-    """Return the place of the output that is taken for the class scores: the one wanted, else the first [batch,N]."""
-    outputs = list(proto.graph.output)
-    names = [output.name for output in outputs]
-    if wanted in names:
-        return names.index(wanted)
-    flat = [place for place, output in enumerate(outputs) if len(output.type.tensor_type.shape.dim) == 2]
-    return flat[0] if flat else 0
 
 
 def refuse_unconverted(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:

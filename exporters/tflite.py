@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters.adopt import ForeignGraph, adopt
+from ortcam.exporters.interface import find_place_of_scores
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
     NEWEST_OPSET,
     VERSIONS,
-    choose_scores,
     quiet,
     reason,
     refuse_unconverted,
@@ -51,7 +51,7 @@ def convert_tflite(path: Path, options: SourceOptions) -> Converted:
         raise OptionError(f"weights are for models that code builds; {path} has its own")
     interpreter = _Interpreter(path)
     proto = _convert(path)
-    place = choose_scores(proto, options.output)
+    place = find_place_of_scores(proto, options.output)
 
     def run(values: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         return interpreter.run(values, place)

@@ -39,6 +39,8 @@ class Contract:
         output: what the first output holds: ``logits``, ``probabilities`` (a softmax) or ``sigmoid``.
         preprocessing: how a photo becomes an input; None when unknown (only tensors can be explained then).
         labels: the class names by index, or None.
+        logits: the tensor in the graph that the final softmax or sigmoid reads; None where the output is the logits.
+        logits_scale: what its integers stand for where it is quantized: scale and zero point.
         source: what the model was made from: kind, name, versions.
         verified: how closely source and file agree, by measure; empty when there was nothing to compare with.
     """
@@ -50,6 +52,8 @@ class Contract:
     output: OutputKind = "logits"
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
+    logits: str | None = None
+    logits_scale: tuple[float, int] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     verified: dict[str, Any] = field(default_factory=dict)
 

@@ -243,6 +243,14 @@ def test_pooling(pool: Function, tmp_path: Path) -> None:
     assert report.agreement.activations <= 1e-5
 
 
+@pytest.mark.parametrize("wrap", [lambda function: function, jax.jit], ids=["plain", "jit"])
+def test_a_softmax_is_found(wrap: Callable[[Function], Function], tmp_path: Path) -> None:
+    """Under jit it is written out as exponentials over their sum."""
+    report = export(wrap(lambda x: jax.nn.softmax(channels_last(x))), tmp_path / "f.onnx", input_size=32)
+    assert report.contract.output == "probabilities"
+    assert report.contract.logits is not None
+
+
 def data_dependent(x: jax.Array) -> jax.Array:
     return channels_last(x) if x.mean() > 0 else -channels_last(x)
 

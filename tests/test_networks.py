@@ -137,3 +137,14 @@ def test_registers_and_class_token_are_dropped(tmp_path: Path) -> None:
     (activations,) = ort.InferenceSession(report.path).run(["activations"], {"image": x})
     expected = captured[-1][:, 5:] if captured[-1].shape[1] == 29 else captured[-1]
     assert np.allclose(activations, expected.reshape(1, 4, 6, 32).numpy(), atol=1e-4)
+
+
+def test_the_inside_of_an_attention_is_no_map(tmp_path: Path) -> None:
+    """A ViT whose patches are pooled by attention: [batch,heads,1,d] in there has four dimensions, and no places."""
+    torch.manual_seed(0)
+    module = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10, class_token=False,
+        global_pool="map",
+    ).eval()  # fmt: skip
+    report = export(module, tmp_path / "net.onnx", preprocess="imagenet", input_size=32)
+    assert report.shape[1:] == (4, 4)  # the keys and values of all patches, before they are split into heads

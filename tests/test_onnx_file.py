@@ -90,6 +90,7 @@ def test_exporting_again_keeps_preprocessing_and_labels(tiny: nn.Module, tmp_pat
     assert again.contract.labels == first.contract.labels
     early = export(tmp_path / "a.onnx", tmp_path / "c.onnx", layer="features.1")
     assert early.shape == (8, 16, 16)
+    assert export(tmp_path / "a.onnx", tmp_path / "d.onnx").layer == "features"
 
 
 def test_an_onnx_file_and_what_does_not_fit_it(tiny: nn.Module, tmp_path: Path) -> None:
@@ -518,6 +519,118 @@ def test_patches_whose_grid_is_not_square(tmp_path: Path) -> None:
     assert hinted.shape == (24, 2, 16)
     with pytest.raises(LayerError, match="no spatial feature map"):
         export(module, tmp_path / "cam.onnx", preprocess="tf", input_size=(32, 64), grid=(50, 50))
+
+
+DECOMPOSED = [
+    helper.make_node("ReduceMax", ["z", "axis"], ["m"]),
+    helper.make_node("Sub", ["z", "m"], ["s"]),
+    helper.make_node("Exp", ["s"], ["e"]),
+    helper.make_node("ReduceSum", ["e", "axis"], ["t"]),
+    helper.make_node("Div", ["e", "t"], ["y"]),
+]
+
+
+def test_a_softmax_that_is_written_out(tmp_path: Path) -> None:
+    """exp(z - max) / sum is a softmax: its logits are z, so every preset gives what it gives for a Softmax."""
+    head = [*CLASSIFIER[:4], helper.make_node("MatMul", ["f", "v"], ["z"])]
+    photo = np.random.default_rng(0).integers(0, 255, (30, 30, 3), dtype=np.uint8)
+    found = []
+    for tail in (DECOMPOSED, [helper.make_node("Softmax", ["z"], ["y"], axis=1)]):
+        proto = graph_of([*head, *tail], IMAGE)
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+        onnx.save(proto, tmp_path / "plain.onnx")
+        report = export(tmp_path / "plain.onnx", tmp_path / "cam.onnx", preprocess="tf")
+        assert (report.contract.output, report.contract.logits) == ("probabilities", "z")
+        found.append([ortcam.ScoreCAM(report.path, preset=name).explain(photo) for name in ("official", "paper")])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.targets == theirs.targets
+        assert np.abs(ours.weights - theirs.weights).max() < 1e-6
+
+
+def test_a_quantized_softmax(tmp_path: Path) -> None:
+    """QLinearSoftmax reads integers; the logits are what these stand for."""
+    proto = graph_of([*CLASSIFIER[:4], helper.make_node("MatMul", ["f", "v"], ["z"])], IMAGE)
+    proto.graph.node.append(helper.make_node("Softmax", ["z"], ["y"], axis=1))
+    onnx.save(proto, tmp_path / "plain.onnx")
+    random = np.random.default_rng(0)
+    tensors = [random.standard_normal((1, 3, 16, 16)).astype(np.float32) for _ in range(20)]
+    form = quantization.QuantFormat.QOperator
+    quantization.quantize_static(
+        tmp_path / "plain.onnx", tmp_path / "int8.onnx", Calibration(tensors, "x"), quant_format=form
+    )
+    assert "QLinearSoftmax" in {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    explanations = []
+    for name in ("plain", "int8"):
+        report = export(tmp_path / f"{name}.onnx", tmp_path / "cam.onnx")
+        assert report.contract.output == "probabilities"
+        explanations.append(ortcam.ScoreCAM(report.path).explain(tensors[0]))
+    exact, ours = explanations
+    assert ours.targets[0].index == exact.targets[0].index
+    assert ours.targets[0].logit == pytest.approx(exact.targets[0].logit, abs=0.02)
+    assert ours.targets[0].probability == pytest.approx(exact.targets[0].probability, abs=0.05)
+    assert exact.targets[0].probability > 0.5, "a softmax of a softmax of four classes would be below"
+
+
+def test_an_output_that_ends_in_a_softmax_comes_first(tmp_path: Path) -> None:
+    """An embedding and an age are [batch,N] as well."""
+    nodes = [*CLASSIFIER[:4], helper.make_node("MatMul", ["f", "v"], ["z"])]
+    proto = graph_of([*nodes, helper.make_node("Softmax", ["z"], ["y"], axis=1)], IMAGE)
+    proto.graph.output.insert(0, helper.make_tensor_value_info("f", TensorProto.FLOAT, ["n", 8]))
+    onnx.save(proto, tmp_path / "plain.onnx")
+    report = export(tmp_path / "plain.onnx", tmp_path / "cam.onnx")
+    assert report.contract.output == "probabilities"
+    assert any("'y' is taken for the class scores, not f" in notice for notice in report.notices)
+
+
+def test_two_streams_do_not_meet(tmp_path: Path) -> None:
+    nodes = [
+        *CLASSIFIER[:3],
+        helper.make_node("Conv", ["x", "w"], ["c2"]),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("GlobalMaxPool", ["r2"], ["p2"]),
+        helper.make_node("Add", ["p", "p2"], ["both"]),
+        helper.make_node("Flatten", ["both"], ["f"]),
+        CLASSIFIER[4],
+    ]
+    onnx.save(graph_of(nodes, IMAGE), tmp_path / "plain.onnx")
+    with pytest.raises(LayerError, match="no spatial feature map"):
+        export(tmp_path / "plain.onnx", tmp_path / "cam.onnx")
+    assert export(tmp_path / "plain.onnx", tmp_path / "cam.onnx", layer="r2").shape == (8, 14, 14)
+
+
+def test_maps_side_by_side_are_no_channels(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Concat", ["c", "c"], ["wide"], axis=3),
+        helper.make_node("Relu", ["wide"], ["r"]),
+        *CLASSIFIER[2:],
+    ]
+    onnx.save(graph_of(nodes, IMAGE), tmp_path / "plain.onnx")
+    report = export(tmp_path / "plain.onnx", tmp_path / "cam.onnx")
+    assert (report.shape, report.contract.activations_layout) == ((8, 14, 28), "NCHW")
+
+
+def test_bytes_want_no_scaling(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["float"], to=1), helper.make_node("Conv", ["float", "w"], ["c"])]
+    onnx.save(graph_of([*nodes, *CLASSIFIER[1:]], IMAGE, TensorProto.UINT8), tmp_path / "plain.onnx")
+    with pytest.raises(ExportError, match="takes bytes, 0 to 255, so it scales them itself; expected --preprocess raw"):
+        export(tmp_path / "plain.onnx", tmp_path / "cam.onnx", preprocess="tf")
+    export(tmp_path / "plain.onnx", tmp_path / "cam.onnx", preprocess="raw")
+
+
+class Viewed(Tiny):
+    """Writes its batch into a reshape, where torch's exporter says that a 0 in the shape is a 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(self.features(x).mean((2, 3)).reshape(1, 4, 4).reshape(1, 16))
+        return scores
+
+
+def test_a_baked_in_batch_of_the_present_exporter(tmp_path: Path) -> None:
+    plain = plain_onnx(Viewed().eval(), tmp_path / "plain.onnx", False)
+    report = export(plain, tmp_path / "cam.onnx", preprocess="tf")
+    assert report.agreement.batches == (1, 3)
+    assert any("was made free" in notice for notice in report.notices)
 
 
 # --- What is no image classifier, and what is broken ---

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ortcam.errors import LayerError, nearest
-from ortcam.graph.maps import Tokens, find_layout, find_tokens, places_matter, variable_inputs
+from ortcam.graph.maps import Tokens, find_layout, find_tokens, guess_layout, places_matter, variable_inputs
 from ortcam.model import Layout
 
 # Nodes that read a tensor's size only: no information about the photo passes through them.
@@ -147,7 +147,7 @@ def find_candidates(
         if producer is None or producer.op_type in _PASSIVE or _is_unfinished(value):
             continue
         settled = _dequantized(value)
-        feature_map = _read_map(model, settled, path, reading)
+        feature_map = _read_map(model, settled, path, reading, guess=False)
         if feature_map is None or not is_spatial(feature_map):
             continue
         followed = _weights_follow(value, path)
@@ -208,8 +208,14 @@ def find_layer(
     return feature_map, layer
 
 
-def _read_map(model: ir.Model, value: ir.Value, path: dict[ir.Node, None], reading: Reading) -> FeatureMap | None:
-    """Return a tensor as a map: of unknown rank it is taken for one, of other ranks than 4 and 3 it is none."""
+def _read_map(
+    model: ir.Model, value: ir.Value, path: dict[ir.Node, None], reading: Reading, guess: bool = True
+) -> FeatureMap | None:
+    """Return a tensor as a map: of unknown rank it is taken for one, of other ranks than 4 and 3 it is none.
+
+    Where its operators do not tell where its channels are, as inside an attention [batch,heads,T,d], it is only taken
+    for a map if the layout may be guessed.
+    """
     image = model.graph.inputs[0]
     rank = None if value.shape is None else len(value.shape)
     if rank == 3:
@@ -220,7 +226,8 @@ def _read_map(model: ir.Model, value: ir.Value, path: dict[ir.Node, None], readi
         return None if tokens is None else FeatureMap(value, "NHWC", tokens)
     if rank not in (4, None):
         return None
-    return FeatureMap(value, find_layout(value, image, reading.image_layout))
+    layout = find_layout(value, image, reading.image_layout) or (guess_layout(value) if guess else None)
+    return None if layout is None else FeatureMap(value, layout)
 
 
 def _dequantized(value: ir.Value) -> ir.Value:
@@ -309,10 +316,11 @@ def _bottlenecks(graph: ir.Graph, path: dict[ir.Node, None]) -> list[ir.Value]:
     Going through the nodes in topological order, those are the values that are alone in being still needed.
     """
     bottlenecks = []
-    open_uses: dict[ir.Value, int] = {}
+    image = graph.inputs[0]
+    open_uses: dict[ir.Value, int] = {image: sum(use.node in path for use in image.uses())}
     for node in path:
         for value in node.inputs:
-            if value in open_uses:
+            if value is not None and value in open_uses:
                 open_uses[value] -= 1
                 if not open_uses[value]:
                     del open_uses[value]

@@ -46,23 +46,26 @@ class Tokens:
         return self.first + self.rows * self.columns
 
 
-def find_layout(value: ir.Value, image: ir.Value, image_layout: Layout = "NCHW") -> Layout:
-    """Return where the channels of a 4-D tensor are: read off the operators around it, else off its dimensions.
+def find_layout(value: ir.Value, image: ir.Value, image_layout: Layout = "NCHW") -> Layout | None:
+    """Return where the channels of a 4-D tensor are, read off the operators around it; None where they do not tell.
 
     Args:
         value: the tensor.
         image: the graph's input.
         image_layout: the layout of that input.
     """
-    layout = _layout_behind(value, image, image_layout, set()) or _layout_ahead(value, set())
-    if layout is not None:
-        return layout
+    return _layout_behind(value, image, image_layout) or _layout_ahead(value)
+
+
+def guess_layout(value: ir.Value) -> Layout:
+    """Return where the channels of a 4-D tensor are, guessed from its dimensions: the two equal ones are places."""
     dims = [dim if isinstance(dim, int) else None for dim in value.shape or ()][1:]
     return "NHWC" if len(dims) == 3 and dims[0] == dims[1] != dims[2] and None not in dims[:2] else "NCHW"
 
 
-def _layout_behind(value: ir.Value, image: ir.Value, image_layout: Layout, seen: set[ir.Value]) -> Layout | None:
+def _layout_behind(value: ir.Value, image: ir.Value, image_layout: Layout) -> Layout | None:
     """Read the layout off what the tensor was made from."""
+    seen: set[ir.Value] = set()
     waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(value, (0, 1, 2, 3))]  # a tensor, and where its axes end up
     while waiting:
         tensor, axes = waiting.pop(0)
@@ -79,18 +82,17 @@ def _layout_behind(value: ir.Value, image: ir.Value, image_layout: Layout, seen:
             return _layout_of(axes[1])
         if _channels_last(node) and len(tensor.shape or ()) == 4:
             return _layout_of(axes[3])
-        if node.op_type == "Concat" and (axis := _axis(node, 4)) in (1, 3):
-            return _layout_of(axes[axis])
         if perm is not None and len(perm) == 4:
             place = {source: axes[target] for target, source in enumerate(perm)}
             waiting.append((node.inputs[0], tuple(place[axis] for axis in range(4))))  # type: ignore[arg-type]
-        elif node.op_type in ELEMENTWISE:
+        elif node.op_type in ELEMENTWISE or node.op_type == "Concat":
             waiting.extend((parent, axes) for parent in variable_inputs(node))
     return None
 
 
-def _layout_ahead(value: ir.Value, seen: set[ir.Value]) -> Layout | None:
+def _layout_ahead(value: ir.Value) -> Layout | None:
     """Read the layout off what is made from the tensor."""
+    seen: set[ir.Value] = set()
     waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(value, (0, 1, 2, 3))]  # a tensor, and where its axes came from
     while waiting:
         tensor, axes = waiting.pop(0)
@@ -164,7 +166,7 @@ def find_scale(value: ir.Value) -> tuple[float, int] | None:
     behind: ir.Value | None = value
     while behind is not None and (node := behind.producer()) is not None:
         if node.op_type in _QUANTIZERS:
-            return _read_scale(node, *_QUANTIZERS[node.op_type])
+            return read_scale(node, *_QUANTIZERS[node.op_type])
         behind = node.inputs[0] if node.op_type in _REORDERING else None
     scales: set[tuple[float, int] | None] = set()
     waiting = [value]
@@ -174,7 +176,7 @@ def find_scale(value: ir.Value) -> tuple[float, int] | None:
                 waiting.extend(use.node.outputs)
             else:
                 read = _DEQUANTIZERS.get(use.node.op_type)
-                scales.add(_read_scale(use.node, *read) if read is not None and use.idx == 0 else None)
+                scales.add(read_scale(use.node, *read) if read is not None and use.idx == 0 else None)
     return scales.pop() if len(scales) == 1 else None
 
 
@@ -183,7 +185,8 @@ _QUANTIZERS = {"QuantizeLinear": (1, 2), "QLinearConv": (6, 7), "QLinearMatMul":
 _DEQUANTIZERS = {"DequantizeLinear": (1, 2), "QLinearConv": (1, 2), "QLinearMatMul": (1, 2)}
 
 
-def _read_scale(node: ir.Node, scale_place: int, zero_place: int) -> tuple[float, int] | None:
+def read_scale(node: ir.Node, scale_place: int, zero_place: int) -> tuple[float, int] | None:
+    """Return a scale and zero point that a node has among its inputs; None where they are no single constants."""
     scale = None if node.inputs[scale_place] is None else ir.convenience.get_const_tensor(node.inputs[scale_place])  # type: ignore[arg-type]
     zero_point = constant_ints(node.inputs[zero_place]) if len(node.inputs) > zero_place else [0]
     if scale is None or scale.size != 1 or not zero_point:

@@ -57,9 +57,8 @@ def build_scoring_graph(
     image = next(value for value in graph.input if value.name == "image")
     photo_type = image.type.tensor_type
     image_dims = [dim.dim_value or dim.dim_param or None for dim in photo_type.shape.dim]
-    logits = (
-        result if scored == "output" or contract.output == "logits" else _before_activation(graph, result, contract)
-    )
+    takes_output = scored == "output" or contract.output == "logits"
+    logits = result if takes_output else _find_logits(graph, result, contract)
 
     graph.input.remove(image)
     graph.input.extend(
@@ -108,9 +107,11 @@ def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:
 
 def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.NodeProto]:
     """logits [B,N] -> those of the targets, and the logs of the targets' probabilities, both [B,T]."""
+    scale = contract.logits_scale if logits == contract.logits else None
     nodes = [
         _node("Flatten", [logits], "flat_logits", axis=1),  # a convolutional head has [B,N,1,1] before its softmax
-        _node("Cast", ["ortcam.flat_logits"], "logits", to=TensorProto.FLOAT),
+        _node("Cast", ["ortcam.flat_logits"], "logits" if scale is None else "integers", to=TensorProto.FLOAT),
+        *([] if scale is None else _dequantizing_nodes(*scale)),
         _node("Gather", [LOGITS, TARGETS], "target_logits", axis=1),
     ]
     if contract.output == "sigmoid" and scored == "logits":  # log sigmoid(f) = f - log(1 + exp(f))
@@ -122,12 +123,23 @@ def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.Node
     return [*nodes, _node("Sub", [TARGET_LOGITS, "ortcam.normalizer"], "target_log_probabilities")]
 
 
+def _dequantizing_nodes(scale: float, zero_point: int) -> list[onnx.NodeProto]:
+    return [
+        _node("Constant", [], "logits_zero", value_float=float(zero_point)),
+        _node("Constant", [], "logits_scale", value_float=scale),
+        _node("Sub", ["ortcam.integers", "ortcam.logits_zero"], "levels"),
+        _node("Mul", ["ortcam.levels", "ortcam.logits_scale"], "logits"),
+    ]
+
+
 def _node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op_type, inputs, [f"ortcam.{output}"], name=f"ortcam.{output}", **attributes)
 
 
-def _before_activation(graph: onnx.GraphProto, result: str, contract: Contract) -> str:
-    """Return the input of the final Softmax or Sigmoid that produces `result`."""
+def _find_logits(graph: onnx.GraphProto, result: str, contract: Contract) -> str:
+    """Return the tensor that the final softmax or sigmoid reads: the one that the contract names, else its input."""
+    if contract.logits is not None and any(contract.logits in node.output for node in graph.node):
+        return contract.logits
     wanted = "Softmax" if contract.output == "probabilities" else "Sigmoid"
     producers = {name: node for node in graph.node for name in node.output}
     name = result
