@@ -1,6 +1,7 @@
 """Write docs/models.md from the results of the tests (build/tests.xml, by `make test-all`).
 
-With --check, fail where the page names other models, sources or layers than the results do; figures may differ.
+With --check, fail where the page names other models or sources than the results do; figures, and names that a framework
+counts up while it runs, may differ.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ Each of these is refused with one line that says why, and nothing is written.
 
 def read_results() -> list[dict[str, str]]:
     """Return the properties of every test that passed and has a row in the table."""
-    rows = []
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for case in ET.parse(RESULTS).iter("testcase"):
         if any(case.find(kind) is not None for kind in ("failure", "error", "skipped")):
             continue
         properties = {entry.get("name", ""): entry.get("value", "") for entry in case.iter("property")}
         if "model" in properties:
-            rows.append(properties)
-    return sorted(rows, key=lambda row: (kind_of(row["source"]), row["source"], row["model"]))
+            rows[properties["model"], properties["source"]] = properties
+    return sorted(rows.values(), key=lambda row: (kind_of(row["source"]), row["source"], row["model"]))
 
 
 def kind_of(source: str) -> int:
@@ -72,10 +73,9 @@ def write_page(rows: list[dict[str, str]]) -> str:
     return HEAD + "\n".join(works) + "\n" + REFUSED + "\n".join(fails) + "\n"
 
 
-def without_figures(page: str) -> list[list[str]]:
-    """Return the cells of a page's tables that may not differ: not errors, nor what other libraries' messages say."""
-    rows = [line.split("|") for line in page.splitlines() if line.startswith("|")]
-    return [row[:-3] if len(row) > 6 else row[:3] for row in rows]
+def names(page: str) -> list[list[str]]:
+    """Return the models and sources that the tables of a page name."""
+    return [line.split("|")[:3] for line in page.splitlines() if line.startswith("|")]
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
     page = write_page(read_results())
     if "--check" not in sys.argv:
         PAGE.write_text(page, encoding="utf-8")
-    elif not PAGE.is_file() or without_figures(PAGE.read_text(encoding="utf-8")) != without_figures(page):
+    elif not PAGE.is_file() or names(PAGE.read_text(encoding="utf-8")) != names(page):
         sys.exit("docs/models.md is out of date: run make test-all, then python docs/write_model_table.py")
 
 
