@@ -50,9 +50,9 @@ def print_table(table: Table) -> None:
 
 
 class Advance(Protocol):
-    """Moves a progress bar: what is being worked on, how much of it is done."""
+    """Moves a progress bar: what is being worked on (empty for what was), how much is done (None likewise)."""
 
-    def __call__(self, description: str, done: float) -> None: ...
+    def __call__(self, description: str, done: float | None) -> None: ...
 
 
 @contextmanager
@@ -72,4 +72,4 @@ def progress_bar(total: float) -> Iterator[Advance]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
-        yield lambda description, done: progress.update(task, description=description, completed=done)
+        yield lambda description, done: progress.update(task, description=description or None, completed=done)

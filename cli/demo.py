@@ -74,7 +74,7 @@ def demo(
         for number, path in enumerate(find_photos()[:photos]):
             advance(path.name, number)
             explanation = cam.explain(path)
-            explanation.save(output / path.stem, source=str(path))
+            explanation.save(output / path.stem)
             explained.append(explanation)
             top = explanation.targets[0]
             table.add_row(

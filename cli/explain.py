@@ -24,9 +24,20 @@ def explain(
     ),
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", "-t", help="A class index or label; may be repeated. Default: the top class."),
+        typer.Option("--target", "-t", help="A class index or label, or all; may be repeated. Default: the top class."),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Explain the K most probable classes.")] = 1,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run at most so many masked inputs. Default: all, the exact map.", show_default=False),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Run masked inputs until the estimated error, 1 - r, is at most this.", show_default=False),
+    ] = None,
+    selection: Annotated[
+        str, typer.Option(help="What a budget does with other channels: predict, or top-std (leave them out).")
+    ] = "predict",
     preset: Annotated[
         str, typer.Option(help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
     ] = "official",
@@ -51,6 +62,8 @@ def explain(
       ortcam explain model.onnx photos/ -o out --top-k 3
 
       ortcam explain model.onnx photo.jpg --target "tiger cat" --target 243 --json
+
+      ortcam explain model.onnx photos/ --budget 32
     """
     if target and top_k != 1:
         raise typer.BadParameter("give either --target or --top-k, not both")
@@ -67,11 +80,16 @@ def explain(
             traceback.print_exception(error)
 
     photos = find_photos(images, output, report)
+    limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
+    folders = iter(photos)
     with console.progress_bar(len(photos)) as advance:
-        for number, (photo, folder) in enumerate(photos):
+        for explanation in cam.explain_batch(
+            [photo for photo, _ in photos], target or None, report, top_k, lambda share: advance("", share), **limits
+        ):
+            photo, folder = next(pair for pair in folders if pair[0] == explanation.source)
+            advance(photo.name, None)
             try:
-                explanation = cam.explain(photo, target or None, top_k, _passes_shown(advance, photo.name, number))
-                explanation.save(folder, source=str(photo), opacity=opacity, colormap=colormap)
+                explanation.save(folder, opacity=opacity, colormap=colormap)
             except OrtcamError as error:
                 report(photo, error)
                 continue
@@ -123,10 +141,6 @@ def find_photos(
         taken.add(unique)
         photos.append((path, output / unique))
     return photos
-
-
-def _passes_shown(advance: console.Advance, name: str, number: int) -> Any:
-    return lambda done, total: advance(name, number + done / max(total, 1))
 
 
 def _print_results(done: list[dict[str, Any]], cam: ScoreCAM, output: Path) -> None:

@@ -68,20 +68,20 @@ class Convention:
         affine[live, 1] = 1 / spread[live]
         return Masks(affine, live)
 
-    def weights(self, logits: Floats, log_probabilities: Floats) -> Floats:
+    def weights(self, scores: Floats) -> Floats:
         """Return the weight of every channel for every target, [T,K].
 
         Args:
-            logits: f_c of every masked input, [K,T]; -inf for a channel that was left out.
-            log_probabilities: log p_c, likewise.
+            scores: [K,T], -inf for a channel that was left out: log p_c of every masked input where `weight` is
+                ``probability``, f_c where it is ``softmax``.
         """
         if self.weight == "probability":
-            weights = np.exp(log_probabilities)
-        elif np.isfinite(logits).any():
-            exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+            weights = np.exp(scores)
+        elif np.isfinite(scores).any():
+            exponentials = np.exp(scores.astype(np.float64) - scores.max(axis=0))
             weights = exponentials / exponentials.sum(axis=0)
         else:  # every channel was left out
-            weights = np.zeros_like(logits)
+            weights = np.zeros_like(scores)
         return np.ascontiguousarray(weights.T, np.float32)
 
     def saliency(self, sums: Floats, size: tuple[int, int]) -> Floats:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ortcam.convention import Convention
 from ortcam.errors import OptionError, OutputError
 from ortcam.files import replace_directory
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop
-from ortcam.render import draw_overlay, encode_png
+from ortcam.render import draw_overlay, encode_png, resize_map
+from ortcam.selection import ErrorEstimate
 
 MANIFEST = "explanation.json"
 
@@ -48,39 +51,77 @@ class Explanation:
     """The Score-CAM maps of one photo.
 
     Attributes:
-        maps: float32 [T,H,W] in [0,1] at the photo's size; 0 outside `crop`, which the model did not see.
-        input_maps: float32 [T,h_in,w_in] in [0,1] at the model's input size: the convention's own result.
         raw_maps: float32 [T,h,w], the weighted sums of the channels at the layer's size, before ReLU and
             normalisation.
         weights: float32 [T,K], the weight of every channel.
         targets: the T classes, in the order of the maps.
+        errors: how far every map is from the exact one; None where the method of selection knows nothing of it.
+        source: the path that the photo was read from; None where it was not a path.
         photo: uint8 [H,W,3] RGB; None where only an input tensor was given and it could not be turned back.
         crop: the part of the photo that preprocessing left for the model.
+        convention: the definition of Score-CAM in use.
+        input_size: the model's input size (h_in, w_in).
         channels: K, all channels of the target layer.
         live: how many vary in space.
-        scored: how many masked inputs were run: one for each distinct mask.
-        layer, preset, provider: what was explained, by which definition, on which execution provider.
-        seconds: wall time of the whole explanation.
-        seconds_scoring: of that, the forward passes of the masked inputs.
+        scored: how many masked inputs were run: one for each distinct mask, or fewer with a budget.
+        layer, provider: what was explained, on which execution provider.
+        seconds: wall time of the explanation; of photos that were explained together, its share.
+        seconds_scoring: of that, choosing and running the masked inputs.
         flat: which of the T maps are flat (nothing in the layer speaks for the class).
     """
 
-    maps: NDArray[np.float32]
-    input_maps: NDArray[np.float32]
     raw_maps: NDArray[np.float32]
     weights: NDArray[np.float32]
     targets: tuple[Target, ...]
+    errors: tuple[ErrorEstimate | None, ...]
+    source: Path | None
     photo: Photo | None
     crop: Crop
+    convention: Convention
+    input_size: tuple[int, int]
     channels: int
     live: int
     scored: int
     layer: str
-    preset: str
     provider: str
     seconds: float
     seconds_scoring: float
-    flat: tuple[bool, ...] = field(default=())
+    flat: tuple[bool, ...]
+
+    @property
+    def preset(self) -> str:
+        """The name of the convention."""
+        return self.convention.name
+
+    @property
+    def error(self) -> ErrorEstimate | None:
+        """The largest of `errors`; None where one is not known."""
+        known = [error for error in self.errors if error is not None]
+        return max(known, key=lambda error: error.expected) if len(known) == len(self.errors) else None
+
+    @property
+    def photo_size(self) -> tuple[int, int]:
+        """(H, W) of the photo, or of the input tensor."""
+        if self.photo is None:
+            return self.crop.bottom, self.crop.right
+        return self.photo.shape[0], self.photo.shape[1]
+
+    @cached_property
+    def input_maps(self) -> NDArray[np.float32]:
+        """float32 [T,h_in,w_in] in [0,1] at the model's input size: the convention's own result."""
+        return self.convention.saliency(self.raw_maps, self.input_size)
+
+    @cached_property
+    def maps(self) -> NDArray[np.float32]:
+        """float32 [T,H,W] in [0,1] at the photo's size; 0 outside `crop`, which the model did not see."""
+        return np.stack([self.map(target) for target in range(len(self.targets))])
+
+    def map(self, target: int = 0) -> NDArray[np.float32]:
+        """Return the map [H,W] of the `target`-th target alone: one of `maps`, which for many classes are large."""
+        crop, placed = self.crop, np.zeros(self.photo_size, np.float32)
+        (saliency,) = self.convention.saliency(self.raw_maps[[target]], self.input_size)
+        placed[crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
+        return placed
 
     def overlay(self, target: int = 0, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
         """Draw the map of the `target`-th target over the photo.
@@ -95,7 +136,7 @@ class Explanation:
             raise OptionError(
                 f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
             )
-        saliency = self.maps[target]
+        saliency = self.map(target)
         photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
         return draw_overlay(photo, saliency, self.crop, opacity, colormap)
 
@@ -103,10 +144,15 @@ class Explanation:
         """Return everything but the arrays, as plain JSON."""
         return {
             "targets": [
-                {**vars(target), "map_is_flat": flat, "overlay": _overlay_name(target)}
-                for target, flat in zip(self.targets, self.flat, strict=True)
+                {
+                    **vars(target),
+                    "error": None if error is None else vars(error),
+                    "map_is_flat": flat,
+                    "overlay": _overlay_name(target),
+                }
+                for target, error, flat in zip(self.targets, self.errors, self.flat, strict=True)
             ],
-            "photo_size": {"height": self.maps.shape[1], "width": self.maps.shape[2]},
+            "photo_size": dict(zip(("height", "width"), self.photo_size, strict=True)),
             "crop": vars(self.crop),
             "layer": self.layer,
             "preset": self.preset,
@@ -119,7 +165,6 @@ class Explanation:
     def save(
         self,
         directory: str | PathLike[str],
-        source: str | PathLike[str] | None = None,
         opacity: float = 0.6,
         colormap: str = "turbo",
     ) -> Path:
@@ -130,7 +175,6 @@ class Explanation:
 
         Args:
             directory: where to.
-            source: what the manifest says the photo was read from.
             opacity, colormap: of the overlays.
 
         Raises:
@@ -141,7 +185,7 @@ class Explanation:
             for row, target in enumerate(self.targets)
         }
         arrays = {"maps.npy": self.maps, "raw_maps.npy": self.raw_maps, "weights.npy": self.weights}
-        manifest = {"source": None if source is None else str(source), **self.to_dict()}
+        manifest = {"source": None if self.source is None else str(self.source), **self.to_dict()}
         with replace_directory(Path(directory), _is_ours) as unfinished:
             try:
                 for name, data in files.items():

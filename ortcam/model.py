@@ -193,8 +193,8 @@ class CamModel:
         """Return the class indices that `targets` names, or None for the top class.
 
         Args:
-            targets: None, a class index, a label, or a sequence of these; digits are an index. A label may be one
-                of the synonyms that a comma separates in the model's label, in any case of letters.
+            targets: None, ``"all"``, a class index, a label, or a sequence of these; digits are an index. A label may
+                be one of the synonyms that a comma separates in the model's label, in any case of letters.
             classes: how many classes the model has.
 
         Raises:
@@ -206,6 +206,8 @@ class CamModel:
             targets = targets.tolist()
         if isinstance(targets, str | int | float):
             targets = [targets]
+        if targets == ["all"] and not find_label("all", self.labels or ()):
+            return list(range(classes))
         if not isinstance(targets, Iterable):
             raise TargetError(f"targets is {targets!r}; expected class indices or labels")
         indices = list(dict.fromkeys(self._resolve_target(target, classes) for target in targets))

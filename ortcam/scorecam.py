@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ortcam.budget import Limits, Method, whole
 from ortcam.convention import Convention, Floats, resolve_convention
-from ortcam.errors import OptionError, OrtcamError, OrtcamWarning
+from ortcam.errors import ModelError, OptionError, OrtcamError, OrtcamWarning
 from ortcam.explanation import Explanation, Target
 from ortcam.graph.scoring import build_scoring_graph
 from ortcam.model import CamModel
-from ortcam.preprocessing import Crop
-from ortcam.render import resize_map
-from ortcam.runtime.binding import ForwardPass, Progress, Scorer
+from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows, Scorer
 from ortcam.runtime.providers import open_on_provider
 from ortcam.runtime.session import create_session
 from ortcam.selection import select_distinct
+from ortcam.work import Job, Work, prepared_ahead
 
 DEFAULT_BATCH = 16
+MOST_PHOTOS = 16  # in a group
 
 
 class ScoreCAM:
@@ -61,8 +64,8 @@ class ScoreCAM:
             ProviderError: the provider does not exist or does not load.
             OptionError: the preset does not exist, or a number makes no sense.
         """
-        batch_size = None if batch_size is None else _whole("batch_size", batch_size)
-        threads = None if threads is None else _whole("threads", threads)
+        batch_size = None if batch_size is None else whole("batch_size", batch_size)
+        threads = None if threads is None else whole("threads", threads)
         self.convention = resolve_convention(preset)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
         self.batch_size = self.model.batch or batch_size or DEFAULT_BATCH
@@ -84,63 +87,173 @@ class ScoreCAM:
         )
 
     def explain(
-        self, image: Any, targets: Any = None, top_k: int = 1, on_progress: Progress | None = None
+        self,
+        image: Any,
+        targets: Any = None,
+        top_k: int = 1,
+        on_progress: Progress | None = None,
+        *,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Method = "predict",
     ) -> Explanation:
         """Explain one photo.
 
         Args:
             image: a path, an RGB photo uint8 [H,W,3], a Pillow image, or a preprocessed input tensor, float
                 [1,C,H,W] (or the model's own layout).
-            targets: class indices or labels, one or several; all of them come from the same forward passes.
-                None for the most probable classes.
+            targets: class indices or labels, one or several, or ``"all"``; all of them come from the same forward
+                passes. None for the most probable classes.
             top_k: how many those are.
             on_progress: called with (done, M) after every batch of masked inputs.
+            budget: run at most so many masked inputs; None for all, the exact map. See docs/budget.md.
+            tolerance: run masked inputs until the estimated error (1 - r) of every map is at most this.
+            selection: what a budget does: ``predict`` the scores of the other channels, or ``top-std``: run the
+                channels with the highest standard deviation and leave the others out (Faster-Score-CAM).
 
         Raises:
             ImageError: the image cannot be read or does not fit the model.
             TargetError: a class index or label that the model does not have.
+            OptionError: a budget or tolerance that makes no sense.
         """
+        limits = Limits(budget, tolerance, selection)
+        job = self._prepare(image)
+        (explanation,) = self._explain_group([job], targets, top_k, limits, on_progress)
+        if isinstance(explanation, OrtcamError):
+            raise explanation
+        self._warn_of_flat_maps(explanation)
+        return explanation
+
+    def explain_batch(
+        self,
+        images: Iterable[Any],
+        targets: Any = None,
+        on_error: Callable[[Any, OrtcamError], None] | None = None,
+        top_k: int = 1,
+        on_progress: Callable[[float], None] | None = None,
+        *,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Method = "predict",
+    ) -> Iterator[Explanation]:
+        """Explain many photos: batches are filled across them, and the next are decoded meanwhile.
+
+        At most two groups of photos are held, the one that is scored and the one that is decoded. A group has as
+        many photos as it takes to fill a batch: one, unless a budget is small.
+
+        Args:
+            images: as for `explain`; may be a generator.
+            targets, top_k, budget, tolerance, selection: as for `explain`, the same for every photo.
+            on_error: called with an image that failed and its error, and the others go on; None raises it.
+            on_progress: called with the number of photos done, the one at hand counted by the share that is done.
+
+        Yields:
+            An Explanation per image that could be explained, in order; `source` tells which.
+        """
+        if isinstance(images, str | PathLike):
+            raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
+        if isinstance(targets, Iterator):
+            targets = list(targets)
+        limits = Limits(budget, tolerance, selection)
+        done = 0
+        for group in prepared_ahead(images, self._prepare, self._group_size(limits)):
+            ready = [job for _, job in group if not isinstance(job, OrtcamError)]
+            report = None if on_progress is None else _share(on_progress, done, len(ready))
+            explained = self._explain_together(ready, targets, top_k, limits, report)
+            done += len(group)
+            for image, job in group:
+                outcome = job if isinstance(job, OrtcamError) else next(explained)
+                if isinstance(outcome, Explanation):
+                    self._warn_of_flat_maps(outcome)
+                    yield outcome
+                elif on_error is None:
+                    raise outcome
+                else:
+                    on_error(image, outcome)
+
+    def _prepare(self, image: Any) -> Job:
         begin = time.perf_counter()
         photo, tensor, crop = self.model.prepare(image)
-        plain = self._scorer.forward(tensor)
-        classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
+        source = Path(image) if isinstance(image, str | PathLike) else None
+        return Job(source, photo, tensor, crop, time.perf_counter() - begin)
 
+    def _group_size(self, limits: Limits) -> int:
+        """Return how many photos fill a batch: those whose first stages have as many masked inputs."""
+        most = self.model.batch or MOST_PHOTOS
+        return min(most, -(-self.batch_size // limits.first_stage(self.batch_size)))
+
+    def _explain_together(
+        self, jobs: list[Job], targets: Any, top_k: int, limits: Limits, on_progress: Progress | None
+    ) -> Iterator[Explanation | OrtcamError]:
+        """Explain photos, in groups of one input size."""
+        for _, group in itertools.groupby(jobs, key=lambda job: job.tensor.shape):
+            together = list(group)
+            try:
+                yield from self._explain_group(together, targets, top_k, limits, on_progress)
+            except OrtcamError as error:
+                yield from [error] * len(together)
+
+    def _explain_group(
+        self, jobs: list[Job], targets: Any, top_k: int, limits: Limits, on_progress: Progress | None = None
+    ) -> list[Explanation | OrtcamError]:
+        begin = time.perf_counter()
+        group = self._scorer.forward(np.concatenate([job.tensor for job in jobs]))
+        works = [self._begin(plain, targets, top_k, limits) for plain in group.passes]
+        seconds_scoring = self._score(group, works, on_progress)
+        share = (time.perf_counter() - begin) / len(jobs)
+        return [
+            work if isinstance(work, OrtcamError) else self._finish(job, work, share, seconds_scoring / len(jobs))
+            for job, work in zip(jobs, works, strict=True)
+        ]
+
+    def _begin(self, plain: ForwardPass, targets: Any, top_k: int, limits: Limits) -> Work | OrtcamError:
+        """Return what there is to do for a photo: classes, masks, and the plan of what is run."""
+        if not np.isfinite(plain.activations).all() or not np.isfinite(plain.logits).all():
+            return ModelError(f"{self.model.path.name} returns NaN or infinite values for this image")
+        classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
-        begin_scoring = time.perf_counter()
-        logits, log_probabilities = self._scorer.score(
-            plain,
-            selection.channels,
-            selection.affine,
-            classes,
-            self.convention.mask_align_corners,
-            on_progress,
-        )
-        seconds_scoring = time.perf_counter() - begin_scoring
+        plan = limits.plan(plain.activations, selection)
+        return Work(plain, classes, masks, selection, plan, limits.most(selection))
 
-        weights = self.convention.weights(selection.spread(logits), selection.spread(log_probabilities))
+    def _score(self, group: Group, works: list[Work | OrtcamError], on_progress: Progress | None) -> float:
+        """Run the stages of all photos, each stage of all photos together; return the seconds of that."""
+        begin, done = time.perf_counter(), 0
+        active = [(index, work) for index, work in enumerate(works) if isinstance(work, Work)]
+        while stages := [(index, work, chosen) for index, work in active if len(chosen := work.plan.next())]:
+            rows = Rows.join([work.rows(index, chosen) for index, work, chosen in stages])
+            report = None if on_progress is None else _shifted(on_progress, done, sum(w.most for _, w in active))
+            logits, log_probabilities = self._scorer.score(group, rows, self.convention.mask_align_corners, report)
+            scores = log_probabilities if self.convention.weight == "probability" else logits
+            ends = np.cumsum([len(chosen) for *_, chosen in stages])
+            for (_, work, chosen), end in zip(stages, ends, strict=True):
+                work.plan.observe(scores[end - len(chosen) : end])
+                work.scored += len(chosen)
+            done += len(rows)
+        return time.perf_counter() - begin
+
+    def _finish(self, job: Job, work: Work, seconds: float, seconds_scoring: float) -> Explanation:
+        begin = time.perf_counter()
+        plain = work.plain
+        weights = self.convention.weights(work.channel_scores())
         sums = np.tensordot(weights, plain.activations, axes=1)
-        input_maps = self.convention.saliency(sums, plain.size)
-        maps = _place(input_maps, crop, photo.shape[:2] if photo is not None else (crop.bottom, crop.right))
-
-        explained = tuple(self._target(index, plain) for index in classes)
-        flat = tuple(bool(saliency.max() <= 0) for saliency in input_maps)
-        self._warn_of_flat_maps(explained, flat)
+        flat = tuple(bool(self.convention.saliency(one, plain.size).max() <= 0) for one in sums[:, None])
         return Explanation(
-            maps=maps,
-            input_maps=input_maps,
             raw_maps=sums,
             weights=weights,
-            targets=explained,
-            photo=photo,
-            crop=crop,
+            targets=tuple(self._target(index, plain) for index in work.classes),
+            errors=work.errors(),
+            source=job.source,
+            photo=job.photo,
+            crop=job.crop,
+            convention=self.convention,
+            input_size=plain.size,
             channels=len(plain.activations),
-            live=int(masks.live.sum()),
-            scored=selection.scored,
+            live=int(work.masks.live.sum()),
+            scored=work.scored,
             layer=self.model.contract.layer,
-            preset=self.convention.name,
             provider=self.provider,
-            seconds=time.perf_counter() - begin,
+            seconds=job.seconds + seconds + time.perf_counter() - begin,
             seconds_scoring=seconds_scoring,
             flat=flat,
         )
@@ -154,45 +267,16 @@ class ScoreCAM:
         shape = [dim or 32 for dim in self.model.input_shape]
         known = self.model.contract.preprocessing is not None
         grey = np.full((32, 32, 3), 128, np.uint8) if known else np.zeros((1, *shape), np.float32)
-        plain = self._scorer.forward(self.model.prepare(grey)[1])
-        affine = np.array([[0, 0, 1]], np.float32)
-        self._scorer.score(plain, np.zeros(1, np.int64), affine, [0], self.convention.mask_align_corners)
+        group = self._scorer.forward(self.model.prepare(grey)[1])
+        self._scorer.score(group, Rows.plain(1), self.convention.mask_align_corners)
 
-    def explain_batch(
-        self,
-        images: Iterable[Any],
-        targets: Any = None,
-        on_error: Callable[[Any, OrtcamError], None] | None = None,
-    ) -> Iterator[Explanation]:
-        """Explain many photos one after the other; nothing is held but the photo in hand.
-
-        Args:
-            images: as for `explain`; may be a generator.
-            targets: as for `explain`, the same for every photo.
-            on_error: called with an image that failed and its error, and the others go on; None raises it.
-
-        Yields:
-            An Explanation per image that could be explained, in order.
-        """
-        if isinstance(images, str | PathLike):
-            raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
-        if isinstance(targets, Iterator):
-            targets = list(targets)
-        for image in images:
-            try:
-                explanation = self.explain(image, targets)
-            except OrtcamError as error:
-                if on_error is None:
-                    raise
-                on_error(image, error)
-            else:
-                yield explanation
-
-    def _warn_of_flat_maps(self, explained: tuple[Target, ...], flat: tuple[bool, ...]) -> None:
-        names = [target.name for target, is_flat in zip(explained, flat, strict=True) if is_flat]
+    def _warn_of_flat_maps(self, explained: Explanation) -> None:
+        names = [target.name for target, flat in zip(explained.targets, explained.flat, strict=True) if flat]
         if names:
-            layer = self.model.contract.layer
-            message = f"the map of {', '.join(names)} is flat (all zero): nothing in layer {layer} speaks for it"
+            layer, more = explained.layer, f" and {len(names) - 5} more" if len(names) > 5 else ""
+            message = (
+                f"the map of {', '.join(names[:5])}{more} is flat (all zero): nothing in layer {layer} speaks for it"
+            )
             warnings.warn(message, OrtcamWarning, stacklevel=3)
 
     def _target(self, index: int, plain: ForwardPass) -> Target:
@@ -212,19 +296,14 @@ class ScoreCAM:
 
 def _top(logits: Floats, count: int) -> list[int]:
     """Return the classes with the highest logits, best first; the lower index first among equals."""
-    return [int(index) for index in np.argsort(-logits, kind="stable")[: _whole("top_k", count)]]
+    return [int(index) for index in np.argsort(-logits, kind="stable")[: whole("top_k", count)]]
 
 
-def _whole(name: str, number: Any) -> int:
-    """Return a whole number from 1 of any integer type."""
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-        raise OptionError(f"{name} is {number!r}; expected a whole number from 1")
-    return int(number)
+def _shifted(on_progress: Progress, done: int, total: int) -> Progress:
+    """Count the masked inputs of one stage on from those of earlier stages."""
+    return lambda now, _: on_progress(done + now, total)
 
 
-def _place(input_maps: Floats, crop: Crop, size: tuple[int, ...]) -> Floats:
-    """Put maps [T,h,w] of the crop into maps [T,H,W] of the photo; 0 where the model did not look."""
-    maps = np.zeros((len(input_maps), *size), np.float32)
-    for row, saliency in enumerate(input_maps):
-        maps[row, crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
-    return maps
+def _share(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:
+    """Count photos instead of masked inputs."""
+    return lambda now, total: on_progress(done + photos * now / total)

@@ -1,8 +1,9 @@
-"""Which masked inputs are run: one for each distinct mask."""
+"""Which masked inputs are run: one for each distinct mask, all of them or as many as a budget allows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +16,23 @@ _MASK_RESOLUTION = 2.0**-20
 
 @dataclass(frozen=True)
 class Selection:
-    """The masked inputs that are run for one photo.
+    """The distinct masks of one photo.
 
     Attributes:
-        channels: int64 [M], the channel that each masked input is made of.
-        affine: float32 [M,3], as in `Masks`.
-        rows: intp [K], which of the M scores belongs to a channel; -1 where the channel was left out.
+        channels: int64 [D], the channel that each masked input is made of.
+        affine: float32 [D,3], as in `Masks`.
+        rows: intp [K], which of the D masks belongs to a channel; -1 where the channel was left out.
     """
 
     channels: NDArray[np.int64]
     affine: Floats
     rows: NDArray[np.intp]
 
-    @property
-    def scored(self) -> int:
+    def __len__(self) -> int:
         return len(self.channels)
 
     def spread(self, scores: Floats) -> Floats:
-        """Hand the scores [M,T] of the masked inputs to the channels [K,T]; -inf to those left out."""
+        """Hand the scores [D,T] of the masked inputs to the channels [K,T]; -inf to those left out."""
         return np.concatenate([scores, np.full((1, scores.shape[1]), -np.inf, scores.dtype)])[self.rows]
 
 
@@ -62,3 +62,79 @@ def select_distinct(activations: Floats, masks: Masks, convention: Convention) -
             channels.append(channel)
         rows[channel] = chosen[mask]
     return Selection(np.array(channels, np.int64), np.ascontiguousarray(masks.affine[channels]), rows)
+
+
+@dataclass(frozen=True)
+class ErrorEstimate:
+    """How far a map is from the exact one: 1 - r, with r Pearson's correlation of the two maps.
+
+    Attributes:
+        expected: the estimate; 0 for the exact map.
+        low, high: the interval that holds the true error in 90 of 100 cases.
+    """
+
+    expected: float
+    low: float
+    high: float
+
+
+EXACT = ErrorEstimate(0.0, 0.0, 0.0)
+
+
+class Plan(Protocol):
+    """Decides which of a photo's D distinct masks are run, a stage at a time, and scores the rest."""
+
+    def next(self) -> NDArray[np.intp]:
+        """Return the masks to run now; empty when enough were run."""
+
+    def observe(self, scores: Floats) -> None:
+        """Take the scores [m,T] of the masks that `next` returned: logs of probabilities, or logits."""
+
+    def scores(self) -> Floats:
+        """Return the scores of all masks, float32 [D,T]; -inf where a mask has none."""
+
+    def errors(self) -> tuple[ErrorEstimate | None, ...]:
+        """Return the estimated error of the map of every target; None where the method knows none."""
+
+
+class FixedPlan:
+    """Runs a list of masks in one stage and gives the others no weight."""
+
+    def __init__(self, masks: NDArray[np.intp], count: int) -> None:
+        self._masks = masks
+        self._exact = len(masks) == count
+        self._count = count
+        self._scores: Floats | None = None
+
+    def next(self) -> NDArray[np.intp]:
+        return self._masks if self._scores is None else self._masks[:0]
+
+    def observe(self, scores: Floats) -> None:
+        self._scores = np.full((self._count, scores.shape[1]), -np.inf, np.float32)
+        self._scores[self._masks] = scores
+
+    def scores(self) -> Floats:
+        assert self._scores is not None, "scores asked for before they were observed"
+        return self._scores
+
+    def errors(self) -> tuple[ErrorEstimate | None, ...]:
+        error = EXACT if self._exact else None
+        return tuple(error for _ in self.scores().T)
+
+
+def plan_exact(selection: Selection) -> FixedPlan:
+    """Plan to run every distinct mask."""
+    return FixedPlan(np.arange(len(selection)), len(selection))
+
+
+def plan_top_spread(selection: Selection, activations: Floats, budget: int) -> FixedPlan:
+    """Plan to run the masks of the channels with the highest standard deviation: Faster-Score-CAM.
+
+    Source: Li et al. (github.com/tabayashi0117/Score-CAM, "Faster-Score-CAM"): the channels beyond the budget get
+    no weight.
+    """
+    spread = np.zeros(len(selection), np.float32)
+    counted = selection.rows >= 0
+    np.maximum.at(spread, selection.rows[counted], activations[counted].std(axis=(1, 2)))
+    chosen = np.sort(np.argsort(-spread, kind="stable")[:budget])
+    return FixedPlan(chosen, len(selection))

@@ -84,14 +84,14 @@ def test_constant_channels_are_left_out_or_scored_once(preset: str) -> None:
     masks = convention.masks(activations, (9, 9))
     assert masks.live.tolist() == [False, True, False, False]
     selection = select_distinct(activations, masks, convention)
-    scores = np.arange(1.0, selection.scored + 1, dtype=np.float32)[:, None]
+    scores = np.arange(1.0, len(selection) + 1, dtype=np.float32)[:, None]
     spread = selection.spread(scores)[:, 0]
     if convention.constant_channels == "skip":
         assert selection.channels.tolist() == [1]
         assert spread.tolist() == [-np.inf, 1, -np.inf, -np.inf]
-        assert convention.weights(spread[:, None], spread[:, None])[0, [0, 2, 3]].tolist() == [0, 0, 0]
+        assert convention.weights(spread[:, None])[0, [0, 2, 3]].tolist() == [0, 0, 0]
     else:
-        assert selection.scored == 2
+        assert len(selection) == 2
         assert selection.affine[0].tolist() == [0, 0, 0]  # the blank mask of channel 0
         assert spread.tolist() == [1, 2, 1, 1]
 
@@ -118,8 +118,8 @@ def test_a_layer_without_variation_gives_zero_maps(preset: str) -> None:
     convention = PRESETS[preset]
     activations = np.full((3, 4, 4), 1.5, np.float32)
     selection = select_distinct(activations, convention.masks(activations, (8, 8)), convention)
-    scores = selection.spread(np.zeros((selection.scored, 2), np.float32))
-    weights = convention.weights(scores, scores)
+    scores = selection.spread(np.zeros((len(selection), 2), np.float32))
+    weights = convention.weights(scores)
     maps = convention.saliency(np.tensordot(weights, activations, axes=1), (8, 8))
     assert maps.shape == (2, 8, 8)
     assert (maps == 0).all()
@@ -136,7 +136,7 @@ def test_tiny_ranges_give_no_infinities() -> None:
 def test_softmax_over_channels_is_softmax() -> None:
     logits = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32) * 30 + 200
     expected = torch.softmax(torch.from_numpy(logits).double(), 0).numpy().T
-    assert np.allclose(PRESETS["paper"].weights(logits, logits), expected, atol=1e-7)
+    assert np.allclose(PRESETS["paper"].weights(logits), expected, atol=1e-7)
 
 
 def test_normalize_of_a_flat_map_is_zero() -> None:

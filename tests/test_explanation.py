@@ -56,7 +56,7 @@ def test_raw_maps_are_the_weighted_sums(
     assert explanation.weights.shape == (2, 512)
     assert explanation.raw_maps.shape == (2, 3, 3)
     cam = ortcam.ScoreCAM(resnet18_file)
-    activations = cam._scorer.forward(cam.model.prepare(photos["china"])[1]).activations
+    activations = cam._scorer.forward(cam.model.prepare(photos["china"])[1]).passes[0].activations
     expected = np.einsum("tk,khw->thw", explanation.weights.astype(np.float64), activations)
     assert np.allclose(explanation.raw_maps, expected, rtol=1e-4)
 
@@ -110,8 +110,8 @@ def test_sheets_hold_any_number_of_photos() -> None:
         assert sheet.min() == 0
 
 
-def test_saving_writes_everything(explanation: ortcam.Explanation, tmp_path: Path) -> None:
-    folder = explanation.save(tmp_path / "a" / "b", source="china.jpg")
+def test_saving_writes_everything(explanation: ortcam.Explanation, photos: dict[str, Path], tmp_path: Path) -> None:
+    folder = explanation.save(tmp_path / "a" / "b")
     assert sorted(path.name for path in folder.iterdir()) == [
         "explanation.json",
         "maps.npy",
@@ -123,7 +123,7 @@ def test_saving_writes_everything(explanation: ortcam.Explanation, tmp_path: Pat
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]  # nothing unfinished
     assert np.array_equal(np.load(folder / "maps.npy"), explanation.maps)
     manifest = json.loads((folder / "explanation.json").read_text())
-    assert manifest["source"] == "china.jpg"
+    assert manifest["source"] == str(photos["china"])
     assert [target["index"] for target in manifest["targets"]] == [3, 500]
     assert (folder / manifest["targets"][1]["overlay"]).is_file()
     assert manifest["channels"] == {"total": 512, "live": explanation.live, "scored": explanation.scored}

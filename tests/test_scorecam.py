@@ -21,7 +21,7 @@ from ortcam.exporters import export
 from ortcam.graph.scoring import build_scoring_graph
 from ortcam.image import read_photo
 from ortcam.model import CamModel
-from ortcam.runtime.binding import batch_sizes
+from ortcam.runtime.binding import Rows, batch_sizes
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,11 @@ def test_only_indices_go_up_and_scores_come_down(resnet18_file: Path) -> None:
         for value in graph.input
         if any(dim.dim_param == "ortcam.B" for dim in value.type.tensor_type.shape.dim)
     }
-    assert per_row == {"ortcam.channels": ["ortcam.B"], "ortcam.affine": ["ortcam.B", 3, 1, 1]}
+    assert per_row == {
+        "ortcam.channels": ["ortcam.B", 2],
+        "ortcam.affine": ["ortcam.B", 3, 1, 1],
+        "ortcam.targets": ["ortcam.B", "ortcam.T"],
+    }
     onnx.checker.check_model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]))
 
 
@@ -155,10 +159,12 @@ def test_the_logits_are_the_models_own(small: ortcam.ScoreCAM, resnet18: nn.Modu
     """A masked pass of the graph is the network's score of the masked image; here masks that torch makes."""
     _, tensor, _ = small.model.prepare(photos["coffee"])
     x = torch.from_numpy(tensor)
-    plain = small._scorer.forward(tensor)
+    group = small._scorer.forward(tensor)
+    plain = group.passes[0]
     masks = small.convention.masks(plain.activations, plain.size)
     channels = np.flatnonzero(masks.live)[:5]
-    logits, log_probabilities = small._scorer.score(plain, channels, masks.affine[channels], [1, 2], False)
+    rows = Rows(np.zeros(5, np.int64), channels, masks.affine[channels], np.tile([1, 2], (5, 1)))
+    logits, log_probabilities = small._scorer.score(group, rows, align_corners=False)
     with torch.no_grad():
         up = nn.functional.interpolate(
             torch.from_numpy(plain.activations[channels])[:, None], (96, 96), mode="bilinear"
@@ -227,7 +233,7 @@ def test_tf_keras_vis_takes_a_softmax_of_the_softmax(
     cam = ortcam.ScoreCAM(path, preset="tf-keras-vis")
     explanation = cam.explain(photos["chelsea"], targets=3)
     _, tensor, _ = cam.model.prepare(photos["chelsea"])
-    plain = cam._scorer.forward(tensor)
+    plain = cam._scorer.forward(tensor).passes[0]
     masks = cam.convention.masks(plain.activations, plain.size)
     channel = int(np.flatnonzero(masks.live)[0])
     up = nn.functional.interpolate(
@@ -331,13 +337,15 @@ def test_a_batch_is_streamed(small: ortcam.ScoreCAM, photos: dict[str, Path]) ->
     taken: list[str] = []
 
     def names() -> object:
-        for name in ("chelsea", "coffee"):
+        for name in ("chelsea", "coffee", "astronaut", "camera"):
             taken.append(name)
             yield photos[name]
 
     stream = small.explain_batch(names())
     next(stream)
-    assert taken == ["chelsea"]
+    assert taken == ["chelsea", "coffee"]  # the one in hand, and the next, which is decoded meanwhile
+    next(stream)
+    assert taken == ["chelsea", "coffee", "astronaut"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
-"""The scoring graph: one image and some channels of its target layer in, the scores of the masked images out.
+"""The scoring graph: photos and some channels of their target layers in, the scores of the masked images out.
 
-    mask_b = rows @ ((activations[channel_b] - shift_b) * scale_b + offset_b) @ columns
-    target_logits, target_log_probabilities = model(photo * mask)
+    mask_b = rows @ ((activations[photo_b, channel_b] - shift_b) * scale_b + offset_b) @ columns
+    target_logits, target_log_probabilities = model(photos[photo_b] * mask_b)
 
 The model's own nodes stay as they are: the masked image takes the name `image` that they read. A row with
 scale 0 and offset 1 is the plain forward pass, so one session with one copy of the weights does everything.
+Every row names its photo, so one batch serves several; where all rows have the same one, its index is given once
+and the photo is broadcast, not copied.
 `rows` [H,h] and `columns` [w,W] hold the weights of the bilinear upsampling, which lets one graph serve every
 convention, and needs of a provider nothing but MatMul.
 
@@ -22,13 +24,14 @@ from onnx import TensorProto, helper
 from ortcam.errors import ModelError
 from ortcam.model import Contract
 
-PHOTO = "ortcam.photo"  # [1,C,H,W] or [1,H,W,C]
-ACTIVATIONS = "ortcam.activations"  # [1,K,h,w] or [1,h,w,K], an earlier output of the same session
-CHANNELS = "ortcam.channels"  # int64 [B]
+PHOTOS = "ortcam.photos"  # [P,C,H,W] or [P,H,W,C]
+PHOTO_INDEX = "ortcam.photo_index"  # int64 [B], or [1] for all rows
+ACTIVATIONS = "ortcam.activations"  # [P,K,h,w], an earlier output of the same session
+CHANNELS = "ortcam.channels"  # int64 [B,2]: photo, channel
 AFFINE = "ortcam.affine"  # [B,3,1,1]: shift, scale, offset
 ROWS = "ortcam.rows"  # [H,h]
 COLUMNS = "ortcam.columns"  # [w,W]
-TARGETS = "ortcam.targets"  # int64 [T]
+TARGETS = "ortcam.targets"  # int64 [B,T]
 LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
@@ -63,13 +66,14 @@ def build_scoring_graph(
     graph.input.remove(image)
     graph.input.extend(
         [
-            helper.make_tensor_value_info(PHOTO, TensorProto.FLOAT, [1, *image_dims[1:]]),
-            helper.make_tensor_value_info(ACTIVATIONS, TensorProto.FLOAT, [1, None, None, None]),
-            helper.make_tensor_value_info(CHANNELS, TensorProto.INT64, ["ortcam.B"]),
+            helper.make_tensor_value_info(PHOTOS, TensorProto.FLOAT, ["ortcam.P", *image_dims[1:]]),
+            helper.make_tensor_value_info(PHOTO_INDEX, TensorProto.INT64, ["ortcam.R"]),
+            helper.make_tensor_value_info(ACTIVATIONS, TensorProto.FLOAT, ["ortcam.A", None, None, None]),
+            helper.make_tensor_value_info(CHANNELS, TensorProto.INT64, ["ortcam.B", 2]),
             helper.make_tensor_value_info(AFFINE, TensorProto.FLOAT, ["ortcam.B", 3, 1, 1]),
             helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, [None, None]),
             helper.make_tensor_value_info(COLUMNS, TensorProto.FLOAT, [None, None]),
-            helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.T"]),
+            helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.B", "ortcam.T"]),
         ]
     )
     model_nodes = list(graph.node)
@@ -85,11 +89,12 @@ def build_scoring_graph(
 
 
 def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:
-    """photo, activations, channels -> image: the masked batch [B,C,H,W] or [B,H,W,C]."""
-    channel_axis, to_rows = (1, [1, 0, 2, 3]) if contract.activations_layout == "NCHW" else (3, [3, 0, 1, 2])
+    """photos, activations, channels -> image: the masked batch [B,C,H,W] or [B,H,W,C]."""
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
     nodes = [
-        _node("Gather", [ACTIVATIONS, CHANNELS], "gathered", axis=channel_axis),
-        _node("Transpose", ["ortcam.gathered"], "channel", perm=to_rows),  # [B,1,h,w]
+        _node("GatherND", [ACTIVATIONS, CHANNELS], "gathered"),  # [B,h,w]
+        _node("Constant", [], "mask_axis", value=axis),
+        _node("Unsqueeze", ["ortcam.gathered", "ortcam.mask_axis"], "channel"),  # [B,1,h,w]
         helper.make_node("Split", [AFFINE], ["ortcam.shift", "ortcam.scale", "ortcam.offset"], axis=1, num_outputs=3),
         _node("Sub", ["ortcam.channel", "ortcam.shift"], "shifted"),
         _node("Mul", ["ortcam.shifted", "ortcam.scale"], "scaled"),
@@ -101,7 +106,8 @@ def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:
     if contract.image_layout == "NHWC":
         nodes.append(_node("Transpose", [mask], "mask_last", perm=[0, 2, 3, 1]))
         mask = "ortcam.mask_last"
-    nodes.append(helper.make_node("Mul", [PHOTO, mask], ["image"], name="ortcam.masked_image"))
+    nodes.append(_node("Gather", [PHOTOS, PHOTO_INDEX], "photo", axis=0))
+    nodes.append(helper.make_node("Mul", ["ortcam.photo", mask], ["image"], name="ortcam.masked_image"))
     return nodes
 
 
@@ -112,7 +118,7 @@ def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.Node
         _node("Flatten", [logits], "flat_logits", axis=1),  # a convolutional head has [B,N,1,1] before its softmax
         _node("Cast", ["ortcam.flat_logits"], "logits" if scale is None else "integers", to=TensorProto.FLOAT),
         *([] if scale is None else _dequantizing_nodes(*scale)),
-        _node("Gather", [LOGITS, TARGETS], "target_logits", axis=1),
+        _node("GatherElements", [LOGITS, TARGETS], "target_logits", axis=1),
     ]
     if contract.output == "sigmoid" and scored == "logits":  # log sigmoid(f) = f - log(1 + exp(f))
         nodes.append(_node("Softplus", [TARGET_LOGITS], "normalizer"))

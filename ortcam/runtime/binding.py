@@ -1,13 +1,12 @@
 """Running the scoring graph with IO binding: what is on the device stays there.
 
-Per photo the image, the list of channels and three numbers a channel go up, the activations and the scores come
-down. Every batch binds slices of those same buffers, so between batches nothing is copied; masked images exist
-only inside a run.
+Per group of photos the images go up and the activations come down, once. Per batch of masked images a few numbers a
+row go up and a score per target comes down; masked images exist only inside a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,7 @@ class Device:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One plain forward pass. `photo` and `features` are on the device, the rest on the host.
+    """The plain forward pass of one photo, on the host.
 
     Attributes:
         logits: float32 [N], what the scores are taken from.
@@ -43,12 +42,60 @@ class ForwardPass:
         size: the input size (H, W).
     """
 
-    photo: Any
-    features: Any
     logits: Floats
     output: Floats
     activations: Floats
     size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """P photos of one size whose masked images share batches.
+
+    Attributes:
+        photos, features: the images and the activations [P,K,h,w], on the device.
+        passes: the plain pass of every photo.
+    """
+
+    photos: Any
+    features: Any
+    passes: tuple[ForwardPass, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """M masked images to run.
+
+    Attributes:
+        photos: int64 [M], the photo of the group.
+        channels: int64 [M], the channel that makes the mask.
+        affine: float32 [M,3], the columns shift, scale and offset of the mask.
+        targets: int64 [M,T], the classes whose scores are wanted.
+    """
+
+    photos: NDArray[np.int64]
+    channels: NDArray[np.int64]
+    affine: Floats
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def take(self, begin: int, count: int) -> Rows:
+        """Return `count` rows from `begin`; the last one again where there are no more."""
+        at = np.minimum(np.arange(begin, begin + count), len(self) - 1)
+        return Rows(self.photos[at], self.channels[at], self.affine[at], self.targets[at])
+
+    @classmethod
+    def plain(cls, photos: int) -> Rows:
+        """Return the rows that run every photo unmasked."""
+        affine = np.tile(np.array([0, 0, 1], np.float32), (photos, 1))
+        zeros = np.zeros(photos, np.int64)
+        return cls(np.arange(photos), zeros, affine, zeros[:, None])
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
 def batch_sizes(count: int, most: int, fixed: bool) -> list[int]:
@@ -82,131 +129,108 @@ class Scorer:
         self._session = session
         self._model = model
         self._device = device
-        self._batch_size = batch_size
         self._fixed = fixed
         self._result = session.get_outputs()[0].name
+        self.batch_size = batch_size
 
-    def forward(self, tensor: Floats) -> ForwardPass:
-        """Run the model once on an input tensor [1,...], unmasked."""
-        contract = self._model.contract
-        size = tensor.shape[2:] if contract.image_layout == "NCHW" else tensor.shape[1:3]
-        photo = self._upload(tensor)
+    def forward(self, tensors: Floats) -> Group:
+        """Run the model once on the input tensors [P,...], unmasked.
+
+        Raises:
+            ModelError: the model cannot be run, or what it returns has another shape than its contract says.
+        """
+        contract, count = self._model.contract, len(tensors)
+        size = tensors.shape[2:] if contract.image_layout == "NCHW" else tensors.shape[1:3]
+        rows = Rows.plain(count).take(0, self._model.batch or count)
+        photos = self._upload(tensors)
+        nothing = self._upload(np.zeros((count, 1, 1, 1), np.float32))
         binding = self._session.io_binding()
-        self._bind_inputs(binding, photo, self._upload(np.zeros((1, 1, 1, 1), np.float32)), (1, 1), size, [0], False)
-        binding.bind_ortvalue_input(scoring.CHANNELS, self._upload(np.zeros(1, np.int64)))
-        binding.bind_ortvalue_input(scoring.AFFINE, self._upload(np.array([0, 0, 1], np.float32).reshape(1, 3, 1, 1)))
+        self._bind_group(binding, photos, nothing, (1, 1), (size[0], size[1]), align_corners=False)
+        self._bind_rows(binding, rows)
         for name in (self._result, scoring.LOGITS):
             binding.bind_output(name)
         binding.bind_output("activations", self._device.type, self._device.id)
         self._run(binding)
-        output, logits, features = binding.get_outputs()
-        activations = features.numpy()
-        if activations.ndim != 4 or len(activations) != 1:
-            raise ModelError(
-                f"{self._model.path.name}: the target layer has the shape {list(activations.shape)}; "
-                "expected [1,channels,height,width]"
-            )
-        if output.numpy().ndim != 2:
-            raise ModelError(
-                f"{self._model.path.name}: the output has the shape {list(output.shape())}; expected class scores [1,N]"
-            )
-        activations = activations[0] if contract.activations_layout == "NCHW" else activations[0].transpose(2, 0, 1)
-        if not np.isfinite(activations).all() or not np.isfinite(logits.numpy()).all():
-            raise ModelError(f"{self._model.path.name} returns NaN or infinite values for this image")
-        return ForwardPass(
-            photo,
-            features,
-            logits.numpy()[0],
-            output.numpy()[0],
-            np.ascontiguousarray(activations),
-            (size[0], size[1]),
-        )
+        on_device = binding.get_outputs()[2]
+        output, logits, activations = (value.numpy() for value in binding.get_outputs())
+        self._check_shapes(output, activations)
+        if contract.activations_layout == "NHWC":  # the graph gathers channels first
+            activations = np.ascontiguousarray(activations.transpose(0, 3, 1, 2))
+            on_device = self._upload(activations)
+        passes = (ForwardPass(logits[i], output[i], activations[i], (size[0], size[1])) for i in range(count))
+        return Group(photos, on_device, tuple(passes))
 
     def score(
-        self,
-        photo: ForwardPass,
-        channels: NDArray[np.int64],
-        affine: Floats,
-        targets: list[int],
-        align_corners: bool,
-        on_progress: Progress | None = None,
+        self, group: Group, rows: Rows, align_corners: bool, on_progress: Progress | None = None
     ) -> tuple[Floats, Floats]:
-        """Run the image masked by each of M channels.
+        """Run the masked images of a group's photos.
 
         Args:
-            photo: the plain pass of the image.
-            channels: int64 [M].
-            affine: float32 [M,3], the columns shift, scale and offset of the mask.
-            targets: T class indices.
+            group: their plain passes.
+            rows: which photo, channel, mask and targets: M of them.
             align_corners: how masks are upsampled.
             on_progress: called with (done, M) after every batch.
 
         Returns:
             The logits of the targets and the logs of their probabilities, both float32 [M,T].
         """
-        count = len(channels)
-        sizes = batch_sizes(count, self._batch_size, self._fixed)
-        filled = sum(sizes)
-        pad = [(0, filled - count)]
-        on_channels = self._upload(np.pad(channels, pad))
-        on_affine = self._upload(np.pad(affine, [*pad, (0, 0)]).reshape(filled, 3, 1, 1))
-        scores = {
-            name: self._allocate((filled, len(targets)))
-            for name in (scoring.TARGET_LOGITS, scoring.TARGET_LOG_PROBABILITIES)
-        }
+        logits = np.empty(rows.targets.shape, np.float32)
+        log_probabilities = np.empty(rows.targets.shape, np.float32)
+        first = group.passes[0]
         binding = self._session.io_binding()
-        small = (photo.activations.shape[1], photo.activations.shape[2])
-        self._bind_inputs(binding, photo.photo, photo.features, small, photo.size, targets, align_corners)
+        small = (first.activations.shape[1], first.activations.shape[2])
+        self._bind_group(binding, group.photos, group.features, small, first.size, align_corners)
         begin = 0
-        for rows in sizes:
-            self._bind_slice(binding.bind_input, scoring.CHANNELS, on_channels, np.int64, begin, (rows,))
-            self._bind_slice(binding.bind_input, scoring.AFFINE, on_affine, np.float32, begin, (rows, 3, 1, 1))
-            for name, buffer in scores.items():
-                self._bind_slice(binding.bind_output, name, buffer, np.float32, begin, (rows, len(targets)))
+        for size in batch_sizes(len(rows), self.batch_size, self._fixed):
+            end = min(begin + size, len(rows))
+            self._bind_rows(binding, rows.take(begin, size))
+            binding.bind_output(scoring.TARGET_LOGITS)
+            binding.bind_output(scoring.TARGET_LOG_PROBABILITIES)
             self._run(binding)
-            begin += rows
+            scores = binding.get_outputs()
+            logits[begin:end] = scores[0].numpy()[: end - begin]
+            log_probabilities[begin:end] = scores[1].numpy()[: end - begin]
+            binding.clear_binding_outputs()
+            begin = end
             if on_progress is not None:
-                on_progress(min(begin, count), count)
-        logits, log_probabilities = (buffer.numpy()[:count] for buffer in scores.values())
+                on_progress(end, len(rows))
         return logits, log_probabilities
 
-    def _bind_inputs(
-        self,
-        binding: Any,
-        photo: Any,
-        features: Any,
-        small: tuple[int, int],
-        size: tuple[int, ...],
-        targets: list[int],
+    def _bind_group(
+        self, binding: Any, photos: Any, features: Any, small: tuple[int, int], size: tuple[int, int],
         align_corners: bool,
-    ) -> None:
-        """Bind the inputs that are the same for every batch of a photo."""
+    ) -> None:  # fmt: skip
+        """Bind the inputs that are the same for every batch of a group."""
         rows = interpolation_matrix(size[0], small[0], align_corners)
         columns = np.ascontiguousarray(interpolation_matrix(size[1], small[1], align_corners).T)
-        binding.bind_ortvalue_input(scoring.PHOTO, photo)
+        binding.bind_ortvalue_input(scoring.PHOTOS, photos)
         binding.bind_ortvalue_input(scoring.ACTIVATIONS, features)
         binding.bind_ortvalue_input(scoring.ROWS, self._upload(rows))
         binding.bind_ortvalue_input(scoring.COLUMNS, self._upload(columns))
-        binding.bind_ortvalue_input(scoring.TARGETS, self._upload(np.array(targets, np.int64)))
 
-    def _bind_slice(
-        self,
-        bind: Callable[..., None],
-        name: str,
-        buffer: Any,
-        dtype: type,
-        begin: int,
-        shape: tuple[int, ...],
-    ) -> None:
-        """Bind rows `begin` and on of a buffer, without a copy."""
-        row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-        bind(name, self._device.type, self._device.id, dtype, shape, buffer.data_ptr() + begin * row_bytes)
+    def _bind_rows(self, binding: Any, rows: Rows) -> None:
+        one_photo = rows.photos[:1] if (rows.photos == rows.photos[0]).all() else rows.photos
+        values: dict[str, NDArray[Any]] = {
+            scoring.PHOTO_INDEX: one_photo,
+            scoring.CHANNELS: np.stack([rows.photos, rows.channels], axis=1),
+            scoring.AFFINE: rows.affine.reshape(-1, 3, 1, 1),
+            scoring.TARGETS: rows.targets,
+        }
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, self._upload(value))
+
+    def _check_shapes(self, output: Floats, activations: Floats) -> None:
+        name = self._model.path.name
+        if activations.ndim != 4:
+            raise ModelError(
+                f"{name}: the target layer has the shape {list(activations.shape)}; "
+                "expected [batch,channels,height,width]"
+            )
+        if output.ndim != 2:
+            raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
 
     def _upload(self, array: NDArray[Any]) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)
-
-    def _allocate(self, shape: tuple[int, ...]) -> Any:
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device.type, self._device.id)
 
     def _run(self, binding: Any) -> None:
         try:

@@ -1,0 +1,159 @@
+"""A Gaussian process over masks: from the scores of some masks, those of all, and how sure that is.
+
+The log-score of a masked image is modelled as a smooth function of its mask plus a part of its own (the nugget):
+
+    g(m) = a + b * area(m) + f(m) + e_m,   cov f = s2 * k(m, m'),   var e = s2 * NUGGET
+
+with k the Matern 3/2 kernel of the distance between masks at the layer's size, each place counted by the square root
+of its activity. Masks are chosen one after the other so that the uncertainty of the *map*, not of the scores, falls
+most: Bayesian A-optimal design (Chaloner and Verdinelli 1995) for the linear functional "sum of w_k A_k". Kernel
+algebra: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 2.23 to 2.45.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.convention import Floats
+
+NUGGET = np.float32(0.1)
+LENGTH = 1.0  # the kernel's squared length scale over the mean squared distance of two masks
+FLOOR = 0.01  # scores below this share of the best one are told apart less: they make no difference to the map
+# A mask counts by (predicted weight * exp(_HOPE * standard deviation)) ** _TRUST: what may turn out strong matters.
+_HOPE, _TRUST = 1.5, 0.8
+_PRIOR_OF_AREA = 0.01  # ridge on b
+
+
+class Prediction(NamedTuple):
+    """The weights of all masks for one target, up to a factor.
+
+    Attributes:
+        log_weights: float32 [D], at most about 0.
+        amplitude: s2, estimated from the observed scores.
+    """
+
+    log_weights: Floats
+    amplitude: float
+
+
+class Surrogate:
+    """Chooses masks to be scored, and predicts the scores of the others. Deterministic."""
+
+    def __init__(self, masks: Floats, parts: Floats) -> None:
+        """Start without any score.
+
+        Args:
+            masks: float32 [D,P], the masks in [0,1] at the P places of the layer.
+            parts: float32 [D,P], what a weight of 1 of each mask adds to the map: the sum of its channels.
+        """
+        self._parts = parts
+        self._kernel = _matern(masks, parts)
+        self._factor = np.empty((0, len(masks)), np.float32)  # rows of the pivoted Cholesky factor of the kernel
+        self._variance = np.ones(len(masks), np.float32)  # of f, given what is chosen
+        area = masks.mean(axis=1)
+        self._trend = np.stack([np.ones_like(area), area - area.mean()], axis=1).astype(np.float64)
+        self._weights = np.ones(len(masks), np.float32)
+        self._maps = parts.sum(axis=0)[None]
+        self.chosen: list[int] = []
+
+    def choose(self, count: int) -> NDArray[np.intp]:
+        """Return the next `count` masks to score."""
+        parts = _away_from(self._maps, self._parts * self._weights[:, None])
+        begin = len(self.chosen)
+        factor = np.empty((begin + count, len(parts)), np.float32)
+        factor[:begin] = self._factor
+        left = parts.T @ self._kernel - (parts.T @ factor[:begin].T) @ factor[:begin]  # [P,D]
+        own = NUGGET * parts.T
+        for row in range(begin, begin + count):
+            gain = np.square(left + own).sum(axis=0) / (self._variance + NUGGET)
+            gain[self.chosen] = -1
+            best = int(gain.argmax())
+            line = self._kernel[best] - factor[:row, best] @ factor[:row]
+            line /= np.sqrt(self._variance[best] + NUGGET)
+            factor[row] = line
+            self._variance = np.maximum(self._variance - line * line, 0)
+            left -= np.outer(parts.T @ line, line)
+            self.chosen.append(best)
+        self._factor = factor
+        return np.array(self.chosen[begin:], np.intp)
+
+    def predict(self, scores: Floats) -> list[Prediction]:
+        """Return the weights of all masks for every target, from the scores [n,T] of the chosen ones so far."""
+        chosen = self.chosen
+        inverse = np.linalg.inv(self._kernel[np.ix_(chosen, chosen)].astype(np.float64) + NUGGET * np.eye(len(chosen)))
+        trend = self._trend[chosen]
+        normal = trend.T @ inverse @ trend
+        normal[1, 1] += _PRIOR_OF_AREA
+        below_best = (scores - scores.max(axis=0)).astype(np.float64)
+        targets = np.log(np.exp(below_best) + FLOOR)
+        slopes = np.linalg.solve(normal, trend.T @ inverse @ targets)
+        rest = targets - trend @ slopes
+        amplitudes = (rest * (inverse @ rest)).mean(axis=0)
+        predicted = self._trend @ slopes + self._kernel[chosen].T @ (inverse @ rest).astype(np.float32)
+        predicted = predicted + amplitudes * (self._variance + NUGGET)[:, None] / 2  # the mean of a log-normal
+        logs = np.log(np.maximum(np.exp(predicted) - FLOOR, 1e-9))
+        logs[chosen] = below_best
+        predictions = [
+            Prediction(column.astype(np.float32), float(s2)) for column, s2 in zip(logs.T, amplitudes, strict=True)
+        ]
+        self._aim(predictions)
+        return predictions
+
+    def _aim(self, predictions: list[Prediction]) -> None:
+        """Let the next choice count masks by their predicted weights, for all targets together."""
+        logs = np.stack([prediction.log_weights for prediction in predictions])
+        self._maps = np.exp(logs) @ self._parts
+        self._maps /= np.linalg.norm(self._maps, axis=1, keepdims=True) + np.finfo(np.float32).tiny
+        amplitudes = np.array([prediction.amplitude for prediction in predictions], np.float32)[:, None]
+        doubt = np.sqrt(amplitudes * (self._variance + NUGGET))
+        doubt[:, self.chosen] = 0
+        hoped = logs + np.float32(_HOPE) * doubt
+        hoped -= hoped.max(axis=1, keepdims=True)
+        self._weights = np.sqrt(np.exp(2 * _TRUST * hoped).mean(axis=0))
+
+    def expected_error(self, prediction: Prediction) -> float:
+        """Return the expected 1 - r of the map at the layer's size against the exact one, to first order."""
+        weights = np.exp(prediction.log_weights)
+        whole = weights @ self._parts
+        centred = whole - whole.mean()
+        weights[self.chosen] = 0
+        parts = _away_from(whole[None], self._parts * weights[:, None])
+        through = parts.T @ self._factor.T
+        spread = np.einsum("pd,dp->", parts.T @ self._kernel, parts) - np.square(through).sum()
+        spread += NUGGET * np.square(parts).sum()
+        size = float(centred @ centred)
+        return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 0.0
+
+
+def _matern(masks: Floats, parts: Floats) -> Floats:
+    """Return the Matern 3/2 kernel [D,D] of the masks."""
+    activity = np.sqrt(np.square(parts).sum(axis=0))
+    activity /= max(activity.mean(), np.finfo(np.float32).tiny)
+    points = masks * np.sqrt(np.sqrt(activity))
+    norms = np.square(points).sum(axis=1)
+    mean = 2 * (norms.mean() - np.square(points.mean(axis=0)).sum())
+    scale = np.float32(np.sqrt(3 / (LENGTH * max(float(mean), 1e-12))))
+    points, norms = points * scale, norms * scale**2
+    ones = np.ones_like(norms)
+    # The squared distances in one product: |a|^2 + |b|^2 - 2ab.
+    left = np.concatenate([points * -2, norms[:, None], ones[:, None]], axis=1)
+    right = np.concatenate([points, ones[:, None], norms[:, None]], axis=1)
+    distances = left @ right.T
+    np.maximum(distances, 0, out=distances)
+    np.sqrt(distances, out=distances)
+    kernel: Floats = np.exp(-distances)
+    distances += 1
+    kernel *= distances
+    np.fill_diagonal(kernel, 1)
+    return kernel
+
+
+def _away_from(maps: Floats, parts: Floats) -> Floats:
+    """Take out of `parts` [D,P] what moves the maps [T,P] by a factor or a constant: neither changes r."""
+    directions = np.stack([maps.mean(axis=0), np.ones(maps.shape[1], np.float32)], axis=1)
+    basis, _ = np.linalg.qr(directions)
+    away: Floats = parts - (parts @ basis) @ basis.T
+    return away

@@ -1,0 +1,87 @@
+"""Photos in the works: prepared ahead of the scoring, and what is to be done for each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.convention import Floats, Masks
+from ortcam.errors import OrtcamError
+from ortcam.image import Photo
+from ortcam.preprocessing import Crop, Tensor
+from ortcam.runtime.binding import ForwardPass, Rows
+from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photo that was read and preprocessed; `seconds` is what that took."""
+
+    source: Path | None
+    photo: Photo | None
+    tensor: Tensor
+    crop: Crop
+    seconds: float
+
+
+@dataclass
+class Work:
+    """What there is to do for a photo after its plain pass, and how many masked inputs were run."""
+
+    plain: ForwardPass
+    classes: list[int]
+    masks: Masks
+    selection: Selection
+    plan: Plan
+    most: int
+    scored: int = 0
+
+    def rows(self, photo: int, chosen: NDArray[np.intp]) -> Rows:
+        """Return the rows that run `chosen` masks of the `photo`-th photo of a group."""
+        return Rows(
+            np.full(len(chosen), photo, np.int64),
+            self.selection.channels[chosen],
+            self.selection.affine[chosen],
+            np.tile(np.array(self.classes, np.int64), (len(chosen), 1)),
+        )
+
+    def channel_scores(self) -> Floats:
+        """Return the scores of all channels, [K,T]."""
+        nothing = np.empty((0, len(self.classes)), np.float32)
+        return self.selection.spread(self.plan.scores() if self.scored else nothing)
+
+    def errors(self) -> tuple[ErrorEstimate | None, ...]:
+        return self.plan.errors() if self.scored else (EXACT,) * len(self.classes)
+
+
+def prepared_ahead(
+    images: Iterable[Any], prepare: Callable[[Any], Job], size: int
+) -> Iterator[list[tuple[Any, Job | OrtcamError]]]:
+    """Yield groups of `size` images with what `prepare` makes of them; the next group is prepared meanwhile.
+
+    The iterable is read in the caller's thread, and never further than one group ahead.
+    """
+
+    def attempt(image: Any) -> Job | OrtcamError:
+        try:
+            return prepare(image)
+        except OrtcamError as error:
+            return error
+
+    def submit() -> list[tuple[Any, Future[Job | OrtcamError]]]:
+        return [(image, worker.submit(attempt, image)) for image in itertools.islice(source, size)]
+
+    source = iter(images)
+    with ThreadPoolExecutor(1, thread_name_prefix="ortcam-decode") as worker:
+        group = submit()
+        while group:
+            ready = [(image, future.result()) for image, future in group]
+            group = submit()
+            yield ready
