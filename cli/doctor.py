@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import platform
 from importlib import metadata
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ortcam import NO_RUNTIME, __version__
-from ortcam.cli import console
+from ortcam.cli import console, options
+
+if TYPE_CHECKING:
+    from ortcam.runtime.providers import Provider
 
 _PACKAGES = (
     "numpy",
@@ -26,6 +30,13 @@ _PACKAGES = (
 
 
 def doctor(
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="A model file: show which of its nodes run on which provider.", show_default=False),
+    ] = None,
+    provider: options.ProviderName = "auto",
+    provider_option: options.ProviderOptions = None,
+    device_id: options.DeviceId = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
     """Show versions, and the execution providers that load, with the reason why others don't.
@@ -35,7 +46,12 @@ def doctor(
       ortcam doctor
 
       ortcam doctor --json
+
+      ortcam doctor model.onnx --provider cuda
     """
+    if model is not None:
+        _show_placement(model, options.make_provider(provider, provider_option, device_id), as_json)
+        return
     facts = examine()
     if as_json:
         console.print_json(facts)
@@ -48,8 +64,8 @@ def doctor(
         )
         if facts["providers"]:
             table = console.make_table("provider", "loads", "why not")
-            for provider in facts["providers"]:
-                table.add_row(provider["name"], "yes" if provider["loads"] else "no", provider["reason"] or "")
+            for row in facts["providers"]:
+                table.add_row(row["name"], "yes" if row["loads"] else "no", row["reason"] or "")
             console.print_table(table)
     for problem in facts["problems"]:
         console.fail(problem)
@@ -83,9 +99,33 @@ def examine() -> dict[str, Any]:
             f"pip uninstall -y {' '.join(installed)}, then install the extra that you want"
         )
     for name in providers.PROVIDERS:
-        reason = providers.probe(name)
+        reason = providers.check_provider(name)
         facts["providers"].append({"name": name, "loads": reason is None, "reason": reason})
     return facts
+
+
+def _show_placement(path: Path, provider: Provider, as_json: bool) -> None:
+    """Print which provider runs how many nodes of a model's scoring graph."""
+    from ortcam import CamModel
+    from ortcam.runtime.engine import Engine
+    from ortcam.runtime.providers import PROVIDERS, count_nodes
+
+    engine = Engine(CamModel(path), "logits", provider, None, None, record_assignment=True)
+    names = {ort_name: name for name, (ort_name, _) in PROVIDERS.items()}
+    nodes = {names.get(ort_name, ort_name): counts for ort_name, counts in count_nodes(engine.session).items()}
+    elsewhere = sum(sum(counts.values()) for name, counts in nodes.items() if name != engine.provider.name)
+    if as_json:
+        console.print_json({"model": str(path), "provider": engine.provider.name, "nodes": nodes})
+        return
+    table = console.make_table("provider", "nodes", "operators", right=("nodes",))
+    for name, counts in nodes.items():
+        ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        table.add_row(name, str(sum(counts.values())), ", ".join(f"{count} {kind}" for kind, count in ranked))
+    console.print_table(table)
+    console.note(
+        f"{path.name} on {engine.provider.name}: "
+        + (f"{elsewhere} nodes fall back to another provider" if elsewhere else "no node falls back")
+    )
 
 
 def _version(package: str) -> str | None:

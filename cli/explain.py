@@ -5,11 +5,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ortcam.cli import console
+from ortcam.cli import console, options
 from ortcam.errors import ImageError, OrtcamError
 
 if TYPE_CHECKING:
@@ -41,9 +41,12 @@ def explain(
     preset: Annotated[
         str, typer.Option(help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
     ] = "official",
-    provider: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).")] = "auto",
+    provider: options.ProviderName = "auto",
+    provider_option: options.ProviderOptions = None,
+    device_id: options.DeviceId = 0,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Masked images a run. Default: 16.", show_default=False)
+        str | None,
+        typer.Option(help="Masked images a run, or auto: measured once, and kept. Default: 16.", show_default=False),
     ] = None,
     threads: Annotated[
         int | None,
@@ -69,7 +72,13 @@ def explain(
         raise typer.BadParameter("give either --target or --top-k, not both")
     from ortcam import ScoreCAM
 
-    cam = ScoreCAM(model, provider=provider, preset=preset, batch_size=batch_size, threads=threads)
+    cam = ScoreCAM(
+        model,
+        provider=options.make_provider(provider, provider_option, device_id),
+        preset=preset,
+        batch_size=_read_batch_size(batch_size),
+        threads=threads,
+    )
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
 
@@ -100,6 +109,16 @@ def explain(
         _print_results(done, cam, output)
     if errors:
         raise typer.Exit(1)
+
+
+def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--batch-size is {text!r}; expected a whole number from 1, or auto")
+    return int(text)
 
 
 def find_photos(

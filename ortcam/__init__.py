@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ortcam.explanation import Explanation, Target
     from ortcam.model import CamModel
     from ortcam.preprocessing import Preprocessing
+    from ortcam.runtime.providers import Provider
     from ortcam.scorecam import ScoreCAM
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "OrtcamError",
     "OrtcamWarning",
     "Preprocessing",
+    "Provider",
     "ScoreCAM",
     "Target",
     "__version__",
@@ -44,10 +46,11 @@ _HOME = {
     "Explanation": "explanation",
     "Target": "explanation",
     "Preprocessing": "preprocessing",
+    "Provider": "runtime.providers",
     "CamModel": "model",
     "ScoreCAM": "scorecam",
 }
-_NEEDS_RUNTIME = {"ScoreCAM"}
+_NEEDS_RUNTIME = {"Provider", "ScoreCAM"}
 NO_RUNTIME = "no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"
 
 if importlib.util.find_spec("onnxruntime") is None:

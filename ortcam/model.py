@@ -97,6 +97,9 @@ class CamModel:
         contract: what its metadata states.
         input_shape: the dimensions of `image` without the batch; None where the size is free.
         batch: the batch size when the file fixes one, else None.
+        activations_shape: the dimensions of `activations` without the batch; None where the size is free.
+        classes: how many classes the model has; None where the file does not say.
+        has_external_data: whether weights lie in other files.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -123,6 +126,11 @@ class CamModel:
                 f"{path} takes an input of rank {len(shape)}; expected 4 dimensions ({self.contract.image_layout})"
             )
         self.batch, self.input_shape = shape[0], tuple(shape[1:])
+        layer = next(value for value in proto.graph.output if value.name == "activations").type.tensor_type.shape
+        self.activations_shape = tuple(dim.dim_value or None for dim in layer.dim[1:])
+        scores = proto.graph.output[0].type.tensor_type.shape.dim
+        self.classes = scores[-1].dim_value or None if scores else None
+        self.has_external_data = any(tensor.data_location == tensor.EXTERNAL for tensor in proto.graph.initializer)
         self._fresh: onnx.ModelProto | None = proto
 
     @property

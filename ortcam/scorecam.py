@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,15 +16,13 @@ from ortcam.budget import Limits, Method, whole
 from ortcam.convention import Convention, Floats, resolve_convention
 from ortcam.errors import ModelError, OptionError, OrtcamError, OrtcamWarning
 from ortcam.explanation import Explanation, Target
-from ortcam.graph.scoring import build_scoring_graph
 from ortcam.model import CamModel
-from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows, Scorer
-from ortcam.runtime.providers import open_on_provider
-from ortcam.runtime.session import create_session
+from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
+from ortcam.runtime.engine import Engine
+from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.selection import select_distinct
 from ortcam.work import Job, Work, prepared_ahead
 
-DEFAULT_BATCH = 16
 MOST_PHOTOS = 16  # in a group
 
 
@@ -39,24 +37,25 @@ class ScoreCAM:
         model: the model file and its contract.
         convention: the definition of Score-CAM in use.
         provider: the execution provider that runs it.
-        batch_size: masked images a run.
     """
 
     def __init__(
         self,
         model: str | PathLike[str] | CamModel,
-        provider: str = "auto",
+        provider: str | Provider = "auto",
         preset: str | Convention = "official",
-        batch_size: int | None = None,
+        batch_size: int | Literal["auto"] | None = None,
         threads: int | None = None,
     ) -> None:
         """Load a model file.
 
         Args:
             model: a file that ortcam exported, or its CamModel.
-            provider: ``auto`` (the best that loads), ``cpu``, ``cuda``, ``tensorrt``, ...
+            provider: ``auto`` (the best that loads), ``cpu``, ``cuda``, ``tensorrt``, ..., or an `ortcam.Provider`
+                with options.
             preset: a name in `ortcam.PRESETS`, or a Convention.
-            batch_size: masked images a run; None for 16, or the model's own fixed batch.
+            batch_size: masked images a run; None for 16, or the model's own fixed batch; ``auto`` for what takes the
+                least time, measured at the first start on this machine and kept in the cache directory.
             threads: CPU threads; None for one per physical core.
 
         Raises:
@@ -64,27 +63,20 @@ class ScoreCAM:
             ProviderError: the provider does not exist or does not load.
             OptionError: the preset does not exist, or a number makes no sense.
         """
-        batch_size = None if batch_size is None else whole("batch_size", batch_size)
+        if batch_size is not None and batch_size != "auto":
+            batch_size = whole("batch_size", batch_size)
         threads = None if threads is None else whole("threads", threads)
         self.convention = resolve_convention(preset)
+        provider = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
-        self.batch_size = self.model.batch or batch_size or DEFAULT_BATCH
-        graph = build_scoring_graph(self.model.take_proto(), self.model.contract, self.convention.scored)
-        session, chosen = open_on_provider(
-            provider,
-            lambda providers, log_severity: create_session(
-                graph,
-                providers,
-                str(self.model.path),
-                self.model.external_data_directory,
-                threads,
-                log_severity,
-            ),
-        )
-        self.provider = chosen.name
-        self._scorer = Scorer(
-            session, self.model, chosen.device, self.batch_size, chosen.fixed_batch or bool(self.model.batch)
-        )
+        engine = Engine(self.model, self.convention.scored, provider, batch_size, threads)
+        self.provider = engine.provider.name
+        self._scorer = engine.scorer
+
+    @property
+    def batch_size(self) -> int:
+        """How many masked images a run has at most."""
+        return self._scorer.batch_size
 
     def explain(
         self,

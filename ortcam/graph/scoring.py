@@ -22,7 +22,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ortcam.errors import ModelError
-from ortcam.model import Contract
+from ortcam.model import CamModel, Contract
 
 PHOTOS = "ortcam.photos"  # [P,C,H,W] or [P,H,W,C]
 PHOTO_INDEX = "ortcam.photo_index"  # int64 [B], or [1] for all rows
@@ -35,6 +35,8 @@ TARGETS = "ortcam.targets"  # int64 [B,T]
 LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
+
+VERSION = 2  # of the graph that is built here: what is kept of an older one is not used
 
 # Operators that may stand between the softmax or sigmoid of a classifier and its output.
 AFTER_SCORES = frozenset(
@@ -86,6 +88,39 @@ def build_scoring_graph(
         for name in (LOGITS, TARGET_LOGITS, TARGET_LOG_PROBABILITIES)
     )
     return proto
+
+
+def tensorrt_profile(model: CamModel, batch_size: int) -> dict[str, str]:
+    """Return TensorRT's shape profiles for the scoring graph: the smallest, the usual and the largest shapes.
+
+    Empty where the file leaves the sizes of its image or its layer free; TensorRT then takes those of the first runs.
+
+    Source: ONNX Runtime's documentation of the TensorRT provider, "Explicit shape range".
+    """
+    shape = model.activations_shape
+    if None in (*model.input_shape, *shape):
+        return {}
+    channels, height, width = shape if model.contract.activations_layout == "NCHW" else (shape[2], *shape[:2])
+    size = model.input_shape[1:] if model.contract.image_layout == "NCHW" else model.input_shape[:2]
+
+    def shapes(batch: int, photos: int, targets: int) -> str:
+        dims = {
+            PHOTOS: (photos, *model.input_shape),
+            PHOTO_INDEX: (batch if photos > 1 else 1,),
+            ACTIVATIONS: (photos, channels, height, width),
+            CHANNELS: (batch, 2),
+            AFFINE: (batch, 3, 1, 1),
+            ROWS: (size[0], height),
+            COLUMNS: (width, size[1]),
+            TARGETS: (batch, targets),
+        }
+        return ",".join(f"{name}:{'x'.join(map(str, dim))}" for name, dim in dims.items())
+
+    return {
+        "trt_profile_min_shapes": shapes(1, 1, 1),
+        "trt_profile_opt_shapes": shapes(batch_size, 1, 1),
+        "trt_profile_max_shapes": shapes(batch_size, min(batch_size, 16), model.classes or 1000),
+    }
 
 
 def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:

@@ -1,26 +1,27 @@
-"""Execution providers: which one to use, whether it really loads, and why not."""
+"""Execution providers: which one to use, with which options, and whether it really loads."""
 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
 from typing import Any
 
 import onnxruntime as ort
 
-from ortcam.errors import ModelError, ProviderError, nearest
+from ortcam.errors import ModelError, OptionError, ProviderError, nearest
 from ortcam.runtime.binding import Device
+from ortcam.runtime.cache import cache_directory
+from ortcam.runtime.probe import explain_failure, preload, probe
 
 # Short names, and what to install for each. A build of ONNX Runtime holds a few of these.
 PROVIDERS: dict[str, tuple[str, str]] = {
     "cpu": ("CPUExecutionProvider", "pip install 'ortcam[cpu]'"),
     "cuda": ("CUDAExecutionProvider", "pip install 'ortcam[gpu]' instead of 'ortcam[cpu]'"),
     "tensorrt": ("TensorrtExecutionProvider", "pip install 'ortcam[tensorrt]' instead of 'ortcam[cpu]'"),
-    "openvino": ("OpenVINOExecutionProvider", "pip install onnxruntime-openvino instead of onnxruntime"),
+    "openvino": ("OpenVINOExecutionProvider", "pip install onnxruntime-ep-openvino beside 'ortcam[cpu]'"),
     "coreml": ("CoreMLExecutionProvider", "pip install 'ortcam[cpu]' on macOS"),
     "directml": ("DmlExecutionProvider", "pip install onnxruntime-directml instead of onnxruntime"),
     "migraphx": ("MIGraphXExecutionProvider", "install AMD's onnxruntime-migraphx instead of onnxruntime"),
@@ -30,8 +31,11 @@ PROVIDERS: dict[str, tuple[str, str]] = {
 }
 # Providers whose memory ONNX Runtime's Python binding can allocate, and what it calls that memory.
 _DEVICE_MEMORY = {"cuda": "cuda", "tensorrt": "cuda"}
+_TAKE_DEVICE_ID = ("cuda", "tensorrt", "directml", "migraphx")
 # What `auto` tries, best first. TensorRT builds an engine for minutes, so it is for those who ask for it.
 _AUTO = ("cuda", "cpu")
+# Providers that are a package of their own beside ONNX Runtime: the module that knows where the library lies.
+_PLUGINS = {"openvino": "onnxruntime_ep_openvino"}
 _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -39,131 +43,187 @@ _PACKAGES = (
     "onnxruntime-directml",
     "onnxruntime-qnn",
 )
+# What differs from ONNX Runtime's own defaults: TF32 keeps 10 of float32's 23 bits of mantissa, and the maps show it.
+_DEFAULTS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
+_ENGINES = {
+    "trt_engine_cache_enable": "1",
+    "trt_engine_cache_path": "tensorrt",
+    "trt_timing_cache_enable": "1",
+    "trt_timing_cache_path": "tensorrt",
+}
 
 
 @dataclass(frozen=True)
 class Provider:
-    """An execution provider with its options."""
+    """An execution provider with its options.
 
-    name: str
-    options: dict[str, Any]
-    device: Device
+    >>> Provider("cuda", {"cudnn_conv_algo_search": "HEURISTIC"}, device_id=1).name
+    'cuda'
+
+    Attributes:
+        name: ``auto``, a short name such as ``cuda``, or ONNX Runtime's own name.
+        options: ONNX Runtime's options of the provider, by their own names; they are stronger than ortcam's defaults
+            (CUDA: use_tf32=0; TensorRT: engine and timing cache, profile shapes).
+        device_id: which of several devices.
+    """
+
+    name: str = "auto"
+    options: Mapping[str, str] = field(default_factory=dict)
+    device_id: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ProviderError(f"provider is {self.name!r}; expected a name: auto, {', '.join(PROVIDERS)}")
+        by_ort_name = {ort_name.lower(): name for name, (ort_name, _) in PROVIDERS.items()}
+        name = by_ort_name.get(self.name.lower(), self.name.lower())
+        if name != "auto" and name not in PROVIDERS:
+            raise ProviderError(
+                f"provider {self.name!r} does not exist; expected auto, {', '.join(PROVIDERS)}"
+                f"{nearest(self.name, PROVIDERS)}"
+            )
+        if isinstance(self.device_id, bool) or not isinstance(self.device_id, int) or self.device_id < 0:
+            raise OptionError(f"device_id is {self.device_id!r}; expected a whole number from 0")
+        if self.device_id and name not in _TAKE_DEVICE_ID:
+            raise OptionError(f"provider {name!r} takes no device_id; expected one of {', '.join(_TAKE_DEVICE_ID)}")
+        if self.options and name in ("auto", "cpu"):
+            raise OptionError(f"provider {name!r} takes no options; name the provider that {dict(self.options)} is for")
+        for graphs in ("enable_cuda_graph", "trt_cuda_graph_enable"):
+            if str(self.options.get(graphs, "0")).lower() not in ("0", "false"):
+                raise OptionError(
+                    f"option {graphs}: a captured graph reads the buffers that it was captured with, and every photo "
+                    "here has its own; leave it off"
+                )
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "options", {str(key): str(value) for key, value in self.options.items()})
 
     @property
     def ort_name(self) -> str:
         return PROVIDERS[self.name][0]
 
     @property
+    def device(self) -> Device:
+        """Where the session's buffers live."""
+        return Device(_DEVICE_MEMORY.get(self.name, "cpu"), self.device_id)
+
+    @property
     def fixed_batch(self) -> bool:
         """Whether every run should have the same shape."""
         return self.name != "cpu"
 
+    def session_options(self, profile: Mapping[str, str]) -> dict[str, str]:
+        """Return all options for ONNX Runtime; `profile` holds TensorRT's shapes."""
+        options = dict(_DEFAULTS.get(self.name, {}))
+        if self.name == "tensorrt":
+            directory = cache_directory()
+            if directory is not None:
+                paths = ("trt_engine_cache_path", "trt_timing_cache_path")
+                options |= {key: str(directory / value) if key in paths else value for key, value in _ENGINES.items()}
+            options |= profile
+        if self.name in _TAKE_DEVICE_ID:
+            options["device_id"] = str(self.device_id)
+        return options | dict(self.options)
 
-def open_on_provider(
-    wanted: str, create: Callable[[list[tuple[str, dict[str, Any]]], int], ort.InferenceSession]
-) -> tuple[ort.InferenceSession, Provider]:
+
+def resolve_provider(wanted: str | Provider) -> Provider:
+    """Return the provider of that name, or the provider itself."""
+    return wanted if isinstance(wanted, Provider) else Provider(wanted)
+
+
+# Makes a session: the provider, the plugin's devices where it is one, ONNX Runtime's log severity.
+Create = Callable[[Provider, "list[Any]", int], ort.InferenceSession]
+
+
+def open_on_provider(wanted: Provider, create: Create) -> tuple[ort.InferenceSession, Provider]:
     """Create a session on the provider that was asked for, or on the best that loads.
 
-    Args:
-        wanted: ``auto``, a short name such as ``cuda``, or ONNX Runtime's own name.
-        create: makes a session from a list of providers and a log severity.
-
     Raises:
-        ProviderError: the name is unknown, or the provider does not load.
+        ProviderError: the provider does not load.
         ModelError: ONNX Runtime refuses the model.
     """
-    if wanted != "auto":
-        provider = _find(wanted)
-        session = _try(provider, create)
+    if wanted.name != "auto":
+        session = _try(wanted, create)
         if session is None:
-            raise ProviderError(f"provider {provider.name!r} does not load: {explain_failure(provider.name)}")
-        return session, provider
+            reason = explain_failure(wanted.ort_name, PROVIDERS[wanted.name][1])
+            raise ProviderError(f"provider {wanted.name!r} does not load: {reason}")
+        return session, wanted
     for name in _AUTO:
         if PROVIDERS[name][0] in ort.get_available_providers():
-            provider = _find(name)
-            session = _try(provider, create)
+            session = _try(Provider(name), create)
             if session is not None:
-                return session, provider
+                return session, Provider(name)
     raise ProviderError("no provider loads, not even the CPU's (see: ortcam doctor)")
 
 
-def _find(wanted: str) -> Provider:
-    if not isinstance(wanted, str):
-        raise ProviderError(f"provider is {wanted!r}; expected a name: auto, {', '.join(PROVIDERS)}")
-    by_ort_name = {ort_name.lower(): name for name, (ort_name, _) in PROVIDERS.items()}
-    name = by_ort_name.get(wanted.lower(), wanted.lower())
-    if name not in PROVIDERS:
-        raise ProviderError(
-            f"provider {wanted!r} does not exist; expected auto, {', '.join(PROVIDERS)}{nearest(wanted, PROVIDERS)}"
-        )
-    return Provider(name, {}, Device(_DEVICE_MEMORY.get(name, "cpu")))
-
-
-def _try(
-    provider: Provider, create: Callable[[list[tuple[str, dict[str, Any]]], int], ort.InferenceSession]
-) -> ort.InferenceSession | None:
+def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
     """Create a session; None when the provider does not load. ONNX Runtime itself would go on with the CPU."""
     if provider.ort_name not in ort.get_available_providers():
-        return None
+        devices = _plugin_devices(provider.name)
+        return create(provider, devices, 4) if devices else None
     if provider.name == "cpu":
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it tries again
-            return create([(provider.ort_name, provider.options)], 4)
+            return create(provider, [], 4)
     ort.set_default_logger_severity(4)  # a failure is reported once, by us
     try:
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it falls back
-            if provider.device.type == "cuda":
-                ort.preload_dlls()  # CUDA and cuDNN from their pip packages, where those are installed
-            session = create([(provider.ort_name, provider.options), (PROVIDERS["cpu"][0], {})], 4)
-    except ModelError:
-        if probe(provider.name) is None:  # the provider is well, so it is the model
-            raise
-        return None
+            preload(provider.ort_name)
+            session = create(provider, [], 4)
+    except ModelError as error:
+        if probe(provider.ort_name, PROVIDERS[provider.name][1]) is not None:
+            return None
+        if provider.options:  # the provider is well, so it is the model, or an option
+            raise ProviderError(f"provider {provider.name!r} with {dict(provider.options)}: {error}") from error
+        raise
     finally:
         ort.set_default_logger_severity(2)
     return session if provider.ort_name in session.get_providers() else None
 
 
-_PROBE = """
-import sys
-import onnxruntime as ort
-from onnx import TensorProto, helper
-x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
-model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-if sys.argv[1] in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-    ort.preload_dlls()
-session = ort.InferenceSession(model.SerializeToString(), providers=[sys.argv[1]])
-sys.exit(0 if sys.argv[1] in session.get_providers() else 9)
-"""
+def _plugin_devices(name: str) -> list[Any]:
+    """Return the devices that a provider's plugin finds; none where there is no plugin.
 
-
-def probe(name: str) -> str | None:
-    """Return why the provider does not load, or None when it does. Tried in a process of its own.
-
-    ONNX Runtime tells the reason only in its log, which the process's standard error keeps.
+    Raises:
+        ProviderError: the plugin is installed and finds no device, or does not load.
     """
-    ort_name, install = PROVIDERS[name]
-    if ort_name not in ort.get_available_providers():
-        return f"this build of ONNX Runtime does not have it; {install}"
+    package = _PLUGINS.get(name)
+    if package is None or importlib.util.find_spec(package) is None or not hasattr(ort, "get_ep_devices"):
+        return []
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE, ort_name], capture_output=True, text=True, timeout=120, check=False
+        plugin = import_module(package)
+        known = {device.ep_name for device in ort.get_ep_devices()}
+        if not known & set(plugin.get_ep_names()):
+            ort.register_execution_provider_library(package, plugin.get_library_path())
+        devices = [device for device in ort.get_ep_devices() if device.ep_name in plugin.get_ep_names()]
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ProviderError(f"provider {name!r}: its plugin {package} does not load: {error}") from error
+    if not devices:
+        vendors = ", ".join(sorted({device.device.vendor for device in ort.get_ep_devices()})) or "none known"
+        raise ProviderError(
+            f"provider {name!r}: its plugin is installed and finds no device that it supports (processors here: "
+            f"{vendors}); it needs an Intel CPU, GPU or NPU: take --provider cpu"
         )
-    except subprocess.TimeoutExpired:
-        return "it did not answer within 120 s"
-    if done.returncode == 0:
-        return None
-    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
-    reason = (telling or lines or [f"exit code {done.returncode}"])[0]
-    return " ".join(reason.split("with error: ")[-1].split())[:300]
+    return devices
 
 
-def explain_failure(name: str) -> str:
-    """Return the one-line reason why a provider does not load, and what to do."""
-    reason = probe(name) or "it loads alone, but not with this model"
-    return f"{reason} (see: ortcam doctor)"
+def check_provider(name: str) -> str | None:
+    """Return why a provider does not load, or None when it does."""
+    ort_name, install = PROVIDERS[name]
+    if ort_name not in ort.get_available_providers() and name in _PLUGINS:
+        try:
+            if _plugin_devices(name):
+                return None
+        except ProviderError as error:
+            return str(error)
+    return probe(ort_name, install)
+
+
+def count_nodes(session: ort.InferenceSession) -> dict[str, dict[str, int]]:
+    """Return how many nodes of which operator run on each provider; the session must have recorded it."""
+    counts: dict[str, dict[str, int]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        operators = counts.setdefault(part.ep_name, {})
+        for node in part.get_nodes():
+            operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    return counts
 
 
 def installed_packages() -> dict[str, str]:

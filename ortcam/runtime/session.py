@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ortcam.errors import ModelError, one_line
+from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, one_line
+from ortcam.files import replace_files
 
 # What a session raises; ONNX Runtime gives them no common base class.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -32,34 +35,69 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
 def create_session(
-    proto: onnx.ModelProto,
+    proto: onnx.ModelProto | Path,
     providers: list[tuple[str, dict[str, Any]]],
     name: str,
     external_data: Path,
-    threads: int | None = None,
+    options: ort.SessionOptions | None = None,
     log_severity: int = _ERRORS_ONLY,
 ) -> ort.InferenceSession:
     """Create a session of an edited model; weights that are external are read from `external_data`.
 
     Args:
-        proto: the model; weights inside it must fit protobuf's 2 GB, larger models have external ones.
-        providers: execution providers with their options, best first.
+        proto: the model, or its file; weights inside it must fit protobuf's 2 GB, larger models have external ones.
+        providers: execution providers with their options, best first; empty where `options` names them.
         name: what error messages call the model.
         external_data: the directory of the file that the model came from.
-        threads: threads of one operator on the CPU; None for one per physical core.
+        options: of the session.
+        log_severity: ONNX Runtime's, from 0 (all) to 4 (fatal).
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
     """
-    options = ort.SessionOptions()
+    options = ort.SessionOptions() if options is None else options
     options.log_severity_level = log_severity
     options.enable_mem_pattern = False  # it holds a block of memory per batch size that was run; it gained no time
-    if threads is not None:
-        options.intra_op_num_threads = threads
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_data))
     try:
-        serialized = proto.SerializeToString()
+        serialized = str(proto) if isinstance(proto, Path) else proto.SerializeToString()
+        if options.has_providers():
+            return ort.InferenceSession(serialized, options)
         # Without its fallback, which would print on standard output that it tries the CPU again.
         return ort.InferenceSession(serialized, options, providers=providers, enable_fallback=False)
     except RUNTIME_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {name}: {one_line(error)}") from error
+
+
+def load_prepared(
+    kept: Path, name: str, external_data: Path, make_options: Callable[[], ort.SessionOptions]
+) -> ort.InferenceSession | None:
+    """Load a graph that was optimised and kept for the CPU; None where there is none that loads."""
+    if not kept.exists():
+        return None
+    options = make_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return create_session(kept, CPU, name, external_data, options, log_severity=4)
+    except ModelError:
+        warnings.warn(f"cache: {kept} does not load; it is made again", OrtcamWarning, stacklevel=2)
+        return None
+
+
+def prepare(
+    kept: Path,
+    proto: onnx.ModelProto,
+    name: str,
+    external_data: Path,
+    make_options: Callable[[], ort.SessionOptions],
+) -> ort.InferenceSession:
+    """Create a session on the CPU and keep its optimised graph as `kept`; a warning where that cannot be written."""
+    try:
+        with replace_files(kept) as folder:
+            options = make_options()
+            options.optimized_model_filepath = str(folder / kept.name)
+            return create_session(proto, CPU, name, external_data, options, log_severity=4)
+    except OrtcamError as error:
+        session = create_session(proto, CPU, name, external_data, make_options(), log_severity=4)
+        warnings.warn(f"cache: {kept} cannot be written ({error})", OrtcamWarning, stacklevel=2)
+        return session

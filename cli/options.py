@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ortcam.runtime.providers import Provider
+
+ProviderName = Annotated[str, typer.Option("--provider", help="auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).")]
+ProviderOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider-option",
+        help="KEY=VALUE, an option of the provider by ONNX Runtime's name, as use_tf32=1; may be repeated.",
+        show_default=False,
+    ),
+]
+DeviceId = Annotated[int, typer.Option(min=0, help="Which of several devices.")]
+
+
+def make_provider(name: str, options: list[str] | None, device_id: int) -> Provider:
+    """Return the provider that the command line names.
+
+    Raises:
+        typer.BadParameter: an option is not KEY=VALUE.
+        OrtcamError: the provider does not exist, or takes no such option.
+    """
+    from ortcam import Provider
+
+    pairs = {}
+    for option in options or []:
+        key, equals, value = option.partition("=")
+        if not equals or not key.strip():
+            raise typer.BadParameter(f"--provider-option is {option!r}; expected KEY=VALUE, as use_tf32=1")
+        pairs[key.strip()] = value.strip()
+    return Provider(name, pairs, device_id)

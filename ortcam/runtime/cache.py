@@ -1,0 +1,106 @@
+"""What is kept between runs: measured batch sizes, optimised graphs, TensorRT engines. Losing it costs only time.
+
+Everything lies in the platform's cache directory (`ORTCAM_CACHE` names another; an empty value turns the cache off).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ortcam.errors import OrtcamError, OrtcamWarning
+from ortcam.files import replace_files
+
+_VARIABLE = "ORTCAM_CACHE"
+_MOST_BYTES = 2 << 30
+
+
+def cache_directory() -> Path | None:
+    """Return where things are kept; None when the cache is turned off."""
+    chosen = os.environ.get(_VARIABLE)
+    if chosen is None:
+        return Path(platformdirs.user_cache_dir("ortcam", appauthor=False))
+    return Path(chosen) if chosen else None
+
+
+def make_key(*parts: Any) -> str:
+    """Return a file name for what depends on `parts`, this machine's processor and this version of the cache."""
+    facts = json.dumps([1, platform.machine(), _processor(), *map(str, parts)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def hash_files(*paths: Path) -> str:
+    """Return a hash of the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_entry(key: str) -> dict[str, Any] | None:
+    """Return what was kept under `key`; None where nothing is, and a warning where it cannot be read."""
+    directory = cache_directory()
+    if directory is None:
+        return None
+    path = directory / f"{key}.json"
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _warn(f"{path} cannot be read ({type(error).__name__}); it is measured again")
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def write_entry(key: str, entry: Mapping[str, Any]) -> None:
+    """Keep plain JSON under `key`; a warning where that cannot be written."""
+    directory = cache_directory()
+    if directory is None:
+        return
+    path = directory / f"{key}.json"
+    try:
+        with replace_files(path) as folder:
+            (folder / path.name).write_text(json.dumps(entry), encoding="utf-8")
+    except (OSError, OrtcamError) as error:
+        _warn(f"{path} cannot be written ({error}); it will be measured again next time")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"cache: {message}", OrtcamWarning, stacklevel=4)
+
+
+def _processor() -> str:
+    """Return the processor's model: an optimised graph is laid out for one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features")
+    found = {line.split(":")[0].strip(): line for line in lines if line.startswith(wanted)}
+    return "".join(found.values()) or platform.processor()
+
+
+def make_room(limit: int = _MOST_BYTES) -> None:
+    """Delete the graphs that were not used for longest until the rest have at most `limit` bytes."""
+    directory = cache_directory()
+    if directory is None:
+        return
+    with contextlib.suppress(OSError):  # another process may be at it
+        kept = sorted(directory.glob("*.onnx"), key=lambda path: path.stat().st_atime, reverse=True)
+        used = 0
+        for path in kept:
+            used += path.stat().st_size
+            if used > limit:
+                path.unlink()

@@ -1,0 +1,149 @@
+"""From a model file to a running scorer: the provider, the session, the batch size; what can be kept is kept."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+import ortcam
+from ortcam.errors import ModelError
+from ortcam.graph import scoring
+from ortcam.model import CamModel
+from ortcam.runtime import cache
+from ortcam.runtime.binding import Rows, Scorer
+from ortcam.runtime.providers import Provider, open_on_provider
+from ortcam.runtime.session import create_session, load_prepared, prepare
+
+DEFAULT_BATCH = 16
+_LARGEST_BATCH = {"cpu": 64}
+_LARGEST_BATCH_ON_DEVICES = 512
+_SECONDS_OF_MEASURING = 8.0
+_GOOD_ENOUGH = 1.02  # times the least seconds a row
+_MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
+
+
+class Engine:
+    """A model file that runs.
+
+    Attributes:
+        scorer: runs its scoring graph.
+        provider: the execution provider that it runs on.
+    """
+
+    def __init__(
+        self,
+        model: CamModel,
+        scored: Literal["logits", "output"],
+        provider: Provider,
+        batch_size: int | Literal["auto"] | None,
+        threads: int | None,
+        record_assignment: bool = False,
+    ) -> None:
+        """Open a session.
+
+        Args:
+            model: the model file.
+            scored: what the scores are taken from, as in `Convention`.
+            provider: the provider that is wanted.
+            batch_size: masked images a run; ``auto`` to measure what is best, None for 16.
+            threads: CPU threads; None for one per physical core.
+            record_assignment: let the session remember which provider has which node.
+
+        Raises:
+            ModelError: ONNX Runtime refuses the model.
+            ProviderError: the provider does not load.
+        """
+        self._model, self._scored, self._threads = model, scored, threads
+        self._record_assignment = record_assignment
+        wanted = model.batch or (DEFAULT_BATCH if batch_size in (None, "auto") else int(batch_size or 0))
+        self._profile = scoring.tensorrt_profile(model, wanted) if provider.name == "tensorrt" else {}
+        self.session, self.provider = open_on_provider(provider, self._create)
+        fixed = self.provider.fixed_batch or bool(model.batch)
+        self.scorer = Scorer(self.session, model, self.provider.device, wanted, fixed)
+        if batch_size == "auto" and not model.batch:
+            self.scorer.batch_size = self._best_batch()
+
+    def _create(self, provider: Provider, devices: list[Any], log_severity: int) -> ort.InferenceSession:
+        name, folder = str(self._model.path), self._model.external_data_directory
+        kept = self._kept_graph() if provider.name == "cpu" else None
+        if kept is not None:
+            session = load_prepared(kept, name, folder, self._options)
+            if session is not None:
+                return session
+        graph = scoring.build_scoring_graph(self._model.take_proto(), self._model.contract, self._scored)
+        if kept is not None:
+            session = prepare(kept, graph, name, folder, self._options)
+            cache.make_room()
+            return session
+        options = self._options()
+        named: list[tuple[str, dict[str, Any]]] = []
+        if devices:
+            options.add_provider_for_devices(devices, provider.session_options(self._profile))
+        elif provider.name == "cpu":
+            named = [(provider.ort_name, {})]
+        else:
+            named = [(provider.ort_name, provider.session_options(self._profile)), ("CPUExecutionProvider", {})]
+        return create_session(graph, named, name, folder, options, log_severity)
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        # Threads wait busily within a run, which is faster, and not between runs, where the caller's work is.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._record_assignment:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
+    def _kept_graph(self) -> Path | None:
+        """Return where the graph that ONNX Runtime optimised for this processor is kept; None for nowhere."""
+        directory = cache.cache_directory()
+        path = self._model.path
+        if directory is None or self._record_assignment or self._model.has_external_data:
+            return None
+        return None if path.stat().st_size > _MOST_KEPT_BYTES else directory / f"{self._key('graph')}.onnx"
+
+    def _key(self, purpose: str, *more: Any) -> str:
+        versions = (ortcam.__version__, ort.__version__, scoring.VERSION)
+        return cache.make_key(purpose, cache.hash_files(self._model.path), self._scored, *versions, *more)
+
+    def _best_batch(self) -> int:
+        """Return the batch size that takes the least time a masked image; measured once and kept."""
+        provider = self.provider
+        key = self._key("batch", provider.name, provider.device_id, sorted(provider.options.items()), self._threads)
+        entry = cache.read_entry(key)
+        if entry is not None and isinstance(entry.get("batch_size"), int) and entry["batch_size"] >= 1:
+            return int(entry["batch_size"])
+        seconds = self._measure_batches(_LARGEST_BATCH.get(provider.name, _LARGEST_BATCH_ON_DEVICES))
+        least = min(seconds.values())
+        best = min(size for size, taken in seconds.items() if taken <= _GOOD_ENOUGH * least)
+        cache.write_entry(key, {"batch_size": best, "seconds_per_image": seconds})
+        return best
+
+    def _measure_batches(self, largest: int) -> dict[int, float]:
+        """Return the seconds a masked image takes in batches of 1, 2, 4, ...: the least of three runs."""
+        shape = [dim or 224 for dim in self._model.input_shape]
+        noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
+        group = self.scorer.forward(noise)
+        seconds: dict[int, float] = {}
+        begin, size = time.perf_counter(), 1
+        while size <= largest and time.perf_counter() - begin < _SECONDS_OF_MEASURING:
+            self.scorer.batch_size = size
+            rows = Rows.plain(1).take(0, size)
+            taken = []
+            for _ in range(4):
+                start = time.perf_counter()
+                try:
+                    self.scorer.score(group, rows, align_corners=False)
+                except ModelError:  # the device's memory is full
+                    if not seconds:
+                        raise
+                    return seconds
+                taken.append((time.perf_counter() - start) / size)
+            seconds[size] = min(taken[1:])
+            size *= 2
+        return seconds
