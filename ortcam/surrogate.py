@@ -25,6 +25,8 @@ FLOOR = 0.01  # scores below this share of the best one are told apart less: the
 # A mask counts by (predicted weight * exp(_HOPE * standard deviation)) ** _TRUST: what may turn out strong matters.
 _HOPE, _TRUST = 1.5, 0.8
 _PRIOR_OF_AREA = 0.01  # ridge on b
+_DIRECTIONS = 16  # of the map, whose uncertainty is what counts
+_BLOCK = 128
 
 
 class Prediction(NamedTuple):
@@ -50,6 +52,7 @@ class Surrogate:
             parts: float32 [D,P], what a weight of 1 of each mask adds to the map: the sum of its channels.
         """
         self._parts = parts
+        self._basis = _directions(parts)  # [P,R]
         self._kernel = _matern(masks, parts)
         self._factor = np.empty((0, len(masks)), np.float32)  # rows of the pivoted Cholesky factor of the kernel
         self._variance = np.ones(len(masks), np.float32)  # of f, given what is chosen
@@ -61,21 +64,21 @@ class Surrogate:
 
     def choose(self, count: int) -> NDArray[np.intp]:
         """Return the next `count` masks to score."""
-        parts = _away_from(self._maps, self._parts * self._weights[:, None])
+        parts = _away_from(self._maps, self._parts * self._weights[:, None]) @ self._basis  # [D,R]
         begin = len(self.chosen)
         factor = np.empty((begin + count, len(parts)), np.float32)
         factor[:begin] = self._factor
-        left = parts.T @ self._kernel - (parts.T @ factor[:begin].T) @ factor[:begin]  # [P,D]
-        own = NUGGET * parts.T
+        effect = parts.T @ self._kernel + NUGGET * parts.T  # [R,D]
+        effect -= (parts.T @ factor[:begin].T) @ factor[:begin]
         for row in range(begin, begin + count):
-            gain = np.square(left + own).sum(axis=0) / (self._variance + NUGGET)
+            gain = np.einsum("rd,rd->d", effect, effect) / (self._variance + NUGGET)
             gain[self.chosen] = -1
             best = int(gain.argmax())
             line = self._kernel[best] - factor[:row, best] @ factor[:row]
             line /= np.sqrt(self._variance[best] + NUGGET)
             factor[row] = line
             self._variance = np.maximum(self._variance - line * line, 0)
-            left -= np.outer(parts.T @ line, line)
+            effect -= np.multiply.outer(parts.T @ line, line)
             self.chosen.append(best)
         self._factor = factor
         return np.array(self.chosen[begin:], np.intp)
@@ -120,7 +123,7 @@ class Surrogate:
         whole = weights @ self._parts
         centred = whole - whole.mean()
         weights[self.chosen] = 0
-        parts = _away_from(whole[None], self._parts * weights[:, None])
+        parts = _away_from(whole[None], self._parts * weights[:, None]) @ self._basis
         through = parts.T @ self._factor.T
         spread = np.einsum("pd,dp->", parts.T @ self._kernel, parts) - np.square(through).sum()
         spread += NUGGET * np.square(parts).sum()
@@ -141,14 +144,30 @@ def _matern(masks: Floats, parts: Floats) -> Floats:
     # The squared distances in one product: |a|^2 + |b|^2 - 2ab.
     left = np.concatenate([points * -2, norms[:, None], ones[:, None]], axis=1)
     right = np.concatenate([points, ones[:, None], norms[:, None]], axis=1)
-    distances = left @ right.T
-    np.maximum(distances, 0, out=distances)
-    np.sqrt(distances, out=distances)
-    kernel: Floats = np.exp(-distances)
-    distances += 1
-    kernel *= distances
+    kernel = np.empty((len(masks), len(masks)), np.float32)
+    for begin in range(0, len(masks), _BLOCK):  # a block stays in the processor's cache
+        end = min(begin + _BLOCK, len(masks))
+        distances = left[begin:end] @ right[:end].T
+        np.maximum(distances, 0, out=distances)
+        np.sqrt(distances, out=distances)
+        np.negative(distances, out=distances)
+        block = np.exp(distances, out=kernel[begin:end, :end])
+        np.subtract(1, distances, out=distances)
+        block *= distances
+        kernel[:begin, begin:end] = block[:, :begin].T
     np.fill_diagonal(kernel, 1)
     return kernel
+
+
+def _directions(parts: Floats) -> Floats:
+    """Return the R orthogonal maps [P,R] that most of what `parts` [D,P] can make lies along."""
+    centred = parts - parts.mean(axis=1, keepdims=True)
+    if parts.shape[1] <= len(parts):
+        _, vectors = np.linalg.eigh(centred.T @ centred)
+        return np.ascontiguousarray(vectors[:, -_DIRECTIONS:])
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    basis: Floats = centred.T @ vectors[:, -_DIRECTIONS:]
+    return basis / np.sqrt(np.maximum(values[-_DIRECTIONS:], np.finfo(np.float32).tiny))
 
 
 def _away_from(maps: Floats, parts: Floats) -> Floats:

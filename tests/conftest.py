@@ -22,6 +22,14 @@ from ortcam.cli.demo import load_efficientnet_lite0
 from ortcam.exporters import export
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep prepared graphs of the tests' models out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORTCAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def freed_memory() -> Iterator[None]:
     """Give freed memory back after every file of tests: glibc keeps gigabytes of what exporters and sessions had."""

@@ -1,0 +1,193 @@
+"""A budget of masked inputs: how near its maps come to the exact ones, what it says of that, and what never changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import correlation
+
+import ortcam
+from ortcam.errors import OptionError, TargetError
+from ortcam.exporters import export
+from ortcam.selection import select_distinct
+from ortcam.surrogate import Surrogate
+
+
+@pytest.fixture(scope="module")
+def small(resnet18_file: Path) -> ortcam.ScoreCAM:
+    return ortcam.ScoreCAM(resnet18_file)
+
+
+@pytest.fixture(scope="module")
+def lite(lite0_file: Path) -> ortcam.ScoreCAM:
+    return ortcam.ScoreCAM(lite0_file)
+
+
+def test_a_budget_of_32_shows_the_exact_map(lite: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    """A trained network, real photos: docs/budget.md has the figures of all 37."""
+    for name in ("imagenet_00", "chelsea", "imagenet_16"):
+        exact = lite.explain(photos[name])
+        near = lite.explain(photos[name], budget=32)
+        assert near.scored == 32 < exact.scored
+        assert correlation(near.input_maps, exact.input_maps) > 0.98
+        assert near.targets[0] == exact.targets[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "mean", "worst"), [("official", 0.994, 0.97), ("paper", 0.99, 0.95)])
+def test_agreement_and_error_over_20_photos(
+    lite0_file: Path, photos: dict[str, Path], preset: str, mean: float, worst: float
+) -> None:
+    """The top class of foolbox's photos: agreement of 32 passes, and the stated interval holds the true error."""
+    cam = ortcam.ScoreCAM(lite0_file, preset=preset)
+    agreement, inside = [], []
+    for name in [name for name in photos if name.startswith("imagenet")]:
+        exact = cam.explain(photos[name]).input_maps
+        for budget in (16, 32, 64):
+            near = cam.explain(photos[name], budget=budget)
+            true = 1 - correlation(near.input_maps, exact)
+            assert near.error is not None
+            inside.append(near.error.low <= true <= near.error.high)
+            if budget == 32:
+                agreement.append(1 - true)
+    assert np.mean(agreement) > mean
+    assert min(agreement) > worst
+    assert 0.8 <= np.mean(inside) <= 0.99
+
+
+@pytest.mark.parametrize("preset", ortcam.PRESETS)
+def test_a_budget_of_all_masks_is_the_exact_map_to_the_bit(
+    resnet18_file: Path, photos: dict[str, Path], preset: str
+) -> None:
+    cam = ortcam.ScoreCAM(resnet18_file, preset=preset)
+    exact = cam.explain(photos["chelsea"], targets=[3, 500])
+    for budget in (exact.scored, exact.scored + 1, 10**6):
+        same = cam.explain(photos["chelsea"], targets=[3, 500], budget=budget)
+        assert np.array_equal(same.input_maps, exact.input_maps)
+        assert same.error == exact.error
+        assert same.error is not None
+        assert same.error.high == 0
+    near = cam.explain(photos["chelsea"], targets=[3, 500], budget=exact.scored - 1)
+    assert near.scored == exact.scored - 1
+    assert correlation(near.input_maps, exact.input_maps) > 0.9999
+
+
+def test_a_budget_is_the_start_of_a_larger_one(lite: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    """What was scored keeps its score, so the first 16 of 32 weigh the same in both."""
+    exact = lite.explain(photos["chelsea"]).weights[0]
+    counts = []
+    for budget in (8, 16, 32, 64):
+        weights = lite.explain(photos["chelsea"], budget=budget).weights[0]
+        counts.append(int(np.isclose(weights, exact, rtol=1e-3).sum()))
+    assert counts == sorted(counts)
+    assert counts[-1] >= 64
+
+
+def test_the_same_photo_gives_the_same_map(resnet18_file: Path, lite0_file: Path, photos: dict[str, Path]) -> None:
+    """On every run, batch size, and among other photos."""
+    cam = ortcam.ScoreCAM(lite0_file)
+    first = cam.explain(photos["imagenet_03"], budget=32).input_maps
+    assert np.array_equal(cam.explain(photos["imagenet_03"], budget=32).input_maps, first)
+    other = ortcam.ScoreCAM(lite0_file, batch_size=5).explain(photos["imagenet_03"], budget=32)
+    assert np.abs(other.input_maps - first).max() < 1e-4
+    names = ("chelsea", "imagenet_03", "coffee", "imagenet_05", "rocket")
+    together = list(cam.explain_batch([photos[name] for name in names], budget=32))
+    assert [explained.source for explained in together] == [photos[name] for name in names]
+    assert np.abs(together[1].input_maps - first).max() < 1e-4
+
+
+def test_tolerance_stops_when_the_estimate_is_small_enough(lite: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    exact = lite.explain(photos["imagenet_16"])
+    scored = []
+    for tolerance in (0.05, 0.01, 0.001):
+        near = lite.explain(photos["imagenet_16"], tolerance=tolerance)
+        assert near.error is not None
+        assert near.error.low <= near.error.expected <= min(tolerance, near.error.high)
+        assert 1 - correlation(near.input_maps, exact.input_maps) <= near.error.high
+        scored.append(near.scored)
+    assert scored == sorted(scored)
+    assert scored[0] < scored[-1] < exact.scored
+    limited = lite.explain(photos["imagenet_16"], tolerance=1e-6, budget=20)
+    assert limited.scored == 20
+    assert limited.error is not None
+    assert limited.error.expected > 1e-6
+
+
+def test_faster_score_cam_runs_the_channels_with_the_highest_spread(
+    small: ortcam.ScoreCAM, photos: dict[str, Path]
+) -> None:
+    exact = small.explain(photos["chelsea"])
+    near = small.explain(photos["chelsea"], budget=10, selection="top-std")
+    activations = small._scorer.forward(small.model.prepare(photos["chelsea"])[1]).passes[0].activations
+    masks = small.convention.masks(activations, (96, 96))
+    chosen = set(np.flatnonzero(near.weights[0]))
+    rows = select_distinct(activations, masks, small.convention).rows
+    spread = activations.std(axis=(1, 2))
+    assert len(set(rows[list(chosen)])) == 10 == near.scored
+    weakest = min(spread[rows == row].max() for row in set(rows[list(chosen)]))
+    assert spread[[k for k in range(len(spread)) if k not in chosen]].max() <= weakest
+    assert np.allclose(near.weights[0, list(chosen)], exact.weights[0, list(chosen)], rtol=1e-3)
+    assert near.error is None
+
+
+def test_all_classes_come_from_the_same_passes(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    everything = small.explain(photos["chelsea"], targets="all")
+    assert [target.index for target in everything.targets] == list(range(1000))
+    assert everything.raw_maps.shape == (1000, 3, 3)
+    some = small.explain(photos["chelsea"], targets=[7, 500])
+    assert everything.scored == some.scored
+    for row, index in enumerate((7, 500)):
+        assert np.abs(everything.map(index) - some.maps[row]).max() < 1e-5
+    assert len(small.explain(photos["chelsea"], targets=["all"], budget=16).errors) == 1000
+    with pytest.raises(TargetError, match="no labels"):
+        small.explain(photos["chelsea"], targets=["all", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget is 0; expected a whole number from 1"),
+        ({"budget": 1.5}, "budget is 1.5"),
+        ({"budget": True}, "budget is True"),
+        ({"tolerance": 0}, "between 0 and 1"),
+        ({"tolerance": 1}, "between 0 and 1"),
+        ({"tolerance": "small"}, "tolerance is 'small'"),
+        ({"budget": 8, "selection": "top-st"}, "nearest: top-std"),
+        ({"selection": "top-std"}, "needs a budget"),
+        ({"budget": 8, "tolerance": 0.1, "selection": "top-std"}, "knows no tolerance"),
+    ],
+)
+def test_bad_limits(small: ortcam.ScoreCAM, photos: dict[str, Path], options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        small.explain(photos["chelsea"], **options)
+    with pytest.raises(OptionError, match=message):
+        next(small.explain_batch([photos["chelsea"]], **options))
+
+
+def test_any_number_of_distinct_masks_will_do(tiny: object, models: Path, photos: dict[str, Path]) -> None:
+    """16 channels: budgets below, at and above the number of masks, down to one."""
+    cam = ortcam.ScoreCAM(export(tiny, models / "tiny-budget.onnx", preprocess="raw", input_size=32).path)
+    exact = cam.explain(photos["coffee"])
+    for budget in range(1, exact.scored + 2):
+        near = cam.explain(photos["coffee"], budget=budget)
+        assert near.scored == min(budget, exact.scored)
+        assert np.isfinite(near.maps).all()
+        assert near.error is not None
+        assert np.isfinite(near.error.high)
+
+
+def test_the_surrogate_recovers_a_smooth_score() -> None:
+    """Scores that are a smooth function of the mask, of 40 of 400 random masks: the others are predicted."""
+    rng = np.random.default_rng(0)
+    centres = rng.uniform(0, 7, (400, 2, 1, 1))
+    grid = np.stack(np.mgrid[0:7, 0:7] + 0.5)
+    masks = np.exp(-((grid - centres) ** 2).sum(1) / 4).reshape(400, 49).astype(np.float32)
+    truth = (3 * masks[:, 24] - masks[:, 8])[:, None].astype(np.float32)
+    surrogate = Surrogate(masks, masks)
+    chosen = np.concatenate([surrogate.choose(20), surrogate.choose(20)])
+    assert len(set(chosen)) == 40
+    (prediction,) = surrogate.predict(truth[chosen])
+    assert np.corrcoef(prediction.log_weights, truth[:, 0])[0, 1] > 0.97
+    assert 0 < surrogate.expected_error(prediction) < 0.01
