@@ -1,19 +1,20 @@
-"""Exact Score-CAM: ortcam beside its own bare forward passes, torchcam and pytorch-grad-cam.
+"""Score-CAM side by side: ortcam, exact and with budgets, its own bare forward passes, and the peers.
 
-    python benchmarks/explain.py                 all of it, about ten minutes on two cores
-    python benchmarks/explain.py --rounds 1      half of that
+    python benchmarks/explain.py                                  all of it, about an hour on two cores
+    python benchmarks/explain.py --networks EfficientNet-Lite0    ten minutes of it
 
-EfficientNet-Lite0 (ImageNet weights), the same layer (the head after its ReLU6, 1280 x 7 x 7), float32, batches of
-16, three photos. On each photo the candidates take turns in one process, so that a change of the machine's speed
-meets all of them; medians and ranges over the rounds are printed. Whole processes are measured from outside: wall
-time of `ortcam explain` less the forward passes that it reports, and its peak memory (the kernel's own accounting).
+One photo (coffee.png), float32, the same layer for all, ortcam at the batch size that it measures, peers at 16. The
+candidates take turns in one process, so that a change of the machine's speed meets all of them; medians and ranges
+over the turns are printed. EfficientNet-Lite0 has its ImageNet weights, the others are untrained (seeded): their
+times are those of trained ones, their maps mean nothing. tf-keras-vis runs Keras twins. Whole processes are measured
+from outside: wall time of `ortcam explain` less the forward passes that it reports, and peak memory (the kernel's
+own accounting).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import platform
@@ -27,140 +28,136 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import onnxruntime as ort
-import torch
-from pytorch_grad_cam import ScoreCAM as GradCamScoreCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from torch import nn
-from torchcam.methods import ScoreCAM as TorchcamScoreCAM
+import peers
 
 import ortcam
 from ortcam.cli.demo import find_photos, load_efficientnet_lite0
 from ortcam.exporters import export
 
-BATCH = 16
-PHOTOS = (0, 5, 6)  # of the demo: a dog, a cat, a cup
+PEER_BATCH = 16
+BUDGETS = (16, 32, 64)
 RESULTS = Path(__file__).parent / "results" / "explain-cpu.json"
+PEERS = {"torchcam": peers.torchcam, "pytorch-grad-cam": peers.grad_cam, "tf-keras-vis": peers.tf_keras_vis}
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=2, help="turns on each photo")
-    arguments.add_argument("--output", type=Path, default=RESULTS, help="the JSON to write")
-    options = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=networks.NETWORKS, default=networks.NETWORKS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON to write")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        network, path = prepare(Path(folder))
         results = {
             "machine": describe_machine(),
-            "command": "python benchmarks/explain.py" + (f" --rounds {options.rounds}" if options.rounds != 2 else ""),
-            "photos": compare(network, path, options.rounds),
-            "process": measure_processes(path, Path(folder), 5),
+            "command": " ".join(["python", "benchmarks/explain.py", *sys.argv[1:]]),
+            "networks": [compare(networks.build(name, Path(folder))) for name in options.networks],
+            "process": measure_processes(Path(folder), 5),
         }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2) + "\n")
     print_results(results)
 
 
-def prepare(folder: Path) -> tuple[nn.Module, Path]:
-    """Return the network with a module that peers can hook (ReLU6 of ReLU6 is ReLU6), and its exported file."""
-    network = load_efficientnet_lite0()
-    network._bn1 = nn.Sequential(network._bn1, nn.ReLU6())
-    network.eval()
-    return network, export(network, folder / "lite0.onnx", preprocess="lite", labels="imagenet").path
-
-
-def compare(network: nn.Module, path: Path, rounds: int) -> list[dict[str, Any]]:
-    """Explain each photo in turns; return seconds of every turn, and how well the peers' maps agree with ours."""
-    presets = ("official", "torchcam", "pytorch-grad-cam")
-    cams = {preset: ortcam.ScoreCAM(path, preset=preset, batch_size=BATCH) for preset in presets}
-    return [compare_on(find_photos()[number], network, path, cams, rounds) for number in PHOTOS]
-
-
-def compare_on(
-    photo: Path, network: nn.Module, path: Path, cams: dict[str, ortcam.ScoreCAM], rounds: int
-) -> dict[str, Any]:
-    _, tensor, _ = cams["official"].model.prepare(photo)
-    first = cams["official"].explain(photo)
-    target = first.targets[0].index
-    candidates: dict[str, Callable[[], Any]] = {
-        "bare": bare_passes(path, tensor, first.live),
-        "ortcam": lambda: cams["official"].explain(photo, targets=target),
-        "torchcam": lambda: torchcam_map(network, tensor, target),
-        "pytorch-grad-cam": lambda: grad_cam_map(network, tensor, target),
+def compare(network: networks.Network) -> dict[str, Any]:
+    """Let all candidates explain the photo in turns; seconds of every turn, passes, agreement with the exact map."""
+    show(f"{network.name}: the best batch size")
+    cam = ortcam.ScoreCAM(network.path, batch_size="auto")
+    photo = find_photos()[6]
+    tensor = cam.model.prepare(photo)[1]
+    exact = cam.explain(photo)
+    target = exact.targets[0].index
+    runs: dict[str, Callable[[], Any]] = {
+        "bare": bare_passes(network.path, tensor, exact.scored, cam.batch_size),
+        "ortcam": lambda: cam.explain(photo, targets=target),
+        **{f"budget {m}": lambda m=m: cam.explain(photo, targets=target, budget=m) for m in BUDGETS},
+        "top-std 32": lambda: cam.explain(photo, targets=target, budget=32, selection="top-std"),
     }
-    candidates["bare"]()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    agreement = {}
+    peers_here = {name: make for name, make in PEERS.items() if name != "tf-keras-vis" or network.keras is not None}
+    runs |= {name: make(network, tensor, target, PEER_BATCH) for name, make in peers_here.items()}
+    turns = {name: network.rounds if name in PEERS else 3 if name in ("bare", "ortcam") else 9 for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    maps: dict[str, np.ndarray] = {}
+    rounds = max(turns[name] for name in ("bare", *peers_here))
     for turn in range(rounds):
-        for name, run in candidates.items():
-            show(f"{photo.name}, turn {turn + 1} of {rounds}: {name}")
-            for _ in range(1 if name in cams else 3):  # the short ones are noisier
+        for name, run in runs.items():
+            for _ in range(share(turns[name], rounds, turn)):
+                show(f"{network.name}, turn {turn + 1} of {rounds}: {name}")
                 spent, result = timed(run)
                 seconds[name].append(spent)
-            if name in cams and turn == 0:
-                ours = cams[name].explain(photo, targets=target).input_maps[0]
-                agreement[name] = float(np.corrcoef(ours.ravel(), result.ravel())[0, 1])
+                if isinstance(result, ortcam.Explanation):
+                    maps[name] = result.input_maps[0]
+    agreement = {
+        name: float(np.corrcoef(saliency.ravel(), exact.input_maps[0].ravel())[0, 1])
+        for name, saliency in maps.items()
+        if network.trained
+    }
     return {
+        "network": network.name,
         "photo": photo.name,
-        "channels": first.channels,
-        "live": first.live,
-        "scored": first.scored,
-        "batch_size": BATCH,
+        "channels": exact.channels,
+        "live": exact.live,
+        "passes": {"ortcam": exact.scored} | {f"budget {m}": min(m, exact.scored) for m in BUDGETS},
+        "batch_size": cam.batch_size,
         "seconds": seconds,
-        "pearson_r_with_the_same_preset": agreement,
+        "pearson_r_with_the_exact_map": agreement,
     }
 
 
-def bare_passes(path: Path, tensor: np.ndarray, count: int) -> Callable[[], None]:
-    """Return what runs the exported model itself on as many images as there are live channels."""
+def share(count: int, rounds: int, turn: int) -> int:
+    """Return how many of `count` runs fall to this turn of `rounds`, as even as can be."""
+    return count * (turn + 1) // rounds - count * turn // rounds
+
+
+def bare_passes(path: Path, tensor: np.ndarray, count: int, batch_size: int) -> Callable[[], None]:
+    """Return what runs the exported model itself, as often and in the same batches as the exact map does."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    batch = np.repeat(tensor, BATCH, axis=0)
+    batches = -(-count // batch_size)
+    sizes = [count // batches + (number < count % batches) for number in range(batches)]
+    batch = np.repeat(tensor, batch_size, axis=0)
 
     def run() -> None:
-        for begin in range(0, count, BATCH):
-            session.run(["logits"], {"image": batch[: min(BATCH, count - begin)]})
+        for size in sizes:
+            session.run(["logits"], {"image": batch[:size]})
 
     return run
 
 
-def torchcam_map(network: nn.Module, tensor: np.ndarray, target: int) -> np.ndarray:
-    inputs = torch.from_numpy(tensor)
-    with TorchcamScoreCAM(network, network._bn1, batch_size=BATCH) as cam:
-        with torch.inference_mode():
-            network(inputs)
-        (small,) = cam(target)
-    return nn.functional.interpolate(small[None], inputs.shape[2:], mode="bilinear")[0, 0].numpy()
-
-
-def grad_cam_map(network: nn.Module, tensor: np.ndarray, target: int) -> np.ndarray:
-    with contextlib.redirect_stderr(io.StringIO()), GradCamScoreCAM(network, [network._bn1]) as cam:
-        cam.batch_size = BATCH
-        result: np.ndarray = cam(torch.from_numpy(tensor), [ClassifierOutputTarget(target)])[0]
-    return result
-
-
-def measure_processes(path: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Run `ortcam explain` from outside: time beside the forward passes, and peak memory."""
+def measure_processes(folder: Path, rounds: int) -> dict[str, Any]:
+    """Run `ortcam explain` and torchcam from outside: time beside the forward passes, and peak memory."""
+    path = export(load_efficientnet_lite0(), folder / "process.onnx", preprocess="lite", labels="imagenet").path
     photo = str(find_photos()[6])
-    spread = export(load_efficientnet_lite0(), folder / "block.onnx", layer="_blocks.15", preprocess="lite").path
     twenty = [str(p) for p in sorted(find_photos()[0].parent.glob("imagenet_*.jpg"))]
+    show("whole processes")
+    run_process(path, [photo], folder)
     one = [run_process(path, [photo], folder) for _ in range(rounds)]
-    show("peak memory of 20 photos")
+    budget = [run_process(path, [photo], folder, "--budget", "32") for _ in range(rounds)]
     return {
         "seconds_outside_the_forward_passes": [run["wall"] - run["scoring"] for run in one],
+        "seconds_of_a_process_with_budget_32": [run["wall"] for run in budget],
+        "seconds_until_torchcam_is_ready": [start_of_torchcam() for _ in range(rounds)],
         "peak_mib": {
-            "1 photo, 1280 channels": [run["peak_mib"] for run in one],
-            "20 photos, 1280 channels": [run_process(path, twenty, folder)["peak_mib"]],
-            "1 photo, 320 channels": [run_process(spread, [photo], folder)["peak_mib"] for _ in range(rounds)],
+            "1 photo, exact": [run["peak_mib"] for run in one],
+            "1 photo, budget 32": [run["peak_mib"] for run in budget],
+            "20 photos, exact": [run_process(path, twenty, folder)["peak_mib"]],
         },
     }
 
 
-def run_process(path: Path, photos: list[str], folder: Path) -> dict[str, float]:
+def start_of_torchcam() -> float:
+    """Return the seconds from the start of Python until torch, torchcam and the network are loaded."""
+    code = (
+        "import torch, torchcam.methods; from ortcam.cli.demo import load_efficientnet_lite0 as load; "
+        "m = load(); torchcam.methods.ScoreCAM(m, m._bn1)"
+    )
+    return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))[0]
+
+
+def run_process(path: Path, photos: list[str], folder: Path, *more: str) -> dict[str, float]:
     """Run `ortcam explain --json` once; wall seconds, the seconds of its masked passes, peak resident memory."""
     program = Path(sys.executable).with_name("ortcam")
-    arguments = ["explain", path, *photos, "-o", folder / "out", "--batch-size", BATCH, "--json"]
+    arguments = ["explain", path, *photos, "-o", folder / "out", "--json", *more]
     command = [sys.executable, Path(__file__).with_name("process.py"), program, *arguments]
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout)
@@ -179,13 +176,21 @@ def describe_machine() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
-    packages = ("onnxruntime", "torch", "torchcam", "grad-cam", "numpy")
+    packages = ("onnxruntime", "torch", "torchcam", "grad-cam", "tensorflow-cpu", "tf-keras-vis", "numpy")
     return {
         "processor": processor,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {"ortcam": ortcam.__version__, **{name: metadata.version(name) for name in packages}},
+        "versions": {"ortcam": ortcam.__version__, **{name: version_of(name) for name in packages}},
     }
+
+
+def version_of(package: str) -> str:
+    names = (package, package.removesuffix("-cpu"))
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "not installed"
 
 
 def show(text: str) -> None:
@@ -202,31 +207,27 @@ def print_results(results: dict[str, Any]) -> None:
     machine, process = results["machine"], results["process"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     print(f"{machine['processor']}, {machine['cores']} cores; Python {machine['python']}, {versions}\n")
-    print(
-        "| photo | channels: all, live, scored | bare passes of the live, s | ortcam, s | torchcam | pytorch-grad-cam |"
-    )
-    print("|---|---:|---:|---:|---:|---:|")
-    for photo in results["photos"]:
-        seconds = photo["seconds"]
-        ours = statistics.median(seconds["ortcam"])
-        peers = " | ".join(
-            f"{spread_of(seconds[name], 1)} s, {statistics.median(seconds[name]) / ours:.1f} times"
-            for name in ("torchcam", "pytorch-grad-cam")
-        )
-        counts = f"{photo['channels']}, {photo['live']}, {photo['scored']}"
+    for network in results["networks"]:
+        seconds, passes = network["seconds"], network["passes"]
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        best_peer = min(median[name] for name in PEERS if name in median)
+        ratio = spread_of([a / b for a, b in zip(seconds["ortcam"], seconds["bare"], strict=True)], 3)
         print(
-            f"| {photo['photo']} | {counts} | {spread_of(seconds['bare'])} | {spread_of(seconds['ortcam'])} | {peers} |"
+            f"{network['network']}, {network['photo']}: {network['channels']} channels, {network['live']} live, batch "
+            f"{network['batch_size']}; exact over bare passes: {ratio}\n"
         )
-    ratios = [
-        ours / bare
-        for photo in results["photos"]
-        for ours, bare in zip(photo["seconds"]["ortcam"], photo["seconds"]["bare"], strict=True)
-    ]
-    lowest = min(r for photo in results["photos"] for r in photo["pearson_r_with_the_same_preset"].values())
-    outside = process["seconds_outside_the_forward_passes"]
-    print(f"\none explanation over the bare passes of its live channels: {spread_of(ratios, 3)}")
-    print(f"lowest Pearson r with a peer, same preset: {lowest:.9f}")
-    print(f"`ortcam explain`, seconds outside the masked passes: {spread_of(outside)}")
+        print("| | passes | seconds | best peer's over it | r with the exact map |\n|---|---:|---:|---:|---:|")
+        for name in seconds:
+            count = passes.get(name, passes["ortcam"] if name == "bare" else 32 if name == "top-std 32" else "")
+            agreement = network["pearson_r_with_the_exact_map"].get(name)
+            print(
+                f"| {name} | {count or network['channels']} | {spread_of(seconds[name], 3)} | "
+                f"{best_peer / median[name]:.1f} | {'' if agreement is None else f'{agreement:.4f}'} |"
+            )
+        print()
+    for name, values in process.items():
+        if name != "peak_mib":
+            print(f"{name.replace('_', ' ')}: {spread_of(values)}")
     for name, values in process["peak_mib"].items():
         print(f"peak memory, {name}: {spread_of(values, 0)} MiB")
 

@@ -21,6 +21,7 @@ from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.selection import select_distinct
+from ortcam.threads import calm_blas
 from ortcam.work import Job, Work, prepared_ahead
 
 MOST_PHOTOS = 16  # in a group
@@ -165,7 +166,8 @@ class ScoreCAM:
 
     def _prepare(self, image: Any) -> Job:
         begin = time.perf_counter()
-        photo, tensor, crop = self.model.prepare(image)
+        with calm_blas():
+            photo, tensor, crop = self.model.prepare(image)
         source = Path(image) if isinstance(image, str | PathLike) else None
         return Job(source, photo, tensor, crop, time.perf_counter() - begin)
 
@@ -189,14 +191,15 @@ class ScoreCAM:
         self, jobs: list[Job], targets: Any, top_k: int, limits: Limits, on_progress: Progress | None = None
     ) -> list[Explanation | OrtcamError]:
         begin = time.perf_counter()
-        group = self._scorer.forward(np.concatenate([job.tensor for job in jobs]))
-        works = [self._begin(plain, targets, top_k, limits) for plain in group.passes]
-        seconds_scoring = self._score(group, works, on_progress)
-        share = (time.perf_counter() - begin) / len(jobs)
-        return [
-            work if isinstance(work, OrtcamError) else self._finish(job, work, share, seconds_scoring / len(jobs))
-            for job, work in zip(jobs, works, strict=True)
-        ]
+        with calm_blas():
+            group = self._scorer.forward(np.concatenate([job.tensor for job in jobs]))
+            works = [self._begin(plain, targets, top_k, limits) for plain in group.passes]
+            seconds_scoring = self._score(group, works, on_progress)
+            share = (time.perf_counter() - begin) / len(jobs)
+            return [
+                work if isinstance(work, OrtcamError) else self._finish(job, work, share, seconds_scoring / len(jobs))
+                for job, work in zip(jobs, works, strict=True)
+            ]
 
     def _begin(self, plain: ForwardPass, targets: Any, top_k: int, limits: Limits) -> Work | OrtcamError:
         """Return what there is to do for a photo: classes, masks, and the plan of what is run."""

@@ -164,10 +164,12 @@ def _directions(parts: Floats) -> Floats:
     centred = parts - parts.mean(axis=1, keepdims=True)
     if parts.shape[1] <= len(parts):
         _, vectors = np.linalg.eigh(centred.T @ centred)
-        return np.ascontiguousarray(vectors[:, -_DIRECTIONS:])
-    values, vectors = np.linalg.eigh(centred @ centred.T)
-    basis: Floats = centred.T @ vectors[:, -_DIRECTIONS:]
-    return basis / np.sqrt(np.maximum(values[-_DIRECTIONS:], np.finfo(np.float32).tiny))
+        basis: Floats = vectors[:, -_DIRECTIONS:]
+    else:
+        values, vectors = np.linalg.eigh(centred @ centred.T)
+        basis = centred.T @ vectors[:, -_DIRECTIONS:]
+        basis /= np.sqrt(np.maximum(values[-_DIRECTIONS:], np.finfo(np.float32).tiny))
+    return basis
 
 
 def _away_from(maps: Floats, parts: Floats) -> Floats:

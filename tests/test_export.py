@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 import torchvision
-from conftest import Tiny
+from conftest import Tiny, correlation
 from torch import nn
 
 import ortcam
@@ -544,3 +544,24 @@ def test_an_output_that_cannot_be_written(tiny: nn.Module, tmp_path: Path) -> No
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(OutputError, match="is a directory"):
         export(tiny, tmp_path / "folder.onnx", input_size=32)
+
+
+def test_float16_halves_the_file_and_keeps_the_map(
+    lite0: nn.Module, lite0_file: Path, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    """A trained network: r >= 0.999 against float32, the same class, and the agreement is in the report."""
+    report = export(lite0, tmp_path / "half.onnx", preprocess="lite", labels="imagenet", precision="fp16")
+    assert report.path.stat().st_size < 0.6 * lite0_file.stat().st_size
+    assert 1e-5 < report.agreement.logits < 2e-2
+    assert report.contract.source["precision"] == "fp16"
+    whole, half = (ortcam.ScoreCAM(path).explain(photos["chelsea"], budget=32) for path in (lite0_file, report.path))
+    assert half.targets[0].index == whole.targets[0].index
+    assert correlation(half.input_maps, whole.input_maps) >= 0.999
+
+
+def test_float16_refuses_what_it_cannot_do(tiny: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="expected fp32 or fp16"):
+        export(tiny, tmp_path / "a.onnx", input_size=32, precision="int8")
+    with pytest.raises(ExportError, match="external weights"):
+        export(tiny, tmp_path / "a.onnx", input_size=32, precision="fp16", external_data_bytes=10)
+    assert not list(tmp_path.iterdir())
