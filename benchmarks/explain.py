@@ -76,7 +76,10 @@ def compare(network: networks.Network) -> dict[str, Any]:
     }
     peers_here = {name: make for name, make in PEERS.items() if name != "tf-keras-vis" or network.keras is not None}
     runs |= {name: make(network, tensor, target, PEER_BATCH) for name, make in peers_here.items()}
-    turns = {name: network.rounds if name in PEERS else 3 if name in ("bare", "ortcam") else 9 for name in runs}
+    turns = {
+        name: network.rounds if name in PEERS else network.rounds + 1 if name in ("bare", "ortcam") else 9
+        for name in runs
+    }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     maps: dict[str, np.ndarray] = {}
     rounds = max(turns[name] for name in ("bare", *peers_here))

@@ -163,14 +163,9 @@ def find_photos(
 
 
 def _print_results(done: list[dict[str, Any]], cam: ScoreCAM, output: Path) -> None:
-    table = console.make_table(
-        "photo",
-        "class",
-        "probability",
-        "channels scored",
-        "seconds",
-        right=("probability", "channels scored", "seconds"),
-    )
+    estimated = any(target["error"] is None or target["error"]["high"] for entry in done for target in entry["targets"])
+    columns = ["photo", "class", "probability", "channels scored", *(["error"] if estimated else []), "seconds"]
+    table = console.make_table(*columns, right=tuple(columns[2:]))
     for entry in done:
         channels = entry["channels"]
         for row, target in enumerate(entry["targets"]):
@@ -180,9 +175,18 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM, output: Path) -> N
                 f"{target['index']} {target['label'] or ''}".strip() + (" (flat map)" if target["map_is_flat"] else ""),
                 f"{target['probability']:.1%}",
                 f"{channels['scored']} of {channels['total']}" if first else "",
+                *([_show_error(target["error"])] if estimated else []),
                 f"{entry['seconds']:.2f}" if first else "",
             )
     console.print_table(table)
+    if estimated:
+        console.note("error: the estimated 1 - r of the map against the exact one, and its 90 % interval")
     console.note(
         f"layer {cam.model.contract.layer}, preset {cam.convention.name}, provider {cam.provider}; written to {output}/"
     )
+
+
+def _show_error(error: dict[str, float] | None) -> str:
+    if error is None:
+        return "unknown"
+    return "0" if error["high"] == 0 else f"{error['expected']:.1g} ({error['low']:.1g} to {error['high']:.1g})"

@@ -16,6 +16,7 @@ from ortcam.surrogate import Prediction, Surrogate
 Method = Literal["predict", "top-std"]
 _FIRST_STAGE = 4
 _LARGEST_STAGE = 16
+_LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
 # The median, and the 5th and 95th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
 # 2 presets, 2 classes, budgets of 8 to 128.
 _CALIBRATION = (1.3, 0.33, 8.5)
@@ -83,7 +84,8 @@ class PredictedPlan:
             tolerance: stop when the estimated error of every target is at most this.
         """
         shift, scale, _ = selection.affine.T[:, :, None]
-        flat = activations.reshape(len(activations), -1)
+        small = shrink(activations, _LARGEST_SIDE)
+        flat = small.reshape(len(small), -1)
         masks = np.clip((flat[selection.channels] - shift) * scale, 0, 1)
         parts = np.zeros_like(masks)
         counted = selection.rows >= 0
@@ -119,6 +121,21 @@ class PredictedPlan:
 
     def _is_within(self, tolerance: float) -> bool:
         return all(error is not None and error.expected <= tolerance for error in self.errors())
+
+
+def shrink(maps: Floats, side: int) -> Floats:
+    """Average maps [K,h,w] over areas, to at most `side` rows and columns: what the surrogate compares masks by."""
+    rows, columns = (_averaging_matrix(length, min(length, side)) for length in maps.shape[1:])
+    return maps if maps.shape[1:] == (len(rows), len(columns)) else rows @ maps @ columns.T
+
+
+def _averaging_matrix(length: int, size: int) -> Floats:
+    """Return the mean over each of `size` equal stretches of `length` samples as a matrix [size,length]."""
+    edges = np.linspace(0, length, size + 1)
+    begins, ends = edges[:-1, None], edges[1:, None]
+    places = np.arange(length)
+    covered = np.clip(np.minimum(ends, places + 1) - np.maximum(begins, places), 0, None)
+    return (covered * size / length).astype(np.float32)
 
 
 def estimate(expected: float) -> ErrorEstimate:

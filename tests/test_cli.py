@@ -58,6 +58,29 @@ def test_explain_writes_overlays_and_prints_a_table(small: Path) -> None:
         assert np.load(small / "out" / name / "maps.npy").shape[0] == 2
 
 
+def test_a_budget_is_kept_and_its_error_stated(small: Path) -> None:
+    done = run("explain", "model.onnx", "cat.png", "dog.jpg", "-o", "out", "--budget", "12", cwd=small)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("12 of 512") == 2
+    assert "90 % interval" in done.stderr
+    for name in ("cat", "dog"):
+        manifest = json.loads((small / "out" / name / "explanation.json").read_text())
+        error = manifest["targets"][0]["error"]
+        assert 0 < error["low"] < error["expected"] < error["high"]
+    exact = run(
+        "explain", "model.onnx", "cat.png", "-o", "out", "--target", "all", "--budget", "4", "--json", cwd=small
+    )
+    assert len(json.loads(exact.stdout)["explanations"][0]["targets"]) == 1000
+
+
+def test_the_batch_size_is_measured_on_request(small: Path) -> None:
+    done = run(
+        "explain", "model.onnx", "cat.png", "--budget", "4", "--batch-size", "auto", cwd=small, ORTCAM_CACHE="kept"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.suffix for path in (small / "kept").iterdir()) == [".json", ".onnx"]
+
+
 def test_explain_prints_json_alone_on_standard_output(small: Path) -> None:
     done = run("explain", "model.onnx", "cat.png", "-o", "out", "--target", "3", "-t", "500", "--json", cwd=small)
     assert done.returncode == 0, done.stderr
@@ -294,6 +317,17 @@ def test_doctor_tells_what_loads() -> None:
     assert providers["cpu"] == {"name": "cpu", "loads": True, "reason": None}
     for name in ("cuda", "tensorrt"):
         assert providers[name]["loads"] or providers[name]["reason"]
+
+
+def test_doctor_counts_the_nodes_of_a_model(small: Path) -> None:
+    done = run("doctor", "model.onnx", cwd=small)
+    assert done.returncode == 0, done.stderr
+    assert "20 Conv" in done.stdout
+    assert "no node falls back" in done.stderr
+    facts = json.loads(run("doctor", "model.onnx", "--json", cwd=small).stdout)
+    assert facts["provider"] == "cpu"
+    assert facts["nodes"]["cpu"]["Conv"] == 20
+    assert_one_line_error(run("doctor", "cat.png", cwd=small), 1, "cat.png")
 
 
 @pytest.mark.slow
