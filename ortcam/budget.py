@@ -126,7 +126,9 @@ class PredictedPlan:
 def shrink(maps: Floats, side: int) -> Floats:
     """Average maps [K,h,w] over areas, to at most `side` rows and columns: what the surrogate compares masks by."""
     rows, columns = (_averaging_matrix(length, min(length, side)) for length in maps.shape[1:])
-    return maps if maps.shape[1:] == (len(rows), len(columns)) else rows @ maps @ columns.T
+    if maps.shape[1:] == (len(rows), len(columns)):
+        return maps
+    return np.asarray(rows @ maps @ columns.T, np.float32)
 
 
 def _averaging_matrix(length: int, size: int) -> Floats:
@@ -135,7 +137,7 @@ def _averaging_matrix(length: int, size: int) -> Floats:
     begins, ends = edges[:-1, None], edges[1:, None]
     places = np.arange(length)
     covered = np.clip(np.minimum(ends, places + 1) - np.maximum(begins, places), 0, None)
-    return (covered * size / length).astype(np.float32)
+    return np.asarray(covered * size / length, np.float32)
 
 
 def estimate(expected: float) -> ErrorEstimate:
