@@ -76,6 +76,7 @@ def compare(network: networks.Network) -> dict[str, Any]:
     }
     peers_here = {name: make for name, make in PEERS.items() if name != "tf-keras-vis" or network.keras is not None}
     runs |= {name: make(network, tensor, target, PEER_BATCH) for name, make in peers_here.items()}
+    runs["bare"]()
     turns = {
         name: network.rounds if name in PEERS else network.rounds + 1 if name in ("bare", "ortcam") else 9
         for name in runs

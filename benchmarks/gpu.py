@@ -58,13 +58,13 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         for precision in ("fp32", "fp16")
     }  # fmt: skip
     photos = make_photos(options.photos)
-    on_cpu = ortcam.ScoreCAM(files["fp32"], provider="cpu").explain(photos[0], budget=256)
+    on_cpu = ortcam.ScoreCAM(files["fp32"], provider="cpu").explain(photos[0])
     target = on_cpu.targets[0].index
     entry: dict[str, Any] = {"network": name, "channels": on_cpu.channels, "parity_holds": True}
     for precision, path in files.items():
         show(f"{name}, {precision}")
         cam = ortcam.ScoreCAM(path, provider=options.provider, batch_size="auto")
-        there = cam.explain(photos[0], targets=target, budget=256)
+        there = cam.explain(photos[0], targets=target)
         r = float(np.corrcoef(there.input_maps.ravel(), on_cpu.input_maps.ravel())[0, 1])
         entry["parity_holds"] &= r >= (0.9999 if precision == "fp32" else 0.999)
         entry[precision] = {"pearson_r_with_the_cpu": r, "batch_size": cam.batch_size} | timings(cam, photos, options)

@@ -15,10 +15,11 @@ from ortcam.surrogate import Prediction, Surrogate
 
 Method = Literal["predict", "top-std"]
 _FIRST_STAGE = 4
+_FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
 _LARGEST_STAGE = 16
 _LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
 # The median, and the 5th and 95th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
-# 2 presets, 2 classes, budgets of 8 to 128.
+# 2 presets, 2 classes, budgets of 16 to 128.
 _CALIBRATION = (1.3, 0.33, 8.5)
 
 
@@ -54,7 +55,7 @@ class Limits:
     def plan(self, activations: Floats, selection: Selection) -> Plan:
         """Return the plan for a photo with `activations` [K,h,w]."""
         most = self.most(selection)
-        if self.tolerance is None and most == len(selection):
+        if not len(selection) or (self.tolerance is None and most == len(selection)):
             return plan_exact(selection)
         if self.method == "top-std":
             return plan_top_spread(selection, activations, most)
@@ -64,11 +65,11 @@ class Limits:
         """Return the most masked inputs that a photo can take."""
         return len(selection) if self.budget is None else min(self.budget, len(selection))
 
-    def first_stage(self, batch_size: int) -> int:
-        """Return how many masked inputs a photo brings to its first batches, at least."""
-        if self.tolerance is None and (self.budget is None or self.method == "top-std"):
-            return min(self.budget or batch_size, batch_size)
-        return _FIRST_STAGE
+    def first_stage(self, channels: int | None, batch_size: int) -> int:
+        """Return how many masked inputs a photo with so many channels brings to its first batches, at least."""
+        most = batch_size if self.budget is None or (channels and self.budget >= channels) else self.budget
+        in_stages = self.tolerance is not None or (most == self.budget and self.method == "predict")
+        return min(most, batch_size, _FIRST_STAGE if in_stages else batch_size)
 
 
 class PredictedPlan:
@@ -96,10 +97,12 @@ class PredictedPlan:
         self._tolerance = tolerance
         self._seen = np.empty((0, 0), np.float32)
         self._predictions: list[Prediction] = []
+        self._finished = False
 
     def next(self) -> NDArray[np.intp]:
         done = len(self._seen)
-        if done >= self._most or (done and self._tolerance is not None and self._is_within(self._tolerance)):
+        self._finished = self._finished or done >= self._most or self._is_within_tolerance()
+        if self._finished:
             return np.empty(0, np.intp)
         stage = min(max(done, _FIRST_STAGE), _LARGEST_STAGE, self._most - done)
         return self._surrogate.choose(stage)
@@ -117,10 +120,17 @@ class PredictedPlan:
     def errors(self) -> tuple[ErrorEstimate | None, ...]:
         if len(self._seen) == self._count:
             return (EXACT,) * len(self._predictions)
+        if len(self._seen) < _FEWEST_FOR_AN_ERROR:
+            return (None,) * len(self._predictions)
         return tuple(estimate(self._surrogate.expected_error(prediction)) for prediction in self._predictions)
 
-    def _is_within(self, tolerance: float) -> bool:
-        return all(error is not None and error.expected <= tolerance for error in self.errors())
+    def _is_within_tolerance(self) -> bool:
+        if self._tolerance is None or len(self._seen) < _FEWEST_FOR_AN_ERROR:
+            return False
+        return all(
+            estimate(self._surrogate.expected_error(prediction)).expected <= self._tolerance
+            for prediction in self._predictions
+        )
 
 
 def shrink(maps: Floats, side: int) -> Floats:

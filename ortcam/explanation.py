@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from ortcam.convention import Convention
@@ -18,7 +19,7 @@ from ortcam.errors import OptionError, OutputError
 from ortcam.files import replace_directory
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop
-from ortcam.render import draw_overlay, encode_png, resize_map
+from ortcam.render import check_style, draw_overlay, encode_png, resize_map
 from ortcam.selection import ErrorEstimate
 
 MANIFEST = "explanation.json"
@@ -136,7 +137,9 @@ class Explanation:
             raise OptionError(
                 f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
             )
-        saliency = self.map(target)
+        return self._draw(self.map(target), opacity, colormap)
+
+    def _draw(self, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
         photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
         return draw_overlay(photo, saliency, self.crop, opacity, colormap)
 
@@ -180,18 +183,19 @@ class Explanation:
         Raises:
             OutputError: it cannot be written, or holds something else.
         """
-        files = {
-            _overlay_name(target): encode_png(self.overlay(row, opacity, colormap))
-            for row, target in enumerate(self.targets)
-        }
-        arrays = {"maps.npy": self.maps, "raw_maps.npy": self.raw_maps, "weights.npy": self.weights}
+        check_style(opacity, colormap)
+        shape = (len(self.targets), *self.photo_size)
         manifest = {"source": None if self.source is None else str(self.source), **self.to_dict()}
         with replace_directory(Path(directory), _is_ours) as unfinished:
             try:
-                for name, data in files.items():
-                    (unfinished / name).write_bytes(data)
-                for name, array in arrays.items():
-                    np.save(unfinished / name, array)
+                maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
+                for row, target in enumerate(self.targets):  # one at a time: all classes may be a thousand
+                    maps[row] = self.map(row)
+                    overlay = self._draw(maps[row], opacity, colormap)
+                    (unfinished / _overlay_name(target)).write_bytes(encode_png(overlay))
+                maps.flush()
+                np.save(unfinished / "raw_maps.npy", self.raw_maps)
+                np.save(unfinished / "weights.npy", self.weights)
                 text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
                 (unfinished / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
             except OSError as error:

@@ -49,8 +49,11 @@ def replace_files(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder is missing or cannot be written.
     """
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
+    try:
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
+    except OSError as error:  # a folder that may not be looked into
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     with _unfinished(path, path) as unfinished:
         yield unfinished
         try:
@@ -63,10 +66,10 @@ def replace_files(path: Path) -> Iterator[Path]:
 @contextmanager
 def _unfinished(final: Path, shown: Path) -> Iterator[Path]:
     """Make a hidden directory beside `final`, which error messages call `shown`; it is gone after the block."""
-    file = next((folder for folder in final.parents if folder.exists() and not folder.is_dir()), None)
-    if file is not None:
-        raise OutputError(f"cannot write {shown}: {file.name} is a file, not a directory")
     try:
+        file = next((folder for folder in final.parents if folder.exists() and not folder.is_dir()), None)
+        if file is not None:
+            raise OutputError(f"cannot write {shown}: {file.name} is a file, not a directory")
         final.parent.mkdir(parents=True, exist_ok=True)
         unfinished = final.parent / f".{final.name[:100]}.{secrets.token_hex(4)}"
         unfinished.mkdir()

@@ -134,6 +134,13 @@ class CamModel:
         self._fresh: onnx.ModelProto | None = proto
 
     @property
+    def channels(self) -> int | None:
+        """How many channels the target layer has; None where the file does not say."""
+        if len(self.activations_shape) != 3:
+            return None
+        return self.activations_shape[0 if self.contract.activations_layout == "NCHW" else 2]
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         return self.contract.labels
 
@@ -146,6 +153,10 @@ class CamModel:
         """Return the parsed file for the caller to edit: no copy of the weights is kept here."""
         proto, self._fresh = self._fresh or read_proto(self.path), None
         return proto
+
+    def forget_proto(self) -> None:
+        """Let the parsed weights go, where nobody took them."""
+        self._fresh = None
 
     def prepare(self, image: Any, max_pixels: int | None = None) -> tuple[Photo | None, Tensor, Crop]:
         """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
@@ -214,7 +225,7 @@ class CamModel:
             targets = targets.tolist()
         if isinstance(targets, str | int | float):
             targets = [targets]
-        if targets == ["all"] and not find_label("all", self.labels or ()):
+        if isinstance(targets, list | tuple) and list(targets) == ["all"] and not find_label("all", self.labels or ()):
             return list(range(classes))
         if not isinstance(targets, Iterable):
             raise TargetError(f"targets is {targets!r}; expected class indices or labels")

@@ -18,6 +18,16 @@ COLORMAPS = {
 }
 
 
+def check_style(opacity: float, colormap: str) -> None:
+    """Raise an OptionError where there is no such colormap, or the opacity is out of range."""
+    if not isinstance(colormap, str) or colormap not in COLORMAPS:
+        raise OptionError(
+            f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(str(colormap), COLORMAPS)}"
+        )
+    if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
+        raise OptionError(f"opacity is {opacity}; expected a number from 0 to 1")
+
+
 def draw_overlay(
     photo: Photo, saliency: NDArray[np.float32], crop: Crop, opacity: float = 0.6, colormap: str = "turbo"
 ) -> Photo:
@@ -36,12 +46,7 @@ def draw_overlay(
     Raises:
         OptionError: an unknown colormap, or an opacity out of range.
     """
-    if not isinstance(colormap, str) or colormap not in COLORMAPS:
-        raise OptionError(
-            f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(str(colormap), COLORMAPS)}"
-        )
-    if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
-        raise OptionError(f"opacity is {opacity}; expected a number from 0 to 1")
+    check_style(opacity, colormap)
     inside = slice(crop.top, crop.bottom), slice(crop.left, crop.right)
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
     overlay: Photo = np.repeat((grey // 2 + 24)[:, :, None], 3, axis=2).astype(np.uint8)

@@ -174,7 +174,7 @@ class ScoreCAM:
     def _group_size(self, limits: Limits) -> int:
         """Return how many photos fill a batch: those whose first stages have as many masked inputs."""
         most = self.model.batch or MOST_PHOTOS
-        return min(most, -(-self.batch_size // limits.first_stage(self.batch_size)))
+        return min(most, -(-self.batch_size // limits.first_stage(self.model.channels, self.batch_size)))
 
     def _explain_together(
         self, jobs: list[Job], targets: Any, top_k: int, limits: Limits, on_progress: Progress | None
@@ -185,7 +185,11 @@ class ScoreCAM:
             try:
                 yield from self._explain_group(together, targets, top_k, limits, on_progress)
             except OrtcamError as error:
-                yield from [error] * len(together)
+                if len(together) == 1:
+                    yield error
+                else:  # one of them may be to blame, or the memory that all of them need
+                    for job in together:
+                        yield from self._explain_together([job], targets, top_k, limits, on_progress)
 
     def _explain_group(
         self, jobs: list[Job], targets: Any, top_k: int, limits: Limits, on_progress: Progress | None = None
@@ -204,27 +208,38 @@ class ScoreCAM:
     def _begin(self, plain: ForwardPass, targets: Any, top_k: int, limits: Limits) -> Work | OrtcamError:
         """Return what there is to do for a photo: classes, masks, and the plan of what is run."""
         if not np.isfinite(plain.activations).all() or not np.isfinite(plain.logits).all():
-            return ModelError(f"{self.model.path.name} returns NaN or infinite values for this image")
+            return self._not_finite("this image")
         classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
         plan = limits.plan(plain.activations, selection)
         return Work(plain, classes, masks, selection, plan, limits.most(selection))
 
+    def _not_finite(self, what: str) -> ModelError:
+        return ModelError(f"{self.model.path.name} returns NaN or infinite values for {what}")
+
     def _score(self, group: Group, works: list[Work | OrtcamError], on_progress: Progress | None) -> float:
         """Run the stages of all photos, each stage of all photos together; return the seconds of that."""
         begin, done = time.perf_counter(), 0
-        active = [(index, work) for index, work in enumerate(works) if isinstance(work, Work)]
-        while stages := [(index, work, chosen) for index, work in active if len(chosen := work.plan.next())]:
+        active = {index: work for index, work in enumerate(works) if isinstance(work, Work)}
+        total = sum(work.most for work in active.values())
+        while stages := [(index, work, chosen) for index, work in active.items() if len(chosen := work.plan.next())]:
             rows = Rows.join([work.rows(index, chosen) for index, work, chosen in stages])
-            report = None if on_progress is None else _shifted(on_progress, done, sum(w.most for _, w in active))
+            report = None if on_progress is None else _shifted(on_progress, done, total)
             logits, log_probabilities = self._scorer.score(group, rows, self.convention.mask_align_corners, report)
             scores = log_probabilities if self.convention.weight == "probability" else logits
             ends = np.cumsum([len(chosen) for *_, chosen in stages])
-            for (_, work, chosen), end in zip(stages, ends, strict=True):
-                work.plan.observe(scores[end - len(chosen) : end])
+            for (index, work, chosen), end in zip(stages, ends, strict=True):
+                seen = scores[end - len(chosen) : end]
+                if not np.isfinite(seen).all():
+                    works[index] = self._not_finite("a masked image")
+                    del active[index]
+                    continue
+                work.plan.observe(seen)
                 work.scored += len(chosen)
             done += len(rows)
+        if on_progress is not None and done < total:
+            on_progress(total, total)
         return time.perf_counter() - begin
 
     def _finish(self, job: Job, work: Work, seconds: float, seconds_scoring: float) -> Explanation:

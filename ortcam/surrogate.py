@@ -128,7 +128,7 @@ class Surrogate:
         spread = np.einsum("pd,dp->", parts.T @ self._kernel, parts) - np.square(through).sum()
         spread += NUGGET * np.square(parts).sum()
         size = float(centred @ centred)
-        return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 0.0
+        return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
 
 
 def _matern(masks: Floats, parts: Floats) -> Floats:

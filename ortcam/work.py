@@ -79,9 +79,18 @@ def prepared_ahead(
         return [(image, worker.submit(attempt, image)) for image in itertools.islice(source, size)]
 
     source = iter(images)
-    with ThreadPoolExecutor(1, thread_name_prefix="ortcam-decode") as worker:
+    worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-decode")
+    try:
         group = submit()
         while group:
             ready = [(image, future.result()) for image, future in group]
-            group = submit()
+            failure = None
+            try:
+                group = submit()
+            except Exception as error:  # noqa: BLE001 - the caller's own, raised after what came before it
+                failure = error
             yield ready
+            if failure is not None:
+                raise failure
+    finally:  # also where the caller stops early: what was not begun is not waited for
+        worker.shutdown(wait=True, cancel_futures=True)

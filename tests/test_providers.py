@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ortcam.model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import PROVIDERS, Provider, count_nodes
+from ortcam.threads import calm_blas
 
 
 @pytest.fixture
@@ -35,6 +37,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"name": None}, ProviderError, "expected a name"),
         ({"name": "cuda", "device_id": -1}, OptionError, "device_id is -1"),
         ({"name": "cpu", "device_id": 1}, OptionError, "takes no device_id"),
+        ({"name": "cuda", "options": {"device_id": "1"}}, OptionError, "give it as device_id"),
         ({"name": "cpu", "options": {"use_tf32": "1"}}, OptionError, "takes no options"),
         ({"name": "auto", "options": {"use_tf32": "1"}}, OptionError, "takes no options"),
         ({"name": "cuda", "options": {"enable_cuda_graph": 1}}, OptionError, "leave it off"),
@@ -54,21 +57,28 @@ def test_cuda_keeps_float32_unless_told_otherwise() -> None:
 
 def test_tensorrt_gets_profiles_and_a_cache(resnet18_file: Path, kept: Path) -> None:
     """Built as ONNX Runtime's documentation asks; TensorRT itself was not run with them."""
-    profile = tensorrt_profile(CamModel(resnet18_file), 32)
+    model = CamModel(resnet18_file)
+    profile = tensorrt_profile(model, 16, 32)
     smallest, largest = (dict(part.split(":") for part in profile[f"trt_profile_{end}_shapes"].split(","))
                          for end in ("min", "max"))  # fmt: skip
     assert smallest["ortcam.photos"] == "1x3x96x96"
-    assert smallest["ortcam.activations"] == "1x512x3x3"
+    assert smallest["ortcam.activations"] == "1x1x1x1"  # the plain pass has no masks
+    assert largest["ortcam.activations"] == "16x512x3x3"
     assert (smallest["ortcam.channels"], largest["ortcam.channels"]) == ("1x2", "32x2")
     assert (smallest["ortcam.photo_index"], largest["ortcam.photo_index"]) == ("1", "32")
-    assert (smallest["ortcam.rows"], smallest["ortcam.columns"]) == ("96x3", "3x96")
+    assert (smallest["ortcam.rows"], smallest["ortcam.columns"]) == ("96x1", "1x96")
+    assert (largest["ortcam.rows"], largest["ortcam.columns"]) == ("96x3", "3x96")
     assert (smallest["ortcam.targets"], largest["ortcam.targets"]) == ("1x1", "32x1000")
     engine = Engine(CamModel(resnet18_file), "logits", Provider("cpu"), None, None)
     assert smallest.keys() == largest.keys() == {value.name for value in engine.session.get_inputs()}
-    options = Provider("tensorrt", {"trt_fp16_enable": "1"}).session_options(profile)
-    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(kept / "tensorrt")
-    assert options["trt_fp16_enable"] == "1"
-    assert options | profile == options
+    provider = Provider("tensorrt", {"trt_fp16_enable": "1"})
+    folders = engine._engine_cache(provider)
+    assert folders["trt_engine_cache_path"] == folders["trt_timing_cache_path"]
+    assert Path(folders["trt_engine_cache_path"]).parent == kept
+    other = Engine(CamModel(resnet18_file), "output", Provider("cpu"), None, None)
+    assert other._engine_cache(provider) != folders  # an engine holds weights and graph: nobody else's will do
+    options = provider.session_options(profile | folders)
+    assert options == {**profile, **folders, "trt_fp16_enable": "1", "device_id": "0"}
 
 
 @pytest.mark.parametrize("name", [name for name in PROVIDERS if name != "cpu"])
@@ -89,6 +99,8 @@ def test_openvino_runs_or_says_what_it_lacks(resnet18_file: Path, photos: dict[s
     except ProviderError as error:
         assert "finds no device that it supports" in str(error)
         assert "--provider cpu" in str(error)
+        with pytest.raises(ProviderError, match="finds no device"):  # and says it again
+            ortcam.ScoreCAM(resnet18_file, provider="openvino")
     else:
         assert np.abs(cam.explain(photos["chelsea"]).input_maps - exact.input_maps).max() < 1e-2
 
@@ -106,10 +118,10 @@ def test_a_prepared_graph_is_kept_and_gives_the_same_map(
 ) -> None:
     first = ortcam.ScoreCAM(resnet18_file).explain(photos["chelsea"])
     (graph,) = kept.glob("*.onnx")
-    written = graph.stat().st_mtime_ns
+    written = graph.stat().st_ino
     second = ortcam.ScoreCAM(resnet18_file).explain(photos["chelsea"])
     assert np.array_equal(first.input_maps, second.input_maps)
-    assert graph.stat().st_mtime_ns == written
+    assert graph.stat().st_ino == written
     ortcam.ScoreCAM(resnet18_file, preset="tf-keras-vis")  # the same scores of a model that ends in logits
     assert [path.suffix for path in kept.iterdir()].count(".onnx") == 2
     graph.write_bytes(b"no graph")
@@ -127,12 +139,9 @@ def test_the_best_batch_is_measured_once(resnet18_file: Path, kept: Path) -> Non
     assert facts["seconds_per_image"][str(cam.batch_size)] <= 1.02 * min(facts["seconds_per_image"].values())
     entry.write_text(json.dumps({"batch_size": 3}))
     assert ortcam.ScoreCAM(resnet18_file, batch_size="auto").batch_size == 3
-    for broken in ("{", "[]", '{"batch_size": 0}', '{"batch_size": "many"}'):
+    for broken in ("{", "[]", '{"batch_size": 0}', '{"batch_size": "many"}', '{"batch_size": true}'):
         entry.write_text(broken)
-        if broken == "{":
-            with pytest.warns(OrtcamWarning, match="cannot be read"):
-                ortcam.ScoreCAM(resnet18_file, batch_size="auto")
-        else:
+        with pytest.warns(OrtcamWarning, match="cannot be read"):
             ortcam.ScoreCAM(resnet18_file, batch_size="auto")
         assert json.loads(entry.read_text())["batch_size"] >= 1
 
@@ -145,6 +154,12 @@ def test_a_cache_that_cannot_be_written_is_a_notice(
     with pytest.warns(OrtcamWarning, match="cannot be written"):
         cam = ortcam.ScoreCAM(resnet18_file)
     assert cam.explain(photos["chelsea"]).maps.max() > 0.9
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o600)
+    monkeypatch.setenv("ORTCAM_CACHE", str(closed / "cache"))
+    if os.geteuid():  # the superuser may enter anything
+        with pytest.warns(OrtcamWarning, match="cannot be written"):
+            ortcam.ScoreCAM(resnet18_file)
     monkeypatch.setenv("ORTCAM_CACHE", "")
     assert cache.cache_directory() is None
     ortcam.ScoreCAM(resnet18_file)
@@ -166,3 +181,22 @@ def test_threads_rest_between_photos(resnet18_file: Path, photos: dict[str, Path
     begin = time.process_time()
     time.sleep(1)
     assert time.process_time() - begin < 0.2
+
+
+def test_blas_threads_come_back() -> None:
+    """Blocks of several threads that overlap: one thread inside, all of them after the last."""
+    from threadpoolctl import threadpool_info
+
+    def count() -> int:
+        return max(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+    before = count()
+    first, second = calm_blas(), calm_blas()
+    first.__enter__()
+    thread = threading.Thread(target=second.__enter__)
+    thread.start()
+    thread.join()
+    first.__exit__(None, None, None)
+    assert count() == 1
+    second.__exit__(None, None, None)
+    assert count() == before

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 import torchvision
-from conftest import sharpened
+from conftest import FlatLayer, sharpened
 from PIL import Image
 from torch import nn
 
@@ -68,10 +68,12 @@ def test_the_batch_size_changes_nothing(resnet18_file: Path, photos: dict[str, P
 
 
 def test_batches_are_even_and_nothing_is_run_twice() -> None:
-    assert batch_sizes(40, 16, fixed=False) == [14, 13, 13]
-    assert batch_sizes(40, 16, fixed=True) == [16, 16, 16]
+    assert batch_sizes(40, 16, "none") == [14, 13, 13]
+    assert batch_sizes(40, 16, "full") == [16, 16, 16]
+    assert batch_sizes(40, 16, "power") == [16, 16, 8]
+    assert [batch_sizes(count, 24, "power") for count in (1, 3, 4, 17, 24, 25)] == [[1], [4], [4], [24], [24], [24, 1]]
     for count in range(70):
-        sizes = batch_sizes(count, 16, fixed=False)
+        sizes = batch_sizes(count, 16, "none")
         assert sum(sizes) == count
         assert len(sizes) == -(-count // 16)
         assert not sizes or max(sizes) - min(sizes) <= 1
@@ -82,8 +84,8 @@ def test_a_padded_last_batch_changes_nothing(
 ) -> None:
     """Providers that want one shape get the last batch filled up."""
     padded = ortcam.ScoreCAM(resnet18_file, batch_size=100)
-    padded._scorer._fixed = True
-    assert np.abs(padded.explain(photos["chelsea"]).maps - small.explain(photos["chelsea"]).maps).max() < 1e-4
+    for padded._scorer._padding in ("full", "power"):
+        assert np.abs(padded.explain(photos["chelsea"]).maps - small.explain(photos["chelsea"]).maps).max() < 1e-4
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory that Linux keeps")
@@ -283,21 +285,6 @@ def test_a_sigmoid_weighs_by_its_own_probability(resnet18: nn.Module, models: Pa
     assert np.allclose([target.probability for target in explanation.targets], probabilities, rtol=1e-4)
     assert explanation.weights.max() <= 1
     assert explanation.weights.sum(axis=1).min() > 1  # sigmoids of one channel do not share one whole
-
-
-class FlatLayer(nn.Module):
-    """A layer that varies nowhere, whatever the photo."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.fc = nn.Linear(4, 5)
-        nn.init.zeros_(self.conv.weight)
-        self.eval()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.fc(torch.relu(self.conv(x)).mean((2, 3)))
-        return scores
 
 
 @pytest.mark.parametrize("preset", ortcam.PRESETS)

@@ -90,36 +90,37 @@ def build_scoring_graph(
     return proto
 
 
-def tensorrt_profile(model: CamModel, batch_size: int) -> dict[str, str]:
+def tensorrt_profile(model: CamModel, batch_size: int, largest: int) -> dict[str, str]:
     """Return TensorRT's shape profiles for the scoring graph: the smallest, the usual and the largest shapes.
 
-    Empty where the file leaves the sizes of its image or its layer free; TensorRT then takes those of the first runs.
+    The smallest are those of the plain pass, which has no masks yet. Empty where the file leaves the sizes of its image
+    or its layer free; TensorRT then takes those of the first runs.
 
     Source: ONNX Runtime's documentation of the TensorRT provider, "Explicit shape range".
     """
     shape = model.activations_shape
-    if None in (*model.input_shape, *shape):
+    if len(shape) != 3 or None in (*model.input_shape, *shape):
         return {}
     channels, height, width = shape if model.contract.activations_layout == "NCHW" else (shape[2], *shape[:2])
     size = model.input_shape[1:] if model.contract.image_layout == "NCHW" else model.input_shape[:2]
 
-    def shapes(batch: int, photos: int, targets: int) -> str:
+    def shapes(batch: int, photos: int, targets: int, layer: tuple[int | None, ...] = (channels, height, width)) -> str:
         dims = {
             PHOTOS: (photos, *model.input_shape),
             PHOTO_INDEX: (batch if photos > 1 else 1,),
-            ACTIVATIONS: (photos, channels, height, width),
+            ACTIVATIONS: (photos, *layer),
             CHANNELS: (batch, 2),
             AFFINE: (batch, 3, 1, 1),
-            ROWS: (size[0], height),
-            COLUMNS: (width, size[1]),
+            ROWS: (size[0], layer[1]),
+            COLUMNS: (layer[2], size[1]),
             TARGETS: (batch, targets),
         }
         return ",".join(f"{name}:{'x'.join(map(str, dim))}" for name, dim in dims.items())
 
     return {
-        "trt_profile_min_shapes": shapes(1, 1, 1),
+        "trt_profile_min_shapes": shapes(1, 1, 1, (1, 1, 1)),
         "trt_profile_opt_shapes": shapes(batch_size, 1, 1),
-        "trt_profile_max_shapes": shapes(batch_size, min(batch_size, 16), model.classes or 1000),
+        "trt_profile_max_shapes": shapes(largest, min(largest, 16), model.classes or 1000),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -98,24 +98,31 @@ class Rows:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
-def batch_sizes(count: int, most: int, fixed: bool) -> list[int]:
-    """Return the sizes of the batches that `count` masked images are run in.
+# How batches are filled up: not at all; to a power of two, so that a device sees few shapes; to the model's own size.
+Padding = Literal["none", "power", "full"]
 
-    With `fixed` every batch has `most` rows, and the rows beyond `count` are filling. Otherwise the batches are as
-    even as can be, which wastes no pass, and keeps ONNX Runtime from planning memory for a short last batch of
-    another size for every photo: 40 in batches of at most 16 are 14 + 13 + 13.
+
+def batch_sizes(count: int, most: int, padding: Padding) -> list[int]:
+    """Return the sizes of the batches that `count` masked images are run in; rows beyond `count` are filling.
+
+    Without padding the batches are as even as can be, which wastes no pass, and keeps ONNX Runtime from planning
+    memory for a short last batch of another size for every photo: 40 in batches of at most 16 are 14 + 13 + 13.
+    With ``power`` they are 16 + 16 + 8, with ``full`` 16 + 16 + 16.
     """
     batches = -(-count // most)
-    if fixed:
-        return [most] * batches
-    return [count // batches + (number < count % batches) for number in range(batches)]
+    if padding == "none":
+        return [count // batches + (number < count % batches) for number in range(batches)]
+    sizes = [most] * batches
+    if batches and padding == "power":
+        sizes[-1] = min(most, 1 << (count - most * (batches - 1) - 1).bit_length())
+    return sizes
 
 
 class Scorer:
     """Runs a scoring graph. Holds no state of any photo, so one scorer serves many threads."""
 
     def __init__(
-        self, session: ort.InferenceSession, model: CamModel, device: Device, batch_size: int, fixed: bool
+        self, session: ort.InferenceSession, model: CamModel, device: Device, batch_size: int, padding: Padding
     ) -> None:
         """Wrap a session.
 
@@ -124,12 +131,12 @@ class Scorer:
             model: the model file that the graph was built from.
             device: where the session's buffers live.
             batch_size: masked images a run.
-            fixed: fill the last batch up, so that every run has the same shape (TensorRT, CUDA).
+            padding: how batches are filled up.
         """
         self._session = session
         self._model = model
         self._device = device
-        self._fixed = fixed
+        self._padding = padding
         self._result = session.get_outputs()[0].name
         self.batch_size = batch_size
 
@@ -181,7 +188,7 @@ class Scorer:
         small = (first.activations.shape[1], first.activations.shape[2])
         self._bind_group(binding, group.photos, group.features, small, first.size, align_corners)
         begin = 0
-        for size in batch_sizes(len(rows), self.batch_size, self._fixed):
+        for size in batch_sizes(len(rows), self.batch_size, self._padding):
             end = min(begin + size, len(rows))
             self._bind_rows(binding, rows.take(begin, size))
             binding.bind_output(scoring.TARGET_LOGITS)

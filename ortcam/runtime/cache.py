@@ -29,7 +29,7 @@ def cache_directory() -> Path | None:
     chosen = os.environ.get(_VARIABLE)
     if chosen is None:
         return Path(platformdirs.user_cache_dir("ortcam", appauthor=False))
-    return Path(chosen) if chosen else None
+    return Path(chosen).expanduser() if chosen else None
 
 
 def make_key(*parts: Any) -> str:
@@ -59,9 +59,17 @@ def read_entry(key: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        _warn(f"{path} cannot be read ({type(error).__name__}); it is measured again")
+        complain(path, type(error).__name__)
         return None
-    return entry if isinstance(entry, dict) else None
+    if not isinstance(entry, dict):
+        complain(path, "no JSON object")
+        return None
+    return entry
+
+
+def complain(path: Path, reason: str) -> None:
+    """Warn of an entry that cannot be used."""
+    _warn(f"{path} cannot be read ({reason}); it is measured again")
 
 
 def write_entry(key: str, entry: Mapping[str, Any]) -> None:
@@ -98,7 +106,7 @@ def make_room(limit: int = _MOST_BYTES) -> None:
     if directory is None:
         return
     with contextlib.suppress(OSError):  # another process may be at it
-        kept = sorted(directory.glob("*.onnx"), key=lambda path: path.stat().st_atime, reverse=True)
+        kept = sorted(directory.glob("*.onnx"), key=lambda path: path.stat().st_mtime, reverse=True)
         used = 0
         for path in kept:
             used += path.stat().st_size

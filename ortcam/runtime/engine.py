@@ -14,13 +14,12 @@ from ortcam.errors import ModelError
 from ortcam.graph import scoring
 from ortcam.model import CamModel
 from ortcam.runtime import cache
-from ortcam.runtime.binding import Rows, Scorer
+from ortcam.runtime.binding import Padding, Rows, Scorer
 from ortcam.runtime.providers import Provider, open_on_provider
-from ortcam.runtime.session import create_session, load_prepared, prepare
+from ortcam.runtime.session import CPU, create_session, load_prepared, prepare
 
 DEFAULT_BATCH = 16
-_LARGEST_BATCH = {"cpu": 64}
-_LARGEST_BATCH_ON_DEVICES = 512
+_LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
 _SECONDS_OF_MEASURING = 8.0
 _GOOD_ENOUGH = 1.02  # times the least seconds a row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
@@ -59,11 +58,15 @@ class Engine:
         """
         self._model, self._scored, self._threads = model, scored, threads
         self._record_assignment = record_assignment
-        wanted = model.batch or (DEFAULT_BATCH if batch_size in (None, "auto") else int(batch_size or 0))
-        self._profile = scoring.tensorrt_profile(model, wanted) if provider.name == "tensorrt" else {}
+        wanted = model.batch or (DEFAULT_BATCH if batch_size is None or batch_size == "auto" else batch_size)
+        self._tensorrt: dict[str, str] = {}
+        if provider.name == "tensorrt":
+            largest = _LARGEST_BATCH_ON_DEVICES if batch_size == "auto" and not model.batch else wanted
+            self._tensorrt = scoring.tensorrt_profile(model, wanted, largest) | self._engine_cache(provider)
         self.session, self.provider = open_on_provider(provider, self._create)
-        fixed = self.provider.fixed_batch or bool(model.batch)
-        self.scorer = Scorer(self.session, model, self.provider.device, wanted, fixed)
+        model.forget_proto()
+        padding: Padding = "full" if model.batch else "none" if self.provider.name == "cpu" else "power"
+        self.scorer = Scorer(self.session, model, self.provider.device, wanted, padding)
         if batch_size == "auto" and not model.batch:
             self.scorer.batch_size = self._best_batch()
 
@@ -82,11 +85,15 @@ class Engine:
         options = self._options()
         named: list[tuple[str, dict[str, Any]]] = []
         if devices:
-            options.add_provider_for_devices(devices, provider.session_options(self._profile))
+            options.add_provider_for_devices(devices, provider.session_options(self._tensorrt))
         elif provider.name == "cpu":
             named = [(provider.ort_name, {})]
         else:
-            named = [(provider.ort_name, provider.session_options(self._profile)), ("CPUExecutionProvider", {})]
+            named = [(provider.ort_name, provider.session_options(self._tensorrt))]
+            if provider.name == "tensorrt":  # what it does not take runs on the same GPU, if it can
+                cuda = Provider("cuda", device_id=provider.device_id)
+                named.append((cuda.ort_name, cuda.session_options({})))
+            named += CPU
         return create_session(graph, named, name, folder, options, log_severity)
 
     def _options(self) -> ort.SessionOptions:
@@ -107,6 +114,15 @@ class Engine:
             return None
         return None if path.stat().st_size > _MOST_KEPT_BYTES else directory / f"{self._key('graph')}.onnx"
 
+    def _engine_cache(self, provider: Provider) -> dict[str, str]:
+        """Return where TensorRT keeps what it built: a folder of this model's own, since engines hold weights."""
+        directory = cache.cache_directory()
+        if directory is None:
+            return {}
+        folder = str(directory / f"tensorrt-{self._key('tensorrt', sorted(provider.options.items()))}")
+        enabled = dict.fromkeys(("trt_engine_cache_enable", "trt_timing_cache_enable"), "1")
+        return enabled | dict.fromkeys(("trt_engine_cache_path", "trt_timing_cache_path"), folder)
+
     def _key(self, purpose: str, *more: Any) -> str:
         versions = (ortcam.__version__, ort.__version__, scoring.VERSION)
         return cache.make_key(purpose, cache.hash_files(self._model.path), self._scored, *versions, *more)
@@ -116,17 +132,28 @@ class Engine:
         provider = self.provider
         key = self._key("batch", provider.name, provider.device_id, sorted(provider.options.items()), self._threads)
         entry = cache.read_entry(key)
-        if entry is not None and isinstance(entry.get("batch_size"), int) and entry["batch_size"] >= 1:
-            return int(entry["batch_size"])
-        seconds = self._measure_batches(_LARGEST_BATCH.get(provider.name, _LARGEST_BATCH_ON_DEVICES))
+        largest = _LARGEST_BATCH if provider.name == "cpu" else _LARGEST_BATCH_ON_DEVICES
+        if entry is not None:
+            size = entry.get("batch_size")
+            if type(size) is int and 1 <= size <= largest:
+                return size
+            cache.complain(Path(f"{key}.json"), f"batch_size is {size!r}")
+        seconds = self._measure_batches(largest)
         least = min(seconds.values())
         best = min(size for size, taken in seconds.items() if taken <= _GOOD_ENOUGH * least)
         cache.write_entry(key, {"batch_size": best, "seconds_per_image": seconds})
         return best
 
+    def _input_shape(self) -> tuple[int, ...]:
+        """Return the input's dimensions without the batch; where the file leaves them free, those of preprocessing."""
+        known = self._model.contract.preprocessing
+        height, width = (224, 224) if known is None else (known.height, known.width)
+        usual = (3, height, width) if self._model.contract.image_layout == "NCHW" else (height, width, 3)
+        return tuple(dim or other for dim, other in zip(self._model.input_shape, usual, strict=True))
+
     def _measure_batches(self, largest: int) -> dict[int, float]:
         """Return the seconds a masked image takes in batches of 1, 2, 4, ...: the least of three runs."""
-        shape = [dim or 224 for dim in self._model.input_shape]
+        shape = self._input_shape()
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         group = self.scorer.forward(noise)
         seconds: dict[int, float] = {}

@@ -13,8 +13,8 @@ import onnxruntime as ort
 
 from ortcam.errors import ModelError, OptionError, ProviderError, nearest
 from ortcam.runtime.binding import Device
-from ortcam.runtime.cache import cache_directory
 from ortcam.runtime.probe import explain_failure, preload, probe
+from ortcam.runtime.session import RUNTIME_ERRORS
 
 # Short names, and what to install for each. A build of ONNX Runtime holds a few of these.
 PROVIDERS: dict[str, tuple[str, str]] = {
@@ -36,6 +36,8 @@ _TAKE_DEVICE_ID = ("cuda", "tensorrt", "directml", "migraphx")
 _AUTO = ("cuda", "cpu")
 # Providers that are a package of their own beside ONNX Runtime: the module that knows where the library lies.
 _PLUGINS = {"openvino": "onnxruntime_ep_openvino"}
+_PLUGIN_ERRORS: tuple[type[Exception], ...] = (ImportError, OSError, *RUNTIME_ERRORS)
+_registered: set[str] = set()  # ONNX Runtime takes each once a process
 _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -45,12 +47,6 @@ _PACKAGES = (
 )
 # What differs from ONNX Runtime's own defaults: TF32 keeps 10 of float32's 23 bits of mantissa, and the maps show it.
 _DEFAULTS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
-_ENGINES = {
-    "trt_engine_cache_enable": "1",
-    "trt_engine_cache_path": "tensorrt",
-    "trt_timing_cache_enable": "1",
-    "trt_timing_cache_path": "tensorrt",
-}
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,8 @@ class Provider:
             raise OptionError(f"device_id is {self.device_id!r}; expected a whole number from 0")
         if self.device_id and name not in _TAKE_DEVICE_ID:
             raise OptionError(f"provider {name!r} takes no device_id; expected one of {', '.join(_TAKE_DEVICE_ID)}")
+        if "device_id" in self.options:
+            raise OptionError("options name a device_id; give it as device_id, which the buffers follow as well")
         if self.options and name in ("auto", "cpu"):
             raise OptionError(f"provider {name!r} takes no options; name the provider that {dict(self.options)} is for")
         for graphs in ("enable_cuda_graph", "trt_cuda_graph_enable"):
@@ -105,20 +103,11 @@ class Provider:
         """Where the session's buffers live."""
         return Device(_DEVICE_MEMORY.get(self.name, "cpu"), self.device_id)
 
-    @property
-    def fixed_batch(self) -> bool:
-        """Whether every run should have the same shape."""
-        return self.name != "cpu"
-
-    def session_options(self, profile: Mapping[str, str]) -> dict[str, str]:
-        """Return all options for ONNX Runtime; `profile` holds TensorRT's shapes."""
+    def session_options(self, tensorrt: Mapping[str, str]) -> dict[str, str]:
+        """Return all options for ONNX Runtime; `tensorrt` holds the model's own: shapes, caches."""
         options = dict(_DEFAULTS.get(self.name, {}))
         if self.name == "tensorrt":
-            directory = cache_directory()
-            if directory is not None:
-                paths = ("trt_engine_cache_path", "trt_timing_cache_path")
-                options |= {key: str(directory / value) if key in paths else value for key, value in _ENGINES.items()}
-            options |= profile
+            options |= tensorrt
         if self.name in _TAKE_DEVICE_ID:
             options["device_id"] = str(self.device_id)
         return options | dict(self.options)
@@ -189,11 +178,11 @@ def _plugin_devices(name: str) -> list[Any]:
         return []
     try:
         plugin = import_module(package)
-        known = {device.ep_name for device in ort.get_ep_devices()}
-        if not known & set(plugin.get_ep_names()):
+        if package not in _registered:
             ort.register_execution_provider_library(package, plugin.get_library_path())
+            _registered.add(package)
         devices = [device for device in ort.get_ep_devices() if device.ep_name in plugin.get_ep_names()]
-    except (ImportError, OSError, RuntimeError) as error:
+    except _PLUGIN_ERRORS as error:
         raise ProviderError(f"provider {name!r}: its plugin {package} does not load: {error}") from error
     if not devices:
         vendors = ", ".join(sorted({device.device.vendor for device in ort.get_ep_devices()})) or "none known"
@@ -218,6 +207,10 @@ def check_provider(name: str) -> str | None:
 
 def count_nodes(session: ort.InferenceSession) -> dict[str, dict[str, int]]:
     """Return how many nodes of which operator run on each provider; the session must have recorded it."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise ProviderError(
+            f"ONNX Runtime {ort.__version__} does not tell which provider runs a node; install a newer one"
+        )
     counts: dict[str, dict[str, int]] = {}
     for part in session.get_provider_graph_assignment_info():
         operators = counts.setdefault(part.ep_name, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,7 @@ def create_session(
 
     Args:
         proto: the model, or its file; weights inside it must fit protobuf's 2 GB, larger models have external ones.
-        providers: execution providers with their options, best first; empty where `options` names them.
+        providers: execution providers with their options, best first; empty where `options` names a plugin's devices.
         name: what error messages call the model.
         external_data: the directory of the file that the model came from.
         options: of the session.
@@ -61,10 +62,9 @@ def create_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_data))
     try:
         serialized = str(proto) if isinstance(proto, Path) else proto.SerializeToString()
-        if options.has_providers():
-            return ort.InferenceSession(serialized, options)
         # Without its fallback, which would print on standard output that it tries the CPU again.
-        return ort.InferenceSession(serialized, options, providers=providers, enable_fallback=False)
+        named = {"providers": providers} if providers else {}
+        return ort.InferenceSession(serialized, options, **named, enable_fallback=False)
     except RUNTIME_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {name}: {one_line(error)}") from error
 
@@ -73,7 +73,11 @@ def load_prepared(
     kept: Path, name: str, external_data: Path, make_options: Callable[[], ort.SessionOptions]
 ) -> ort.InferenceSession | None:
     """Load a graph that was optimised and kept for the CPU; None where there is none that loads."""
-    if not kept.exists():
+    try:
+        if not kept.exists():
+            return None
+        os.utime(kept)  # what was used last is kept longest
+    except OSError:  # `prepare` will say so
         return None
     options = make_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -97,7 +101,7 @@ def prepare(
             options = make_options()
             options.optimized_model_filepath = str(folder / kept.name)
             return create_session(proto, CPU, name, external_data, options, log_severity=4)
-    except OrtcamError as error:
+    except (OrtcamError, OSError) as error:
         session = create_session(proto, CPU, name, external_data, make_options(), log_severity=4)
         warnings.warn(f"cache: {kept} cannot be written ({error})", OrtcamWarning, stacklevel=2)
         return session
