@@ -61,7 +61,8 @@ def section(name: str, command: Any) -> str:
 
 
 def shown(argument: Any) -> str:
-    return argument.name.upper() + ("..." if argument.nargs == -1 else "")
+    name = argument.name.upper() + ("..." if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
 
 
 def row_name(parameter: Any) -> str:
