@@ -4,8 +4,11 @@ The log-score of a masked image is modelled as a smooth function of its mask plu
 
     g(m) = a + b * area(m) + f(m) + e_m,   cov f = s2 * k(m, m'),   var e = s2 * NUGGET
 
-with k the Matern 3/2 kernel of the distance between masks at the layer's size, each place counted by the square root
-of its activity. Masks are chosen one after the other so that the uncertainty of the *map*, not of the scores, falls
+with k the Matern 3/2 kernel of the distance between masks at the layer's size. Two masks are near when they show the
+network the same things, so the distance counts places by their activity, and takes places whose channels are alike
+(by the cosine of their activations) for nearly the same place.
+
+Masks are chosen one after the other so that the uncertainty of the *map*, not of the scores, falls
 most: Bayesian A-optimal design (Chaloner and Verdinelli 1995) for the linear functional "sum of w_k A_k". Kernel
 algebra: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 2.23 to 2.45.
 """
@@ -19,12 +22,14 @@ from numpy.typing import NDArray
 
 from ortcam.convention import Floats
 
-NUGGET = np.float32(0.1)
-LENGTH = 1.0  # the kernel's squared length scale over the mean squared distance of two masks
+NUGGET = np.float32(0.05)
+LENGTH = 1.5  # the kernel's squared length scale over the mean squared distance of two masks
 FLOOR = 0.01  # scores below this share of the best one are told apart less: they make no difference to the map
 # A mask counts by (predicted weight * exp(_HOPE * standard deviation)) ** _TRUST: what may turn out strong matters.
-_HOPE, _TRUST = 1.5, 0.8
+_HOPE, _TRUST = 2.0, 1.0
 _PRIOR_OF_AREA = 0.01  # ridge on b
+_ACTIVITY = 0.7  # the power of a place's activity that its differences count by
+_ALIKE = 0.7  # how far places with the same channels are the same place
 _DIRECTIONS = 16  # of the map, whose uncertainty is what counts
 _BLOCK = 128
 
@@ -133,9 +138,7 @@ class Surrogate:
 
 def _matern(masks: Floats, parts: Floats) -> Floats:
     """Return the Matern 3/2 kernel [D,D] of the masks."""
-    activity = np.sqrt(np.square(parts).sum(axis=0))
-    activity /= max(activity.mean(), np.finfo(np.float32).tiny)
-    points = masks * np.sqrt(np.sqrt(activity))
+    points = masks @ _metric(parts)
     norms = np.square(points).sum(axis=1)
     mean = 2 * (norms.mean() - np.square(points.mean(axis=0)).sum())
     scale = np.float32(np.sqrt(3 / (LENGTH * max(float(mean), 1e-12))))
@@ -157,6 +160,16 @@ def _matern(masks: Floats, parts: Floats) -> Floats:
         kernel[:begin, begin:end] = block[:, :begin].T
     np.fill_diagonal(kernel, 1)
     return kernel
+
+
+def _metric(parts: Floats) -> Floats:
+    """Return the matrix [P,P] that turns masks into points whose distance is that of what the masks show."""
+    gram = (parts.T @ parts).astype(np.float64)
+    size = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float32).tiny))
+    alike = _ALIKE * gram / np.outer(size, size) + (1 - _ALIKE) * np.eye(len(gram))
+    activity = (size / size.mean()) ** (_ACTIVITY / 2)
+    factor = np.linalg.cholesky(alike * np.outer(activity, activity) + 1e-9 * np.eye(len(gram)))
+    return np.asarray(factor, np.float32)
 
 
 def _directions(parts: Floats) -> Floats:
