@@ -19,7 +19,7 @@ _FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
 _LARGEST_STAGE = 16
 _LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
 # The median, and the 5th and 95th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
-# 2 presets, 2 classes, budgets of 16 to 128.
+# 2 presets, 2 classes, budgets of 16 to 128. See docs/budget.md.
 _CALIBRATION = (1.9, 0.43, 10.4)
 
 
@@ -120,17 +120,19 @@ class PredictedPlan:
     def errors(self) -> tuple[ErrorEstimate | None, ...]:
         if len(self._seen) == self._count:
             return (EXACT,) * len(self._predictions)
+        return tuple(self._estimate(prediction) for prediction in self._predictions)
+
+    def _estimate(self, prediction: Prediction) -> ErrorEstimate | None:
         if len(self._seen) < _FEWEST_FOR_AN_ERROR:
-            return (None,) * len(self._predictions)
-        return tuple(estimate(self._surrogate.expected_error(prediction)) for prediction in self._predictions)
+            return None
+        expected = self._surrogate.expected_error(prediction)
+        return ErrorEstimate(*(min(factor * expected, 2.0) for factor in _CALIBRATION))
 
     def _is_within_tolerance(self) -> bool:
-        if self._tolerance is None or len(self._seen) < _FEWEST_FOR_AN_ERROR:
+        if self._tolerance is None or not self._predictions:
             return False
-        return all(
-            estimate(self._surrogate.expected_error(prediction)).expected <= self._tolerance
-            for prediction in self._predictions
-        )
+        estimates = map(self._estimate, self._predictions)  # none is made after the first that is too large
+        return all(error is not None and error.expected <= self._tolerance for error in estimates)
 
 
 def shrink(maps: Floats, side: int) -> Floats:
@@ -148,11 +150,6 @@ def _averaging_matrix(length: int, size: int) -> Floats:
     places = np.arange(length)
     covered = np.clip(np.minimum(ends, places + 1) - np.maximum(begins, places), 0, None)
     return np.asarray(covered * size / length, np.float32)
-
-
-def estimate(expected: float) -> ErrorEstimate:
-    """Turn the surrogate's expected error into the stated one, with its interval (measured: see docs/budget.md)."""
-    return ErrorEstimate(*(min(factor * expected, 2.0) for factor in _CALIBRATION))
 
 
 def whole(name: str, number: object) -> int:

@@ -38,14 +38,10 @@ def make_key(*parts: Any) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
-def hash_files(*paths: Path) -> str:
-    """Return a hash of the contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+def hash_file(path: Path) -> str:
+    """Return a hash of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_entry(key: str) -> dict[str, Any] | None:

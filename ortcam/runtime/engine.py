@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ class Engine:
         if devices:
             options.add_provider_for_devices(devices, provider.session_options(self._tensorrt))
         elif provider.name == "cpu":
-            named = [(provider.ort_name, {})]
+            named = CPU
         else:
             named = [(provider.ort_name, provider.session_options(self._tensorrt))]
             if provider.name == "tensorrt":  # what it does not take runs on the same GPU, if it can
@@ -125,7 +126,11 @@ class Engine:
 
     def _key(self, purpose: str, *more: Any) -> str:
         versions = (ortcam.__version__, ort.__version__, scoring.VERSION)
-        return cache.make_key(purpose, cache.hash_files(self._model.path), self._scored, *versions, *more)
+        return cache.make_key(purpose, self._file_hash, self._scored, *versions, *more)
+
+    @cached_property
+    def _file_hash(self) -> str:
+        return cache.hash_file(self._model.path)
 
     def _best_batch(self) -> int:
         """Return the batch size that takes the least time a masked image; measured once and kept."""
