@@ -549,12 +549,16 @@ def test_an_output_that_cannot_be_written(tiny: nn.Module, tmp_path: Path) -> No
 def test_float16_halves_the_file_and_keeps_the_map(
     lite0: nn.Module, lite0_file: Path, photos: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A trained network: r >= 0.999 against float32, the same class, and the agreement is in the report."""
+    """A trained network: r >= 0.999 against float32, the same class, and the agreement is in the report.
+
+    All masks are scored: under a budget, float16's rounding may flip which masks are chosen, and then
+    two maps differ by the error of the budget, not by that of float16.
+    """
     report = export(lite0, tmp_path / "half.onnx", preprocess="lite", labels="imagenet", precision="fp16")
     assert report.path.stat().st_size < 0.6 * lite0_file.stat().st_size
     assert 1e-5 < report.agreement.logits < 2e-2
     assert report.contract.source["precision"] == "fp16"
-    whole, half = (ortcam.ScoreCAM(path).explain(photos["chelsea"], budget=32) for path in (lite0_file, report.path))
+    whole, half = (ortcam.ScoreCAM(path).explain(photos["chelsea"]) for path in (lite0_file, report.path))
     assert half.targets[0].index == whole.targets[0].index
     assert correlation(half.input_maps, whole.input_maps) >= 0.999
 
