@@ -48,15 +48,17 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=networks.NETWORKS, default=networks.NETWORKS)
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON to write")
     options = parser.parse_args()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        results = {
+        results: dict[str, Any] = {
             "machine": describe_machine(),
             "command": " ".join(["python", "benchmarks/explain.py", *sys.argv[1:]]),
-            "networks": [compare(networks.build(name, Path(folder))) for name in options.networks],
             "process": measure_processes(Path(folder), 5),
+            "networks": [],
         }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n")
+        for name in options.networks:
+            results["networks"].append(compare(networks.build(name, Path(folder))))
+            options.output.write_text(json.dumps(results, indent=2) + "\n")  # what is measured stays, whatever comes
     print_results(results)
 
 

@@ -14,10 +14,10 @@ from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection, plan_exact, 
 from ortcam.surrogate import Prediction, Surrogate
 
 Method = Literal["predict", "top-std"]
-_FIRST_STAGE = 4
+FIRST_STAGE = 4
 _FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
-_LARGEST_STAGE = 16
-_LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
+LARGEST_STAGE = 16
+LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
 # The median, and the 5th and 95th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
 # 2 presets, 2 classes, budgets of 16 to 128. See docs/budget.md.
 _CALIBRATION = (1.9, 0.43, 10.4)
@@ -69,7 +69,7 @@ class Limits:
         """Return how many masked inputs a photo with so many channels brings to its first batches, at least."""
         most = batch_size if self.budget is None or (channels and self.budget >= channels) else self.budget
         in_stages = self.tolerance is not None or (most == self.budget and self.method == "predict")
-        return min(most, batch_size, _FIRST_STAGE if in_stages else batch_size)
+        return min(most, batch_size, FIRST_STAGE if in_stages else batch_size)
 
 
 class PredictedPlan:
@@ -85,13 +85,13 @@ class PredictedPlan:
             tolerance: stop when the estimated error of every target is at most this.
         """
         shift, scale, _ = selection.affine.T[:, :, None]
-        small = shrink(activations, _LARGEST_SIDE)
+        small = shrink(activations, LARGEST_SIDE)
         flat = small.reshape(len(small), -1)
         masks = np.clip((flat[selection.channels] - shift) * scale, 0, 1)
         parts = np.zeros_like(masks)
         counted = selection.rows >= 0
         np.add.at(parts, selection.rows[counted], flat[counted])
-        self._surrogate = Surrogate(masks, parts)
+        self._surrogate = Surrogate(masks, parts, (small.shape[1], small.shape[2]))
         self._count = len(selection)
         self._most = most
         self._tolerance = tolerance
@@ -104,7 +104,7 @@ class PredictedPlan:
         self._finished = self._finished or done >= self._most or self._is_within_tolerance()
         if self._finished:
             return np.empty(0, np.intp)
-        stage = min(max(done, _FIRST_STAGE), _LARGEST_STAGE, self._most - done)
+        stage = min(max(done, FIRST_STAGE), LARGEST_STAGE, self._most - done)
         return self._surrogate.choose(stage)
 
     def observe(self, scores: Floats) -> None:
@@ -137,13 +137,13 @@ class PredictedPlan:
 
 def shrink(maps: Floats, side: int) -> Floats:
     """Average maps [K,h,w] over areas, to at most `side` rows and columns: what the surrogate compares masks by."""
-    rows, columns = (_averaging_matrix(length, min(length, side)) for length in maps.shape[1:])
+    rows, columns = (averaging_matrix(length, min(length, side)) for length in maps.shape[1:])
     if maps.shape[1:] == (len(rows), len(columns)):
         return maps
     return np.asarray(rows @ maps @ columns.T, np.float32)
 
 
-def _averaging_matrix(length: int, size: int) -> Floats:
+def averaging_matrix(length: int, size: int) -> Floats:
     """Return the mean over each of `size` equal stretches of `length` samples as a matrix [size,length]."""
     edges = np.linspace(0, length, size + 1)
     begins, ends = edges[:-1, None], edges[1:, None]

@@ -20,6 +20,7 @@ from ortcam.errors import OptionError, nearest
 
 Floats = NDArray[np.float32]
 Step = Literal["relu", "upsample", "normalize"]
+TINY = np.finfo(np.float32).tiny  # a smaller range is none
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Convention:
         if self.mask_normalized == "upsampled":
             lowest, highest = upsampled_extremes(activations, size, self.mask_align_corners)
         spread = (highest - lowest) + np.float32(self.mask_epsilon)
-        live = varies & (spread >= np.finfo(np.float32).tiny)
+        live = varies & (spread >= TINY)
         affine = np.zeros((len(activations), 3), np.float32)
         affine[:, 0] = lowest
         affine[live, 1] = 1 / spread[live]
@@ -205,14 +206,15 @@ def upsampled_extremes(activations: Floats, size: tuple[int, int], align_corners
     Between four neighbouring activations the upsampled channel is bilinear, so over the samples in that cell it
     is extreme at the first or last of them in each direction: at most 2h * 2w samples are computed, not H * W.
     """
-    rows = _cell_ends(interpolation_matrix(size[0], activations.shape[1], align_corners))
-    columns = _cell_ends(interpolation_matrix(size[1], activations.shape[2], align_corners))
+    rows = extreme_rows(size[0], activations.shape[1], align_corners)
+    columns = extreme_rows(size[1], activations.shape[2], align_corners)
     samples = rows @ activations @ columns.T
     return samples.min(axis=(1, 2)), samples.max(axis=(1, 2))
 
 
-def _cell_ends(matrix: Floats) -> Floats:
-    """Keep the first and the last row of `matrix` between each pair of neighbouring input samples."""
+def extreme_rows(size: int, length: int, align_corners: bool) -> Floats:
+    """Return the first and last row of the interpolation matrix between each two neighbouring input samples."""
+    matrix = interpolation_matrix(size, length, align_corners)
     cell = (matrix > 0).argmax(axis=1)
     ends = np.flatnonzero(np.diff(cell, prepend=-1) | np.diff(cell, append=matrix.shape[1]))
     return matrix[ends]
@@ -222,5 +224,5 @@ def normalize(maps: Floats, epsilon: float = 0.0) -> Floats:
     """Scale every map of [T,H,W] to [0,1]: (z - min) / (max - min + epsilon); a flat map becomes zero."""
     lowest = maps.min(axis=(1, 2), keepdims=True)
     spread = maps.max(axis=(1, 2), keepdims=True) - lowest
-    flat = spread < np.finfo(np.float32).tiny
+    flat = spread < TINY
     return np.where(flat, 0, (maps - lowest) / np.where(flat, 1, spread + np.float32(epsilon))).astype(np.float32)

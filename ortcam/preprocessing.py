@@ -19,6 +19,7 @@ from ortcam.errors import OptionError, nearest, one_line
 from ortcam.image import Photo, as_photo
 
 Tensor = NDArray[np.float32]
+GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G and B
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Preprocessing:
         (full_h, top), (full_w, left) = self._placement(*photo.shape[:2])
         pixels = resample(photo, (full_h, full_w), (top, left), (self.height, self.width), self.interpolation)
         if self.channels == "GRAY":
-            pixels = pixels @ np.array([[0.299], [0.587], [0.114]], np.float32)
+            pixels = pixels @ GRAY_WEIGHTS[:, None]
         elif self.channels == "BGR":
             pixels = pixels[:, :, ::-1]
         tensor = (pixels * np.float32(self.scale) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ortcam.convention import Convention, Floats, Masks
 
 # Masks in [0,1] that are equal to this fraction are one mask: far below what float32 convolutions resolve.
-_MASK_RESOLUTION = 2.0**-20
+MASK_RESOLUTION = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def select_distinct(activations: Floats, masks: Masks, convention: Convention) -
         convention: what becomes of constant channels.
     """
     shift, scale, _ = masks.affine.T[:, :, None, None]
-    levels = np.rint((activations - shift) * scale / np.float32(_MASK_RESOLUTION)).astype(np.int32)
+    levels = np.rint((activations - shift) * scale / np.float32(MASK_RESOLUTION)).astype(np.int32)
     chosen: dict[bytes, int] = {}
     rows = np.full(len(activations), -1, np.intp)
     channels: list[int] = []

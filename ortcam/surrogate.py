@@ -20,17 +20,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import Floats
+from ortcam.convention import TINY, Floats
 
 NUGGET = np.float32(0.05)
 LENGTH = 1.5  # the kernel's squared length scale over the mean squared distance of two masks
 FLOOR = 0.01  # scores below this share of the best one are told apart less: they make no difference to the map
-# A mask counts by (predicted weight * exp(_HOPE * standard deviation)) ** _TRUST: what may turn out strong matters.
-_HOPE, _TRUST = 2.0, 1.0
-_PRIOR_OF_AREA = 0.01  # ridge on b
-_ACTIVITY = 0.7  # the power of a place's activity that its differences count by
-_ALIKE = 0.7  # how far places with the same channels are the same place
-_DIRECTIONS = 16  # of the map, whose uncertainty is what counts
+# A mask counts by (predicted weight * exp(HOPE * standard deviation)) ** TRUST: what may turn out strong matters.
+HOPE, TRUST = 2.0, 1.0
+PRIOR_OF_AREA = 0.01  # ridge on b
+SHORTEST = 1e-12  # mean squared distance: masks closer than that are one
+LEAST_WEIGHT = 1e-9
+ACTIVITY = 0.7  # the power of a place's activity that its differences count by
+ALIKE = 0.7  # how far places with the same channels are the same place
+_DIRECTIONS = 16  # of the map, whose uncertainty is what counts: its smooth part
 _BLOCK = 128
 
 
@@ -49,15 +51,16 @@ class Prediction(NamedTuple):
 class Surrogate:
     """Chooses masks to be scored, and predicts the scores of the others. Deterministic."""
 
-    def __init__(self, masks: Floats, parts: Floats) -> None:
+    def __init__(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> None:
         """Start without any score.
 
         Args:
             masks: float32 [D,P], the masks in [0,1] at the P places of the layer.
             parts: float32 [D,P], what a weight of 1 of each mask adds to the map: the sum of its channels.
+            grid: rows and columns of the P places.
         """
         self._parts = parts
-        self._basis = _directions(parts)  # [P,R]
+        self._basis = smooth_directions(grid)  # [P,R]
         self._kernel = _matern(masks, parts)
         self._factor = np.empty((0, len(masks)), np.float32)  # rows of the pivoted Cholesky factor of the kernel
         self._variance = np.ones(len(masks), np.float32)  # of f, given what is chosen
@@ -94,7 +97,7 @@ class Surrogate:
         inverse = np.linalg.inv(self._kernel[np.ix_(chosen, chosen)].astype(np.float64) + NUGGET * np.eye(len(chosen)))
         trend = self._trend[chosen]
         normal = trend.T @ inverse @ trend
-        normal[1, 1] += _PRIOR_OF_AREA
+        normal[1, 1] += PRIOR_OF_AREA
         below_best = (scores - scores.max(axis=0)).astype(np.float64)
         targets = np.log(np.exp(below_best) + FLOOR)
         slopes = np.linalg.solve(normal, trend.T @ inverse @ targets)
@@ -102,7 +105,7 @@ class Surrogate:
         amplitudes = (rest * (inverse @ rest)).mean(axis=0)
         predicted = self._trend @ slopes + self._kernel[chosen].T @ (inverse @ rest).astype(np.float32)
         predicted = predicted + amplitudes * (self._variance + NUGGET)[:, None] / 2  # the mean of a log-normal
-        logs = np.log(np.maximum(np.exp(predicted) - FLOOR, 1e-9))
+        logs = np.log(np.maximum(np.exp(predicted) - FLOOR, LEAST_WEIGHT))
         logs[chosen] = below_best
         predictions = [
             Prediction(column.astype(np.float32), float(s2)) for column, s2 in zip(logs.T, amplitudes, strict=True)
@@ -114,13 +117,13 @@ class Surrogate:
         """Let the next choice count masks by their predicted weights, for all targets together."""
         logs = np.stack([prediction.log_weights for prediction in predictions])
         self._maps = np.exp(logs) @ self._parts
-        self._maps /= np.linalg.norm(self._maps, axis=1, keepdims=True) + np.finfo(np.float32).tiny
+        self._maps /= np.linalg.norm(self._maps, axis=1, keepdims=True) + TINY
         amplitudes = np.array([prediction.amplitude for prediction in predictions], np.float32)[:, None]
         doubt = np.sqrt(amplitudes * (self._variance + NUGGET))
         doubt[:, self.chosen] = 0
-        hoped = logs + np.float32(_HOPE) * doubt
+        hoped = logs + np.float32(HOPE) * doubt
         hoped -= hoped.max(axis=1, keepdims=True)
-        self._weights = np.sqrt(np.exp(2 * _TRUST * hoped).mean(axis=0))
+        self._weights = np.sqrt(np.exp(2 * TRUST * hoped).mean(axis=0))
 
     def expected_error(self, prediction: Prediction) -> float:
         """Return the expected 1 - r of the map at the layer's size against the exact one, to first order."""
@@ -139,14 +142,15 @@ class Surrogate:
 def _matern(masks: Floats, parts: Floats) -> Floats:
     """Return the Matern 3/2 kernel [D,D] of the masks."""
     points = masks @ _metric(parts)
-    norms = np.square(points).sum(axis=1)
-    mean = 2 * (norms.mean() - np.square(points.mean(axis=0)).sum())
-    scale = np.float32(np.sqrt(3 / (LENGTH * max(float(mean), 1e-12))))
-    points, norms = points * scale, norms * scale**2
+    norms = np.einsum("dp,dp->d", points, masks)
+    centre = masks.mean(axis=0)
+    mean = 2 * (norms.mean() - points.mean(axis=0) @ centre)  # of the squared distances
+    scale = np.float32(3 / (LENGTH * max(float(mean), SHORTEST)))
+    points, norms = points * scale, norms * scale
     ones = np.ones_like(norms)
     # The squared distances in one product: |a|^2 + |b|^2 - 2ab.
     left = np.concatenate([points * -2, norms[:, None], ones[:, None]], axis=1)
-    right = np.concatenate([points, ones[:, None], norms[:, None]], axis=1)
+    right = np.concatenate([masks, ones[:, None], norms[:, None]], axis=1)
     kernel = np.empty((len(masks), len(masks)), np.float32)
     for begin in range(0, len(masks), _BLOCK):  # a block stays in the processor's cache
         end = min(begin + _BLOCK, len(masks))
@@ -163,31 +167,39 @@ def _matern(masks: Floats, parts: Floats) -> Floats:
 
 
 def _metric(parts: Floats) -> Floats:
-    """Return the matrix [P,P] that turns masks into points whose distance is that of what the masks show."""
+    """Return the matrix [P,P] of the quadratic form that measures how differently two masks show the network."""
     gram = (parts.T @ parts).astype(np.float64)
-    size = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float32).tiny))
-    alike = _ALIKE * gram / np.outer(size, size) + (1 - _ALIKE) * np.eye(len(gram))
-    activity = (size / size.mean()) ** (_ACTIVITY / 2)
-    factor = np.linalg.cholesky(alike * np.outer(activity, activity) + 1e-9 * np.eye(len(gram)))
-    return np.asarray(factor, np.float32)
+    size = np.sqrt(np.maximum(np.diag(gram), TINY))
+    alike = ALIKE * gram / np.outer(size, size) + (1 - ALIKE) * np.eye(len(gram))
+    activity = (size / size.mean()) ** (ACTIVITY / 2)
+    return np.asarray(alike * np.outer(activity, activity), np.float32)
 
 
-def _directions(parts: Floats) -> Floats:
-    """Return the R orthogonal maps [P,R] that most of what `parts` [D,P] can make lies along."""
-    centred = parts - parts.mean(axis=1, keepdims=True)
-    if parts.shape[1] <= len(parts):
-        _, vectors = np.linalg.eigh(centred.T @ centred)
-        basis: Floats = vectors[:, -_DIRECTIONS:]
-    else:
-        values, vectors = np.linalg.eigh(centred @ centred.T)
-        basis = centred.T @ vectors[:, -_DIRECTIONS:]
-        basis /= np.sqrt(np.maximum(values[-_DIRECTIONS:], np.finfo(np.float32).tiny))
-    return basis
+def smooth_directions(grid: tuple[int, int]) -> Floats:
+    """Return the 16 smoothest maps on a grid, but the constant one, as orthonormal columns [P,R].
+
+    Source: the type-2 discrete cosine transform (Ahmed, Natarajan, Rao 1974), lowest spatial frequencies first.
+    """
+    rows, columns = (_cosines(length) for length in grid)
+    frequencies = [(v / grid[0], u / grid[1]) for v in range(grid[0]) for u in range(grid[1])]
+    order = np.argsort([y * y + x * x for y, x in frequencies], kind="stable")[1 : _DIRECTIONS + 1]
+    waves = np.einsum("vy,ux->vuyx", rows, columns).reshape(len(frequencies), -1)
+    return np.ascontiguousarray(waves[order].T, np.float32)
+
+
+def _cosines(length: int) -> NDArray[np.float64]:
+    """Return the discrete cosine transform as a matrix [frequency,place], orthonormal."""
+    frequency, place = np.arange(length)[:, None], np.arange(length) + 0.5
+    waves = np.cos(np.pi * frequency * place / length) * np.sqrt(2 / length)
+    waves[0] /= np.sqrt(2)
+    return np.asarray(waves)
 
 
 def _away_from(maps: Floats, parts: Floats) -> Floats:
-    """Take out of `parts` [D,P] what moves the maps [T,P] by a factor or a constant: neither changes r."""
-    directions = np.stack([maps.mean(axis=0), np.ones(maps.shape[1], np.float32)], axis=1)
-    basis, _ = np.linalg.qr(directions)
-    away: Floats = parts - (parts @ basis) @ basis.T
+    """Take out of `parts` [D,P] what moves the mean of `maps` [T,P] by a factor or a constant: neither changes r."""
+    mean = maps.mean(axis=0)
+    mean = mean - mean.mean()
+    mean /= np.linalg.norm(mean) + TINY
+    centred = parts - parts.mean(axis=1, keepdims=True)
+    away: Floats = centred - np.multiply.outer(centred @ mean, mean)
     return away
