@@ -13,6 +13,7 @@ from ortcam.cli import console, options
 from ortcam.errors import ImageError, OrtcamError
 
 if TYPE_CHECKING:
+    from ortcam.deploy.packed import PackedExplainer
     from ortcam.scorecam import ScoreCAM
 
 
@@ -39,8 +40,11 @@ def explain(
         str, typer.Option(help="What a budget does with other channels: predict, or top-std (leave them out).")
     ] = "predict",
     preset: Annotated[
-        str, typer.Option(help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
-    ] = "official",
+        str | None,
+        typer.Option(
+            help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis. Default: official.", show_default=False
+        ),
+    ] = None,
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,
     device_id: options.DeviceId = 0,
@@ -71,14 +75,24 @@ def explain(
     if target and top_k != 1:
         raise typer.BadParameter("give either --target or --top-k, not both")
     from ortcam import ScoreCAM
+    from ortcam.errors import PackedModelError
 
-    cam = ScoreCAM(
-        model,
-        provider=options.make_provider(provider, provider_option, device_id),
-        preset=preset,
-        batch_size=_read_batch_size(batch_size),
-        threads=threads,
-    )
+    where = options.make_provider(provider, provider_option, device_id)
+    size = _read_batch_size(batch_size)
+    limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
+    cam: ScoreCAM | PackedExplainer
+    try:
+        cam = ScoreCAM(model, provider=where, preset=preset or "official", batch_size=size, threads=threads)
+    except PackedModelError:
+        from ortcam.deploy.packed import PackedExplainer
+
+        given = {"--budget": budget, "--tolerance": tolerance, "--preset": preset, "--batch-size": size}
+        given |= {"--selection": None if selection == "predict" else selection}
+        for name, value in given.items():
+            if value is not None:
+                raise typer.BadParameter(f"{model} is packed with its preset and budget; leave {name} out") from None
+        cam = PackedExplainer(model, where, threads)
+        limits = {}
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
 
@@ -89,7 +103,6 @@ def explain(
             traceback.print_exception(error)
 
     photos = find_photos(images, output, report)
-    limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
     folders = iter(photos)
     with console.progress_bar(len(photos)) as advance:
         for explanation in cam.explain_batch(
@@ -162,8 +175,11 @@ def find_photos(
     return photos
 
 
-def _print_results(done: list[dict[str, Any]], cam: ScoreCAM, output: Path) -> None:
-    estimated = any(target["error"] is None or target["error"]["high"] for entry in done for target in entry["targets"])
+def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, output: Path) -> None:
+    packed = done[0]["channels"]["total"] is None  # such a file does not tell what it might have run
+    estimated = not packed and any(
+        target["error"] is None or target["error"]["high"] for entry in done for target in entry["targets"]
+    )
     columns = ["photo", "class", "probability", "channels scored", *(["error"] if estimated else []), "seconds"]
     table = console.make_table(*columns, right=tuple(columns[2:]))
     for entry in done:
@@ -174,16 +190,16 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM, output: Path) -> N
                 Path(entry["source"]).name if first else "",
                 f"{target['index']} {target['label'] or ''}".strip() + (" (flat map)" if target["map_is_flat"] else ""),
                 f"{target['probability']:.1%}",
-                f"{channels['scored']} of {channels['total']}" if first else "",
+                (str(channels["scored"]) if packed else f"{channels['scored']} of {channels['total']}")
+                if first
+                else "",
                 *([_show_error(target["error"])] if estimated else []),
                 f"{entry['seconds']:.2f}" if first else "",
             )
     console.print_table(table)
     if estimated:
         console.note("error: the estimated 1 - r of the map against the exact one, and its 90 % interval")
-    console.note(
-        f"layer {cam.model.contract.layer}, preset {cam.convention.name}, provider {cam.provider}; written to {output}/"
-    )
+    console.note(f"layer {done[0]['layer']}, preset {done[0]['preset']}, provider {cam.provider}; written to {output}/")
 
 
 def _show_error(error: dict[str, float] | None) -> str:

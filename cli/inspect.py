@@ -39,6 +39,10 @@ def inspect(
             print(f"{kind[:-1]:7} {value['name']}  {value['dtype']} {value['shape']}")
     print(f"opset   {facts['opset']}")
     contract = facts["contract"]
+    if facts["explainer"] is not None:
+        _print_contract(contract)
+        _print_explainer(facts["explainer"])
+        return
     if contract is None:
         console.note(f"no target layer is exposed; to expose one: ortcam export {model} -o {model.stem}.cam.onnx")
     else:
@@ -59,11 +63,12 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is no ONNX model.
     """
-    from ortcam.model import PREFIX, Contract, read_proto
+    from ortcam.model import EXPLAINER, PREFIX, Contract, read_proto
 
     proto = read_proto(path)
     entries = {entry.key: entry.value for entry in proto.metadata_props}
     contract = Contract.from_metadata(entries, str(path)) if PREFIX + "format" in entries else None
+    packed = EXPLAINER in entries
 
     import onnx_ir as ir
 
@@ -78,8 +83,10 @@ def describe(path: Path) -> dict[str, Any]:
         size = None if contract is None else _size(inputs)
         if contract is None:
             reading, size = _read_foreign(model, proto, path)
-        complete_shapes(model, path.resolve().parent, size)
-        candidates = find_candidates(model, reading) if inputs and outputs else []
+        candidates = []
+        if inputs and outputs and not packed:
+            complete_shapes(model, path.resolve().parent, size)
+            candidates = find_candidates(model, reading)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{path} has a graph that cannot be read: {one_line(error)}") from error
     return {
@@ -88,6 +95,7 @@ def describe(path: Path) -> dict[str, Any]:
         "outputs": [_describe_value(value) for value in outputs],
         "opset": model.opset_imports.get("", None),
         "contract": None if contract is None else _describe_contract(contract),
+        "explainer": _explainer_facts(path) if packed else None,
         "candidates": [_describe_candidate(candidate) for candidate in candidates],
     }
 
@@ -179,6 +187,23 @@ def _print_contract(contract: dict[str, Any]) -> None:
             + ("" if inner is None else f", target layer within {inner:g}")
             + f" (relative) of the source, batches {verified['batches']}"
         )
+
+
+def _explainer_facts(path: Path) -> dict[str, Any]:
+    from ortcam.deploy.packed import read_facts
+
+    return read_facts(path)[1]
+
+
+def _print_explainer(facts: dict[str, Any]) -> None:
+    passes = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
+    takes = "photos of any size" if facts["raw"] else "preprocessed tensors"
+    default = facts["default_target"]
+    print(f"packed  {facts['preset']} Score-CAM with {passes}, batches of {facts['batch_size']}; takes {takes}")
+    print("target  " + ("must be given" if default is None else f"{default} where it is not given") + "; -1: top class")
+    print(
+        f"made    of {facts['source']['file']} (sha256 {facts['source']['sha256'][:16]}...), ortcam {facts['ortcam']}"
+    )
 
 
 def _short(values: list[float]) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ortcam.convention import PRESETS, Convention
+    from ortcam.deploy.pack import PackReport, pack
+    from ortcam.deploy.packed import PackedExplainer, PackedExplanation
     from ortcam.errors import OrtcamError, OrtcamWarning
     from ortcam.explanation import Explanation, Target
     from ortcam.model import CamModel
@@ -30,11 +32,15 @@ __all__ = [
     "Explanation",
     "OrtcamError",
     "OrtcamWarning",
+    "PackReport",
+    "PackedExplainer",
+    "PackedExplanation",
     "Preprocessing",
     "Provider",
     "ScoreCAM",
     "Target",
     "__version__",
+    "pack",
 ]
 
 # The public names are loaded when first used: `ortcam --help` need not wait for numpy and onnx.
@@ -49,8 +55,12 @@ _HOME = {
     "Provider": "runtime.providers",
     "CamModel": "model",
     "ScoreCAM": "scorecam",
+    "PackReport": "deploy.pack",
+    "pack": "deploy.pack",
+    "PackedExplainer": "deploy.packed",
+    "PackedExplanation": "deploy.packed",
 }
-_NEEDS_RUNTIME = {"Provider", "ScoreCAM"}
+_NEEDS_RUNTIME = {"Provider", "ScoreCAM", "PackReport", "pack", "PackedExplainer", "PackedExplanation"}
 NO_RUNTIME = "no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"
 
 if importlib.util.find_spec("onnxruntime") is None:

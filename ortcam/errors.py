@@ -18,6 +18,10 @@ class ModelError(OrtcamError):
     """A model file that cannot be used."""
 
 
+class PackedModelError(ModelError):
+    """A packed explainer where a model file was expected."""
+
+
 class LayerError(ModelError):
     """A target layer that does not exist or has no spatial map."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -47,8 +48,109 @@ class Target:
         return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
 
 
+class Pictures:
+    """What every explanation can draw and keep."""
+
+    photo: Photo | None
+    crop: Crop
+    targets: tuple[Target, ...]
+    source: Path | None
+
+    @property
+    def photo_size(self) -> tuple[int, int]:
+        """(H, W) of the photo, or of the input tensor."""
+        if self.photo is None:
+            return self.crop.bottom, self.crop.right
+        return self.photo.shape[0], self.photo.shape[1]
+
+    def map(self, target: int = 0) -> NDArray[np.float32]:
+        """Return the map [H,W] of the `target`-th target."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays, as plain JSON."""
+        raise NotImplementedError
+
+    def describe_pictures(self, errors: Sequence[ErrorEstimate | None], flat: Sequence[bool]) -> dict[str, Any]:
+        """Return what `to_dict` says of the targets, the photo and the part of it that the model saw."""
+        return {
+            "targets": [
+                {
+                    **vars(target),
+                    "error": None if error is None else vars(error),
+                    "map_is_flat": nothing,
+                    "overlay": _overlay_name(target),
+                }
+                for target, error, nothing in zip(self.targets, errors, flat, strict=True)
+            ],
+            "photo_size": dict(zip(("height", "width"), self.photo_size, strict=True)),
+            "crop": vars(self.crop),
+        }
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Return what `save` keeps beside the maps, by name."""
+        return {}
+
+    def overlay(self, target: int = 0, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
+        """Draw the map of the `target`-th target over the photo.
+
+        Returns:
+            uint8 [H,W,3] RGB; over mid-grey where there is no photo.
+
+        Raises:
+            OptionError: no such target, an unknown colormap or an opacity out of range.
+        """
+        if not isinstance(target, int) or not -len(self.targets) <= target < len(self.targets):
+            raise OptionError(
+                f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
+            )
+        return self._draw(self.map(target), opacity, colormap)
+
+    def _draw(self, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
+        photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
+        return draw_overlay(photo, saliency, self.crop, opacity, colormap)
+
+    def save(
+        self,
+        directory: str | PathLike[str],
+        opacity: float = 0.6,
+        colormap: str = "turbo",
+    ) -> Path:
+        """Write overlays (PNG), ``maps.npy``, ``explanation.json`` and, but for a packed explainer's, ``raw_maps.npy``
+        and ``weights.npy``.
+
+        The directory appears whole or not at all. One that holds an earlier explanation and nothing else is
+        replaced; any other directory that is not empty is left alone.
+
+        Args:
+            directory: where to.
+            opacity, colormap: of the overlays.
+
+        Raises:
+            OutputError: it cannot be written, or holds something else.
+        """
+        check_style(opacity, colormap)
+        shape = (len(self.targets), *self.photo_size)
+        manifest = {"source": None if self.source is None else str(self.source), **self.to_dict()}
+        with replace_directory(Path(directory), _is_ours) as unfinished:
+            try:
+                maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
+                for row, target in enumerate(self.targets):  # one at a time: all classes may be a thousand
+                    maps[row] = self.map(row)
+                    overlay = self._draw(maps[row], opacity, colormap)
+                    (unfinished / _overlay_name(target)).write_bytes(encode_png(overlay))
+                maps.flush()
+                for name, array in self.arrays().items():
+                    np.save(unfinished / f"{name}.npy", array)
+                text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+                (unfinished / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
+            except OSError as error:
+                raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
+        return Path(directory)
+
+
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Pictures):
     """The Score-CAM maps of one photo.
 
     Attributes:
@@ -100,13 +202,6 @@ class Explanation:
         known = [error for error in self.errors if error is not None]
         return max(known, key=lambda error: error.expected) if len(known) == len(self.errors) else None
 
-    @property
-    def photo_size(self) -> tuple[int, int]:
-        """(H, W) of the photo, or of the input tensor."""
-        if self.photo is None:
-            return self.crop.bottom, self.crop.right
-        return self.photo.shape[0], self.photo.shape[1]
-
     @cached_property
     def input_maps(self) -> NDArray[np.float32]:
         """float32 [T,h_in,w_in] in [0,1] at the model's input size: the convention's own result."""
@@ -124,39 +219,9 @@ class Explanation:
         placed[crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
         return placed
 
-    def overlay(self, target: int = 0, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
-        """Draw the map of the `target`-th target over the photo.
-
-        Returns:
-            uint8 [H,W,3] RGB; over mid-grey where there is no photo.
-
-        Raises:
-            OptionError: no such target, an unknown colormap or an opacity out of range.
-        """
-        if not isinstance(target, int) or not -len(self.targets) <= target < len(self.targets):
-            raise OptionError(
-                f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
-            )
-        return self._draw(self.map(target), opacity, colormap)
-
-    def _draw(self, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
-        photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
-        return draw_overlay(photo, saliency, self.crop, opacity, colormap)
-
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the arrays, as plain JSON."""
         return {
-            "targets": [
-                {
-                    **vars(target),
-                    "error": None if error is None else vars(error),
-                    "map_is_flat": flat,
-                    "overlay": _overlay_name(target),
-                }
-                for target, error, flat in zip(self.targets, self.errors, self.flat, strict=True)
-            ],
-            "photo_size": dict(zip(("height", "width"), self.photo_size, strict=True)),
-            "crop": vars(self.crop),
+            **self.describe_pictures(self.errors, self.flat),
             "layer": self.layer,
             "preset": self.preset,
             "provider": self.provider,
@@ -165,42 +230,8 @@ class Explanation:
             "seconds_scoring": round(self.seconds_scoring, 4),
         }
 
-    def save(
-        self,
-        directory: str | PathLike[str],
-        opacity: float = 0.6,
-        colormap: str = "turbo",
-    ) -> Path:
-        """Write overlays (PNG), ``maps.npy``, ``raw_maps.npy``, ``weights.npy`` and ``explanation.json``.
-
-        The directory appears whole or not at all. One that holds an earlier explanation and nothing else is
-        replaced; any other directory that is not empty is left alone.
-
-        Args:
-            directory: where to.
-            opacity, colormap: of the overlays.
-
-        Raises:
-            OutputError: it cannot be written, or holds something else.
-        """
-        check_style(opacity, colormap)
-        shape = (len(self.targets), *self.photo_size)
-        manifest = {"source": None if self.source is None else str(self.source), **self.to_dict()}
-        with replace_directory(Path(directory), _is_ours) as unfinished:
-            try:
-                maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
-                for row, target in enumerate(self.targets):  # one at a time: all classes may be a thousand
-                    maps[row] = self.map(row)
-                    overlay = self._draw(maps[row], opacity, colormap)
-                    (unfinished / _overlay_name(target)).write_bytes(encode_png(overlay))
-                maps.flush()
-                np.save(unfinished / "raw_maps.npy", self.raw_maps)
-                np.save(unfinished / "weights.npy", self.weights)
-                text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-                (unfinished / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
-            except OSError as error:
-                raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
-        return Path(directory)
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        return {"raw_maps": self.raw_maps, "weights": self.weights}
 
 
 def _is_ours(path: Path) -> bool:

@@ -7,8 +7,7 @@ entries with the prefix ``ortcam.`` whose values are JSON. See docs/model-file.m
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,12 +17,21 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from ortcam.errors import ImageError, ModelError, OptionError, TargetError, nearest, one_line
+from ortcam.errors import (
+    ImageError,
+    ModelError,
+    OptionError,
+    PackedModelError,
+    one_line,
+)
 from ortcam.image import Photo, as_photo, read_photo
 from ortcam.preprocessing import Crop, Preprocessing, Tensor
+from ortcam.targets import resolve_targets
 
 FORMAT = 1
 PREFIX = "ortcam."
+EXPLAINER = PREFIX + "explainer"  # the metadata entry that only packed explainers have
+EXPLAINER_FORMAT = 1
 Layout = Literal["NCHW", "NHWC"]
 OutputKind = Literal["logits", "probabilities", "sigmoid"]
 
@@ -88,6 +96,46 @@ class Contract:
         except (ValueError, TypeError, AttributeError, OptionError) as error:
             raise ModelError(f"{name} has metadata that cannot be read: {one_line(error)}; export it again") from error
 
+    def prepare(
+        self, image: Any, input_shape: Sequence[int | None], name: str, max_pixels: int | None = None
+    ) -> tuple[Photo | None, Tensor, Crop]:
+        """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
+
+        The photo is None where an input tensor came and no preprocessing is known to undo.
+
+        Args:
+            image: a path, a Pillow image, an array or a tensor.
+            input_shape: of the model's image without the batch; None where the size is free.
+            name: what error messages call the model.
+            max_pixels: of a file; None for the usual limit.
+
+        Raises:
+            ImageError: it is none of these, or does not fit the model.
+        """
+        pixels = read_pixels(image, max_pixels)
+        if np.issubdtype(pixels.dtype, np.floating):
+            return self._prepare_tensor(pixels, input_shape)
+        photo = as_photo(pixels)
+        if self.preprocessing is None:
+            raise ImageError(
+                f"{name} does not say how to preprocess a photo; "
+                "export it with --preprocess, or pass a preprocessed input tensor float32 [1,C,H,W]"
+            )
+        return photo, self.preprocessing.apply(photo, self.image_layout), self.preprocessing.crop(*photo.shape[:2])
+
+    def _prepare_tensor(
+        self, pixels: np.ndarray[Any, Any], input_shape: Sequence[int | None]
+    ) -> tuple[Photo | None, Tensor, Crop]:
+        tensor = np.ascontiguousarray(pixels[None] if pixels.ndim == 3 else pixels, np.float32)
+        expected = [1, *(dim or "?" for dim in input_shape)]
+        if tensor.ndim != 4 or any(want not in ("?", got) for want, got in zip(expected, tensor.shape, strict=True)):
+            raise ImageError(f"input tensor has shape {list(pixels.shape)}; expected {expected} ({self.image_layout})")
+        if not np.isfinite(tensor).all():
+            raise ImageError("input tensor has NaN or infinite values; expected finite numbers")
+        height, width = tensor.shape[2:] if self.image_layout == "NCHW" else tensor.shape[1:3]
+        photo = None if self.preprocessing is None else self.preprocessing.invert(tensor, self.image_layout)
+        return photo, tensor, Crop(0, 0, height, width)
+
 
 class CamModel:
     """An ONNX file with an exposed target layer.
@@ -106,13 +154,20 @@ class CamModel:
         """Read the file's structure and contract; the weights go to ONNX Runtime later.
 
         Raises:
-            ModelError: the file is missing, no ONNX model, or exposes no target layer.
+            ModelError: the file is missing, no ONNX model, or exposes no target layer; a PackedModelError where it
+                is a packed explainer.
         """
         if not isinstance(path, str | PathLike):
             raise ModelError(f"model is a {type(path).__name__}; expected the path of an ONNX file")
         self.path = Path(path)
         proto = read_proto(self.path)
-        self.contract = Contract.from_metadata({entry.key: entry.value for entry in proto.metadata_props}, str(path))
+        entries = {entry.key: entry.value for entry in proto.metadata_props}
+        if EXPLAINER in entries:
+            raise PackedModelError(
+                f"{path} is a packed explainer; expected the model file that it was made from "
+                "(ortcam explain and ortcam.PackedExplainer run it as it is)"
+            )
+        self.contract = Contract.from_metadata(entries, str(path))
         inputs = {value.name: value for value in proto.graph.input}
         outputs = [value.name for value in proto.graph.output]
         if "image" not in inputs or "activations" not in outputs:
@@ -166,100 +221,31 @@ class CamModel:
         Raises:
             ImageError: it is none of these, or does not fit the model.
         """
-        limit = {} if max_pixels is None else {"max_pixels": max_pixels}
-        if isinstance(image, str | PathLike):
-            image = read_photo(image, **limit)
-        elif hasattr(image, "convert") and hasattr(image, "getbands"):
-            image = _from_pillow(image)
-        elif hasattr(image, "detach") and hasattr(image, "cpu"):  # a torch tensor, on any device, of any float type
-            image = image.detach().cpu()
-            image = image.float() if image.is_floating_point() else image
-        elif not hasattr(image, "__array__"):
-            raise ImageError(
-                f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor"
-            )
-        pixels = np.asarray(image)
-        if np.issubdtype(pixels.dtype, np.floating):
-            return self._prepare_tensor(pixels)
-        photo = as_photo(pixels)
-        preprocessing = self.contract.preprocessing
-        if preprocessing is None:
-            raise ImageError(
-                f"{self.path} does not say how to preprocess a photo; "
-                "export it with --preprocess, or pass a preprocessed input tensor float32 [1,C,H,W]"
-            )
-        return (
-            photo,
-            preprocessing.apply(photo, self.contract.image_layout),
-            preprocessing.crop(*photo.shape[:2]),
-        )
-
-    def _prepare_tensor(self, pixels: np.ndarray[Any, Any]) -> tuple[Photo | None, Tensor, Crop]:
-        tensor = np.ascontiguousarray(pixels[None] if pixels.ndim == 3 else pixels, np.float32)
-        expected = [1, *(dim or "?" for dim in self.input_shape)]
-        if tensor.ndim != 4 or any(want not in ("?", got) for want, got in zip(expected, tensor.shape, strict=True)):
-            raise ImageError(
-                f"input tensor has shape {list(pixels.shape)}; expected {expected} ({self.contract.image_layout})"
-            )
-        if not np.isfinite(tensor).all():
-            raise ImageError("input tensor has NaN or infinite values; expected finite numbers")
-        height, width = tensor.shape[2:] if self.contract.image_layout == "NCHW" else tensor.shape[1:3]
-        preprocessing = self.contract.preprocessing
-        photo = None if preprocessing is None else preprocessing.invert(tensor, self.contract.image_layout)
-        return photo, tensor, Crop(0, 0, height, width)
+        return self.contract.prepare(image, self.input_shape, str(self.path), max_pixels)
 
     def resolve_targets(self, targets: Any, classes: int) -> list[int] | None:
-        """Return the class indices that `targets` names, or None for the top class.
+        """Return the class indices that `targets` names: `ortcam.targets.resolve_targets`."""
+        return resolve_targets(targets, classes, self.labels, self.path.name)
 
-        Args:
-            targets: None, ``"all"``, a class index, a label, or a sequence of these; digits are an index. A label may
-                be one of the synonyms that a comma separates in the model's label, in any case of letters.
-            classes: how many classes the model has.
 
-        Raises:
-            TargetError: an index out of range, or a label that no class or more than one class has.
-        """
-        if targets is None:
-            return None
-        if hasattr(targets, "tolist"):  # arrays, tensors and numpy's numbers
-            targets = targets.tolist()
-        if isinstance(targets, str | int | float):
-            targets = [targets]
-        if isinstance(targets, list | tuple) and list(targets) == ["all"] and not find_label("all", self.labels or ()):
-            return list(range(classes))
-        if not isinstance(targets, Iterable):
-            raise TargetError(f"targets is {targets!r}; expected class indices or labels")
-        indices = list(dict.fromkeys(self._resolve_target(target, classes) for target in targets))
-        if not indices:
-            raise TargetError("targets is empty; expected at least one class index or label, or None for the top class")
-        return indices
+def read_pixels(image: Any, max_pixels: int | None = None) -> np.ndarray[Any, Any]:
+    """Return the pixels of a path, a Pillow image, a torch tensor or an array.
 
-    def _resolve_target(self, target: Any, classes: int) -> int:
-        if hasattr(target, "tolist"):
-            target = target.tolist()
-        if isinstance(target, str) and not re.fullmatch(r"\s*-?[0-9]+\s*", target):
-            matches = find_label(target, self.labels or ())
-            if len(matches) == 1:
-                return matches[0]
-            if matches:
-                raise TargetError(
-                    f"label {target!r} names the classes {matches[:5]} of {self.path.name}; give the index"
-                )
-            known = self.labels or ()
-            hint = (
-                nearest(target, (part for label in known for part in label.split(", ")))
-                if known
-                else "; it has no labels, give an index"
-            )
-            raise TargetError(f"label {target!r} is no class of {self.path.name}{hint}")
-        if isinstance(target, bool) or not isinstance(target, str | int):
-            raise TargetError(f"target is {target!r}; expected a class index or a label")
-        index = int(target)
-        if not 0 <= index < classes:
-            raise TargetError(
-                f"target {index} is out of range; {self.path.name} has {classes} classes, 0 to {classes - 1}"
-            )
-        return index
+    Raises:
+        ImageError: it is none of these, or the file cannot be read.
+    """
+    if isinstance(image, str | PathLike):
+        return read_photo(image) if max_pixels is None else read_photo(image, max_pixels)
+    if hasattr(image, "convert") and hasattr(image, "getbands"):
+        image = _from_pillow(image)
+    elif hasattr(image, "detach") and hasattr(image, "cpu"):  # a torch tensor, on any device, of any float type
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image
+    elif not hasattr(image, "__array__"):
+        raise ImageError(
+            f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor"
+        )
+    return np.asarray(image)
 
 
 def _from_pillow(image: Any) -> np.ndarray[Any, Any]:
@@ -272,17 +258,6 @@ def _from_pillow(image: Any) -> np.ndarray[Any, Any]:
     if image.mode not in ("L", "RGB", "RGBA", "I;16"):
         image = image.convert("RGB")
     return np.asarray(image)
-
-
-def find_label(name: str, labels: Sequence[str]) -> list[int]:
-    """Return the classes whose label, or else one of its comma-separated synonyms, is `name` (case ignored)."""
-    wanted = name.strip().casefold()
-    exact = [index for index, label in enumerate(labels) if label.casefold() == wanted]
-    if exact:
-        return exact
-    return [
-        index for index, label in enumerate(labels) if wanted in (part.strip() for part in label.casefold().split(","))
-    ]
 
 
 def read_proto(path: Path) -> onnx.ModelProto:

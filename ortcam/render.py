@@ -98,6 +98,14 @@ def encode_png(picture: Photo) -> bytes:
     return bytes(data)
 
 
+def encode_jpeg(picture: Photo, quality: int = 88) -> bytes:
+    """Return the JPEG file of an RGB picture uint8 [H,W,3]."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise OutputError(f"a picture of {picture.shape[1]}x{picture.shape[0]} pixels cannot be written as JPEG")
+    return bytes(data)
+
+
 def resize_map(saliency: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """Resize a map [h,w] bilinearly (half-pixel centres) to [height,width]."""
     return cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)

@@ -16,8 +16,8 @@ from ortcam.graph import scoring
 from ortcam.model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.binding import Padding, Rows, Scorer
-from ortcam.runtime.providers import Provider, open_on_provider
-from ortcam.runtime.session import CPU, create_session, load_prepared, prepare
+from ortcam.runtime.providers import Provider, create_on, open_on_provider
+from ortcam.runtime.session import load_prepared, make_options, prepare
 
 DEFAULT_BATCH = 16
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
@@ -83,26 +83,10 @@ class Engine:
             session = prepare(kept, graph, name, folder, self._options)
             cache.make_room()
             return session
-        options = self._options()
-        named: list[tuple[str, dict[str, Any]]] = []
-        if devices:
-            options.add_provider_for_devices(devices, provider.session_options(self._tensorrt))
-        elif provider.name == "cpu":
-            named = CPU
-        else:
-            named = [(provider.ort_name, provider.session_options(self._tensorrt))]
-            if provider.name == "tensorrt":  # what it does not take runs on the same GPU, if it can
-                cuda = Provider("cuda", device_id=provider.device_id)
-                named.append((cuda.ort_name, cuda.session_options({})))
-            named += CPU
-        return create_session(graph, named, name, folder, options, log_severity)
+        return create_on(provider, devices, graph, name, folder, self._options(), log_severity, self._tensorrt)
 
     def _options(self) -> ort.SessionOptions:
-        options = ort.SessionOptions()
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        # Threads wait busily within a run, which is faster, and not between runs, where the caller's work is.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = make_options(self._threads)
         if self._record_assignment:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options

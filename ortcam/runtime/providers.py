@@ -7,14 +7,18 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
 from ortcam.errors import ModelError, OptionError, ProviderError, nearest
 from ortcam.runtime.binding import Device
 from ortcam.runtime.probe import explain_failure, preload, probe
-from ortcam.runtime.session import RUNTIME_ERRORS
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
+
+if TYPE_CHECKING:
+    import onnx
 
 # Short names, and what to install for each. A build of ONNX Runtime holds a few of these.
 PROVIDERS: dict[str, tuple[str, str]] = {
@@ -165,6 +169,32 @@ def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
     finally:
         ort.set_default_logger_severity(2)
     return session if provider.ort_name in session.get_providers() else None
+
+
+def create_on(
+    provider: Provider,
+    devices: list[Any],
+    proto: onnx.ModelProto | Path,
+    name: str,
+    external_data: Path,
+    options: ort.SessionOptions,
+    log_severity: int,
+    tensorrt: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
+    """Create a session on a provider, as `create_session`; `tensorrt` are options beside the user's own."""
+    more = dict(tensorrt or {})
+    named: list[tuple[str, dict[str, Any]]] = []
+    if devices:
+        options.add_provider_for_devices(devices, provider.session_options(more))
+    elif provider.name == "cpu":
+        named = CPU
+    else:
+        named = [(provider.ort_name, provider.session_options(more))]
+        if provider.name == "tensorrt":  # what it does not take runs on the same GPU, if it can
+            cuda = Provider("cuda", device_id=provider.device_id)
+            named.append((cuda.ort_name, cuda.session_options({})))
+        named += CPU
+    return create_session(proto, named, name, external_data, options, log_severity)
 
 
 def _plugin_devices(name: str) -> list[Any]:

@@ -35,6 +35,16 @@ CPU: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
+def make_options(threads: int | None) -> ort.SessionOptions:
+    """Return session options with so many CPU threads; None for one per physical core."""
+    options = ort.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads wait busily within a run, which is faster, and not between runs, where the caller's work is.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 def create_session(
     proto: onnx.ModelProto | Path,
     providers: list[tuple[str, dict[str, Any]]],

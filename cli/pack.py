@@ -1,0 +1,89 @@
+"""ortcam pack: one file that explains photos in any runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ortcam.cli import console
+
+
+def pack(
+    model: Annotated[Path, typer.Argument(help="A model file that ortcam exported.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write. Default: MODEL.explainer.onnx.", show_default=False),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
+    ] = "official",
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run at most so many masked inputs. Default: all, the exact map.", show_default=False),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw/--no-raw", help="Take photos of any size, or preprocessed tensors.")
+    ] = True,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Masked images a run. Default: 16, or the model's own.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="A class index or label, or -1 for the top class, where the input `target` is not given. "
+            "Default: it must be given.",
+            show_default=False,
+        ),
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the engine on one photo.")] = True,
+    triton: Annotated[
+        Path | None,
+        typer.Option(help="Also write a model repository for Triton Inference Server.", show_default=False),
+    ] = None,
+    triton_tensorrt: Annotated[
+        bool, typer.Option("--triton-tensorrt", help="Let Triton run the file with TensorRT in float16.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
+) -> None:
+    """Pack a model and Score-CAM into one ONNX file that needs no Python.
+
+    Examples:
+
+      ortcam pack model.onnx -o explainer.onnx --budget 32
+
+      ortcam explain explainer.onnx photo.jpg
+
+      ortcam pack model.onnx --budget 32 --triton models/
+    """
+    if triton_tensorrt and triton is None:
+        raise typer.BadParameter("--triton-tensorrt needs --triton DIR")
+    from ortcam.deploy.pack import pack as write
+    from ortcam.deploy.triton import write_triton
+
+    path = output or model.with_name(f"{model.stem}.explainer.onnx")
+    report = write(
+        model, path, preset=preset, budget=budget, raw=raw, batch_size=batch_size, target=target, verify=verify
+    )
+    folder = None if triton is None else write_triton(path, triton, tensorrt=triton_tensorrt)
+    if as_json:
+        console.print_json(
+            {
+                "path": str(path),
+                "bytes": path.stat().st_size,
+                "triton": None if folder is None else str(folder),
+                "r": report.r,
+                "largest_difference": report.largest_difference,
+                **report.facts,
+            }
+        )
+        return
+    passes = "every channel" if budget is None else f"a budget of {budget}"
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {preset}, {passes}, batches of {report.facts['batch_size']}")
+    if report.r is not None:
+        print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
+    if folder is not None:
+        print(f"{folder}: a model of Triton's; start the server with --model-repository {triton}")
+    console.note(f"to see what it does: ortcam explain {path} photo.jpg; in a browser: ortcam page {path} -o site")

@@ -1,0 +1,39 @@
+"""ortcam page: a packed explainer in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ortcam.cli import console
+
+
+def page(
+    explainer: Annotated[Path, typer.Argument(help="A file that `ortcam pack` wrote.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("site"),
+    example: Annotated[
+        list[Path] | None,
+        typer.Option("--example", "-e", help="A photo that the page offers; may be repeated.", show_default=False),
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="The npm package onnxruntime-web: its folder or .tgz. Default: fetched with npm.", show_default=False
+        ),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.", show_default=False)] = None,
+) -> None:
+    """Write a static page that explains photos in the browser.
+
+    Example:
+
+      ortcam page explainer.onnx -o site -e dog.jpg && python3 -m http.server -d site
+    """
+    from ortcam.deploy.page import write_page
+
+    folder = write_page(explainer, output, example or [], runtime, title)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB; any web server can serve it: python3 -m http.server -d {folder}")
+    console.note("budgets up to 32 suit a browser: a masked image takes it ten times as long as a server")

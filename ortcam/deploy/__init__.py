@@ -1,0 +1,1 @@
+"""What is deployed: the single-file explainer, the page and the server's folder around it."""

@@ -1,0 +1,220 @@
+"""pack: one ONNX file that explains photos by itself, in any runtime. See docs/explainer.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import ortcam
+from ortcam.budget import whole
+from ortcam.convention import Convention, resolve_convention
+from ortcam.deploy.packed import PackedExplainer
+from ortcam.errors import ModelError, OptionError, one_line
+from ortcam.files import replace_files
+from ortcam.graph.explainer import Plan, build_explainer
+from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel
+from ortcam.runtime.cache import hash_file
+from ortcam.runtime.engine import DEFAULT_BATCH
+from ortcam.scorecam import ScoreCAM
+
+_MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
+_LEAST_AGREEMENT = 0.999
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed.
+
+    Attributes:
+        path: the file.
+        facts: the metadata entry `ortcam.explainer`: preset, budget, batch size, kind of input, source.
+        r: Pearson's correlation of its map with the engine's, on a synthetic photo; None where that was not run.
+        largest_difference: of the two maps, in [0,1].
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    r: float | None
+    largest_difference: float | None
+
+
+def pack(
+    model: str | PathLike[str],
+    path: str | PathLike[str],
+    *,
+    preset: str | Convention = "official",
+    budget: int | None = None,
+    raw: bool = True,
+    batch_size: int | None = None,
+    target: Any = None,
+    verify: bool = True,
+) -> PackReport:
+    """Write a model file and Score-CAM around it as one ordinary ONNX file that needs no Python.
+
+    Its inputs are ``image``, a photo uint8 [H,W,3] RGB of any size (the preprocessed tensor float32 [1,C,H,W] with
+    ``raw=False``), and ``target`` int64 [T], class indices, -1 for the top class. Its outputs are the model's own
+    scores float32 [N], ``target_class`` int64 [T], ``saliency`` float32 [T,H,W] in [0,1] and ``scored`` int64 [1],
+    how many masked images were run.
+
+    Args:
+        model: a file that ortcam exported.
+        path: the file to write.
+        preset: a name in `ortcam.PRESETS`, or a Convention.
+        budget: run at most so many masked images; None for all, the exact map.
+        raw: put the preprocessing in.
+        batch_size: masked images a turn; None for 16, or the model's own fixed batch.
+        target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;
+            runtimes for JavaScript know no inputs that may be left out.
+        verify: explain a synthetic photo with the file and with the engine, and refuse a file that differs.
+
+    Raises:
+        ModelError: the model cannot be packed, or the packed file does not agree with the engine.
+        OptionError: an argument that makes no sense.
+        TargetError: a target that the model does not have.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    convention = resolve_convention(preset)
+    budget = None if budget is None else whole("budget", budget)
+    cam = ScoreCAM(model, provider="cpu", preset=convention)
+    known = cam.model
+    layer = cam.rehearse()
+    if raw and known.contract.preprocessing is None:
+        raise OptionError(
+            f"{known.path} does not say how to preprocess a photo; export it with --preprocess, "
+            "or pack it for preprocessed tensors (--no-raw, raw=False)"
+        )
+    if known.batch and batch_size not in (None, known.batch):
+        raise OptionError(f"batch_size is {batch_size}; {known.path.name} knows only batches of {known.batch}")
+    plan = Plan(
+        convention=convention,
+        budget=budget,
+        batch_size=known.batch or (DEFAULT_BATCH if batch_size is None else whole("batch_size", batch_size)),
+        fixed_batch=known.batch is not None,
+        raw=raw,
+        target=None if target is None else _default_target(known, target),
+        input_shape=_input_shape(known),
+        layer_size=layer[1:],
+    )
+    source = _read_whole(known)
+    explainer = build_explainer(source, known.contract, plan)
+    facts = _describe(known, plan, explainer.graph.output[0].name)
+    for key, text in {**known.contract.to_metadata(), EXPLAINER: json.dumps(facts)}.items():
+        explainer.metadata_props.add(key=key, value=text)
+    explainer.producer_name, explainer.producer_version = "ortcam", ortcam.__version__
+    try:
+        onnx.checker.check_model(explainer, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{known.path.name} cannot be packed: {one_line(error)}") from error
+    with replace_files(path) as folder:
+        made = folder / path.name
+        made.write_bytes(explainer.SerializeToString())
+        del explainer, source
+        r, difference = _compare(cam, made, budget) if verify else (None, None)
+    return PackReport(path, facts, r, difference)
+
+
+def _default_target(model: CamModel, target: Any) -> int:
+    if target in (-1, "-1"):
+        return -1
+    indices = model.resolve_targets([target], model.classes or 1 << 31)
+    assert indices is not None
+    return indices[0]
+
+
+def _input_shape(model: CamModel) -> tuple[int, int, int]:
+    """Return the shape of the image without the batch: the file's, or where that is free, its preprocessing's."""
+    known, shape = model.contract.preprocessing, model.input_shape
+    if None in shape and known is not None:
+        size = (known.channel_count, known.height, known.width)
+        usual = size if model.contract.image_layout == "NCHW" else (*size[1:], size[0])
+        shape = tuple(dim or other for dim, other in zip(shape, usual, strict=True))
+    first, second, third = shape
+    if first is None or second is None or third is None:
+        raise ModelError(
+            f"{model.path} leaves its input size free, {list(shape)}, and an explainer is made for one; "
+            "export it with --input-size or --preprocess"
+        )
+    return first, second, third
+
+
+def _read_whole(model: CamModel) -> onnx.ModelProto:
+    """Return the parsed file with its weights inside."""
+    proto = model.take_proto()
+    size = model.path.stat().st_size
+    if model.has_external_data:
+        folder = model.external_data_directory
+        outside = {
+            entry.value
+            for tensor in proto.graph.initializer
+            if tensor.data_location == tensor.EXTERNAL
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        size += sum((folder / name).stat().st_size for name in outside)
+    if size > _MOST_BYTES:
+        raise ModelError(
+            f"{model.path.name} has {size / 1e9:.1f} GB; an explainer is one file, and protobuf's end at 2 GB: "
+            "export it with --precision fp16"
+        )
+    if model.has_external_data:
+        onnx.load_external_data_for_model(proto, str(model.external_data_directory))
+    return proto
+
+
+def _describe(model: CamModel, plan: Plan, scores: str) -> dict[str, Any]:
+    return {
+        "format": EXPLAINER_FORMAT,
+        "preset": plan.convention.name,
+        "budget": plan.budget,
+        "batch_size": plan.batch_size,
+        "raw": plan.raw,
+        "default_target": plan.target,
+        "input_shape": list(plan.input_shape),
+        "classes": model.classes,
+        "scores": scores,
+        "source": {"file": model.path.name, "sha256": hash_file(model.path)},
+        "ortcam": ortcam.__version__,
+    }
+
+
+def _compare(cam: ScoreCAM, made: Path, budget: int | None) -> tuple[float, float]:
+    """Explain a synthetic photo with the file and with the engine; return r and the largest difference of the maps.
+
+    Raises:
+        ModelError: they do not agree, or the file does not run.
+    """
+    image: Any = _synthetic_photo()
+    if cam.model.contract.preprocessing is None:
+        shape = _input_shape(cam.model)
+        image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    packed = PackedExplainer(made, provider="cpu").explain(image)
+    expected = cam.explain(image, budget=budget, targets=packed.targets[0].index)
+    ours, theirs = packed.maps, expected.maps
+    difference = float(np.abs(ours - theirs).max())
+    varies = theirs.std() > 0 and ours.std() > 0
+    r = float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]) if varies else float(difference < 1e-3)
+    if not r >= _LEAST_AGREEMENT or packed.scored != expected.scored:
+        raise ModelError(
+            f"the packed {made.name} does not agree with the engine: r = {r:.5f} of the maps, {packed.scored} and "
+            f"{expected.scored} masked images; please report it (--no-verify writes the file all the same)"
+        )
+    return r, difference
+
+
+def _synthetic_photo() -> np.ndarray[Any, Any]:
+    """Return smooth blobs of colour under noise, uint8 [240,320,3]; the same at every call."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:240, 0:320].astype(np.float32)
+    photo = np.full((240, 320, 3), 96, np.float32)
+    for _ in range(12):
+        centre_y, centre_x, width = rng.uniform(0, 240), rng.uniform(0, 320), rng.uniform(15, 60)
+        blob = np.exp(-((y - centre_y) ** 2 + (x - centre_x) ** 2) / (2 * width**2))
+        photo += blob[:, :, None] * rng.uniform(-120, 160, 3)
+    return np.clip(photo + rng.normal(0, 12, photo.shape), 0, 255).astype(np.uint8)

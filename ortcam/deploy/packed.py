@@ -1,0 +1,243 @@
+"""Running a packed explainer from Python, with files and labels as `ScoreCAM` has them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.budget import whole
+from ortcam.convention import TINY
+from ortcam.errors import ImageError, ModelError, OrtcamError, OrtcamWarning, one_line
+from ortcam.explanation import Pictures, Target
+from ortcam.image import Photo, as_photo
+from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_pixels, read_proto
+from ortcam.preprocessing import Crop
+from ortcam.render import resize_map
+from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
+from ortcam.runtime.session import RUNTIME_ERRORS, make_options
+from ortcam.targets import resolve_targets
+
+
+@dataclass(frozen=True)
+class PackedExplanation(Pictures):
+    """The maps that a packed explainer made of one photo.
+
+    Attributes:
+        maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where the model did not look.
+        targets: the T classes, in the order of the maps.
+        source, photo, crop: as in `Explanation`.
+        scored: how many masked images were run.
+        layer, preset, provider: what was explained, how, and on which execution provider.
+        seconds: wall time of the explanation.
+    """
+
+    maps: NDArray[np.float32]
+    targets: tuple[Target, ...]
+    source: Path | None
+    photo: Photo | None
+    crop: Crop
+    scored: int
+    layer: str
+    preset: str
+    provider: str
+    seconds: float
+
+    @property
+    def flat(self) -> tuple[bool, ...]:
+        """Which of the T maps are flat (nothing in the layer speaks for the class)."""
+        return tuple(bool(one.max() <= 0) for one in self.maps)
+
+    def map(self, target: int = 0) -> NDArray[np.float32]:
+        one: NDArray[np.float32] = self.maps[target]
+        return one
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.describe_pictures([None] * len(self.targets), self.flat),
+            "layer": self.layer,
+            "preset": self.preset,
+            "provider": self.provider,
+            "channels": {"total": None, "live": None, "scored": self.scored},
+            "seconds": round(self.seconds, 4),
+            "seconds_scoring": None,
+        }
+
+
+class PackedExplainer:
+    """A packed explainer (`ortcam pack`), run by ONNX Runtime.
+
+    Attributes:
+        path: the file.
+        contract: what its metadata states of the model.
+        facts: what it states of the packing: preset, budget, ...
+        provider: the execution provider that runs it.
+    """
+
+    def __init__(
+        self, path: str | PathLike[str], provider: str | Provider = "auto", threads: int | None = None
+    ) -> None:
+        """Load a packed explainer.
+
+        Args:
+            path: the file.
+            provider: as for `ScoreCAM`.
+            threads: CPU threads; None for one per physical core.
+
+        Raises:
+            ModelError: the file cannot be used.
+            ProviderError: the provider does not load.
+        """
+        self.path = Path(path)
+        self.contract, self.facts = read_facts(self.path)
+        threads = None if threads is None else whole("threads", threads)
+
+        def create(provider: Provider, devices: list[Any], log_severity: int) -> Any:
+            folder = self.path.resolve().parent
+            return create_on(provider, devices, self.path, str(path), folder, make_options(threads), log_severity)
+
+        self._session, found = open_on_provider(resolve_provider(provider), create)
+        self.provider = found.name
+        self._scores = self._session.get_outputs()[0].name
+
+    def explain(self, image: Any, targets: Any = None, top_k: int = 1) -> PackedExplanation:
+        """Explain one photo.
+
+        Args:
+            image: a path, an RGB photo uint8 [H,W,3], a Pillow image; or, for a file that takes tensors, a
+                preprocessed input tensor float32 [1,C,H,W] (or the model's own layout).
+            targets: class indices or labels, one or several, or ``"all"``; None for the most probable classes.
+            top_k: how many those are. More than one takes a second run: the file itself knows only the top class.
+
+        Raises:
+            ImageError: the image cannot be read or does not fit the model.
+            TargetError: a class index or label that the model does not have.
+        """
+        begin = time.perf_counter()
+        photo, feed, crop = self._prepare(image)
+        if targets is None:
+            scores, found, maps, scored = self._run(feed, [-1])
+            if whole("top_k", top_k) > 1:
+                found = np.argsort(-scores, kind="stable")[:top_k]
+                scores, found, maps, scored = self._run(feed, [int(index) for index in found])
+        else:
+            indices = resolve_targets(targets, self._classes(feed), self.contract.labels, self.path.name)
+            scores, found, maps, scored = self._run(feed, indices or [-1])
+        if not self.facts["raw"]:
+            maps = _place(maps, crop, photo)
+        return PackedExplanation(
+            maps=maps,
+            targets=tuple(self._target(int(index), scores) for index in found),
+            source=Path(image) if isinstance(image, str | PathLike) else None,
+            photo=photo,
+            crop=crop,
+            scored=int(scored[0]),
+            layer=self.contract.layer,
+            preset=self.facts["preset"],
+            provider=self.provider,
+            seconds=time.perf_counter() - begin,
+        )
+
+    def explain_batch(
+        self,
+        images: Iterable[Any],
+        targets: Any = None,
+        on_error: Callable[[Any, OrtcamError], None] | None = None,
+        top_k: int = 1,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Iterator[PackedExplanation]:
+        """Explain photos one after the other; as `ScoreCAM.explain_batch`."""
+        for done, image in enumerate(images, 1):
+            try:
+                explanation = self.explain(image, targets, top_k)
+            except OrtcamError as error:
+                if on_error is None:
+                    raise
+                on_error(image, error)
+                continue
+            names = [one.name for one, flat in zip(explanation.targets, explanation.flat, strict=True) if flat]
+            if names:
+                message = f"the map of {', '.join(names)} is flat (all zero): nothing in the layer speaks for it"
+                warnings.warn(message, OrtcamWarning, stacklevel=2)
+            if on_progress is not None:
+                on_progress(done)
+            yield explanation
+
+    def _prepare(self, image: Any) -> tuple[Photo | None, NDArray[Any], Crop]:
+        """Return the photo, what the file takes, and the part of the photo that the model sees."""
+        preprocessing = self.contract.preprocessing
+        if not self.facts["raw"] or preprocessing is None:
+            return self.contract.prepare(image, self.facts["input_shape"], self.path.name)
+        pixels = read_pixels(image)
+        if np.issubdtype(pixels.dtype, np.floating):
+            raise ImageError(
+                f"image has dtype {pixels.dtype}; {self.path.name} takes photos, uint8 [H,W,3]: "
+                "for preprocessed tensors pack it with --no-raw"
+            )
+        photo = as_photo(pixels)
+        return photo, photo, preprocessing.crop(*photo.shape[:2])
+
+    def _run(self, feed: NDArray[Any], targets: list[int]) -> tuple[NDArray[Any], ...]:
+        names = [self._scores, "target_class", "saliency", "scored"]
+        inputs = {"image": np.ascontiguousarray(feed), "target": np.array(targets, np.int64)}
+        try:
+            return tuple(self._session.run(names, inputs))
+        except RUNTIME_ERRORS as error:
+            said = re.search(r"Name:'ortcam: ([^']*)'", str(error))
+            if said is None:
+                raise ModelError(f"ONNX Runtime cannot run {self.path.name}: {one_line(error)}") from error
+            raise ModelError(f"{self.path.name}: {said[1]}") from error
+
+    def _classes(self, feed: NDArray[Any]) -> int:
+        known = self.facts["classes"]
+        return len(self._run(feed, [-1])[0]) if known is None else int(known)
+
+    def _target(self, index: int, scores: NDArray[np.float32]) -> Target:
+        labels, kind = self.contract.labels, self.contract.output
+        values = scores.astype(np.float64)
+        if kind == "logits":
+            exponentials = np.exp(values - values.max())
+            logit, probability = values[index], exponentials[index] / exponentials.sum()
+        else:  # the logit of a softmax up to a constant
+            probability = values[index]
+            logit = np.log(max(probability, TINY))
+            logit -= np.log(max(1 - probability, TINY)) if kind == "sigmoid" else 0.0
+        label = labels[index] if labels is not None and index < len(labels) else None
+        return Target(index, label, float(logit), float(probability))
+
+
+def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:
+    """Return what the metadata of a packed explainer states: of the model, and of the packing.
+
+    Raises:
+        ModelError: the file is missing, no packed explainer, or of a newer format.
+    """
+    entries = {entry.key: entry.value for entry in read_proto(path).metadata_props}
+    if EXPLAINER not in entries:
+        raise ModelError(f"{path} is no packed explainer; expected a file that `ortcam pack` wrote")
+    try:
+        facts = json.loads(entries[EXPLAINER])
+        found = facts["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} has metadata that cannot be read: {one_line(error)}; pack it again") from error
+    if found != EXPLAINER_FORMAT:
+        raise ModelError(f"{path} has format {found!r}; this ortcam reads format {EXPLAINER_FORMAT}: pack it again")
+    return Contract.from_metadata(entries, str(path)), facts
+
+
+def _place(maps: NDArray[np.float32], crop: Crop, photo: Photo | None) -> NDArray[np.float32]:
+    """Draw maps [T,h,w] at the model's size where the model looked, [T,H,W]."""
+    height, width = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
+    placed = np.zeros((len(maps), height, width), np.float32)
+    for one, place in zip(maps, placed, strict=True):
+        place[crop.top : crop.bottom, crop.left : crop.right] = resize_map(one, crop.height, crop.width)
+    return placed

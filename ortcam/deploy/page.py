@@ -1,0 +1,168 @@
+"""page: a folder of static files that explains photos in the browser, with a packed explainer and nothing else.
+
+    index.html, explainer.onnx, ort.wasm.min.js, ort-wasm-simd-threaded.mjs and .wasm, examples/
+
+The runtime is the npm package onnxruntime-web, whose files are copied; nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+
+from ortcam.deploy.packed import read_facts
+from ortcam.errors import OptionError, OutputError, one_line
+from ortcam.files import replace_directory
+from ortcam.image import read_photo
+from ortcam.model import read_proto
+from ortcam.render import COLORMAPS, encode_jpeg
+from ortcam.runtime.cache import cache_directory
+
+RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web that is fetched where none is given
+RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+_TEMPLATE = Path(__file__).with_name("page.html")
+_EXAMPLE_SIDE = 640  # pixels of an example's longer side
+_OURS = {"index.html", "explainer.onnx", "examples", *RUNTIME_FILES}
+
+
+def write_page(
+    explainer: str | PathLike[str],
+    directory: str | PathLike[str],
+    examples: Sequence[str | PathLike[str]] = (),
+    runtime: str | PathLike[str] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write the page.
+
+    Args:
+        explainer: a packed explainer that takes photos.
+        directory: where to; one that holds an earlier page is replaced.
+        examples: photos that the page offers.
+        runtime: the folder of the npm package onnxruntime-web, or its .tgz; None to fetch it with npm.
+        title: of the page; None for one that names the model's file.
+
+    Raises:
+        ModelError: the file is no packed explainer.
+        OptionError: it takes tensors, or there is no runtime.
+        ImageError: an example cannot be read.
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    explainer, directory = Path(explainer), Path(directory)
+    contract, facts = read_facts(explainer)
+    if not facts["raw"]:
+        raise OptionError(f"{explainer} takes preprocessed tensors, a page has photos; pack it without --no-raw")
+    model = _with_target_to_give(read_proto(explainer))
+    photos = {f"example-{number}.jpg": _small(path) for number, path in enumerate(examples, 1)}
+    about: dict[str, Any] = {
+        "labels": contract.labels,
+        "scores": facts["scores"],
+        "output": contract.output,
+        "examples": list(photos),
+        "colours": base64.b64encode(_colours()).decode(),
+        "bytes": len(model),
+    }
+    heading = title or f"What does {facts['source']['file']} see?"
+    how = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
+    text = _TEMPLATE.read_text(encoding="utf-8")
+    for mark, value in {
+        "{{title}}": html.escape(heading),
+        "{{how}}": html.escape(f"Score-CAM ({facts['preset']}) with {how}, layer {contract.layer}"),
+        "{{about}}": json.dumps(about, ensure_ascii=False).replace("<", "\\u003c"),
+    }.items():
+        text = text.replace(mark, value)
+    with (
+        _runtime_files(runtime) as files,
+        replace_directory(directory, lambda path: path.name in _OURS) as unfinished,
+    ):
+        try:
+            for name in RUNTIME_FILES:
+                shutil.copyfile(files / name, unfinished / name)
+            (unfinished / "explainer.onnx").write_bytes(model)
+            (unfinished / "index.html").write_text(text, encoding="utf-8")
+            (unfinished / "examples").mkdir()
+            for name, data in photos.items():
+                (unfinished / "examples" / name).write_bytes(data)
+        except OSError as error:
+            raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
+    return directory
+
+
+def _with_target_to_give(proto: onnx.ModelProto) -> bytes:
+    """Return the file without a default target: JavaScript could not give another."""
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name != "target"]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return bytes(proto.SerializeToString())
+
+
+def _small(path: str | PathLike[str]) -> bytes:
+    photo = read_photo(path)
+    ratio = min(1.0, _EXAMPLE_SIDE / max(photo.shape[:2]))
+    size = tuple(max(1, round(side * ratio)) for side in photo.shape[1::-1])
+    return encode_jpeg(cv2.resize(photo, size, interpolation=cv2.INTER_AREA).astype(np.uint8))
+
+
+def _colours() -> bytes:
+    """Return turbo as 256 RGB triples."""
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], COLORMAPS["turbo"])
+    return cv2.cvtColor(table, cv2.COLOR_BGR2RGB).tobytes()
+
+
+@contextmanager
+def _runtime_files(runtime: str | PathLike[str] | None) -> Iterator[Path]:
+    """Give the folder that onnxruntime-web's files lie in."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = _fetch(Path(scratch)) if runtime is None else Path(runtime)
+        if source.is_file():
+            folder = Path(scratch) / "package" / "dist"
+            try:
+                with tarfile.open(source) as package:
+                    package.extractall(scratch, filter="data")
+            except (OSError, tarfile.TarError) as error:
+                raise OptionError(f"cannot read {source}: {one_line(error)}; expected npm's .tgz") from error
+        else:
+            folder = source / "dist" if (source / "dist").is_dir() else source
+        missing = [name for name in RUNTIME_FILES if not (folder / name).is_file()]
+        if missing:
+            raise OptionError(f"{source} has no {missing[0]}; expected the npm package onnxruntime-web")
+        yield folder
+
+
+def _fetch(scratch: Path) -> Path:
+    """Return npm's package of onnxruntime-web, which is kept in the cache."""
+    name = f"onnxruntime-web-{RUNTIME_VERSION}.tgz"
+    kept = cache_directory()
+    if kept is not None and (kept / name).is_file():
+        return kept / name
+    command = ["npm", "pack", "--silent", f"onnxruntime-web@{RUNTIME_VERSION}"]
+    advice = f"give the npm package onnxruntime-web {RUNTIME_VERSION} with --runtime"
+    try:
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise OptionError(f"npm cannot be run ({error.strerror}), which fetches the runtime; {advice}") from error
+    fetched = scratch / name
+    if done.returncode or not fetched.is_file():
+        reason = " ".join(done.stderr.split())[:200] or f"exit code {done.returncode}"
+        raise OptionError(f"npm cannot fetch onnxruntime-web: {reason}; {advice}")
+    if kept is not None:
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fetched, kept / f".{name}")
+            (kept / f".{name}").replace(kept / name)
+        except OSError:  # a cache that cannot be written costs only the next fetch
+            return fetched
+    return fetched

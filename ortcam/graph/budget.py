@@ -1,0 +1,206 @@
+"""A budget as nodes: `ortcam.budget` and `ortcam.surrogate` in a graph, which say what is computed here and why.
+
+What the engine inverts, the graph builds up: with every mask that is chosen, the pivoted Cholesky factor of the
+kernel and the inverse of its triangle grow by a row, so that a prediction is a few products of matrices.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ortcam.budget import FIRST_STAGE, LARGEST_SIDE, LARGEST_STAGE, averaging_matrix
+from ortcam.convention import TINY
+from ortcam.graph.builder import Builder, Value
+from ortcam.graph.saliency import Selection
+from ortcam.surrogate import (
+    ACTIVITY,
+    ALIKE,
+    FLOOR,
+    HOPE,
+    LEAST_WEIGHT,
+    LENGTH,
+    NUGGET,
+    PRIOR_OF_AREA,
+    SHORTEST,
+    TRUST,
+    smooth_directions,
+)
+
+
+class Surrogate(NamedTuple):
+    """What is known of a photo's masks, as values of a graph. The first row of factor and inverse is filling.
+
+    Attributes:
+        kernel: float32 [D,D].
+        parts: float32 [D,P].
+        area: float32 [D], less its mean.
+        factor: float32 [1+n,D], rows of the pivoted Cholesky factor.
+        inverse: float64 [1+n,1+n], of its triangle.
+        variance: float32 [D].
+        chosen: int64 [n].
+        free: float32 [D], 0 for a mask that was chosen, else 1.
+        importance: float32 [D], what a mask counts by in the next choice.
+        direction: float32 [P], the mean of the predicted maps.
+        logs: float32 [D,T], the predicted log weights; [D,1] before there are any.
+    """
+
+    kernel: Value
+    parts: Value
+    area: Value
+    factor: Value
+    inverse: Value
+    variance: Value
+    chosen: Value
+    free: Value
+    importance: Value
+    direction: Value
+    logs: Value
+
+
+def no_surrogate(graph: Builder) -> Surrogate:
+    """Return what stands for a surrogate where there is none."""
+    table, line = graph.constant(np.zeros((1, 1))), graph.constant(np.zeros(1))
+    double, integer = graph.constant(np.zeros((1, 1)), np.float64), graph.constant([0])
+    return Surrogate(table, table, line, table, double, line, integer, line, line, line, table)
+
+
+def write_start(graph: Builder, activations: Value, selection: Selection, small: tuple[int, int]) -> Surrogate:
+    """activations float32 [K,h,w] and their distinct masks -> a surrogate that knows no score."""
+    rows, columns = (averaging_matrix(length, min(length, LARGEST_SIDE)) for length in small)
+    grid = len(rows), len(columns)
+    if grid != small:
+        activations = graph.constant(rows) @ activations @ np.ascontiguousarray(columns.T)
+    flat = graph.reshape(activations, graph.size(activations, 0), grid[0] * grid[1])
+    affine = graph.gather(selection.affine, selection.channels)
+    shift, scale = graph.slice(affine, 0, 1, 1), graph.slice(affine, 1, 2, 1)
+    masks = (graph.gather(flat, selection.channels) - shift) * scale
+    masks = graph.op("Clip", masks, graph.constant(0.0), graph.constant(1.0))
+    count = graph.size(masks, 0)
+    # A row more, for the channels that were left out.
+    nothing = graph.full(graph.shape(count + 1, grid[0] * grid[1]), 0.0, np.float32)
+    sums = graph.op("ScatterND", nothing, graph.expand_dims(selection.rows, 1), flat, reduction="add")
+    parts = graph.slice(sums, 0, -1, 0)
+    area = graph.reduce("Mean", masks, 1)
+    ones = graph.full(count, 1.0, np.float32)
+    return Surrogate(
+        kernel=_write_kernel(graph, masks, parts),
+        parts=parts,
+        area=area - graph.reduce("Mean", area, 0, keep=True),
+        factor=graph.full(graph.shape(1, count), 0.0, np.float32),
+        inverse=graph.constant(np.zeros((1, 1)), np.float64),
+        variance=ones,
+        chosen=graph.constant(np.zeros(0, np.int64)),
+        free=ones,
+        importance=ones,
+        direction=graph.reduce("Sum", parts, 0),
+        logs=graph.expand_dims(ones, 1),
+    )
+
+
+def _write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
+    gram = graph.cast(parts.T @ parts, np.float64)
+    places = graph.size(gram, 0)
+    unit = graph.op("EyeLike", gram)
+    size = graph.op("Sqrt", graph.maximum(graph.reduce("Sum", gram * unit, 0), float(TINY)))
+    outer = graph.reshape(size, -1, 1) * graph.reshape(size, 1, -1)
+    alike = gram / outer * ALIKE + unit * (1 - ALIKE)
+    mean = graph.reduce("Sum", size) / graph.cast(places, np.float64)
+    activity = graph.op("Pow", size / mean, graph.constant(ACTIVITY / 2, np.float64))
+    metric = alike * graph.reshape(activity, -1, 1) * graph.reshape(activity, 1, -1)
+    points = masks @ graph.cast(metric, np.float32)
+    norms = graph.reduce("Sum", points * masks, 1, keep=True)  # [D,1]
+    centres = graph.reduce("Mean", points, 0) * graph.reduce("Mean", masks, 0)
+    spread = (graph.reduce("Mean", norms) - graph.reduce("Sum", centres)) * 2.0
+    scale = (3 / LENGTH) / graph.maximum(spread, SHORTEST)
+    squares = (norms + norms.T - points @ masks.T * 2.0) * scale
+    distances = graph.op("Sqrt", graph.op("Relu", squares))
+    return (distances + 1.0) * graph.op("Exp", -distances)
+
+
+def stage_size(graph: Builder, done: Value, most: Value) -> Value:
+    """Return how many masks the next stage has, int64 [1]."""
+    stage = graph.minimum(graph.maximum(done, FIRST_STAGE), LARGEST_STAGE)
+    return graph.minimum(stage, most - done)
+
+
+def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int, int]) -> Surrogate:
+    """Choose `count` masks more: `Surrogate.choose`."""
+    basis = smooth_directions(grid)
+    mean = state.direction - graph.reduce("Mean", state.direction, 0, keep=True)
+    mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 0, keep=True)) + TINY)
+    along = graph.reshape(mean, -1, 1)
+    weighted = state.parts * graph.expand_dims(state.importance, 1)
+    weighted = weighted - graph.reduce("Mean", weighted, 1, keep=True)
+    parts = (weighted @ basis - (weighted @ along) @ (along.T @ basis)).T  # [R,D]
+    effect = parts @ state.kernel + parts * NUGGET - (parts @ state.factor.T) @ state.factor
+
+    def choose(
+        _: Value, effect: Value, factor: Value, inverse: Value, variance: Value, chosen: Value, free: Value
+    ) -> list[Value]:
+        gain = graph.reduce("SumSquare", effect, 0) / (variance + NUGGET)
+        gain = graph.where(free > 0.0, gain, -1.0)
+        best = graph.op("ArgMax", gain, axis=0, keepdims=1)  # [1]
+        before = graph.gather(factor, best, 1)  # [1+n,1]
+        own = graph.op("Sqrt", graph.gather(variance, best) + NUGGET)
+        line = (graph.gather(state.kernel, best) - before.T @ factor) / own
+        own = graph.cast(own, np.float64)
+        last = graph.concat([-(graph.cast(before.T, np.float64) @ inverse) / own, graph.reshape(1.0 / own, 1, 1)], 1)
+        wider = graph.concat([inverse, graph.full(graph.shape(graph.size(inverse, 0), 1), 0.0, np.float64)], 1)
+        return [
+            effect - (parts @ line.T) @ line,
+            graph.concat([factor, line], 0),
+            graph.concat([wider, last], 0),
+            graph.op("Relu", variance - graph.reshape(line * line, -1)),
+            graph.concat([chosen, best], 0),
+            graph.op("ScatterElements", free, best, graph.constant([0.0]), axis=0),
+        ]
+
+    changing = (effect, state.factor, state.inverse, state.variance, state.chosen, state.free)
+    _, factor, inverse, variance, chosen, free = graph.loop(graph.scalar(count), changing, choose)
+    return state._replace(factor=factor, inverse=inverse, variance=variance, chosen=chosen, free=free)
+
+
+def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> Surrogate:
+    """scores float32 [n,T] of the chosen masks -> the log weights of all: `Surrogate.predict`."""
+    double = np.float64
+    below = graph.cast(scores - graph.reduce("Max", scores, 0, keep=True), double)
+    targets = graph.op("Log", graph.op("Exp", below) + FLOOR)
+    area = graph.reshape(graph.cast(state.area, double), -1, 1)
+    trend = graph.concat([area * 0.0 + 1.0, area], 1)  # [D,2]
+    seen = graph.gather(trend, state.chosen)
+    filling = graph.full(graph.shape(1, graph.size(targets, 1) + 2), 0.0, double)
+    solved = state.inverse @ graph.concat([filling, graph.concat([seen, targets], 1)], 0)
+    trend_solved, targets_solved = graph.slice(solved, 0, 2, 1), graph.slice(solved, 2, np.iinfo(np.int64).max, 1)
+    normal = trend_solved.T @ trend_solved + np.diag([0.0, PRIOR_OF_AREA])
+    slopes = _inverse_of_two(graph, normal) @ (trend_solved.T @ targets_solved)  # [2,T]
+    rest = targets_solved - trend_solved @ slopes
+    amplitudes = graph.reduce("SumSquare", rest, 0, keep=True) / graph.cast(graph.size(scores, 0), double)  # [1,T]
+    predicted = trend @ slopes + graph.cast(state.factor.T @ graph.cast(rest, np.float32), double)
+    doubt = graph.reshape(graph.cast(state.variance + NUGGET, double), -1, 1) * amplitudes
+    weights = graph.maximum(graph.op("Exp", predicted + doubt / 2.0) - FLOOR, LEAST_WEIGHT)
+    logs = graph.cast(graph.op("Log", weights), np.float32)
+    logs = graph.op("ScatterND", logs, graph.expand_dims(state.chosen, 1), graph.cast(below, np.float32))
+    # What the next choice counts masks by: `Surrogate._aim`.
+    maps = graph.op("Exp", logs).T @ state.parts  # [T,P]
+    maps = maps / (graph.op("Sqrt", graph.reduce("SumSquare", maps, 1, keep=True)) + TINY)
+    doubt = graph.op("Sqrt", graph.cast(doubt, np.float32)) * graph.expand_dims(state.free, 1)
+    hoped = logs + doubt * HOPE
+    hoped = (hoped - graph.reduce("Max", hoped, 0, keep=True)) * (2 * TRUST)
+    importance = graph.op("Sqrt", graph.reduce("Mean", graph.op("Exp", hoped), 1))
+    return state._replace(importance=importance, direction=graph.reduce("Mean", maps, 0), logs=logs)
+
+
+def _inverse_of_two(graph: Builder, matrix: Value) -> Value:
+    """Return the inverse of a symmetric matrix [2,2]."""
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # turn^T M turn is the adjugate of a symmetric M
+    adjugate = graph.constant(turn.T, np.float64) @ matrix @ turn
+    determinant = graph.slice(graph.slice(matrix @ adjugate, 0, 1, 0), 0, 1, 1)
+    return adjugate / determinant
+
+
+def write_scores(graph: Builder, state: Surrogate, seen: Value) -> Value:
+    """scores float32 [n,T] of the chosen masks -> those of all masks [D,T]."""
+    scores = state.logs + graph.reduce("Max", seen, 0, keep=True)
+    return graph.op("ScatterND", scores, graph.expand_dims(state.chosen, 1), seen)

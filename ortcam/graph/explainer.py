@@ -1,0 +1,369 @@
+"""The explainer graph: Score-CAM of one photo as one ordinary ONNX graph, which any runtime can run.
+
+    image, target -> the model's scores, target, saliency, scored
+
+A Loop holds the model, so that its weights are in the file once, and as initializers of the loop's own body, where
+ONNX Runtime optimises them (captured from outside, convolutions keep their plain layout and take 2.4 times as long).
+The first turn is the plain pass: one image, unmasked. It fills a queue of masks; every further turn runs a batch of
+them, until the queue is empty. With a budget, the turn that empties it predicts all scores and chooses the next stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from ortcam.convention import Convention, interpolation_matrix
+from ortcam.graph import budget as budgets
+from ortcam.graph import scoring
+from ortcam.graph.builder import Builder, Value
+from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
+from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
+from ortcam.model import Contract, Layout
+
+_INNER = "ortcam.inner."  # what the model's own image and outputs are called inside the loop
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an explainer is made for.
+
+    Attributes:
+        convention: the definition of Score-CAM.
+        budget: the most masked images; None for all.
+        batch_size: masked images a turn.
+        fixed_batch: whether the model knows no other batch.
+        raw: take a photo uint8 [H,W,3] of any size, else the preprocessed input float32.
+        target: what the input `target` is where it is not given; None where it must be given.
+        input_shape: of the model's image, without the batch.
+        layer_size: (h, w) of the target layer.
+    """
+
+    convention: Convention
+    budget: int | None
+    batch_size: int
+    fixed_batch: bool
+    raw: bool
+    target: int | None
+    input_shape: tuple[int, int, int]
+    layer_size: tuple[int, int]
+
+    @property
+    def pads(self) -> bool:
+        """Whether every batch of masked images is full: the last one of an exact map is filled up."""
+        return self.fixed_batch or self.budget is None
+
+    def input_size(self, layout: Layout) -> tuple[int, int]:
+        shape = self.input_shape
+        return (shape[1], shape[2]) if layout == "NCHW" else (shape[0], shape[1])
+
+
+class _State(NamedTuple):
+    """What goes from turn to turn.
+
+    Attributes:
+        activations: float32 [1,K,h,w] of the plain pass.
+        output: float32 [N], the model's own.
+        targets: int64 [T].
+        affine, channels, rows: the photo's distinct masks, as `Selection`.
+        queue: int64 [q], the distinct masks to run next.
+        scores: float32 [n,T] of the masks that were run, in that order.
+    """
+
+    activations: Value
+    output: Value
+    targets: Value
+    affine: Value
+    channels: Value
+    rows: Value
+    queue: Value
+    scores: Value
+
+
+def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> onnx.ModelProto:
+    """Turn a model file into its explainer.
+
+    Args:
+        proto: the parsed file, with its weights inside; it is used up.
+        contract: its contract.
+        plan: what the explainer is made for.
+
+    Raises:
+        ModelError: the scores cannot be found in the graph.
+    """
+    name = proto.graph.output[0].name
+    model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
+    _rename(model.graph, {"image": f"{_INNER}image", name: f"{_INNER}{name}", "activations": f"{_INNER}activations"})
+    graph = Builder()
+    writer = _Writer(graph, model.graph, f"{_INNER}{name}", contract, plan)
+    writer.write(name)
+    made = onnx.ModelProto()
+    made.CopyFrom(onnx.ModelProto(ir_version=max(model.ir_version, 8), opset_import=model.opset_import))
+    made.functions.extend(model.functions)
+    made.graph.CopyFrom(graph.to_proto("explainer"))
+    return made
+
+
+class _Writer:
+    def __init__(self, graph: Builder, model: onnx.GraphProto, result: str, contract: Contract, plan: Plan) -> None:
+        self.graph, self.model, self.result, self.contract, self.plan = graph, model, result, contract, plan
+        self.size = plan.input_size(contract.image_layout)
+
+    def write(self, name: str) -> None:
+        graph, plan = self.graph, self.plan
+        if plan.raw:
+            photo = graph.input("image", np.uint8, ["height", "width", 3])
+        else:
+            photo = graph.input("image", np.float32, [1, *plan.input_shape])
+        target = graph.input("target", np.int64, ["targets"])
+        if plan.target is not None:
+            graph.default("target", np.array([plan.target], np.int64))
+        image, place = self._write_raw(photo) if plan.raw else self._write_tensor(photo)
+        state, surrogate = self._write_loop(image, target)
+        valid = self._is_valid(target, graph.size(state.output, 0))
+        saliency = place(self._write_maps(state, surrogate) * graph.reshape(graph.cast(valid, np.float32), -1, 1, 1))
+        maps: list[int | str | None] = ["targets", "height", "width"] if plan.raw else ["targets", *self.size]
+        graph.output(state.output, name, ["classes"])
+        graph.output(state.targets, "target_class", ["targets"])  # ONNX has inputs and outputs in one namespace
+        graph.output(saliency, "saliency", maps)
+        graph.output(graph.size(state.scores, 0), "scored", [1])
+
+    def _write_raw(self, photo: Value) -> tuple[Value, Callable[[Value], Value]]:
+        graph, known = self.graph, self.contract.preprocessing
+        assert known is not None
+        pixels = graph.size(photo, 0) * graph.size(photo, 1)
+        fault = self._check(graph.equal(pixels, 0), "the image has no pixels; expected uint8 [height,width,3]")
+        rows, columns = photo_sides(graph, photo, known, fault)
+        image = write_preprocessing(graph, photo, rows, columns, known, self.contract.image_layout)
+        return image, lambda maps: write_placing(graph, maps, rows, columns, known)
+
+    def _write_tensor(self, image: Value) -> tuple[Value, Callable[[Value], Value]]:
+        fault = self._check(self._is_wild(image), "the image has NaN or infinite values; expected finite numbers")
+        return image + self.graph.cast(fault, np.float32), lambda maps: maps
+
+    def _write_loop(self, image: Value, target: Value) -> tuple[_State, budgets.Surrogate | None]:
+        graph = self.graph
+        zero = graph.constant([0])
+        start = _State(
+            activations=graph.constant(np.zeros((1, 1, *self.plan.layer_size), np.float32)),
+            output=graph.constant(np.zeros(1, np.float32)),
+            targets=graph.full(graph.size(target, 0), 0, np.int64),
+            affine=graph.constant(np.array([[0, 0, 1]], np.float32)),
+            channels=zero,
+            rows=zero,
+            queue=zero,
+            scores=graph.constant(np.zeros((0, 1), np.float32)),
+        )
+        surrogate = () if self.plan.budget is None else budgets.no_surrogate(graph)
+
+        def turn(number: Value, *values: Value) -> list[Value]:
+            first = graph.equal(number, 0)
+            return self._write_turn(first, image, target, values)
+
+        final = graph.loop(None, [*start, *surrogate], turn, condition=True)
+        count = len(start)
+        return _State(*final[:count]), budgets.Surrogate(*final[count:]) if surrogate else None
+
+    def _write_turn(self, first: Value, image: Value, target: Value, values: tuple[Value, ...]) -> list[Value]:
+        graph, plan, count = self.graph, self.plan, len(_State._fields)
+        state, known = _State(*values[:count]), values[count:]
+        output, logits, activations, scores = self._write_model(first, image, state)
+
+        def begin() -> list[Value]:
+            return self._write_beginning(output, logits, activations, target)
+
+        def go_on() -> list[Value]:
+            run = graph.minimum(graph.size(state.queue, 0), plan.batch_size)
+            seen = graph.concat([state.scores, graph.slice(scores, 0, run, 0)], 0)
+            left = graph.slice(state.queue, run, np.iinfo(np.int64).max, 0)
+            return [*state._replace(queue=left, scores=seen), *self._write_learning(known, left, seen)]
+
+        after = graph.branch(first, begin, go_on)
+        state, known = _State(*after[:count]), tuple(after[count:])
+        if plan.budget is not None:
+            state, known = self._write_next_stage(state, budgets.Surrogate(*known))
+        going = graph.scalar(graph.size(state.queue, 0) > 0)
+        return [going, *state, *known]
+
+    def _write_model(self, first: Value, image: Value, state: _State) -> tuple[Value, Value, Value, Value]:
+        """Run the model on the next batch of the queue: output, logits, activations [b,K,h,w], scores [b,T]."""
+        graph, plan, contract = self.graph, self.plan, self.contract
+        waiting = graph.size(state.queue, 0)
+        if plan.fixed_batch:
+            count = graph.constant([plan.batch_size])
+        elif plan.pads:
+            count = graph.where(first, graph.constant([1]), graph.constant([plan.batch_size]))
+        else:
+            count = graph.minimum(waiting, plan.batch_size)
+        picked = graph.gather(state.queue, graph.minimum(graph.arange(count), waiting - 1))
+        channels = graph.gather(state.channels, picked)
+        ours = graph.constant(np.zeros((1, 1), np.int64))
+        index = graph.concat([graph.op("Expand", ours, graph.shape(count, 1)), graph.expand_dims(channels, 1)], 1)
+        aligned = plan.convention.mask_align_corners
+        rows, columns = (interpolation_matrix(*pair, aligned) for pair in zip(self.size, plan.layer_size, strict=True))
+        inputs = {
+            scoring.PHOTOS: image,
+            scoring.PHOTO_INDEX: graph.constant([0]),
+            scoring.ACTIVATIONS: state.activations,
+            scoring.CHANNELS: index,
+            scoring.AFFINE: graph.reshape(graph.gather(state.affine, channels), -1, 3, 1, 1),
+            scoring.ROWS: graph.constant(rows),
+            scoring.COLUMNS: graph.constant(np.ascontiguousarray(columns.T)),
+            scoring.TARGETS: graph.op(
+                "Expand", graph.expand_dims(state.targets, 0), graph.shape(count, graph.size(state.targets, 0))
+            ),
+        }
+        for name, value in inputs.items():
+            graph.named(value, name)
+        graph.embed(self.model.node, self.model.initializer)
+        weight = plan.convention.weight
+        scored = scoring.TARGET_LOG_PROBABILITIES if weight == "probability" else scoring.TARGET_LOGITS
+        names = (self.result, scoring.LOGITS, f"{_INNER}activations", scored)
+        output, logits, activations, scores = (graph.refer(name, np.float32) for name in names)
+        if contract.activations_layout == "NHWC":
+            activations = graph.op("Transpose", activations, perm=[0, 3, 1, 2])
+        return output, logits, activations, scores
+
+    def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> list[Value]:
+        """After the plain pass: the classes, and the masks that are to be run."""
+        graph, plan = self.graph, self.plan
+        output, logits, layer = (graph.slice(value, 0, 1, 0) for value in (output, logits, activations))
+        wild = self._is_wild(logits) | self._is_wild(layer)
+        fault = self._check(wild, "the model returns NaN or infinite values for this image")
+        classes = graph.size(logits, 1)
+        valid = self._is_valid(target, classes)
+        none = graph.equal(graph.size(target, 0), 0)
+        wrong = none | graph.cast(graph.reduce("Max", graph.concat([
+            graph.cast(~valid, np.int64), graph.constant([0])], 0), keep=True), np.bool_)  # fmt: skip
+        fault = fault + self._check(
+            wrong, "target is out of range; expected class indices from 0, or -1: the top class"
+        )
+        top = graph.reshape(graph.op("ArgMax", logits, axis=1, keepdims=1), 1)
+        classes_asked = graph.where(graph.equal(target, -1), top, graph.where(valid, target, 0)) + fault
+        three = graph.reshape(layer, graph.size(layer, 1), *plan.layer_size)
+        selection = write_selection(graph, three, plan.convention, self.size, plan.layer_size)
+        count = graph.size(selection.channels, 0)
+        surrogate: list[Value] = []
+        queue = graph.arange(count)
+        if plan.budget is not None:
+
+            def predicted() -> list[Value]:
+                start = budgets.write_start(graph, three, selection, plan.layer_size)
+                return [*start, graph.constant(np.zeros(0, np.int64))]
+
+            def exact() -> list[Value]:
+                return [*budgets.no_surrogate(graph), queue]
+
+            *surrogate, queue = graph.branch(self._is_predicted(count), predicted, exact)
+        return [
+            *_State(
+                activations=layer,
+                output=graph.reshape(output, -1),
+                targets=classes_asked,
+                affine=selection.affine,
+                channels=selection.channels,
+                rows=selection.rows,
+                queue=queue,
+                scores=graph.full(graph.shape(0, graph.size(target, 0)), 0.0, np.float32),
+            ),
+            *surrogate,
+        ]
+
+    def _write_learning(self, known: tuple[Value, ...], queue: Value, seen: Value) -> list[Value]:
+        """After the last batch of a stage: predict all scores."""
+        if not known:
+            return []
+        graph, state = self.graph, budgets.Surrogate(*known)
+        # A surrogate that stands for nothing has a kernel of one.
+        ended = graph.equal(graph.size(queue, 0), 0) & (graph.size(state.kernel, 0) > 1)
+
+        def learn() -> list[Value]:
+            learned = budgets.write_prediction(graph, state, seen)
+            return [learned.importance, learned.direction, learned.logs]
+
+        def wait() -> list[Value]:
+            return [state.importance, state.direction, state.logs]
+
+        importance, direction, logs = graph.branch(ended, learn, wait)
+        return [*state._replace(importance=importance, direction=direction, logs=logs)]
+
+    def _write_next_stage(self, state: _State, known: budgets.Surrogate) -> tuple[_State, tuple[Value, ...]]:
+        """When the queue is empty and the budget is not used up: choose the next masks."""
+        graph, plan = self.graph, self.plan
+        assert plan.budget is not None
+        done, most = graph.size(state.scores, 0), graph.constant([plan.budget])
+        waits = graph.equal(graph.size(state.queue, 0), 0)
+        wanted = waits & (most > done) & self._is_predicted(graph.size(state.channels, 0))
+        changing = ("factor", "inverse", "variance", "chosen", "free")
+
+        def choose() -> list[Value]:
+            count = budgets.stage_size(graph, done, most)
+            chosen = budgets.write_choice(graph, known, count, plan.layer_size)
+            queue = graph.slice(chosen.chosen, done, np.iinfo(np.int64).max, 0)
+            return [queue, *(getattr(chosen, name) for name in changing)]
+
+        def wait() -> list[Value]:
+            return [state.queue, *(getattr(known, name) for name in changing)]
+
+        queue, *values = graph.branch(wanted, choose, wait)
+        return state._replace(queue=queue), known._replace(**dict(zip(changing, values, strict=True)))
+
+    def _is_predicted(self, count: Value) -> Value:
+        """Whether a photo with so many distinct masks, int64 [1], has more than the budget."""
+        assert self.plan.budget is not None
+        return count > self.plan.budget
+
+    def _write_maps(self, state: _State, surrogate: budgets.Surrogate | None) -> Value:
+        """scores of the masks that were run -> maps float32 [T,h_in,w_in]."""
+        graph, plan = self.graph, self.plan
+        fault = self._check(self._is_wild(state.scores), "the model returns NaN or infinite values for a masked image")
+        scores = state.scores + graph.cast(fault, np.float32)
+        if surrogate is not None:
+            seen = scores
+            (scores,) = graph.branch(
+                self._is_predicted(graph.size(state.channels, 0)),
+                lambda: [budgets.write_scores(graph, surrogate, seen)],
+                lambda: [seen],
+            )
+        weights = write_weights(graph, scores, Selection(state.affine, state.channels, state.rows), plan.convention)
+        flat = graph.reshape(state.activations, graph.size(state.activations, 1), -1)
+        sums = graph.reshape(weights @ flat, -1, *plan.layer_size)
+        return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size)
+
+    def _is_valid(self, target: Value, classes: Value) -> Value:
+        return (target >= -1) & (classes > target)
+
+    def _is_wild(self, value: Value) -> Value:
+        """Whether a tensor has NaN or infinite values, bool [1]."""
+        graph = self.graph
+        wild = graph.op("IsNaN", value) | graph.op("IsInf", value)
+        flat = graph.concat([graph.reshape(graph.cast(wild, np.int32), -1), graph.constant(np.zeros(1, np.int32))], 0)
+        return graph.cast(graph.reduce("Max", flat, 0, keep=True), np.bool_)
+
+    def _check(self, wrong: Value, message: str) -> Value:
+        """Fail where `wrong`, bool [1], is true: ONNX has no error, but an index out of bounds, and its node's name.
+
+        Returns:
+            int64 [1], 0; to be added to what is not to be computed before.
+        """
+        graph = self.graph
+        return graph.gather(graph.constant([0]), graph.cast(wrong, np.int64), name=f"ortcam: {message}")
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Rename values in a graph and in the graphs inside its nodes."""
+    for node in graph.node:
+        for strings in (node.input, node.output):
+            for at, name in enumerate(strings):
+                if name in names:
+                    strings[at] = names[name]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    _rename(inner, names)
+    for output in graph.output:
+        output.name = names.get(output.name, output.name)

@@ -1,0 +1,148 @@
+"""Preprocessing, and a map's way back to the photo, as nodes: `ortcam.preprocessing` for a photo of any size.
+
+    photo uint8 [H,W,3] -> input float32 [1,C,h,w] or [1,h,w,C]
+    map float32 [T,h,w] -> at the photo's size, float32 [T,H,W]
+
+The same filters (Pillow's) in the same precision. Rows are resized a few at a time, so that a photo of a hundred
+million pixels needs no float copy of itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ortcam.graph.builder import Builder, Value
+from ortcam.model import Layout
+from ortcam.preprocessing import GRAY_WEIGHTS, Preprocessing
+
+_BLOCK = 16  # rows that are made at a time
+
+
+@dataclass(frozen=True)
+class Side:
+    """One direction of the resized photo, all int64 [1].
+
+    Attributes:
+        length: of the photo, in pixels.
+        full: of the whole resized photo.
+        begin: where the cut-out begins in it; negative where the resized photo is shorter than the cut-out.
+    """
+
+    length: Value
+    full: Value
+    begin: Value
+
+
+def photo_sides(graph: Builder, photo: Value, preprocessing: Preprocessing, nothing: Value) -> tuple[Side, Side]:
+    """Return rows and columns of a photo uint8 [H,W,3], as `Preprocessing` places them; `nothing` is a checked 0."""
+    lengths = graph.size(photo, 0) + nothing, graph.size(photo, 1) + nothing
+    sizes = preprocessing.height, preprocessing.width
+    if preprocessing.resize is None:
+        zero = graph.constant([0], np.int64)
+        rows, columns = (
+            Side(length, graph.constant([size], np.int64), zero) for length, size in zip(lengths, sizes, strict=True)
+        )
+        return rows, columns
+    short = graph.minimum(*lengths)
+    rows, columns = (
+        _cut(graph, length, length * preprocessing.resize // short, size)
+        for length, size in zip(lengths, sizes, strict=True)
+    )
+    return rows, columns
+
+
+def _cut(graph: Builder, length: Value, full: Value, size: int) -> Side:
+    half = graph.cast(full - size, np.float64) / 2.0
+    return Side(length, full, graph.cast(graph.op("Round", half), np.int64))  # half to even, as Python
+
+
+def write_preprocessing(
+    graph: Builder, photo: Value, rows: Side, columns: Side, preprocessing: Preprocessing, layout: Layout
+) -> Value:
+    """photo uint8 [H,W,3] -> the model's input float32 [1,C,h,w] or [1,h,w,C]: `Preprocessing.apply`."""
+    height, width, interpolation = preprocessing.height, preprocessing.width, preprocessing.interpolation
+    across, x_begin, x_end = _filters(graph, columns, graph.arange(graph.constant(width, np.int64)), interpolation)
+    across = graph.slice(across, x_begin, x_end, 1)  # [w,n]
+    narrow = graph.slice(photo, x_begin, x_end, 1)
+    blocks = -(-height // _BLOCK)
+
+    def block(number: Value) -> list[Value]:
+        places = number * _BLOCK + graph.constant(np.arange(_BLOCK))
+        down, y_begin, y_end = _filters(graph, rows, graph.minimum(places, height - 1), interpolation)
+        part = graph.cast(graph.slice(narrow, y_begin, y_end, 0), np.float32)  # [m,n,3]
+        flat = graph.reshape(part, graph.size(part, 0), -1)
+        return [graph.slice(down, y_begin, y_end, 1) @ flat]  # [16,3n]
+
+    (stacked,) = graph.loop(graph.constant(blocks, np.int64), [], block)
+    lines = graph.slice(graph.reshape(stacked, blocks * _BLOCK, -1, 3), 0, height, 0)  # [h,n,3]
+    planes = graph.op("Transpose", lines, perm=[2, 0, 1]) @ across.T  # [3,h,w]
+    planes = graph.op("Clip", planes, graph.constant(0.0), graph.constant(255.0))
+    if preprocessing.channels == "GRAY":
+        flat = graph.constant(GRAY_WEIGHTS[None]) @ graph.reshape(planes, 3, -1)
+        planes = graph.reshape(flat, 1, height, width)
+    elif preprocessing.channels == "BGR":
+        planes = graph.gather(planes, graph.constant([2, 1, 0], np.int64))
+    mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    tensor = (planes * preprocessing.scale - mean) / std
+    if layout == "NHWC":
+        tensor = graph.op("Transpose", tensor, perm=[1, 2, 0])
+    return graph.expand_dims(tensor, 0)
+
+
+def _filters(graph: Builder, side: Side, places: Value, interpolation: str) -> tuple[Value, Value, Value]:
+    """Return what every pixel of the photo weighs at `places` [n] of the cut-out: float32 [n,length].
+
+    And where the weights that are not zero begin and end, int64 [1]. As `preprocessing.filter_taps`.
+    """
+    scale = graph.cast(side.length, np.float64) / graph.cast(side.full, np.float64)
+    stretch = graph.maximum(scale, 1.0)
+    reach = stretch * (1.0 if interpolation == "bilinear" else 2.0)
+    centre = (graph.cast(places + side.begin, np.float64) + 0.5) * scale  # [n]
+    pixels = graph.cast(graph.arange(side.length), np.float64) + 0.5
+    distance = graph.op("Abs", (pixels - graph.expand_dims(centre, 1)) / stretch)
+    weights = _triangle(graph, distance) if interpolation == "bilinear" else _cubic(graph, distance)
+    weights = graph.cast(weights / graph.reduce("Sum", weights, 1, keep=True), np.float32)
+    lowest, highest = (graph.reduce(kind, centre, 0, keep=True) for kind in ("Min", "Max"))
+    begin = graph.maximum(graph.cast(graph.op("Floor", lowest - reach), np.int64), 0)
+    end = graph.minimum(graph.cast(graph.op("Ceil", highest + reach), np.int64), side.length)
+    return weights, begin, end
+
+
+def _triangle(graph: Builder, distance: Value) -> Value:
+    return graph.maximum(1.0 - distance, 0.0)
+
+
+def _cubic(graph: Builder, distance: Value, a: float = -0.5) -> Value:
+    square = distance * distance
+    near = (distance * (a + 2) - (a + 3)) * square + 1.0
+    far = ((distance - 5.0) * distance + 8.0) * distance * a - 4.0 * a
+    return graph.where(distance >= 2.0, 0.0, graph.where(distance >= 1.0, far, near))
+
+
+def write_placing(graph: Builder, maps: Value, rows: Side, columns: Side, preprocessing: Preprocessing) -> Value:
+    """maps float32 [T,h,w] -> [T,H,W]: drawn where the model looked, 0 around it, as `Explanation.maps`."""
+    top, bottom = _span(graph, rows, preprocessing.height)
+    left, right = _span(graph, columns, preprocessing.width)
+    count = graph.size(maps, 0)
+    sizes = graph.shape(graph.constant([1], np.int64), count, bottom - top, right - left)
+    drawn = graph.op(
+        "Resize", graph.expand_dims(maps, 0), None, None, sizes,
+        mode="linear", coordinate_transformation_mode="half_pixel",
+    )  # fmt: skip
+    zero = graph.constant([0], np.int64)
+    pads = graph.shape(zero, top, left, zero, rows.length - bottom, columns.length - right)
+    placed = graph.op("Pad", graph.op("Squeeze", drawn, zero), pads, graph.constant(0.0))
+    return graph.op("Clip", placed, graph.constant(0.0), graph.constant(1.0))
+
+
+def _span(graph: Builder, side: Side, size: int) -> tuple[Value, Value]:
+    """Return the photo's pixels that the cut-out covers, as `Preprocessing.crop`."""
+
+    def on_photo(place: Value) -> Value:
+        at = graph.cast(place * side.length, np.float64) / graph.cast(side.full, np.float64)
+        return graph.cast(graph.op("Round", at), np.int64)  # half to even, as Python
+
+    first = graph.minimum(on_photo(side.begin), side.length - 1)
+    return first, graph.minimum(graph.maximum(on_photo(side.begin + size), first + 1), side.length)

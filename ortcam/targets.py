@@ -1,0 +1,72 @@
+"""Targets: what a user calls classes, as class indices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ortcam.errors import TargetError, nearest
+
+
+def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, model: str) -> list[int] | None:
+    """Return the class indices that `targets` names, or None for the top class.
+
+    Args:
+        targets: None, ``"all"``, a class index, a label, or a sequence of these; digits are an index. A label may
+            be one of the synonyms that a comma separates in the model's label, in any case of letters.
+        classes: how many classes the model has.
+        labels: their names, where they are known.
+        model: what error messages call the model.
+
+    Raises:
+        TargetError: an index out of range, or a label that no class or more than one class has.
+    """
+    if targets is None:
+        return None
+    if hasattr(targets, "tolist"):  # arrays, tensors and numpy's numbers
+        targets = targets.tolist()
+    if isinstance(targets, str | int | float):
+        targets = [targets]
+    if isinstance(targets, list | tuple) and list(targets) == ["all"] and not find_label("all", labels or ()):
+        return list(range(classes))
+    if not isinstance(targets, Iterable):
+        raise TargetError(f"targets is {targets!r}; expected class indices or labels")
+    indices = list(dict.fromkeys(_resolve_target(target, classes, labels or (), model) for target in targets))
+    if not indices:
+        raise TargetError("targets is empty; expected at least one class index or label, or None for the top class")
+    return indices
+
+
+def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str) -> int:
+    if hasattr(target, "tolist"):
+        target = target.tolist()
+    if isinstance(target, str) and not re.fullmatch(r"\s*-?[0-9]+\s*", target):
+        matches = find_label(target, labels)
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise TargetError(f"label {target!r} names the classes {matches[:5]} of {model}; give the index")
+        hint = (
+            nearest(target, (part for label in labels for part in label.split(", ")))
+            if labels
+            else "; it has no labels, give an index"
+        )
+        raise TargetError(f"label {target!r} is no class of {model}{hint}")
+    if isinstance(target, bool) or not isinstance(target, str | int):
+        raise TargetError(f"target is {target!r}; expected a class index or a label")
+    index = int(target)
+    if not 0 <= index < classes:
+        raise TargetError(f"target {index} is out of range; {model} has {classes} classes, 0 to {classes - 1}")
+    return index
+
+
+def find_label(name: str, labels: Sequence[str]) -> list[int]:
+    """Return the classes whose label, or else one of its comma-separated synonyms, is `name` (case ignored)."""
+    wanted = name.strip().casefold()
+    exact = [index for index, label in enumerate(labels) if label.casefold() == wanted]
+    if exact:
+        return exact
+    return [
+        index for index, label in enumerate(labels) if wanted in (part.strip() for part in label.casefold().split(","))
+    ]
