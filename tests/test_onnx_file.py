@@ -256,6 +256,9 @@ def test_a_statically_quantized_file(
     assert raw.dtype == np.float32
     assert raw.min() >= 0, "after the ReLU6, which quantization has taken in"
     assert correlation(explanation.maps, exact.maps) >= 0.999
+    ortcam.pack(report.path, tmp_path / "explainer.onnx", verify=False)
+    packed = ortcam.PackedExplainer(tmp_path / "explainer.onnx").explain(photos["imagenet_00"])
+    assert correlation(packed.maps, explanation.maps) >= 0.999
     in_table("EfficientNet-Lite0", f"ONNX file, int8 ({form}, onnxruntime.quantization)", report.path)
 
 

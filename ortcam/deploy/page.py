@@ -8,6 +8,7 @@ The runtime is the npm package onnxruntime-web, whose files are copied; nothing 
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import json
 import shutil
@@ -26,7 +27,7 @@ import onnx
 
 from ortcam.deploy.packed import read_facts
 from ortcam.errors import OptionError, OutputError, one_line
-from ortcam.files import replace_directory
+from ortcam.files import replace_directory, replace_files
 from ortcam.image import read_photo
 from ortcam.model import read_proto
 from ortcam.render import COLORMAPS, encode_jpeg
@@ -158,11 +159,8 @@ def _fetch(scratch: Path) -> Path:
     if done.returncode or not fetched.is_file():
         reason = " ".join(done.stderr.split())[:200] or f"exit code {done.returncode}"
         raise OptionError(f"npm cannot fetch onnxruntime-web: {reason}; {advice}")
-    if kept is not None:
-        try:
-            kept.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(fetched, kept / f".{name}")
-            (kept / f".{name}").replace(kept / name)
-        except OSError:  # a cache that cannot be written costs only the next fetch
-            return fetched
+    if kept is None:
+        return fetched
+    with contextlib.suppress(OutputError, OSError), replace_files(kept / name) as folder:  # else it is fetched again
+        shutil.copyfile(fetched, folder / name)
     return fetched

@@ -28,6 +28,8 @@ from ortcam.surrogate import (
     smooth_directions,
 )
 
+RANKS = (2, 2, 1, 2, 2, 1, 1, 1, 1, 1, 2)  # of the fields of Surrogate
+
 
 class Surrogate(NamedTuple):
     """What is known of a photo's masks, as values of a graph. The first row of factor and inverse is filling.
@@ -59,17 +61,23 @@ class Surrogate(NamedTuple):
     logs: Value
 
 
-def no_surrogate(graph: Builder) -> Surrogate:
-    """Return what stands for a surrogate where there is none."""
-    table, line = graph.constant(np.zeros((1, 1))), graph.constant(np.zeros(1))
-    double, integer = graph.constant(np.zeros((1, 1)), np.float64), graph.constant([0])
+def surrogate_grid(small: tuple[int, int]) -> tuple[int, int]:
+    """Return the rows and columns of the masks that a surrogate sees of a layer of (h, w)."""
+    return min(small[0], LARGEST_SIDE), min(small[1], LARGEST_SIDE)
+
+
+def no_surrogate(graph: Builder, one: Value) -> Surrogate:
+    """Return what stands for a surrogate where there is none; `one` is a 1 that no runtime knows to be constant."""
+    square = graph.shape(one, one)
+    table, line = graph.full(square, 0.0, np.float32), graph.full(one, 0.0, np.float32)
+    double, integer = graph.full(square, 0.0, np.float64), graph.full(one, 0, np.int64)
     return Surrogate(table, table, line, table, double, line, integer, line, line, line, table)
 
 
 def write_start(graph: Builder, activations: Value, selection: Selection, small: tuple[int, int]) -> Surrogate:
     """activations float32 [K,h,w] and their distinct masks -> a surrogate that knows no score."""
-    rows, columns = (averaging_matrix(length, min(length, LARGEST_SIDE)) for length in small)
-    grid = len(rows), len(columns)
+    grid = surrogate_grid(small)
+    rows, columns = (averaging_matrix(*pair) for pair in zip(small, grid, strict=True))
     if grid != small:
         activations = graph.constant(rows) @ activations @ np.ascontiguousarray(columns.T)
     flat = graph.reshape(activations, graph.size(activations, 0), grid[0] * grid[1])
@@ -89,9 +97,9 @@ def write_start(graph: Builder, activations: Value, selection: Selection, small:
         parts=parts,
         area=area - graph.reduce("Mean", area, 0, keep=True),
         factor=graph.full(graph.shape(1, count), 0.0, np.float32),
-        inverse=graph.constant(np.zeros((1, 1)), np.float64),
+        inverse=graph.full(graph.constant([1, 1]), 0.0, np.float64),
         variance=ones,
-        chosen=graph.constant(np.zeros(0, np.int64)),
+        chosen=graph.full(graph.constant([0]), 0, np.int64),
         free=ones,
         importance=ones,
         direction=graph.reduce("Sum", parts, 0),
@@ -158,7 +166,9 @@ def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int
         ]
 
     changing = (effect, state.factor, state.inverse, state.variance, state.chosen, state.free)
-    _, factor, inverse, variance, chosen, free = graph.loop(graph.scalar(count), changing, choose)
+    _, factor, inverse, variance, chosen, free = graph.loop(
+        graph.scalar(count), changing, choose, ranks=(2, 2, 2, 1, 1, 1)
+    )
     return state._replace(factor=factor, inverse=inverse, variance=variance, chosen=chosen, free=free)
 
 

@@ -157,6 +157,8 @@ class Builder:
         """Write a node of several outputs."""
         made = [self._name(op_type) for _ in range(outputs)]
         given = ["" if value is None else value.name for value in inputs]
+        while given and not given[-1]:
+            given.pop()
         self._scope.nodes.append(helper.make_node(op_type, given, made, name=name or made[0], **attributes))
         self._scope.made.update(made)
         return [Value(self, one, _dtype_of(op_type, at, inputs, attributes)) for at, one in enumerate(made)]
@@ -180,6 +182,7 @@ class Builder:
         state: Sequence[Value],
         body: Callable[..., Sequence[Value]],
         *,
+        ranks: Sequence[int] = (),
         condition: bool = False,
     ) -> list[Value]:
         """Write a Loop.
@@ -189,6 +192,7 @@ class Builder:
             state: what goes from turn to turn; shapes may change.
             body: called with the turn's number (int64 scalar) and the state; returns the new state. What it returns
                 beyond that is stacked along a new first axis.
+            ranks: how many dimensions each of the state has, which some runtimes must know.
             condition: whether the body returns, before all that, whether to go on (bool scalar).
 
         Returns:
@@ -196,7 +200,8 @@ class Builder:
         """
         scope = self._open()
         number, going = self._inner_input(np.int64, []), self._inner_input(np.bool_, [])
-        results = list(body(number, *[self._inner_input(value.dtype, None) for value in state]))
+        inner = [self._inner_input(value.dtype, [None] * rank) for value, rank in zip(state, ranks, strict=True)]
+        results = list(body(number, *inner))
         if not condition:
             results.insert(0, going)
         self._close(results, [going, *state])

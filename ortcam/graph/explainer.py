@@ -10,8 +10,9 @@ them, until the queue is empty. With a budget, the turn that empties it predicts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,9 @@ class Plan:
     def input_size(self, layout: Layout) -> tuple[int, int]:
         shape = self.input_shape
         return (shape[1], shape[2]) if layout == "NCHW" else (shape[0], shape[1])
+
+
+_RANKS = (4, 1, 1, 2, 1, 1, 1, 2)  # of the fields of _State
 
 
 class _State(NamedTuple):
@@ -147,24 +151,29 @@ class _Writer:
 
     def _write_loop(self, image: Value, target: Value) -> tuple[_State, budgets.Surrogate | None]:
         graph = self.graph
-        zero = graph.constant([0])
+        # OpenVINO takes the shape of a constant for the shape of the state in all turns; so 1 is computed.
+        one = graph.maximum(graph.minimum(graph.size(target, 0), 1), 1)
+        zero = graph.full(one, 0, np.int64)
+        plain = graph.constant(np.array([[0, 0, 1]], np.float32))
         start = _State(
-            activations=graph.constant(np.zeros((1, 1, *self.plan.layer_size), np.float32)),
-            output=graph.constant(np.zeros(1, np.float32)),
+            activations=graph.full(graph.shape(1, one, *self.plan.layer_size), 0.0, np.float32),
+            output=graph.full(one, 0.0, np.float32),
             targets=graph.full(graph.size(target, 0), 0, np.int64),
-            affine=graph.constant(np.array([[0, 0, 1]], np.float32)),
+            affine=graph.op("Expand", plain, graph.shape(one, 3)),
             channels=zero,
             rows=zero,
             queue=zero,
-            scores=graph.constant(np.zeros((0, 1), np.float32)),
+            scores=graph.full(graph.shape(0, one), 0.0, np.float32),
         )
-        surrogate = () if self.plan.budget is None else budgets.no_surrogate(graph)
+        self.one = one
+        surrogate = () if self.plan.budget is None else budgets.no_surrogate(graph, one)
 
         def turn(number: Value, *values: Value) -> list[Value]:
             first = graph.equal(number, 0)
             return self._write_turn(first, image, target, values)
 
-        final = graph.loop(None, [*start, *surrogate], turn, condition=True)
+        ranks = _RANKS + (budgets.RANKS if surrogate else ())
+        final = graph.loop(None, [*start, *surrogate], turn, ranks=ranks, condition=True)
         count = len(start)
         return _State(*final[:count]), budgets.Surrogate(*final[count:]) if surrogate else None
 
@@ -219,7 +228,7 @@ class _Writer:
         }
         for name, value in inputs.items():
             graph.named(value, name)
-        graph.embed(self.model.node, self.model.initializer)
+        graph.embed(_in_order(self.model.node), self.model.initializer)
         weight = plan.convention.weight
         scored = scoring.TARGET_LOG_PROBABILITIES if weight == "probability" else scoring.TARGET_LOGITS
         names = (self.result, scoring.LOGITS, f"{_INNER}activations", scored)
@@ -253,10 +262,10 @@ class _Writer:
 
             def predicted() -> list[Value]:
                 start = budgets.write_start(graph, three, selection, plan.layer_size)
-                return [*start, graph.constant(np.zeros(0, np.int64))]
+                return [*start, graph.full(graph.constant([0]), 0, np.int64)]
 
             def exact() -> list[Value]:
-                return [*budgets.no_surrogate(graph), queue]
+                return [*budgets.no_surrogate(graph, self.one), queue]
 
             *surrogate, queue = graph.branch(self._is_predicted(count), predicted, exact)
         return [
@@ -302,7 +311,7 @@ class _Writer:
 
         def choose() -> list[Value]:
             count = budgets.stage_size(graph, done, most)
-            chosen = budgets.write_choice(graph, known, count, plan.layer_size)
+            chosen = budgets.write_choice(graph, known, count, budgets.surrogate_grid(plan.layer_size))
             queue = graph.slice(chosen.chosen, done, np.iinfo(np.int64).max, 0)
             return [queue, *(getattr(chosen, name) for name in changing)]
 
@@ -367,3 +376,20 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
                     _rename(inner, names)
     for output in graph.output:
         output.name = names.get(output.name, output.name)
+
+
+def _in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Put every node behind those that it reads from, as ONNX demands; runtimes are lenient, so not every file is."""
+    nodes = list(nodes)
+    maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    after = [{maker[name] for name in _read_by(node) if name in maker} for node in nodes]
+    return [nodes[at] for at in TopologicalSorter(dict(enumerate(after))).static_order()]
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, those that the graphs inside it read from outside included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            for one in inner.node:
+                yield from _read_by(one)

