@@ -219,7 +219,7 @@ def test_the_surrogate_recovers_a_smooth_score() -> None:
     grid = np.stack(np.mgrid[0:7, 0:7] + 0.5)
     masks = np.exp(-((grid - centres) ** 2).sum(1) / 4).reshape(400, 49).astype(np.float32)
     truth = (3 * masks[:, 24] - masks[:, 8])[:, None].astype(np.float32)
-    surrogate = Surrogate(masks, masks)
+    surrogate = Surrogate(masks, masks, (7, 7))
     chosen = np.concatenate([surrogate.choose(20), surrogate.choose(20)])
     assert len(set(chosen)) == 40
     (prediction,) = surrogate.predict(truth[chosen])

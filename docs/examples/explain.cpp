@@ -6,6 +6,7 @@
 // Photos come as binary PPM (convert photo.jpg photo.ppm), the map goes out as PGM: white is most salient.
 #include <onnxruntime_cxx_api.h>
 
+#include <chrono>
 #include <cstdint>
 #include <fstream>
 #include <iostream>
@@ -38,12 +39,15 @@ int main(int argc, char** argv) try {
     const auto scores_name = session.GetOutputNameAllocated(0, allocator);  // logits or probabilities
     const char* input_names[] = {"image", "target"};
     const char* output_names[] = {scores_name.get(), "target_class", "saliency", "scored"};
+    const auto begin = std::chrono::steady_clock::now();
     auto outputs = session.Run(Ort::RunOptions{}, input_names, inputs.data(), 2, output_names, 4);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
 
     const int64_t index = *outputs[1].GetTensorData<int64_t>(), scored = *outputs[3].GetTensorData<int64_t>();
     const float* scores = outputs[0].GetTensorData<float>();
     const float* map = outputs[2].GetTensorData<float>();  // [1,height,width] in [0,1]
-    std::cout << "class " << index << ", score " << scores[index] << ", masked images " << scored << "\n";
+    std::cout << "class " << index << ", score " << scores[index] << ", masked images " << scored << ", seconds " << seconds.count()
+              << "\n";
 
     std::ofstream out(argv[3], std::ios::binary);
     out << "P5\n" << width << " " << height << "\n255\n";

@@ -1,0 +1,187 @@
+"""One packed explainer in every runtime: seconds a map, exact and with budgets, and agreement with the engine.
+
+    python benchmarks/runtimes.py       ten minutes on two cores, after `make .venv/runtimes`
+
+EfficientNet-Lite0 with its ImageNet weights, chelsea.png (451x300), the photo as bytes; what is timed is one run of
+the file, resizing included, in a session that is open: the median, and the range where a runtime took several turns.
+Runtimes take all their turns one after the other. wasm runs with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import http.server
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from explain import describe_machine
+
+import ortcam
+from ortcam.cli.demo import find_photos, load_efficientnet_lite0
+from ortcam.deploy.page import write_page
+from ortcam.exporters import export
+from ortcam.image import read_photo
+
+ROOT = Path(__file__).parents[1]
+RUNTIMES = ROOT / "tests" / "runtimes"
+RESULTS = Path(__file__).parent / "results" / "runtimes.json"
+BUDGETS = (None, 32, 16)
+Measured = tuple[list[float], np.ndarray, str]  # seconds, the map, the runtime's version
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON to write")
+    options = parser.parse_args()
+    photo = next(path for path in find_photos() if path.name == "chelsea.png")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = export(load_efficientnet_lite0(), folder / "lite0.onnx", preprocess="lite", labels="imagenet").path
+        cam = ortcam.ScoreCAM(model, provider="cpu")
+        for budget in BUDGETS:
+            path = ortcam.pack(model, folder / f"explainer-{budget}.onnx", budget=budget, verify=False).path
+            expected = cam.explain(photo, budget=budget)
+            for name, measure in measures(cam, photo, budget, folder).items():
+                print(f"{name}, budget {budget}", file=sys.stderr, flush=True)
+                seconds, saliency, version = measure(path)
+                r = float(np.corrcoef(saliency.ravel(), expected.maps[0].ravel())[0, 1])
+                rows.append(
+                    {"runtime": name, "version": version, "budget": budget, "passes": expected.scored,
+                     "seconds": seconds, "r": r}
+                )  # fmt: skip
+    results = {"machine": describe_machine(), "command": "python benchmarks/runtimes.py", "rows": rows}
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    print_table(rows)
+
+
+def measures(
+    cam: ortcam.ScoreCAM, photo: Path, budget: int | None, folder: Path
+) -> dict[str, Callable[[Path], Measured]]:
+    pixels = read_photo(photo)
+    turns = 3 if budget is None else 9
+    return {
+        "ortcam's engine": lambda _: timed(lambda: cam.explain(pixels, budget=budget).maps[0], turns, ort.__version__),
+        "ONNX Runtime, Python": lambda path: run_python(path, pixels, turns),
+        "ONNX Runtime, C++": lambda path: run_cpp(path, pixels, folder, turns),
+        "onnxruntime-node": lambda path: run_node("node", path, pixels, folder, turns),
+        "onnxruntime-web (wasm) in Node.js": lambda path: run_node("web", path, pixels, folder, 1 if not budget else 5),
+        "onnxruntime-web (wasm) in Chromium": lambda path: run_page(path, photo, folder),
+        "OpenVINO": lambda path: run_openvino(path, pixels, turns),
+    }
+
+
+def timed(run: Callable[[], np.ndarray], turns: int, version: str) -> Measured:
+    saliency, seconds = run(), []
+    for _ in range(turns):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return seconds, saliency, version
+
+
+def run_python(path: Path, pixels: np.ndarray, turns: int) -> Measured:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {"image": pixels, "target": np.array([-1])}
+    return timed(lambda: session.run(["saliency"], feed)[0][0], turns, ort.__version__)
+
+
+def run_openvino(path: Path, pixels: np.ndarray, turns: int) -> Measured:
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(path.read_bytes()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return timed(lambda: model([pixels, np.array([-1])])[2][0].copy(), turns, metadata.version("openvino"))
+
+
+def run_node(kind: str, path: Path, pixels: np.ndarray, folder: Path, turns: int) -> Measured:
+    pixels.tofile(folder / "pixels")
+    height, width = pixels.shape[:2]
+    arguments = [kind, path, folder / "pixels", height, width, -1, folder / "map", turns + (turns > 1)]
+    done = subprocess.run(
+        ["node", *map(str, [RUNTIMES / "explain.mjs", *arguments])], check=True, capture_output=True, text=True
+    )
+    seconds = json.loads(done.stdout)["seconds"]
+    version = json.loads((RUNTIMES / "node_modules" / f"onnxruntime-{kind}" / "package.json").read_text())["version"]
+    saliency = np.fromfile(folder / "map", np.float32).reshape(height, width)
+    return seconds[1:] or seconds, saliency, str(version)
+
+
+def run_cpp(path: Path, pixels: np.ndarray, folder: Path, turns: int) -> Measured:
+    """The example of the docs: a process a turn, with the library of onnxruntime's wheel."""
+    program, libraries = folder / "explain", folder / "lib"
+    if not program.exists():
+        (library,) = (Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.1.*")
+        libraries.mkdir()
+        for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+            (libraries / name).symlink_to(library)
+        where = ["-I", ROOT / "build" / "headers", "-L", libraries, "-lonnxruntime", f"-Wl,-rpath,{libraries}"]
+        source = ROOT / "docs" / "examples" / "explain.cpp"
+        subprocess.run(["g++", "-std=c++17", "-O2", source, *where, "-o", program], check=True)
+    height, width = pixels.shape[:2]
+    (folder / "photo.ppm").write_bytes(f"P6\n{width} {height}\n255\n".encode() + pixels.tobytes())
+    seconds = []
+    for _ in range(turns):
+        command = [program, path, folder / "photo.ppm", folder / "map.pgm"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        seconds.append(float(done.stdout.rsplit("seconds ", 1)[1]))
+    levels = np.frombuffer((folder / "map.pgm").read_bytes()[-height * width :], np.uint8)
+    return seconds, levels.astype(np.float32).reshape(height, width), f"{ort.__version__}, headers 1.21"
+
+
+def run_page(path: Path, photo: Path, folder: Path) -> Measured:
+    """A real page in headless Chromium; its own clock."""
+    from playwright.sync_api import sync_playwright
+
+    site = folder / f"site-{path.stem}"
+    runtime = RUNTIMES / "node_modules" / "onnxruntime-web"
+    write_page(path, site, runtime=runtime)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+        seconds = []
+        for _ in range(1 if path.stem.endswith("None") else 4):
+            page.set_input_files("#file", photo)
+            page.wait_for_function("shown !== null && at('status').textContent.startsWith('Where')", timeout=300_000)
+            seconds.append(float(page.evaluate("maps.get(shown).seconds")))
+        saliency = np.array(page.evaluate("Array.from(maps.get(shown).map)"), np.float32)
+        version = json.loads((runtime / "package.json").read_text())["version"]
+        described = f"{version}, Chromium {browser.version.split('.')[0]}"
+        browser.close()
+        server.shutdown()
+    return seconds[1:] or seconds, saliency, described
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(row["runtime"] for row in rows))
+    passes = {row["budget"]: row["passes"] for row in rows}
+    heads = [f"exact ({passes[None]} passes), s", *(f"budget {budget}, s" for budget in BUDGETS[1:])]
+    print(f"| runtime | version | {' | '.join(heads)} | least r |\n|---|---|{'---:|' * (len(heads) + 1)}")
+    for name in names:
+        mine = {row["budget"]: row for row in rows if row["runtime"] == name}
+        cells = [f"{statistics.median(mine[b]['seconds']):.3g}" for b in BUDGETS]
+        least = min(row["r"] for row in mine.values())
+        print(f"| {name} | {mine[None]['version']} | {' | '.join(cells)} | {least:.5f} |")
+
+
+if __name__ == "__main__":
+    main()
