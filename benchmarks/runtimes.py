@@ -150,7 +150,6 @@ def run_page(path: Path, photo: Path, folder: Path) -> Measured:
     runtime = RUNTIMES / "node_modules" / "onnxruntime-web"
     write_page(path, site, runtime=runtime)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
-    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = playwright.chromium.launch(
@@ -160,6 +159,7 @@ def run_page(path: Path, photo: Path, folder: Path) -> Measured:
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
         seconds = []
         for _ in range(1 if path.stem.endswith("None") else 4):
+            page.evaluate("shown = null")
             page.set_input_files("#file", photo)
             page.wait_for_function("shown !== null && at('status').textContent.startsWith('Where')", timeout=300_000)
             seconds.append(float(page.evaluate("maps.get(shown).seconds")))

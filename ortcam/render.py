@@ -98,6 +98,19 @@ def encode_png(picture: Photo) -> bytes:
     return bytes(data)
 
 
+def colour_table(colormap: str) -> Photo:
+    """Return the colours of the levels 0 to 255, uint8 [256,3] RGB."""
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], COLORMAPS[colormap])
+    return cv2.cvtColor(table, cv2.COLOR_BGR2RGB)[:, 0].astype(np.uint8)
+
+
+def shrink_photo(photo: Photo, longest: int) -> Photo:
+    """Make a photo smaller, if it must be, so that its longer side has at most `longest` pixels."""
+    ratio = min(1.0, longest / max(photo.shape[:2]))
+    height, width = (max(1, round(side * ratio)) for side in photo.shape[:2])
+    return photo if ratio == 1 else cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
 def encode_jpeg(picture: Photo, quality: int = 95) -> bytes:
     """Return the JPEG file of an RGB picture uint8 [H,W,3]."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])

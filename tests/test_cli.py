@@ -341,3 +341,46 @@ def test_the_demo_shows_the_job(tmp_path: Path) -> None:
     again = run("demo", "-o", "out", "--photos", "1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "using out/efficientnet-lite0.onnx" in again.stderr
+
+
+def test_a_packed_explainer_from_the_command_line(small: Path) -> None:
+    """pack, explain, inspect; what is wrong is one line."""
+    done = run("pack", "model.onnx", "-o", "packed.onnx", "--budget", "6", "--json", cwd=small)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["budget"], facts["preset"], facts["path"]) == (6, "official", "packed.onnx")
+    assert facts["r"] > 0.9999
+    done = run("explain", "packed.onnx", "cat.png", "dog.jpg", "-o", "out", "--target", "3", "--target", "4", cwd=small)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((small / "out" / "cat" / "explanation.json").read_text())
+    assert [target["index"] for target in manifest["targets"]] == [3, 4]
+    assert manifest["channels"] == {"total": None, "live": None, "scored": 6}
+    assert np.load(small / "out" / "dog" / "maps.npy").shape[0] == 2
+    again = run("explain", "packed.onnx", "cat.png", "-o", "out", "-k", "2", "--json", cwd=small)
+    assert again.returncode == 0, again.stderr
+    assert len(json.loads(again.stdout)["explanations"][0]["targets"]) == 2
+    done = run("inspect", "packed.onnx", cwd=small)
+    assert "official Score-CAM with a budget of 6 masked images" in done.stdout
+    assert "of model.onnx (sha256 " in done.stdout
+    done = run("pack", "model.onnx", "--triton", "models", "--no-verify", "--budget", "2", cwd=small)
+    assert done.returncode == 0, done.stderr
+    assert (small / "models" / "model.explainer" / "1" / "model.onnx").is_file()
+
+
+def test_packing_what_cannot_be_packed(small: Path) -> None:
+    (small / "broken.onnx").write_bytes((small / "model.onnx").read_bytes()[:1000])
+    assert_one_line_error(run("pack", "broken.onnx", cwd=small), 1, "is no ONNX model, or cut short")
+    assert_one_line_error(run("pack", "nothing.onnx", cwd=small), 1, "no such file")
+    assert_one_line_error(run("pack", "model.onnx", "--target", "dog", cwd=small), 1, "label 'dog' is no class")
+    assert_one_line_error(run("pack", "model.onnx", "--preset", "x", cwd=small), 1, "preset 'x' does not exist")
+    assert_one_line_error(run("page", "model.onnx", cwd=small), 1, "is no packed explainer")
+    assert run("pack", "model.onnx", "-o", "p.onnx", "--budget", "2", "--no-verify", cwd=small).returncode == 0
+    assert_one_line_error(run("pack", "p.onnx", cwd=small), 1, "is a packed explainer")
+    assert_one_line_error(
+        run("explain", "p.onnx", "cat.png", "-t", "2000", cwd=small), 1, "target 2000 is out of range"
+    )
+    assert_one_line_error(run("page", "p.onnx", "--runtime", ".", cwd=small), 1, "has no ort.wasm.min.js")
+    done = run("explain", "p.onnx", "cat.png", "--budget", "3", cwd=small)
+    assert done.returncode == 2
+    assert "leave" in done.stderr
+    assert sorted(path.name for path in small.glob("*.onnx")) == ["broken.onnx", "model.onnx", "p.onnx"]

@@ -144,6 +144,11 @@ def test_openvino(explainer: Path, photo: np.ndarray, expected: list[ortcam.Expl
 # --- The page ---
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
 def site(explainer: Path, photos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A page, served as any static files are; yields its address."""
@@ -151,8 +156,7 @@ def site(explainer: Path, photos: dict[str, Path], tmp_path_factory: pytest.Temp
     need(runtime.is_dir(), "onnxruntime-web")
     folder = tmp_path_factory.mktemp("page") / "site"
     write_page(explainer, folder, [photos["chelsea"], photos["coffee"]], runtime, title="What does it <see>?")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"

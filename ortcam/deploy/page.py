@@ -21,8 +21,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import onnx
 
 from ortcam.deploy.packed import read_facts
@@ -30,7 +28,7 @@ from ortcam.errors import OptionError, OutputError, one_line
 from ortcam.files import replace_directory, replace_files
 from ortcam.image import read_photo
 from ortcam.model import read_proto
-from ortcam.render import COLORMAPS, encode_jpeg
+from ortcam.render import colour_table, encode_jpeg, shrink_photo
 from ortcam.runtime.cache import cache_directory
 
 RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web that is fetched where none is given
@@ -67,13 +65,16 @@ def write_page(
     if not facts["raw"]:
         raise OptionError(f"{explainer} takes preprocessed tensors, a page has photos; pack it without --no-raw")
     model = _with_target_to_give(read_proto(explainer))
-    photos = {f"example-{number}.jpg": _small(path) for number, path in enumerate(examples, 1)}
+    photos = {
+        f"example-{number}.jpg": encode_jpeg(shrink_photo(read_photo(path), _EXAMPLE_SIDE))
+        for number, path in enumerate(examples, 1)
+    }
     about: dict[str, Any] = {
         "labels": contract.labels,
         "scores": facts["scores"],
         "output": contract.output,
         "examples": list(photos),
-        "colours": base64.b64encode(_colours()).decode(),
+        "colours": base64.b64encode(colour_table("turbo").tobytes()).decode(),
         "bytes": len(model),
     }
     heading = title or f"What does {facts['source']['file']} see?"
@@ -108,19 +109,6 @@ def _with_target_to_give(proto: onnx.ModelProto) -> bytes:
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     return bytes(proto.SerializeToString())
-
-
-def _small(path: str | PathLike[str]) -> bytes:
-    photo = read_photo(path)
-    ratio = min(1.0, _EXAMPLE_SIDE / max(photo.shape[:2]))
-    size = tuple(max(1, round(side * ratio)) for side in photo.shape[1::-1])
-    return encode_jpeg(cv2.resize(photo, size, interpolation=cv2.INTER_AREA).astype(np.uint8))
-
-
-def _colours() -> bytes:
-    """Return turbo as 256 RGB triples."""
-    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], COLORMAPS["turbo"])
-    return cv2.cvtColor(table, cv2.COLOR_BGR2RGB).tobytes()
 
 
 @contextmanager
