@@ -48,4 +48,4 @@ clean:
 .venv/runtimes: tests/runtimes/package-lock.json .venv/test
 	-npm ci --silent --ignore-scripts --no-audit --no-fund --prefix tests/runtimes
 	-sh tests/runtimes/fetch_headers.sh build/headers
-	touch $@
+	test ! -d tests/runtimes/node_modules/onnxruntime-web || test ! -d build/headers || touch $@

@@ -139,7 +139,7 @@ def run_cpp(path: Path, pixels: np.ndarray, folder: Path, turns: int) -> Measure
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         seconds.append(float(done.stdout.rsplit("seconds ", 1)[1]))
     levels = np.frombuffer((folder / "map.pgm").read_bytes()[-height * width :], np.uint8)
-    return seconds, levels.astype(np.float32).reshape(height, width), f"{ort.__version__}, headers 1.21"
+    return seconds, levels.astype(np.float32).reshape(height, width), ort.__version__
 
 
 def run_page(path: Path, photo: Path, folder: Path) -> Measured:
@@ -162,8 +162,8 @@ def run_page(path: Path, photo: Path, folder: Path) -> Measured:
             page.evaluate("shown = null")
             page.set_input_files("#file", photo)
             page.wait_for_function("shown !== null && at('status').textContent.startsWith('Where')", timeout=300_000)
-            seconds.append(float(page.evaluate("maps.get(shown).seconds")))
-        saliency = np.array(page.evaluate("Array.from(maps.get(shown).map)"), np.float32)
+            seconds.append(float(page.evaluate("photo.maps.get(shown).seconds")))
+        saliency = np.array(page.evaluate("Array.from(photo.maps.get(shown).map)"), np.float32)
         version = json.loads((runtime / "package.json").read_text())["version"]
         described = f"{version}, Chromium {browser.version.split('.')[0]}"
         browser.close()

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def explain(
-    model: Annotated[Path, typer.Argument(help="A model file that `ortcam export` wrote.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="A model file that `ortcam export` wrote, or a packed explainer.", show_default=False)
+    ],
     images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to: one folder per photo inside.")] = Path(
         "explanations"

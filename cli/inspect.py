@@ -95,7 +95,7 @@ def describe(path: Path) -> dict[str, Any]:
         "outputs": [_describe_value(value) for value in outputs],
         "opset": model.opset_imports.get("", None),
         "contract": None if contract is None else _describe_contract(contract),
-        "explainer": _explainer_facts(path) if packed else None,
+        "explainer": _explainer_facts(entries, path) if packed else None,
         "candidates": [_describe_candidate(candidate) for candidate in candidates],
     }
 
@@ -189,10 +189,10 @@ def _print_contract(contract: dict[str, Any]) -> None:
         )
 
 
-def _explainer_facts(path: Path) -> dict[str, Any]:
-    from ortcam.deploy.packed import read_facts
+def _explainer_facts(entries: dict[str, str], path: Path) -> dict[str, Any]:
+    from ortcam.deploy.packed import parse_facts
 
-    return read_facts(path)[1]
+    return parse_facts(entries, path)[1]
 
 
 def _print_explainer(facts: dict[str, Any]) -> None:

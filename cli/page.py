@@ -27,7 +27,7 @@ def page(
 ) -> None:
     """Write a static page that explains photos in the browser.
 
-    Example:
+    Examples:
 
       ortcam page explainer.onnx -o site -e dog.jpg && python3 -m http.server -d site
     """

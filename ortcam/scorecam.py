@@ -268,11 +268,11 @@ class ScoreCAM:
             flat=flat,
         )
 
-    def rehearse(self) -> tuple[int, int, int]:
+    def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo: whether this file can be explained at all.
 
         Returns:
-            The shape (K, h, w) of the target layer.
+            How many classes the model has, and the shape (K, h, w) of its target layer.
 
         Raises:
             OrtcamError: it cannot.
@@ -282,8 +282,9 @@ class ScoreCAM:
         grey = np.full((32, 32, 3), 128, np.uint8) if known else np.zeros((1, *shape), np.float32)
         group = self._scorer.forward(self.model.prepare(grey)[1])
         self._scorer.score(group, Rows.plain(1), self.convention.mask_align_corners)
-        channels, height, width = group.passes[0].activations.shape
-        return channels, height, width
+        plain = group.passes[0]
+        channels, height, width = plain.activations.shape
+        return len(plain.logits), (channels, height, width)
 
     def _warn_of_flat_maps(self, explained: Explanation) -> None:
         names = [target.name for target, flat in zip(explained.targets, explained.flat, strict=True) if flat]

@@ -364,7 +364,7 @@ def test_a_packed_explainer_from_the_command_line(small: Path) -> None:
     assert "of model.onnx (sha256 " in done.stdout
     done = run("pack", "model.onnx", "--triton", "models", "--no-verify", "--budget", "2", cwd=small)
     assert done.returncode == 0, done.stderr
-    assert (small / "models" / "model.explainer" / "1" / "model.onnx").is_file()
+    assert (small / "models" / "model-explainer" / "1" / "model.onnx").is_file()
 
 
 def test_packing_what_cannot_be_packed(small: Path) -> None:
@@ -379,7 +379,9 @@ def test_packing_what_cannot_be_packed(small: Path) -> None:
     assert_one_line_error(
         run("explain", "p.onnx", "cat.png", "-t", "2000", cwd=small), 1, "target 2000 is out of range"
     )
-    assert_one_line_error(run("page", "p.onnx", "--runtime", ".", cwd=small), 1, "has no ort.wasm.min.js")
+    assert_one_line_error(
+        run("page", "p.onnx", "--runtime", ".", cwd=small), 1, "expected the npm package onnxruntime-web"
+    )
     done = run("explain", "p.onnx", "cat.png", "--budget", "3", cwd=small)
     assert done.returncode == 2
     assert "leave" in done.stderr

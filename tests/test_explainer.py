@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def assert_as_engine(model: Path, image: Any, path: Path, **options: Any) -> ort
     assert packed.scored == expected.scored
     assert packed.maps.std() > 0.01, "a map this flat would prove nothing"
     assert correlation(packed.maps, expected.maps) >= 0.999
-    assert np.abs(packed.maps - expected.maps).max() <= options.get("close", CLOSE)
+    assert np.abs(packed.maps - expected.maps).max() <= CLOSE
     assert report.facts["budget"] == budget
     return packed
 
@@ -125,6 +126,9 @@ def test_a_default_target_may_be_left_out(resnet18_file: Path, photos: dict[str,
         ortcam.pack(resnet18_file, tmp_path / "b.onnx", target="dog")
     with pytest.raises(TargetError, match="target 1000 is out of range"):
         ortcam.pack(resnet18_file, tmp_path / "b.onnx", target=1000)
+    for target in ("all", [1, 2], []):
+        with pytest.raises((OptionError, TargetError), match=r"one class index or label|targets is empty"):
+            ortcam.pack(resnet18_file, tmp_path / "b.onnx", target=target)
     assert not (tmp_path / "b.onnx").exists()
 
 
@@ -272,7 +276,49 @@ def test_what_cannot_be_packed(tiny: nn.Module, tmp_path: Path) -> None:
         ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, budget=0)
     with pytest.raises(OptionError, match="preset 'oficial' does not exist"):
         ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, preset="oficial")
+    with pytest.raises(OptionError, match=r"expected a file name that ends in \.onnx"):
+        ortcam.pack(unknown, tmp_path / "c", raw=False)
+    before = unknown.read_bytes()
+    with pytest.raises(OptionError, match="is the model that is packed; give the explainer another name"):
+        ortcam.pack(unknown, tmp_path / "a.onnx", raw=False)
+    assert unknown.read_bytes() == before
     assert not (tmp_path / "c.onnx").exists()
+
+
+def test_metadata_that_is_broken(packed: Path) -> None:
+    """Of every field that is missing or of another type, one line."""
+    proto = onnx.load(packed)
+    (entry,) = [entry for entry in proto.metadata_props if entry.key == "ortcam.explainer"]
+    facts = json.loads(entry.value)
+    for broken in ({"format": 1}, {**facts, "source": None}, {**facts, "raw": "yes"}, {**facts, "format": 2}, [], 3):
+        entry.value = json.dumps(broken)
+        onnx.save(proto, packed)
+        with pytest.raises(ModelError, match="pack it again"):
+            ortcam.PackedExplainer(packed)
+
+
+def test_more_maps_than_memory_should_hold(packed: Path) -> None:
+    photo = np.zeros((2000, 3000, 3), np.uint8)
+    with pytest.raises(TargetError, match="1000 maps of this image take 24 GB at once"):
+        ortcam.PackedExplainer(packed).explain(photo, targets="all")
+
+
+def test_a_model_whose_values_have_the_names_of_the_explainers(
+    tiny: nn.Module, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = export(tiny, tmp_path / "a.onnx", preprocess="imagenet", input_size=32).path
+    proto = onnx.load(plain)
+    weights = [tensor.name for tensor in proto.graph.initializer]
+    inner = [name for node in proto.graph.node for name in node.output if name not in ("logits", "activations")]
+    names = {weights[0]: "target", weights[1]: "scored", inner[0]: "saliency"}
+    for tensor in proto.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in proto.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "b.onnx")
+    assert_as_engine(tmp_path / "b.onnx", photos["chelsea"], tmp_path / "c.onnx", budget=5)
 
 
 @pytest.fixture
@@ -360,7 +406,7 @@ def test_a_layer_that_varies_nowhere(preset: str, budget: int | None, tmp_path: 
 # --- Triton ---
 
 
-def test_a_model_repository_for_triton(packed: Path, lite0_file: Path, tmp_path: Path) -> None:
+def test_a_model_repository_for_triton(packed: Path, resnet18_file: Path, lite0_file: Path, tmp_path: Path) -> None:
     """Parsed by the server's own protobuf; names, types and shapes are the file's."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
@@ -385,6 +431,11 @@ def test_a_model_repository_for_triton(packed: Path, lite0_file: Path, tmp_path:
         assert config.input[1].optional == (source is not packed)
         assert bool(config.optimization.execution_accelerators.gpu_execution_accelerator) == (source is packed)
         assert (folder / "labels.txt").exists() == (source is not packed)
+    tensors = ortcam.pack(resnet18_file, tmp_path / "no raw.onnx", raw=False, budget=2, verify=False).path
+    folder = write_triton(tensors, tmp_path / "models")
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert (folder.name, list(config.input[0].dims)) == ("no-raw", [1, 3, 96, 96])
+    assert [list(one.dims) for one in config.output] == [[-1], [-1], [-1, 96, 96], [1]]
     with pytest.raises(OptionError, match="model name is 'a b'"):
         write_triton(packed, tmp_path / "models", name="a b")
     with pytest.raises(ModelError, match="is no packed explainer"):

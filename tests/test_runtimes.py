@@ -200,7 +200,7 @@ def test_the_page_explains_a_photo(
         page.wait_for_function(f"shown === {expected[row].targets[0].index}", timeout=60_000)
         assert page.inner_text("#status") == f"Where the model sees {name}."
         assert f"{BUDGET} masked images" in page.inner_text("#cost")
-        drawn = np.array(page.evaluate("Array.from(maps.get(shown).map)"), np.float32)
+        drawn = np.array(page.evaluate("Array.from(photo.maps.get(shown).map)"), np.float32)
         assert correlation(drawn, expected[row].maps[0]) >= 0.999
     assert faults == []
     assert all(url.startswith((site, "blob:", "data:")) for url in requests), "everything comes with the page"
@@ -240,6 +240,16 @@ def test_the_page_says_what_is_wrong(site: str, browser: Any) -> None:
     page.set_input_files("#file", package_folder("skimage") / "data" / "coffee.png")
     page.wait_for_selector("#classes button[aria-pressed=true]", timeout=60_000)
     assert page.is_hidden("#fault")
+    # A file that is no image, while a photo is being explained: the photo is explained all the same.
+    page.evaluate("shown = null")
+    page.click("#examples button:nth-child(1)")
+    page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
+    page.wait_for_selector("#fault:has-text('notes.txt')")
+    page.wait_for_function("shown === 282", timeout=60_000)
+    # Two photos, one right after the other: the later one stays, with its own classes.
+    page.evaluate("document.querySelectorAll('#examples button').forEach((button) => button.click())")
+    page.wait_for_function("photo.name === 'example 2' && shown === 967", timeout=60_000)
+    assert page.locator("#classes button").first.inner_text().startswith("espresso")
     page.close()
     broken = browser.new_page()
     broken.route("**/explainer.onnx", lambda route: route.fulfill(status=404, body="gone"))
@@ -251,7 +261,9 @@ def test_the_page_says_what_is_wrong(site: str, browser: Any) -> None:
 def test_a_page_that_cannot_be_written(explainer: Path, resnet18_file: Path, tmp_path: Path) -> None:
     runtime = RUNTIMES / "node_modules" / "onnxruntime-web"
     need(runtime.is_dir(), "onnxruntime-web")
-    with pytest.raises(OptionError, match=r"has no ort\.wasm\.min\.js; expected the npm package onnxruntime-web"):
+    with pytest.raises(
+        OptionError, match="expected the npm package onnxruntime-web, its folder or .tgz".replace(".", r"\.")
+    ):
         write_page(explainer, tmp_path / "site", runtime=tmp_path)
     with pytest.raises(ModelError, match="is no packed explainer"):
         write_page(resnet18_file, tmp_path / "site", runtime=runtime)

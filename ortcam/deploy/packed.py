@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ortcam.budget import whole
 from ortcam.convention import TINY
-from ortcam.errors import ImageError, ModelError, OrtcamError, OrtcamWarning, one_line
+from ortcam.errors import ImageError, ModelError, OptionError, OrtcamError, OrtcamWarning, TargetError, one_line
 from ortcam.explanation import Pictures, Target
 from ortcam.image import Photo, as_photo
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_pixels, read_proto
@@ -26,6 +26,21 @@ from ortcam.render import resize_map
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, make_options
 from ortcam.targets import resolve_targets
+
+# What the metadata entry `ortcam.explainer` states.
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    "preset": str,
+    "budget": (int, type(None)),
+    "batch_size": int,
+    "raw": bool,
+    "default_target": (int, type(None)),
+    "input_shape": list,
+    "classes": int,
+    "scores": str,
+    "source": dict,
+    "ortcam": str,
+}
+_MOST_MAP_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -122,16 +137,21 @@ class PackedExplainer:
             ImageError: the image cannot be read or does not fit the model.
             TargetError: a class index or label that the model does not have.
         """
+        explanation = self._explain(image, targets, top_k)
+        self._warn_of_flat_maps(explanation)
+        return explanation
+
+    def _explain(self, image: Any, targets: Any, top_k: int) -> PackedExplanation:
         begin = time.perf_counter()
+        top_k = whole("top_k", top_k)
+        classes = resolve_targets(targets, self.facts["classes"], self.contract.labels, self.path.name) or [-1]
         photo, feed, crop = self._prepare(image)
-        if targets is None:
-            scores, found, maps, scored = self._run(feed, [-1])
-            if whole("top_k", top_k) > 1:
-                found = np.argsort(-scores, kind="stable")[:top_k]
-                scores, found, maps, scored = self._run(feed, [int(index) for index in found])
-        else:
-            indices = resolve_targets(targets, self._classes(feed), self.contract.labels, self.path.name)
-            scores, found, maps, scored = self._run(feed, indices or [-1])
+        self._check_size(len(classes), feed)
+        scores, found, maps, scored = self._run(feed, classes)
+        if targets is None and top_k > 1:
+            best = np.argsort(-scores, kind="stable")[:top_k]
+            self._check_size(len(best), feed)
+            scores, found, maps, scored = self._run(feed, [int(index) for index in best])
         if not self.facts["raw"]:
             maps = _place(maps, crop, photo)
         return PackedExplanation(
@@ -156,21 +176,43 @@ class PackedExplainer:
         on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[PackedExplanation]:
         """Explain photos one after the other; as `ScoreCAM.explain_batch`."""
+        if isinstance(images, str | PathLike):
+            raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
+        if isinstance(targets, Iterator):
+            targets = list(targets)
         for done, image in enumerate(images, 1):
             try:
-                explanation = self.explain(image, targets, top_k)
+                explanation = self._explain(image, targets, top_k)
             except OrtcamError as error:
                 if on_error is None:
                     raise
                 on_error(image, error)
                 continue
-            names = [one.name for one, flat in zip(explanation.targets, explanation.flat, strict=True) if flat]
-            if names:
-                message = f"the map of {', '.join(names)} is flat (all zero): nothing in the layer speaks for it"
-                warnings.warn(message, OrtcamWarning, stacklevel=2)
-            if on_progress is not None:
-                on_progress(done)
+            finally:
+                if on_progress is not None:
+                    on_progress(done)
+            self._warn_of_flat_maps(explanation)
             yield explanation
+
+    def _warn_of_flat_maps(self, explanation: PackedExplanation) -> None:
+        names = [one.name for one, flat in zip(explanation.targets, explanation.flat, strict=True) if flat]
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            message = (
+                f"the map of {', '.join(names[:5])}{more} is flat (all zero): "
+                f"nothing in layer {explanation.layer} speaks for it"
+            )
+            warnings.warn(message, OrtcamWarning, stacklevel=3)
+
+    def _check_size(self, targets: int, feed: NDArray[Any]) -> None:
+        """Refuse more maps than memory should hold: such a file makes all of them at once."""
+        photo = self.facts["raw"]
+        pixels = feed.shape[0] * feed.shape[1] if photo else int(np.prod(feed.shape[1:]))
+        if 4 * targets * pixels > _MOST_MAP_BYTES:
+            raise TargetError(
+                f"{targets} maps of this image take {4e-9 * targets * pixels:.0f} GB at once; ask for fewer classes, "
+                "or explain with the model file, which draws one at a time"
+            )
 
     def _prepare(self, image: Any) -> tuple[Photo | None, NDArray[Any], Crop]:
         """Return the photo, what the file takes, and the part of the photo that the model sees."""
@@ -197,10 +239,6 @@ class PackedExplainer:
                 raise ModelError(f"ONNX Runtime cannot run {self.path.name}: {one_line(error)}") from error
             raise ModelError(f"{self.path.name}: {said[1]}") from error
 
-    def _classes(self, feed: NDArray[Any]) -> int:
-        known = self.facts["classes"]
-        return len(self._run(feed, [-1])[0]) if known is None else int(known)
-
     def _target(self, index: int, scores: NDArray[np.float32]) -> Target:
         labels, kind = self.contract.labels, self.contract.output
         values = scores.astype(np.float64)
@@ -221,16 +259,23 @@ def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:
     Raises:
         ModelError: the file is missing, no packed explainer, or of a newer format.
     """
-    entries = {entry.key: entry.value for entry in read_proto(path).metadata_props}
+    return parse_facts({entry.key: entry.value for entry in read_proto(path).metadata_props}, path)
+
+
+def parse_facts(entries: dict[str, str], path: Path) -> tuple[Contract, dict[str, Any]]:
+    """Return the same from the metadata entries of a file."""
     if EXPLAINER not in entries:
         raise ModelError(f"{path} is no packed explainer; expected a file that `ortcam pack` wrote")
     try:
         facts = json.loads(entries[EXPLAINER])
         found = facts["format"]
+        if found != EXPLAINER_FORMAT:
+            raise ModelError(f"{path} has format {found!r}; this ortcam reads format {EXPLAINER_FORMAT}: pack it again")
+        wrong = [name for name, kinds in _FACTS.items() if not isinstance(facts[name], kinds)]
+        if wrong or not {"file", "sha256"} <= facts["source"].keys():
+            raise ValueError(f"{EXPLAINER} states no {(wrong or ['source'])[0]}")
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} has metadata that cannot be read: {one_line(error)}; pack it again") from error
-    if found != EXPLAINER_FORMAT:
-        raise ModelError(f"{path} has format {found!r}; this ortcam reads format {EXPLAINER_FORMAT}: pack it again")
     return Contract.from_metadata(entries, str(path)), facts
 
 

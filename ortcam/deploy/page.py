@@ -11,12 +11,13 @@ import base64
 import contextlib
 import html
 import json
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web that is fetched where none is g
 RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 _TEMPLATE = Path(__file__).with_name("page.html")
 _EXAMPLE_SIDE = 640  # pixels of an example's longer side
-_OURS = {"index.html", "explainer.onnx", "examples", *RUNTIME_FILES}
+_GENERATOR = '<meta name="generator" content="ortcam">'
+_OURS = {"explainer.onnx", *RUNTIME_FILES}
 
 
 def write_page(
@@ -86,13 +88,11 @@ def write_page(
         "{{about}}": json.dumps(about, ensure_ascii=False).replace("<", "\\u003c"),
     }.items():
         text = text.replace(mark, value)
-    with (
-        _runtime_files(runtime) as files,
-        replace_directory(directory, lambda path: path.name in _OURS) as unfinished,
-    ):
+    files = _read_runtime(runtime)
+    with replace_directory(directory, _is_ours) as unfinished:
         try:
-            for name in RUNTIME_FILES:
-                shutil.copyfile(files / name, unfinished / name)
+            for name, data in files.items():
+                (unfinished / name).write_bytes(data)
             (unfinished / "explainer.onnx").write_bytes(model)
             (unfinished / "index.html").write_text(text, encoding="utf-8")
             (unfinished / "examples").mkdir()
@@ -103,6 +103,15 @@ def write_page(
     return directory
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file in a directory is one of an earlier page's."""
+    if path.name == "index.html":
+        return path.is_file() and _GENERATOR in path.read_text(encoding="utf-8", errors="replace")
+    if path.name == "examples":
+        return path.is_dir() and all(re.fullmatch(r"example-\d+\.jpg", one.name) for one in path.iterdir())
+    return path.name in _OURS
+
+
 def _with_target_to_give(proto: onnx.ModelProto) -> bytes:
     """Return the file without a default target: JavaScript could not give another."""
     kept = [tensor for tensor in proto.graph.initializer if tensor.name != "target"]
@@ -111,24 +120,33 @@ def _with_target_to_give(proto: onnx.ModelProto) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-@contextmanager
-def _runtime_files(runtime: str | PathLike[str] | None) -> Iterator[Path]:
-    """Give the folder that onnxruntime-web's files lie in."""
+def _read_runtime(runtime: str | PathLike[str] | None) -> dict[str, bytes]:
+    """Return onnxruntime-web's files, by name."""
     with tempfile.TemporaryDirectory() as scratch:
         source = _fetch(Path(scratch)) if runtime is None else Path(runtime)
-        if source.is_file():
-            folder = Path(scratch) / "package" / "dist"
-            try:
-                with tarfile.open(source) as package:
-                    package.extractall(scratch, filter="data")
-            except (OSError, tarfile.TarError) as error:
-                raise OptionError(f"cannot read {source}: {one_line(error)}; expected npm's .tgz") from error
-        else:
+        try:
+            if source.is_file():
+                return _read_package(source)
             folder = source / "dist" if (source / "dist").is_dir() else source
-        missing = [name for name in RUNTIME_FILES if not (folder / name).is_file()]
-        if missing:
-            raise OptionError(f"{source} has no {missing[0]}; expected the npm package onnxruntime-web")
-        yield folder
+            return {name: (folder / name).read_bytes() for name in RUNTIME_FILES}
+        except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError) as error:
+            if runtime is None:
+                source.unlink(missing_ok=True)  # what was kept is damaged; the next call fetches it again
+            raise OptionError(
+                f"{source} cannot be read ({one_line(error)}); expected the npm package onnxruntime-web, "
+                f"its folder or .tgz, with {', '.join(RUNTIME_FILES)}"
+            ) from error
+
+
+def _read_package(source: Path) -> dict[str, bytes]:
+    files = {}
+    with tarfile.open(source) as package:
+        for name in RUNTIME_FILES:
+            member = package.extractfile(f"package/dist/{name}")
+            if member is None:
+                raise KeyError(f"{name} is no file")
+            files[name] = member.read()
+    return files
 
 
 def _fetch(scratch: Path) -> Path:

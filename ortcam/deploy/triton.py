@@ -11,10 +11,12 @@ import re
 import shutil
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from ortcam.deploy.packed import read_facts
 from ortcam.errors import OptionError, OutputError
 from ortcam.files import replace_directory
+from ortcam.model import Layout
 
 _FILES = {"config.pbtxt", "labels.txt", "1"}
 
@@ -27,7 +29,7 @@ def write_triton(
     Args:
         explainer: a packed explainer.
         repository: the folder that Triton is started with; other models in it are left alone.
-        name: of the model; None for the file's.
+        name: of the model; None for the file's, with dashes for what a name may not have.
         tensorrt: let ONNX Runtime use TensorRT, in float16.
 
     Returns:
@@ -40,7 +42,7 @@ def write_triton(
     """
     explainer = Path(explainer)
     contract, facts = read_facts(explainer)
-    name = explainer.stem if name is None else name
+    name = re.sub(r"[^\w-]+", "-", explainer.stem, flags=re.ASCII).strip("-_") or "explainer" if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise OptionError(f"model name is {name!r}; expected letters, digits, dots, dashes and underscores")
     folder = Path(repository) / name
@@ -53,7 +55,7 @@ def write_triton(
         "output": [
             (facts["scores"], "TYPE_FP32", [-1], "" if contract.labels is None else 'label_filename: "labels.txt"'),
             ("target_class", "TYPE_INT64", [-1], ""),
-            ("saliency", "TYPE_FP32", [-1, -1, -1], ""),
+            ("saliency", "TYPE_FP32", [-1, *_map_size(contract.image_layout, facts)], ""),
             ("scored", "TYPE_INT64", [1], ""),
         ],
     }
@@ -72,6 +74,12 @@ def write_triton(
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
+
+
+def _map_size(layout: Layout, facts: dict[str, Any]) -> list[int]:
+    """Return the height and width of the maps; -1 where they are the photo's."""
+    shape = facts["input_shape"]
+    return [-1, -1] if facts["raw"] else shape[1:] if layout == "NCHW" else shape[:2]
 
 
 _TENSORRT = """optimization {

@@ -1,8 +1,9 @@
 """Writing a graph the way one writes numpy: values with operators, loops and branches as functions.
 
-    graph = Builder(opset=18)
+    graph = Builder()
     x = graph.input("x", np.float32, ["n"])
-    (total,) = graph.loop(graph.size(x, 0), [graph.constant(0.0)], lambda i, sum_: [sum_ + graph.gather(x, i)])
+    count = graph.scalar(graph.size(x, 0))
+    (total,) = graph.loop(count, [graph.constant(0.0)], lambda i, sum_: [sum_ + graph.gather(x, i)], ranks=[0])
     graph.output(total, "total", [])
 
 A node goes to the innermost graph that is being written, and may read values of the graphs around it. The onnx
@@ -20,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from onnx import helper, numpy_helper
 
 PREFIX = "ortcam/"  # of all names that are made here
-_BOOLEAN = {"Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Equal", "And", "Or", "Not", "IsNaN", "IsInf"}
+_BOOLEAN = {"Greater", "GreaterOrEqual", "Equal", "And", "Or", "Not", "IsNaN", "IsInf"}
 _INTEGER = {"Shape", "Size", "ArgMax", "NonZero"}
 _FOREVER = np.iinfo(np.int64).max
 Number = int | float | np.generic | NDArray[Any]
@@ -36,7 +37,6 @@ class Value:
     """
 
     __slots__ = ("_builder", "dtype", "name")
-    __array_ufunc__ = None  # an array on the left leaves the operator to us
 
     def __init__(self, builder: Builder, name: str, dtype: DTypeLike) -> None:
         self._builder, self.name, self.dtype = builder, name, np.dtype(dtype)
@@ -65,9 +65,6 @@ class Value:
 
     def __matmul__(self, other: Value | Number) -> Value:
         return self._builder.op("MatMul", self, self._same(other))
-
-    def __rmatmul__(self, other: Number) -> Value:
-        return self._builder.op("MatMul", self._same(other), self)
 
     def __neg__(self) -> Value:
         return self._builder.op("Neg", self)

@@ -26,7 +26,8 @@ from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
 from ortcam.model import Contract, Layout
 
-_INNER = "ortcam.inner."  # what the model's own image and outputs are called inside the loop
+_INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
+_OURS = ("image", "target", "target_class", "saliency", "scored")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> o
     """
     name = proto.graph.output[0].name
     model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
-    _rename(model.graph, {"image": f"{_INNER}image", name: f"{_INNER}{name}", "activations": f"{_INNER}activations"})
+    _rename(model.graph, {one: f"{_INNER}{one}" for one in ("activations", name, *_OURS)})
     graph = Builder()
     writer = _Writer(graph, model.graph, f"{_INNER}{name}", contract, plan)
     writer.write(name)
@@ -365,6 +366,8 @@ class _Writer:
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     """Rename values in a graph and in the graphs inside its nodes."""
+    for one in (*graph.input, *graph.initializer):
+        one.name = names.get(one.name, one.name)
     for node in graph.node:
         for strings in (node.input, node.output):
             for at, name in enumerate(strings):

@@ -27,7 +27,7 @@ class Side:
     Attributes:
         length: of the photo, in pixels.
         full: of the whole resized photo.
-        begin: where the cut-out begins in it; negative where the resized photo is shorter than the cut-out.
+        begin: where the cut-out begins in it.
     """
 
     length: Value
@@ -63,8 +63,8 @@ def write_preprocessing(
 ) -> Value:
     """photo uint8 [H,W,3] -> the model's input float32 [1,C,h,w] or [1,h,w,C]: `Preprocessing.apply`."""
     height, width, interpolation = preprocessing.height, preprocessing.width, preprocessing.interpolation
-    across, x_begin, x_end = _filters(graph, columns, graph.arange(graph.constant(width, np.int64)), interpolation)
-    across = graph.slice(across, x_begin, x_end, 1)  # [w,n]
+    places = graph.constant(np.arange(width))
+    across, x_begin, x_end = _filters(graph, columns, places, interpolation)  # [w,n]
     narrow = graph.slice(photo, x_begin, x_end, 1)
     blocks = -(-height // _BLOCK)
 
@@ -73,7 +73,7 @@ def write_preprocessing(
         down, y_begin, y_end = _filters(graph, rows, graph.minimum(places, height - 1), interpolation)
         part = graph.cast(graph.slice(narrow, y_begin, y_end, 0), np.float32)  # [m,n,3]
         flat = graph.reshape(part, graph.size(part, 0), -1)
-        return [graph.slice(down, y_begin, y_end, 1) @ flat]  # [16,3n]
+        return [down @ flat]  # [16,3n]
 
     (stacked,) = graph.loop(graph.constant(blocks, np.int64), [], block)
     lines = graph.slice(graph.reshape(stacked, blocks * _BLOCK, -1, 3), 0, height, 0)  # [h,n,3]
@@ -92,22 +92,24 @@ def write_preprocessing(
 
 
 def _filters(graph: Builder, side: Side, places: Value, interpolation: str) -> tuple[Value, Value, Value]:
-    """Return what every pixel of the photo weighs at `places` [n] of the cut-out: float32 [n,length].
+    """Return what the photo's pixels from `begin` to `end` weigh at `places` [n] of the cut-out.
 
-    And where the weights that are not zero begin and end, int64 [1]. As `preprocessing.filter_taps`.
+    As `preprocessing.filter_taps`; the other pixels weigh nothing.
+
+    Returns:
+        The weights float32 [n,end-begin]; begin and end, int64 [1].
     """
     scale = graph.cast(side.length, np.float64) / graph.cast(side.full, np.float64)
     stretch = graph.maximum(scale, 1.0)
     reach = stretch * (1.0 if interpolation == "bilinear" else 2.0)
     centre = (graph.cast(places + side.begin, np.float64) + 0.5) * scale  # [n]
-    pixels = graph.cast(graph.arange(side.length), np.float64) + 0.5
-    distance = graph.op("Abs", (pixels - graph.expand_dims(centre, 1)) / stretch)
-    weights = _triangle(graph, distance) if interpolation == "bilinear" else _cubic(graph, distance)
-    weights = graph.cast(weights / graph.reduce("Sum", weights, 1, keep=True), np.float32)
     lowest, highest = (graph.reduce(kind, centre, 0, keep=True) for kind in ("Min", "Max"))
     begin = graph.maximum(graph.cast(graph.op("Floor", lowest - reach), np.int64), 0)
     end = graph.minimum(graph.cast(graph.op("Ceil", highest + reach), np.int64), side.length)
-    return weights, begin, end
+    pixels = graph.cast(graph.arange(end - begin) + begin, np.float64) + 0.5
+    distance = graph.op("Abs", (pixels - graph.expand_dims(centre, 1)) / stretch)
+    weights = _triangle(graph, distance) if interpolation == "bilinear" else _cubic(graph, distance)
+    return graph.cast(weights / graph.reduce("Sum", weights, 1, keep=True), np.float32), begin, end
 
 
 def _triangle(graph: Builder, distance: Value) -> Value:

@@ -47,7 +47,7 @@ def write_selection(
         counted = graph.reshape(graph.op("NonZero", live), -1)
     else:
         counted = graph.arange(graph.size(levels, 0))
-    # Unique keeps the order of first appearance, as the engine does; a row of zeros stands in where no channel counts.
+    # Unique keeps the order of first appearance, as the engine does; it is not asked where no channel counts.
     some = graph.size(counted, 0) > graph.constant([0])
 
     def distinct() -> list[Value]:

@@ -6,6 +6,7 @@ folder=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 source=$(grep -ls '^URIs:.*/debian/*$' /etc/apt/sources.list.d/*.sources | head -1)
+test -n "$source" || { echo "no Debian package source in /etc/apt/sources.list.d: no headers" >&2; exit 1; }
 awk 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1' "$source" | sed 's/^Suites:.*/Suites: trixie/' > "$work/trixie.sources"
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/unpacked"
 set -- -qq -o Dir::Etc::sourcelist="$work/trixie.sources" -o Dir::Etc::sourceparts=- \
