@@ -242,6 +242,18 @@ def test_a_transformer_of_one_image_a_batch(photos: dict[str, Path], tmp_path: P
             ortcam.pack(report.path, tmp_path / "b.onnx", batch_size=7)
 
 
+def test_a_model_of_four_images_a_batch(tiny: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
+    """Every run has four, the plain one as well."""
+    proto = onnx.load(export(tiny, tmp_path / "a.onnx", preprocess="imagenet", input_size=32).path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "four.onnx")
+    assert ortcam.CamModel(tmp_path / "four.onnx").batch == 4
+    for options in ({}, {"budget": 6}, {"budget": 6, "preset": "pytorch-grad-cam"}):
+        assert_as_engine(tmp_path / "four.onnx", photos["chelsea"], tmp_path / "b.onnx", **options)
+
+
 def test_preprocessed_tensors_and_batches(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
     tensor = ortcam.CamModel(resnet18_file).prepare(photos["chelsea"])[1]
     packed = assert_as_engine(resnet18_file, tensor, tmp_path / "a.onnx", raw=False, budget=20, batch_size=3)
