@@ -8,7 +8,7 @@ candidates take turns in one process, so that a change of the machine's speed me
 over the turns are printed. EfficientNet-Lite0 has its ImageNet weights, the others are untrained (seeded): their
 times are those of trained ones, their maps mean nothing. tf-keras-vis runs Keras twins. Whole processes are measured
 from outside: wall time of `ortcam explain` less the forward passes that it reports, and peak memory (the kernel's
-own accounting).
+own accounting). Writes a JSON file and the plot of docs/figures.md.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import networks
 import numpy as np
 import onnxruntime as ort
 import peers
+import plot
 
 import ortcam
 from ortcam.cli.demo import find_photos, load_efficientnet_lite0
@@ -59,6 +60,8 @@ def main() -> None:
         for name in options.networks:
             results["networks"].append(compare(networks.build(name, Path(folder))))
             options.output.write_text(json.dumps(results, indent=2) + "\n")  # what is measured stays, whatever comes
+    if options.output == RESULTS:
+        plot.draw(results["networks"], plot.PLOT)
     print_results(results)
 
 
