@@ -103,7 +103,7 @@ def run_openvino(path: Path, pixels: np.ndarray, turns: int) -> Measured:
     import openvino
 
     core = openvino.Core()
-    model = core.compile_model(core.read_model(path.read_bytes()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return timed(lambda: model([pixels, np.array([-1])])[2][0].copy(), turns, metadata.version("openvino"))
 
 

@@ -129,10 +129,10 @@ def test_c_plus_plus(explainer: Path, photo: np.ndarray, expected: list[ortcam.E
 
 
 def test_openvino(explainer: Path, photo: np.ndarray, expected: list[ortcam.Explanation]) -> None:
-    """Read from memory (its reader of files refuses an If), in float32 (bfloat16 is its choice where there is one)."""
+    """In float32; bfloat16 is its own choice where the processor has it."""
     openvino = pytest.importorskip("openvino") if not os.environ.get("CI") else __import__("openvino")
     core = openvino.Core()
-    model = core.read_model(explainer.read_bytes())
+    model = core.read_model(explainer)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for row, target in enumerate((-1, 285)):
         made = compiled([photo, np.array([target], np.int64)])

@@ -66,16 +66,32 @@ def surrogate_grid(small: tuple[int, int]) -> tuple[int, int]:
     return min(small[0], LARGEST_SIDE), min(small[1], LARGEST_SIDE)
 
 
-def no_surrogate(graph: Builder, one: Value) -> Surrogate:
-    """Return what stands for a surrogate where there is none; `one` is a 1 that no runtime knows to be constant."""
-    square = graph.shape(one, one)
-    table, line = graph.full(square, 0.0, np.float32), graph.full(one, 0.0, np.float32)
-    double, integer = graph.full(square, 0.0, np.float64), graph.full(one, 0, np.int64)
-    return Surrogate(table, table, line, table, double, line, integer, line, line, line, table)
+def write_unseen(graph: Builder, count: Value) -> Surrogate:
+    """Return a surrogate of `count` masks, int64 [1], that knows no score; its kernel and parts stand for nothing.
+
+    All shapes are computed: OpenVINO takes a constant's for the shape of the state in all turns.
+    """
+    one, none = graph.minimum(count, 1), graph.minimum(count, 0)
+    column, wide = graph.shape(count, one), graph.shape(one, count)
+    return Surrogate(
+        kernel=graph.full(column, 0, np.float32),
+        parts=graph.full(column, 0, np.float32),
+        area=graph.full(count, 0, np.float32),
+        factor=graph.full(wide, 0, np.float32),
+        inverse=graph.full(graph.shape(one, one), 0, np.float64),
+        variance=graph.full(count, 1, np.float32),
+        chosen=graph.full(none, 0, np.int64),
+        free=graph.full(count, 1, np.float32),
+        importance=graph.full(count, 1, np.float32),
+        direction=graph.full(count, 0, np.float32),
+        logs=graph.full(column, 0, np.float32),
+    )
 
 
-def write_start(graph: Builder, activations: Value, selection: Selection, small: tuple[int, int]) -> Surrogate:
-    """activations float32 [K,h,w] and their distinct masks -> a surrogate that knows no score."""
+def write_start(
+    graph: Builder, unseen: Surrogate, activations: Value, selection: Selection, small: tuple[int, int]
+) -> Surrogate:
+    """activations float32 [K,h,w] and their distinct masks -> what a surrogate knows before any score."""
     grid = surrogate_grid(small)
     rows, columns = (averaging_matrix(*pair) for pair in zip(small, grid, strict=True))
     if grid != small:
@@ -91,19 +107,11 @@ def write_start(graph: Builder, activations: Value, selection: Selection, small:
     sums = graph.op("ScatterND", nothing, graph.expand_dims(selection.rows, 1), flat, reduction="add")
     parts = graph.slice(sums, 0, -1, 0)
     area = graph.reduce("Mean", masks, 1)
-    ones = graph.full(count, 1.0, np.float32)
-    return Surrogate(
+    return unseen._replace(
         kernel=_write_kernel(graph, masks, parts),
         parts=parts,
         area=area - graph.reduce("Mean", area, 0, keep=True),
-        factor=graph.full(graph.shape(1, count), 0.0, np.float32),
-        inverse=graph.full(graph.constant([1, 1]), 0.0, np.float64),
-        variance=ones,
-        chosen=graph.full(graph.constant([0]), 0, np.int64),
-        free=ones,
-        importance=ones,
         direction=graph.reduce("Sum", parts, 0),
-        logs=graph.expand_dims(ones, 1),
     )
 
 

@@ -166,8 +166,7 @@ class _Writer:
             queue=zero,
             scores=graph.full(graph.shape(0, one), 0.0, np.float32),
         )
-        self.one = one
-        surrogate = () if self.plan.budget is None else budgets.no_surrogate(graph, one)
+        surrogate = () if self.plan.budget is None else budgets.write_unseen(graph, one)
 
         def turn(number: Value, *values: Value) -> list[Value]:
             first = graph.equal(number, 0)
@@ -190,12 +189,12 @@ class _Writer:
             run = graph.minimum(graph.size(state.queue, 0), plan.batch_size)
             seen = graph.concat([state.scores, graph.slice(scores, 0, run, 0)], 0)
             left = graph.slice(state.queue, run, np.iinfo(np.int64).max, 0)
-            return [*state._replace(queue=left, scores=seen), *self._write_learning(known, left, seen)]
+            return [*state._replace(queue=left, scores=seen), *known]
 
         after = graph.branch(first, begin, go_on)
         state, known = _State(*after[:count]), tuple(after[count:])
         if plan.budget is not None:
-            state, known = self._write_next_stage(state, budgets.Surrogate(*known))
+            state, known = self._write_budget(first, state, budgets.Surrogate(*known))
         going = graph.scalar(graph.size(state.queue, 0) > 0)
         return [going, *state, *known]
 
@@ -257,18 +256,9 @@ class _Writer:
         three = graph.reshape(layer, graph.size(layer, 1), *plan.layer_size)
         selection = write_selection(graph, three, plan.convention, self.size, plan.layer_size)
         count = graph.size(selection.channels, 0)
-        surrogate: list[Value] = []
         queue = graph.arange(count)
-        if plan.budget is not None:
-
-            def predicted() -> list[Value]:
-                start = budgets.write_start(graph, three, selection, plan.layer_size)
-                return [*start, graph.full(graph.constant([0]), 0, np.int64)]
-
-            def exact() -> list[Value]:
-                return [*budgets.no_surrogate(graph, self.one), queue]
-
-            *surrogate, queue = graph.branch(self._is_predicted(count), predicted, exact)
+        if plan.budget is not None:  # of more masks than that, stages are chosen later
+            queue = graph.slice(queue, 0, graph.where(self._is_predicted(count), graph.constant([0]), count), 0)
         return [
             *_State(
                 activations=layer,
@@ -280,47 +270,58 @@ class _Writer:
                 queue=queue,
                 scores=graph.full(graph.shape(0, graph.size(target, 0)), 0.0, np.float32),
             ),
-            *surrogate,
+            *(() if plan.budget is None else budgets.write_unseen(graph, graph.maximum(count, 1))),
         ]
 
-    def _write_learning(self, known: tuple[Value, ...], queue: Value, seen: Value) -> list[Value]:
-        """After the last batch of a stage: predict all scores."""
-        if not known:
-            return []
-        graph, state = self.graph, budgets.Surrogate(*known)
-        # A surrogate that stands for nothing has a kernel of one.
-        ended = graph.equal(graph.size(queue, 0), 0) & (graph.size(state.kernel, 0) > 1)
-
-        def learn() -> list[Value]:
-            learned = budgets.write_prediction(graph, state, seen)
-            return [learned.importance, learned.direction, learned.logs]
-
-        def wait() -> list[Value]:
-            return [state.importance, state.direction, state.logs]
-
-        importance, direction, logs = graph.branch(ended, learn, wait)
-        return [*state._replace(importance=importance, direction=direction, logs=logs)]
-
-    def _write_next_stage(self, state: _State, known: budgets.Surrogate) -> tuple[_State, tuple[Value, ...]]:
-        """When the queue is empty and the budget is not used up: choose the next masks."""
+    def _write_budget(self, first: Value, state: _State, known: budgets.Surrogate) -> tuple[_State, tuple[Value, ...]]:
+        """After the plain pass start a surrogate; after a stage let it predict; then choose the next stage."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
+        layer = graph.reshape(state.activations, graph.size(state.activations, 1), *plan.layer_size)
+        selection = Selection(state.affine, state.channels, state.rows)
         done, most = graph.size(state.scores, 0), graph.constant([plan.budget])
-        waits = graph.equal(graph.size(state.queue, 0), 0)
-        wanted = waits & (most > done) & self._is_predicted(graph.size(state.channels, 0))
-        changing = ("factor", "inverse", "variance", "chosen", "free")
+        predicted = self._is_predicted(graph.size(state.channels, 0))
+        ended = predicted & graph.equal(graph.size(state.queue, 0), 0)
 
-        def choose() -> list[Value]:
-            count = budgets.stage_size(graph, done, most)
-            chosen = budgets.write_choice(graph, known, count, budgets.surrogate_grid(plan.layer_size))
-            queue = graph.slice(chosen.chosen, done, np.iinfo(np.int64).max, 0)
-            return [queue, *(getattr(chosen, name) for name in changing)]
+        known = self._write_step(
+            predicted & first,
+            known,
+            ("kernel", "parts", "area", "direction"),
+            lambda known: budgets.write_start(graph, known, layer, selection, plan.layer_size),
+        )
+        known = self._write_step(
+            ended & ~first,
+            known,
+            ("importance", "direction", "logs"),
+            lambda known: budgets.write_prediction(graph, known, state.scores),
+        )
+        count, grid = budgets.stage_size(graph, done, most), budgets.surrogate_grid(plan.layer_size)
+        more = ended & (most > done)
+        known = self._write_step(
+            more,
+            known,
+            ("factor", "inverse", "variance", "chosen", "free"),
+            lambda known: budgets.write_choice(graph, known, count, grid),
+        )
+        begin = graph.where(more, done, graph.size(known.chosen, 0))
+        new = graph.slice(known.chosen, begin, np.iinfo(np.int64).max, 0)
+        return state._replace(queue=graph.concat([state.queue, new], 0)), known
 
-        def wait() -> list[Value]:
-            return [state.queue, *(getattr(known, name) for name in changing)]
+    def _write_step(
+        self,
+        condition: Value,
+        known: budgets.Surrogate,
+        changing: tuple[str, ...],
+        step: Callable[[budgets.Surrogate], budgets.Surrogate],
+    ) -> budgets.Surrogate:
+        """Let `step` change some fields of a surrogate where the condition holds."""
 
-        queue, *values = graph.branch(wanted, choose, wait)
-        return state._replace(queue=queue), known._replace(**dict(zip(changing, values, strict=True)))
+        def taken() -> list[Value]:
+            changed = step(known)
+            return [getattr(changed, name) for name in changing]
+
+        values = self.graph.branch(condition, taken, lambda: [getattr(known, name) for name in changing])
+        return known._replace(**dict(zip(changing, values, strict=True)))
 
     def _is_predicted(self, count: Value) -> Value:
         """Whether a photo with so many distinct masks, int64 [1], has more than the budget."""
