@@ -139,6 +139,10 @@ def test_openvino(explainer: Path, photo: np.ndarray, expected: list[ortcam.Expl
         scores, chosen, saliency, scored = (made[place] for place in range(4))
         result = {"target": chosen[0], "scored": scored[0], "scores": scores, "map": saliency[0]}
         assert_same(result, expected[row])
+    made = compiled([photo, np.array([285, 1000])])  # it checks no index
+    assert made[1].tolist() == [285, 1000]
+    assert made[2][0].max() > 0.9
+    np.testing.assert_array_equal(made[2][1], 0)
 
 
 # --- The page ---

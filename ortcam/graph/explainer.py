@@ -133,7 +133,8 @@ class _Writer:
         saliency = place(self._write_maps(state, surrogate) * graph.reshape(graph.cast(valid, np.float32), -1, 1, 1))
         maps: list[int | str | None] = ["targets", "height", "width"] if plan.raw else ["targets", *self.size]
         graph.output(state.output, name, ["classes"])
-        graph.output(state.targets, "target_class", ["targets"])  # ONNX has inputs and outputs in one namespace
+        # Inputs and outputs have one namespace, so it is not called `target` again.
+        graph.output(graph.where(valid, state.targets, target), "target_class", ["targets"])
         graph.output(saliency, "saliency", maps)
         graph.output(graph.size(state.scores, 0), "scored", [1])
 
