@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from ortcam.convention import Convention
-from ortcam.errors import OptionError, OutputError
+from ortcam.errors import OptionError, OrtcamWarning, OutputError
 from ortcam.files import replace_directory
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop
@@ -232,6 +233,15 @@ class Explanation(Pictures):
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         return {"raw_maps": self.raw_maps, "weights": self.weights}
+
+
+def warn_of_flat_maps(targets: Sequence[Target], flat: Sequence[bool], layer: str) -> None:
+    """Warn the caller's caller of maps that show nothing."""
+    names = [target.name for target, nothing in zip(targets, flat, strict=True) if nothing]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        message = f"the map of {', '.join(names[:5])}{more} is flat (all zero): nothing in layer {layer} speaks for it"
+        warnings.warn(message, OrtcamWarning, stacklevel=3)
 
 
 def _is_ours(path: Path) -> bool:

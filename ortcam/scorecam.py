@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 
 from ortcam.budget import Limits, Method, whole
 from ortcam.convention import Convention, Floats, resolve_convention
-from ortcam.errors import ModelError, OptionError, OrtcamError, OrtcamWarning
-from ortcam.explanation import Explanation, Target
+from ortcam.errors import ModelError, OptionError, OrtcamError
+from ortcam.explanation import Explanation, Target, warn_of_flat_maps
 from ortcam.model import CamModel
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
@@ -114,7 +113,7 @@ class ScoreCAM:
         (explanation,) = self._explain_group([job], targets, top_k, limits, on_progress)
         if isinstance(explanation, OrtcamError):
             raise explanation
-        self._warn_of_flat_maps(explanation)
+        warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
         return explanation
 
     def explain_batch(
@@ -157,7 +156,7 @@ class ScoreCAM:
             for image, job in group:
                 outcome = job if isinstance(job, OrtcamError) else next(explained)
                 if isinstance(outcome, Explanation):
-                    self._warn_of_flat_maps(outcome)
+                    warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
                     yield outcome
                 elif on_error is None:
                     raise outcome
@@ -285,15 +284,6 @@ class ScoreCAM:
         plain = group.passes[0]
         channels, height, width = plain.activations.shape
         return len(plain.logits), (channels, height, width)
-
-    def _warn_of_flat_maps(self, explained: Explanation) -> None:
-        names = [target.name for target, flat in zip(explained.targets, explained.flat, strict=True) if flat]
-        if names:
-            layer, more = explained.layer, f" and {len(names) - 5} more" if len(names) > 5 else ""
-            message = (
-                f"the map of {', '.join(names[:5])}{more} is flat (all zero): nothing in layer {layer} speaks for it"
-            )
-            warnings.warn(message, OrtcamWarning, stacklevel=3)
 
     def _target(self, index: int, plain: ForwardPass) -> Target:
         labels = self.model.labels

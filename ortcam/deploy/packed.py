@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 
 from ortcam.budget import whole
 from ortcam.convention import TINY
-from ortcam.errors import ImageError, ModelError, OptionError, OrtcamError, OrtcamWarning, TargetError, one_line
-from ortcam.explanation import Pictures, Target
+from ortcam.errors import ImageError, ModelError, OptionError, OrtcamError, TargetError, one_line
+from ortcam.explanation import Pictures, Target, warn_of_flat_maps
 from ortcam.image import Photo, as_photo
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_pixels, read_proto
 from ortcam.preprocessing import Crop
@@ -138,7 +137,7 @@ class PackedExplainer:
             TargetError: a class index or label that the model does not have.
         """
         explanation = self._explain(image, targets, top_k)
-        self._warn_of_flat_maps(explanation)
+        warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
         return explanation
 
     def _explain(self, image: Any, targets: Any, top_k: int) -> PackedExplanation:
@@ -191,18 +190,8 @@ class PackedExplainer:
             finally:
                 if on_progress is not None:
                     on_progress(done)
-            self._warn_of_flat_maps(explanation)
+            warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
             yield explanation
-
-    def _warn_of_flat_maps(self, explanation: PackedExplanation) -> None:
-        names = [one.name for one, flat in zip(explanation.targets, explanation.flat, strict=True) if flat]
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            message = (
-                f"the map of {', '.join(names[:5])}{more} is flat (all zero): "
-                f"nothing in layer {explanation.layer} speaks for it"
-            )
-            warnings.warn(message, OrtcamWarning, stacklevel=3)
 
     def _check_size(self, targets: int, feed: NDArray[Any]) -> None:
         """Refuse more maps than memory should hold: such a file makes all of them at once."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import onnx
 
-from ortcam.deploy.packed import read_facts
+from ortcam.deploy.packed import parse_facts
 from ortcam.errors import OptionError, OutputError, one_line
 from ortcam.files import replace_directory, replace_files
 from ortcam.image import read_photo
@@ -63,10 +63,11 @@ def write_page(
         OutputError: the folder cannot be written, or holds something else.
     """
     explainer, directory = Path(explainer), Path(directory)
-    contract, facts = read_facts(explainer)
+    proto = read_proto(explainer)
+    contract, facts = parse_facts({entry.key: entry.value for entry in proto.metadata_props}, explainer)
     if not facts["raw"]:
         raise OptionError(f"{explainer} takes preprocessed tensors, a page has photos; pack it without --no-raw")
-    model = _with_target_to_give(read_proto(explainer))
+    model = _with_target_to_give(proto)
     photos = {
         f"example-{number}.jpg": encode_jpeg(shrink_photo(read_photo(path), _EXAMPLE_SIDE))
         for number, path in enumerate(examples, 1)
