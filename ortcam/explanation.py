@@ -21,7 +21,7 @@ from ortcam.errors import OptionError, OrtcamWarning, OutputError
 from ortcam.files import replace_directory
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop
-from ortcam.render import check_style, draw_overlay, encode_png, resize_map
+from ortcam.render import check_style, draw_overlay, encode_png, place_map
 from ortcam.selection import ErrorEstimate
 
 MANIFEST = "explanation.json"
@@ -215,10 +215,8 @@ class Explanation(Pictures):
 
     def map(self, target: int = 0) -> NDArray[np.float32]:
         """Return the map [H,W] of the `target`-th target alone: one of `maps`, which for many classes are large."""
-        crop, placed = self.crop, np.zeros(self.photo_size, np.float32)
         (saliency,) = self.convention.saliency(self.raw_maps[[target]], self.input_size)
-        placed[crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
-        return placed
+        return place_map(saliency, self.crop, self.photo_size)
 
     def to_dict(self) -> dict[str, Any]:
         return {

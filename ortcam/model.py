@@ -196,6 +196,16 @@ class CamModel:
         return self.activations_shape[0 if self.contract.activations_layout == "NCHW" else 2]
 
     @property
+    def usual_shape(self) -> tuple[int | None, ...]:
+        """`input_shape` with the size that preprocessing makes, where the file leaves it free."""
+        known = self.contract.preprocessing
+        if known is None:
+            return self.input_shape
+        size = (known.height, known.width)
+        usual = (known.channel_count, *size) if self.contract.image_layout == "NCHW" else (*size, known.channel_count)
+        return tuple(dim or other for dim, other in zip(self.input_shape, usual, strict=True))
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         return self.contract.labels
 

@@ -57,6 +57,13 @@ def draw_overlay(
     return overlay
 
 
+def place_map(saliency: NDArray[np.float32], crop: Crop, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return a map [h,w] of the model's input as one of the photo, float32 [H,W]; 0 outside the crop."""
+    placed = np.zeros(size, np.float32)
+    placed[crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
+    return placed
+
+
 def draw_sheet(entries: list[tuple[Photo, Photo, str]], side: int = 224, columns: int = 4) -> Photo:
     """Draw photos and their overlays one above the other, with captions, on one sheet.
 

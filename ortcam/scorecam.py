@@ -13,13 +13,14 @@ import numpy as np
 
 from ortcam.budget import Limits, Method, whole
 from ortcam.convention import Convention, Floats, resolve_convention
-from ortcam.errors import ModelError, OptionError, OrtcamError
+from ortcam.errors import ModelError, OrtcamError
 from ortcam.explanation import Explanation, Target, warn_of_flat_maps
 from ortcam.model import CamModel
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.selection import select_distinct
+from ortcam.targets import for_many
 from ortcam.threads import calm_blas
 from ortcam.work import Job, Work, prepared_ahead
 
@@ -142,10 +143,7 @@ class ScoreCAM:
         Yields:
             An Explanation per image that could be explained, in order; `source` tells which.
         """
-        if isinstance(images, str | PathLike):
-            raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
-        if isinstance(targets, Iterator):
-            targets = list(targets)
+        targets = for_many(images, targets)
         limits = Limits(budget, tolerance, selection)
         done = 0
         for group in prepared_ahead(images, self._prepare, self._group_size(limits)):

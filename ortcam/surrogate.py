@@ -61,7 +61,8 @@ class Surrogate:
         """
         self._parts = parts
         self._basis = smooth_directions(grid)  # [P,R]
-        self._kernel = _matern(masks, parts)
+        self._kernel = _Kernel(masks, parts)
+        self._rows = np.empty((0, len(masks)), np.float32)  # of the kernel, for what is chosen
         self._factor = np.empty((0, len(masks)), np.float32)  # rows of the pivoted Cholesky factor of the kernel
         self._variance = np.ones(len(masks), np.float32)  # of f, given what is chosen
         area = masks.mean(axis=1)
@@ -74,27 +75,28 @@ class Surrogate:
         """Return the next `count` masks to score."""
         parts = _away_from(self._maps, self._parts * self._weights[:, None]) @ self._basis  # [D,R]
         begin = len(self.chosen)
-        factor = np.empty((begin + count, len(parts)), np.float32)
-        factor[:begin] = self._factor
-        effect = parts.T @ self._kernel + NUGGET * parts.T  # [R,D]
+        rows, factor = (np.empty((begin + count, len(parts)), np.float32) for _ in range(2))
+        rows[:begin], factor[:begin] = self._rows, self._factor
+        effect = np.ascontiguousarray((self._kernel.times(parts) + NUGGET * parts).T)  # [R,D]
         effect -= (parts.T @ factor[:begin].T) @ factor[:begin]
         for row in range(begin, begin + count):
             gain = np.einsum("rd,rd->d", effect, effect) / (self._variance + NUGGET)
             gain[self.chosen] = -1
             best = int(gain.argmax())
-            line = self._kernel[best] - factor[:row, best] @ factor[:row]
+            rows[row] = self._kernel.row(best)
+            line = rows[row] - factor[:row, best] @ factor[:row]
             line /= np.sqrt(self._variance[best] + NUGGET)
             factor[row] = line
             self._variance = np.maximum(self._variance - line * line, 0)
             effect -= np.multiply.outer(parts.T @ line, line)
             self.chosen.append(best)
-        self._factor = factor
+        self._rows, self._factor = rows, factor
         return np.array(self.chosen[begin:], np.intp)
 
     def predict(self, scores: Floats) -> list[Prediction]:
         """Return the weights of all masks for every target, from the scores [n,T] of the chosen ones so far."""
         chosen = self.chosen
-        inverse = np.linalg.inv(self._kernel[np.ix_(chosen, chosen)].astype(np.float64) + NUGGET * np.eye(len(chosen)))
+        inverse = np.linalg.inv(self._rows[:, chosen].astype(np.float64) + NUGGET * np.eye(len(chosen)))
         trend = self._trend[chosen]
         normal = trend.T @ inverse @ trend
         normal[1, 1] += PRIOR_OF_AREA
@@ -103,7 +105,7 @@ class Surrogate:
         slopes = np.linalg.solve(normal, trend.T @ inverse @ targets)
         rest = targets - trend @ slopes
         amplitudes = (rest * (inverse @ rest)).mean(axis=0)
-        predicted = self._trend @ slopes + self._kernel[chosen].T @ (inverse @ rest).astype(np.float32)
+        predicted = self._trend @ slopes + self._rows.T @ (inverse @ rest).astype(np.float32)
         predicted = predicted + amplitudes * (self._variance + NUGGET)[:, None] / 2  # the mean of a log-normal
         logs = np.log(np.maximum(np.exp(predicted) - FLOOR, LEAST_WEIGHT))
         logs[chosen] = below_best
@@ -133,36 +135,60 @@ class Surrogate:
         weights[self.chosen] = 0
         parts = _away_from(whole[None], self._parts * weights[:, None]) @ self._basis
         through = parts.T @ self._factor.T
-        spread = np.einsum("pd,dp->", parts.T @ self._kernel, parts) - np.square(through).sum()
+        spread = np.einsum("dr,dr->", self._kernel.times(parts), parts) - np.square(through).sum()
         spread += NUGGET * np.square(parts).sum()
         size = float(centred @ centred)
         return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
 
 
-def _matern(masks: Floats, parts: Floats) -> Floats:
-    """Return the Matern 3/2 kernel [D,D] of the masks."""
-    points = masks @ _metric(parts)
-    norms = np.einsum("dp,dp->d", points, masks)
-    centre = masks.mean(axis=0)
-    mean = 2 * (norms.mean() - points.mean(axis=0) @ centre)  # of the squared distances
-    scale = np.float32(3 / (LENGTH * max(float(mean), SHORTEST)))
-    points, norms = points * scale, norms * scale
-    ones = np.ones_like(norms)
-    # The squared distances in one product: |a|^2 + |b|^2 - 2ab.
-    left = np.concatenate([points * -2, norms[:, None], ones[:, None]], axis=1)
-    right = np.concatenate([masks, ones[:, None], norms[:, None]], axis=1)
-    kernel = np.empty((len(masks), len(masks)), np.float32)
-    for begin in range(0, len(masks), _BLOCK):  # a block stays in the processor's cache
-        end = min(begin + _BLOCK, len(masks))
-        distances = left[begin:end] @ right[:end].T
-        np.maximum(distances, 0, out=distances)
-        np.sqrt(distances, out=distances)
-        np.negative(distances, out=distances)
-        block = np.exp(distances, out=kernel[begin:end, :end])
-        np.subtract(1, distances, out=distances)
-        block *= distances
-        kernel[:begin, begin:end] = block[:, :begin].T
-    np.fill_diagonal(kernel, 1)
+class _Kernel:
+    """The Matern 3/2 kernel [D,D] of the masks: the triangle below the diagonal, in blocks of rows."""
+
+    def __init__(self, masks: Floats, parts: Floats) -> None:
+        points = masks @ _metric(parts)
+        norms = np.einsum("dp,dp->d", points, masks)
+        centre = masks.mean(axis=0)
+        mean = 2 * (norms.mean() - points.mean(axis=0) @ centre)  # of the squared distances
+        scale = np.float32(3 / (LENGTH * max(float(mean), SHORTEST)))
+        points, norms = points * scale, norms * scale
+        ones = np.ones_like(norms)
+        # The squared distances in one product: |a|^2 + |b|^2 - 2ab.
+        self._left = np.concatenate([points * -2, norms[:, None], ones[:, None]], axis=1)
+        self._right = np.ascontiguousarray(np.concatenate([masks, ones[:, None], norms[:, None]], axis=1).T)
+        self._blocks = []
+        scratch = np.empty(_BLOCK * len(masks), np.float32)
+        for begin in range(0, len(masks), _BLOCK):  # a block stays in the processor's cache
+            end = min(begin + _BLOCK, len(masks))
+            squares = scratch[: (end - begin) * end].reshape(end - begin, end)
+            block = _matern(np.matmul(self._left[begin:end], self._right[:, :end], out=squares))
+            np.fill_diagonal(block[:, begin:], 1)
+            self._blocks.append(block)
+
+    def row(self, mask: int) -> Floats:
+        """Return the kernel [D] of one mask with all."""
+        row = _matern(self._left[mask] @ self._right)
+        row[mask] = 1
+        return row
+
+    def times(self, columns: Floats) -> Floats:
+        """Return the product of the kernel and `columns` [D,R]."""
+        product = np.zeros(columns.shape, np.float32)
+        begin = 0
+        for block in self._blocks:  # read once for both triangles
+            end = begin + len(block)
+            product[:end] += block.T @ columns[begin:end]
+            product[begin:end] += block[:, :begin] @ columns[:begin]
+            begin = end
+        return product
+
+
+def _matern(squares: Floats) -> Floats:
+    """Return the kernel of squared distances, which are overwritten."""
+    distances = np.sqrt(np.abs(squares, out=squares), out=squares)  # rounding makes small ones negative
+    np.negative(distances, out=distances)
+    kernel: Floats = np.exp(distances)
+    np.subtract(1, distances, out=distances)
+    kernel *= distances
     return kernel
 
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
 from typing import Any
 
-from ortcam.errors import TargetError, nearest
+from ortcam.errors import OptionError, TargetError, nearest
+
+
+def for_many(images: Any, targets: Any) -> Any:
+    """Return `targets` so that they can be read for each of several images.
+
+    Raises:
+        OptionError: `images` is a single path.
+    """
+    if isinstance(images, str | PathLike):
+        raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
+    return list(targets) if isinstance(targets, Iterator) else targets
 
 
 def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, model: str) -> list[int] | None:

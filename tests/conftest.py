@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from ortcam.cli.demo import load_efficientnet_lite0
 from ortcam.exporters import export
 
 
-@pytest.fixture(autouse=True, scope="session")
-def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep prepared graphs of the tests' models out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORTCAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture(autouse=True, scope="module")
+def cache_of_its_own() -> Iterator[None]:
+    """Keep prepared graphs of the tests' models out of the user's cache, and remove them: they are gigabytes."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORTCAM_CACHE", folder)
         yield
 
 

@@ -146,16 +146,11 @@ def _check_path(path: Path, model: CamModel) -> None:
 
 
 def _input_shape(model: CamModel) -> tuple[int, int, int]:
-    """Return the shape of the image without the batch: the file's, or where that is free, its preprocessing's."""
-    known, shape = model.contract.preprocessing, model.input_shape
-    if None in shape and known is not None:
-        size = (known.channel_count, known.height, known.width)
-        usual = size if model.contract.image_layout == "NCHW" else (*size[1:], size[0])
-        shape = tuple(dim or other for dim, other in zip(shape, usual, strict=True))
-    first, second, third = shape
+    """Return the shape of the image without the batch, which must be known."""
+    first, second, third = model.usual_shape
     if first is None or second is None or third is None:
         raise ModelError(
-            f"{model.path} leaves its input size free, {list(shape)}, and an explainer is made for one; "
+            f"{model.path} leaves its input size free, {list(model.input_shape)}, and an explainer is made for one; "
             "export it with --input-size or --preprocess"
         )
     return first, second, third

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from ortcam.budget import whole
 from ortcam.convention import TINY
-from ortcam.errors import ImageError, ModelError, OptionError, OrtcamError, TargetError, one_line
+from ortcam.errors import ImageError, ModelError, OrtcamError, TargetError, one_line
 from ortcam.explanation import Pictures, Target, warn_of_flat_maps
 from ortcam.image import Photo, as_photo
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_pixels, read_proto
 from ortcam.preprocessing import Crop
-from ortcam.render import resize_map
+from ortcam.render import place_map
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, make_options
-from ortcam.targets import resolve_targets
+from ortcam.targets import for_many, resolve_targets
 
 # What the metadata entry `ortcam.explainer` states.
 _FACTS: dict[str, type | tuple[type, ...]] = {
@@ -152,7 +152,8 @@ class PackedExplainer:
             self._check_size(len(best), feed)
             scores, found, maps, scored = self._run(feed, [int(index) for index in best])
         if not self.facts["raw"]:
-            maps = _place(maps, crop, photo)
+            size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
+            maps = np.stack([place_map(one, crop, size) for one in maps])
         return PackedExplanation(
             maps=maps,
             targets=tuple(self._target(int(index), scores) for index in found),
@@ -175,10 +176,7 @@ class PackedExplainer:
         on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[PackedExplanation]:
         """Explain photos one after the other; as `ScoreCAM.explain_batch`."""
-        if isinstance(images, str | PathLike):
-            raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
-        if isinstance(targets, Iterator):
-            targets = list(targets)
+        targets = for_many(images, targets)
         for done, image in enumerate(images, 1):
             try:
                 explanation = self._explain(image, targets, top_k)
@@ -266,12 +264,3 @@ def parse_facts(entries: dict[str, str], path: Path) -> tuple[Contract, dict[str
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} has metadata that cannot be read: {one_line(error)}; pack it again") from error
     return Contract.from_metadata(entries, str(path)), facts
-
-
-def _place(maps: NDArray[np.float32], crop: Crop, photo: Photo | None) -> NDArray[np.float32]:
-    """Draw maps [T,h,w] at the model's size where the model looked, [T,H,W]."""
-    height, width = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
-    placed = np.zeros((len(maps), height, width), np.float32)
-    for one, place in zip(maps, placed, strict=True):
-        place[crop.top : crop.bottom, crop.left : crop.right] = resize_map(one, crop.height, crop.width)
-    return placed

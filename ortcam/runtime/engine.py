@@ -133,16 +133,10 @@ class Engine:
         cache.write_entry(key, {"batch_size": best, "seconds_per_image": seconds})
         return best
 
-    def _input_shape(self) -> tuple[int, ...]:
-        """Return the input's dimensions without the batch; where the file leaves them free, those of preprocessing."""
-        known = self._model.contract.preprocessing
-        height, width = (224, 224) if known is None else (known.height, known.width)
-        usual = (3, height, width) if self._model.contract.image_layout == "NCHW" else (height, width, 3)
-        return tuple(dim or other for dim, other in zip(self._model.input_shape, usual, strict=True))
-
     def _measure_batches(self, largest: int) -> dict[int, float]:
         """Return the seconds a masked image takes in batches of 1, 2, 4, ...: the least of three runs."""
-        shape = self._input_shape()
+        usual = (3, 224, 224) if self._model.contract.image_layout == "NCHW" else (224, 224, 3)
+        shape = [dim or other for dim, other in zip(self._model.usual_shape, usual, strict=True)]
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         group = self.scorer.forward(noise)
         seconds: dict[int, float] = {}
