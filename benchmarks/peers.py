@@ -51,7 +51,8 @@ def tf_keras_vis(network: Network, tensor: np.ndarray, target: int, batch_size: 
     image = np.ascontiguousarray(tensor.transpose(0, 2, 3, 1))
 
     def run() -> np.ndarray:
-        result: np.ndarray = scorecam(score, image, penultimate_layer=layer, batch_size=batch_size)[0]
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras's progress, in the midst of the tables
+            result: np.ndarray = scorecam(score, image, penultimate_layer=layer, batch_size=batch_size)[0]
         return result
 
     return run

@@ -101,11 +101,13 @@ class _Scope:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.known: list[onnx.ValueInfoProto] = []  # types that cannot be inferred
         self.constants: dict[tuple[Any, ...], Value] = {}
         self.made: set[str] = set()  # names of what its nodes made
 
     def to_proto(self, name: str) -> onnx.GraphProto:
-        return helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers)
+        known = self.known
+        return helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers, value_info=known)
 
 
 class Builder:
@@ -160,10 +162,16 @@ class Builder:
         self._scope.made.update(made)
         return [Value(self, one, _dtype_of(op_type, at, inputs, attributes)) for at, one in enumerate(made)]
 
-    def embed(self, nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
-        """Take over nodes and weights of another graph; its names must not be in use here."""
+    def embed(
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        initializers: Iterable[onnx.TensorProto],
+        known: Iterable[onnx.ValueInfoProto],
+    ) -> None:
+        """Take over nodes, weights and known types of another graph; its names must not be in use here."""
         self._scope.nodes.extend(nodes)
         self._scope.initializers.extend(initializers)
+        self._scope.known.extend(known)
 
     def named(self, value: Value, name: str) -> None:
         """Give a value a second name, for embedded nodes to read."""

@@ -229,7 +229,8 @@ class _Writer:
         }
         for name, value in inputs.items():
             graph.named(value, name)
-        graph.embed(_in_order(self.model.node), self.model.initializer)
+        masked = (one for one in self.model.value_info if one.name == f"{_INNER}image")
+        graph.embed(_in_order(self.model.node), self.model.initializer, masked)
         weight = plan.convention.weight
         scored = scoring.TARGET_LOG_PROBABILITIES if weight == "probability" else scoring.TARGET_LOGITS
         names = (self.result, scoring.LOGITS, f"{_INNER}activations", scored)
@@ -368,7 +369,7 @@ class _Writer:
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     """Rename values in a graph and in the graphs inside its nodes."""
-    for one in (*graph.input, *graph.initializer):
+    for one in (*graph.input, *graph.initializer, *graph.value_info):
         one.name = names.get(one.name, one.name)
     for node in graph.node:
         for strings in (node.input, node.output):

@@ -36,7 +36,7 @@ LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
 
-VERSION = 2  # of the graph that is built here: what is kept of an older one is not used
+VERSION = 3  # of the graph that is built here: what is kept of an older one is not used
 
 # Operators that may stand between the softmax or sigmoid of a classifier and its output.
 AFTER_SCORES = frozenset(
@@ -78,6 +78,10 @@ def build_scoring_graph(
             helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.B", "ortcam.T"]),
         ]
     )
+    # The shapes that follow from the masks are unknown. Told that the model has one batch size throughout, ONNX Runtime
+    # adds the shortcuts of residual blocks in place; untold, it copies each of them first.
+    masked_dims = [image_dims[0] or "ortcam.B", *image_dims[1:]]
+    graph.value_info.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, masked_dims))
     model_nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend(_masking_nodes(contract))
