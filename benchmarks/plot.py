@@ -25,9 +25,12 @@ NAMES = {
 
 
 def draw(networks: list[dict[str, Any]], path: Path) -> None:
-    """Draw a panel a network, bars of medians on a logarithmic scale with the range of all turns."""
-    figure, panels = plt.subplots(1, len(networks), figsize=(5.2 * len(networks), 3.4), squeeze=False)
-    for panel, network in zip(panels[0], networks, strict=True):
+    """Draw a panel a network, two in a row: bars of medians on a logarithmic scale with the range of all turns."""
+    columns, rows = min(len(networks), 2), -(-len(networks) // 2)
+    figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.2 * rows), squeeze=False)
+    for panel in panels.flat[len(networks) :]:
+        panel.remove()
+    for panel, network in zip(panels.flat, networks, strict=False):
         seconds = {label: network["seconds"][name] for name, label in NAMES.items() if name in network["seconds"]}
         middle = {label: statistics.median(values) for label, values in seconds.items()}
         labels = sorted(middle, key=lambda label: -middle[label])
