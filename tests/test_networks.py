@@ -30,6 +30,7 @@ def class_seen_by(module: nn.Module, path: Path, photo: Path) -> int:
         return int(module(torch.from_numpy(tensor))[0].argmax())
 
 
+@pytest.mark.slow
 def test_efficientnet_lite1(tmp_path: Path, photos: dict[str, Path], in_table: Any) -> None:
     """Trained on ImageNet, at its own size of 240x240."""
     module = EfficientNet.from_name("efficientnet-lite1")
@@ -100,6 +101,7 @@ def test_vision_transformers(source: str, tmp_path: Path, photos: dict[str, Path
     in_table(f"{zoo} {name}, untrained", "PyTorch module", report.path)
 
 
+@pytest.mark.slow
 def test_a_transformer_against_pytorch_grad_cam(tmp_path: Path, photos: dict[str, Path]) -> None:
     """The peer's own recipe for a ViT: reshape_transform drops the class token and puts the patches in rows."""
     torch.manual_seed(0)

@@ -233,6 +233,7 @@ class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["QDQ", "QOperator"])
 def test_a_statically_quantized_file(
     form: str, lite0_plain: Path, lite0_file: Path, exact: Any, photos: dict[str, Path], tmp_path: Path, in_table: Any

@@ -119,6 +119,7 @@ def test_a_dynamic_size_is_given_by_the_user(tmp_path: Path) -> None:
     assert export(program, tmp_path / "r.onnx", input_size=64).shape == (16, 16, 16)
 
 
+@pytest.mark.slow
 def test_the_trained_network_sees_what_its_module_sees(
     lite0: nn.Module, lite0_file: Path, photos: dict[str, Path], models: Path, in_table: Any
 ) -> None:

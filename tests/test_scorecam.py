@@ -88,6 +88,7 @@ def test_a_padded_last_batch_changes_nothing(
         assert np.abs(padded.explain(photos["chelsea"]).maps - small.explain(photos["chelsea"]).maps).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory that Linux keeps")
 def test_peak_memory_does_not_grow_with_the_photos(lite0_file: Path, photos: dict[str, Path]) -> None:
     """In a process of its own: the peak after six photos, with other numbers of live channels, over that after one."""
