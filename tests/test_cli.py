@@ -257,9 +257,13 @@ def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: d
     assert "Traceback" not in errors
     written = list(out.iterdir()) if out.exists() else []
     assert len(written) < len(photos)
-    for path in written:  # of the photos before
-        with Image.open(path) as overlay:
+    for folder in written:  # of the photos that were done
+        facts = json.loads((folder / "explanation.json").read_text())
+        target = facts["targets"][0]["index"]
+        with Image.open(folder / f"overlay-{target}.png") as overlay:
             overlay.load()
+        maps = [np.load(folder / name) for name in ("maps.npy", "raw_maps.npy", "weights.npy")]
+        assert all(np.isfinite(values).all() for values in maps)
 
 
 def test_inspect_shows_contract_and_layers(small: Path) -> None:
