@@ -30,7 +30,7 @@ def draw(networks: list[dict[str, Any]], path: Path) -> None:
     figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.2 * rows), squeeze=False)
     for panel in panels.flat[len(networks) :]:
         panel.remove()
-    for panel, network in zip(panels.flat, networks, strict=False):
+    for panel, network in zip(panels.flat[: len(networks)], networks, strict=True):
         seconds = {label: network["seconds"][name] for name, label in NAMES.items() if name in network["seconds"]}
         middle = {label: statistics.median(values) for label, values in seconds.items()}
         labels = sorted(middle, key=lambda label: -middle[label])
