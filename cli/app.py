@@ -59,7 +59,9 @@ def main() -> None:
             warnings.showwarning = lambda message, *_: console.warn(str(message))
         try:
             app(args=arguments, prog_name="ortcam")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as ended:  # Typer makes the former the latter, without a word
+            if isinstance(ended, SystemExit) and ended.code != 130:
+                raise
             console.fail("interrupted")
             sys.exit(130)
         except OrtcamError as error:
