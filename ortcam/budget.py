@@ -14,13 +14,13 @@ from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection, plan_exact, 
 from ortcam.surrogate import Prediction, Surrogate
 
 Method = Literal["predict", "top-std"]
-FIRST_STAGE = 4
+SMALLEST_STAGE = 4
 _FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
 LARGEST_STAGE = 16
 LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
 # The median, and the 5th and 95th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
 # 2 presets, 2 classes, budgets of 16 to 128. See docs/budget.md.
-_CALIBRATION = (2.4, 0.5, 13.5)
+_CALIBRATION = (1.3, 0.35, 6.5)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Limits:
         """Return how many masked inputs a photo with so many channels brings to its first batches, at least."""
         most = batch_size if self.budget is None or (channels and self.budget >= channels) else self.budget
         in_stages = self.tolerance is not None or (most == self.budget and self.method == "predict")
-        return min(most, batch_size, FIRST_STAGE if in_stages else batch_size)
+        return min(most, batch_size, SMALLEST_STAGE if in_stages else batch_size)
 
 
 class PredictedPlan:
@@ -104,8 +104,7 @@ class PredictedPlan:
         self._finished = self._finished or done >= self._most or self._is_within_tolerance()
         if self._finished:
             return np.empty(0, np.intp)
-        stage = min(max(done, FIRST_STAGE), LARGEST_STAGE, self._most - done)
-        return self._surrogate.choose(stage)
+        return self._surrogate.choose(min(stage_size(done), self._most - done))
 
     def observe(self, scores: Floats) -> None:
         self._seen = np.concatenate([self._seen.reshape(-1, scores.shape[1]), scores])
@@ -133,6 +132,11 @@ class PredictedPlan:
             return False
         estimates = map(self._estimate, self._predictions)  # none is made after the first that is too large
         return all(error is not None and error.expected <= self._tolerance for error in estimates)
+
+
+def stage_size(done: int) -> int:
+    """Return how many masks are chosen at once after `done` scores: a quarter, in fours, within limits."""
+    return min(max(done // 16 * 4, SMALLEST_STAGE), LARGEST_STAGE)
 
 
 def shrink(maps: Floats, side: int) -> Floats:

@@ -1,12 +1,14 @@
 """A Gaussian process over masks: from the scores of some masks, those of all, and how sure that is.
 
-The log-score of a masked image is modelled as a smooth function of its mask plus a part of its own (the nugget):
+The sixth root of a mask's weight is modelled as a smooth function of the mask plus a part of its own (the nugget):
 
-    g(m) = a + b * area(m) + f(m) + e_m,   cov f = s2 * k(m, m'),   var e = s2 * NUGGET
+    w(m)^(1/6) = a + b * area(m) + f(m) + e_m,   cov f = s2 * k(m, m'),   var e = s2 * NUGGET
 
-with k the Matern 3/2 kernel of the distance between masks at the layer's size. Two masks are near when they show the
-network the same things, so the distance counts places by their activity, and takes places whose channels are alike
-(by the cosine of their activations) for nearly the same place.
+The root is nearly a logarithm where weights matter, and tells those apart less that make no difference to the map
+(a power transform: Box and Cox 1964). k is the Matern 3/2 kernel of the distance between masks at the layer's size.
+Two masks are near when they show the network the same things, so the distance counts places by their activity, and
+takes places whose channels are alike (by the cosine of their activations) for more nearly the same place; masks that
+show little are told apart as well as those that show much, since they are enlarged to a more equal size.
 
 Masks are chosen one after the other so that the uncertainty of the *map*, not of the scores, falls
 most: Bayesian A-optimal design (Chaloner and Verdinelli 1995) for the linear functional "sum of w_k A_k". Kernel
@@ -22,16 +24,18 @@ from numpy.typing import NDArray
 
 from ortcam.convention import TINY, Floats
 
+ROOT = 6  # `sixth_moment` belongs to it
 NUGGET = np.float32(0.05)
-LENGTH = 1.5  # the kernel's squared length scale over the mean squared distance of two masks
-FLOOR = 0.01  # scores below this share of the best one are told apart less: they make no difference to the map
-# A mask counts by (predicted weight * exp(HOPE * standard deviation)) ** TRUST: what may turn out strong matters.
-HOPE, TRUST = 2.0, 1.0
+LENGTH = 2.5  # the kernel's squared length scale over the mean squared distance of two masks
+# A mask counts by the weight that it would have so many standard deviations of the root above its prediction: what
+# may turn out strong matters.
+HOPE = 1.5
+LEAST_ROOT = 0.05  # of a predicted weight
 PRIOR_OF_AREA = 0.01  # ridge on b
 SHORTEST = 1e-12  # mean squared distance: masks closer than that are one
-LEAST_WEIGHT = 1e-9
 ACTIVITY = 0.7  # the power of a place's activity that its differences count by
-ALIKE = 0.7  # how far places with the same channels are the same place
+ALIKE = 0.4  # how far places with the same channels are the same place
+EVEN = 0.3  # the power of a mask's size that it is divided by
 _DIRECTIONS = 16  # of the map, whose uncertainty is what counts: its smooth part
 _BLOCK = 128
 
@@ -40,7 +44,7 @@ class Prediction(NamedTuple):
     """The weights of all masks for one target, up to a factor.
 
     Attributes:
-        log_weights: float32 [D], at most about 0.
+        log_weights: float32 [D], at most about 0 for a mask that was scored.
         amplitude: s2, estimated from the observed scores.
     """
 
@@ -73,7 +77,7 @@ class Surrogate:
 
     def choose(self, count: int) -> NDArray[np.intp]:
         """Return the next `count` masks to score."""
-        parts = _away_from(self._maps, self._parts * self._weights[:, None]) @ self._basis  # [D,R]
+        parts = self._parts @ _away_from(self._maps, self._basis) * self._weights[:, None]  # [D,R]
         begin = len(self.chosen)
         rows, factor = (np.empty((begin + count, len(parts)), np.float32) for _ in range(2))
         rows[:begin], factor[:begin] = self._rows, self._factor
@@ -101,44 +105,51 @@ class Surrogate:
         normal = trend.T @ inverse @ trend
         normal[1, 1] += PRIOR_OF_AREA
         below_best = (scores - scores.max(axis=0)).astype(np.float64)
-        targets = np.log(np.exp(below_best) + FLOOR)
-        slopes = np.linalg.solve(normal, trend.T @ inverse @ targets)
-        rest = targets - trend @ slopes
+        roots = np.exp(below_best / ROOT)
+        slopes = np.linalg.solve(normal, trend.T @ inverse @ roots)
+        rest = roots - trend @ slopes
         amplitudes = (rest * (inverse @ rest)).mean(axis=0)
         predicted = self._trend @ slopes + self._rows.T @ (inverse @ rest).astype(np.float32)
-        predicted = predicted + amplitudes * (self._variance + NUGGET)[:, None] / 2  # the mean of a log-normal
-        logs = np.log(np.maximum(np.exp(predicted) - FLOOR, LEAST_WEIGHT))
+        predicted = np.maximum(predicted, LEAST_ROOT)
+        variances = amplitudes * (self._variance + NUGGET)[:, None]
+        logs = np.log(sixth_moment(predicted, variances))
         logs[chosen] = below_best
-        predictions = [
-            Prediction(column.astype(np.float32), float(s2)) for column, s2 in zip(logs.T, amplitudes, strict=True)
-        ]
-        self._aim(predictions)
-        return predictions
+        hoped = predicted + HOPE * np.sqrt(variances)
+        hoped[chosen] = roots
+        self._aim(logs, hoped)
+        return [Prediction(column.astype(np.float32), float(s2)) for column, s2 in zip(logs.T, amplitudes, strict=True)]
 
-    def _aim(self, predictions: list[Prediction]) -> None:
-        """Let the next choice count masks by their predicted weights, for all targets together."""
-        logs = np.stack([prediction.log_weights for prediction in predictions])
-        self._maps = np.exp(logs) @ self._parts
+    def _aim(self, logs: NDArray[np.float64], hoped: NDArray[np.float64]) -> None:
+        """Let the next choice count masks by what they may weigh, for all targets together.
+
+        Args:
+            logs: the predicted log weights [D,T].
+            hoped: the roots of weights [D,T] to count masks by.
+        """
+        self._maps = np.exp(logs.T).astype(np.float32) @ self._parts
         self._maps /= np.linalg.norm(self._maps, axis=1, keepdims=True) + TINY
-        amplitudes = np.array([prediction.amplitude for prediction in predictions], np.float32)[:, None]
-        doubt = np.sqrt(amplitudes * (self._variance + NUGGET))
-        doubt[:, self.chosen] = 0
-        hoped = logs + np.float32(HOPE) * doubt
-        hoped -= hoped.max(axis=1, keepdims=True)
-        self._weights = np.sqrt(np.exp(2 * TRUST * hoped).mean(axis=0))
+        shares = sixth_moment(hoped / hoped.max(axis=0), 0)
+        self._weights = np.sqrt(np.square(shares).mean(axis=1)).astype(np.float32)
 
     def expected_error(self, prediction: Prediction) -> float:
         """Return the expected 1 - r of the map at the layer's size against the exact one, to first order."""
         weights = np.exp(prediction.log_weights)
         whole = weights @ self._parts
         centred = whole - whole.mean()
-        weights[self.chosen] = 0
-        parts = _away_from(whole[None], self._parts * weights[:, None]) @ self._basis
+        slopes = ROOT * np.exp(prediction.log_weights * (1 - 1 / ROOT))  # of the weights over their roots
+        slopes[self.chosen] = 0
+        parts = self._parts @ _away_from(whole[None], self._basis) * slopes[:, None]
         through = parts.T @ self._factor.T
         spread = np.einsum("dr,dr->", self._kernel.times(parts), parts) - np.square(through).sum()
         spread += NUGGET * np.square(parts).sum()
         size = float(centred @ centred)
         return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
+
+
+def sixth_moment(mean: NDArray[np.float64], variance: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Return the mean of the sixth power of a normal variable."""
+    square = mean * mean
+    return square * square * (square + 15 * variance) + variance * variance * (45 * square + 15 * variance)
 
 
 class _Kernel:
@@ -147,6 +158,8 @@ class _Kernel:
     def __init__(self, masks: Floats, parts: Floats) -> None:
         points = masks @ _metric(parts)
         norms = np.einsum("dp,dp->d", points, masks)
+        enlarged = np.maximum(norms, TINY) ** np.float32(-EVEN / 2)
+        masks, points, norms = masks * enlarged[:, None], points * enlarged[:, None], norms * enlarged**2
         centre = masks.mean(axis=0)
         mean = 2 * (norms.mean() - points.mean(axis=0) @ centre)  # of the squared distances
         scale = np.float32(3 / (LENGTH * max(float(mean), SHORTEST)))
@@ -221,11 +234,13 @@ def _cosines(length: int) -> NDArray[np.float64]:
     return np.asarray(waves)
 
 
-def _away_from(maps: Floats, parts: Floats) -> Floats:
-    """Take out of `parts` [D,P] what moves the mean of `maps` [T,P] by a factor or a constant: neither changes r."""
+def _away_from(maps: Floats, basis: Floats) -> Floats:
+    """Take out of directions [P,R] what moves the mean of `maps` [T,P] by a factor, which does not change r.
+
+    Nor does a constant, which none of the directions has.
+    """
     mean = maps.mean(axis=0)
     mean = mean - mean.mean()
     mean /= np.linalg.norm(mean) + TINY
-    centred = parts - parts.mean(axis=1, keepdims=True)
-    away: Floats = centred - np.multiply.outer(centred @ mean, mean)
+    away: Floats = basis - np.multiply.outer(mean, mean @ basis)
     return away

@@ -36,12 +36,12 @@ def test_a_budget_of_32_shows_the_exact_map(lite: ortcam.ScoreCAM, photos: dict[
         exact = lite.explain(photos[name])
         near = lite.explain(photos[name], budget=32)
         assert near.scored == 32 < exact.scored
-        assert correlation(near.input_maps, exact.input_maps) > 0.98
+        assert correlation(near.input_maps, exact.input_maps) > 0.99
         assert near.targets[0] == exact.targets[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "mean", "worst"), [("official", 0.99, 0.96), ("paper", 0.98, 0.9)])
+@pytest.mark.parametrize(("preset", "mean", "worst"), [("official", 0.995, 0.985), ("paper", 0.993, 0.97)])
 def test_agreement_and_error_over_10_photos(
     lite0_file: Path, photos: dict[str, Path], preset: str, mean: float, worst: float
 ) -> None:

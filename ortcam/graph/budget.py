@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ortcam.budget import FIRST_STAGE, LARGEST_SIDE, LARGEST_STAGE, averaging_matrix
+from ortcam.budget import LARGEST_SIDE, LARGEST_STAGE, SMALLEST_STAGE, averaging_matrix
 from ortcam.convention import TINY
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.saliency import Selection
 from ortcam.surrogate import (
     ACTIVITY,
     ALIKE,
-    FLOOR,
+    EVEN,
     HOPE,
-    LEAST_WEIGHT,
+    LEAST_ROOT,
     LENGTH,
     NUGGET,
     PRIOR_OF_AREA,
+    ROOT,
     SHORTEST,
-    TRUST,
     smooth_directions,
 )
 
@@ -127,6 +127,8 @@ def _write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
     metric = alike * graph.reshape(activity, -1, 1) * graph.reshape(activity, 1, -1)
     points = masks @ graph.cast(metric, np.float32)
     norms = graph.reduce("Sum", points * masks, 1, keep=True)  # [D,1]
+    enlarged = graph.op("Pow", graph.maximum(norms, float(TINY)), graph.constant(-EVEN / 2))
+    masks, points, norms = masks * enlarged, points * enlarged, norms * enlarged * enlarged
     centres = graph.reduce("Mean", points, 0) * graph.reduce("Mean", masks, 0)
     spread = (graph.reduce("Mean", norms) - graph.reduce("Sum", centres)) * 2.0
     scale = (3 / LENGTH) / graph.maximum(spread, SHORTEST)
@@ -136,20 +138,19 @@ def _write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
 
 
 def stage_size(graph: Builder, done: Value, most: Value) -> Value:
-    """Return how many masks the next stage has, int64 [1]."""
-    stage = graph.minimum(graph.maximum(done, FIRST_STAGE), LARGEST_STAGE)
+    """Return how many masks the next stage has, int64 [1]: `ortcam.budget.stage_size`, and no more than are left."""
+    stage = graph.minimum(graph.maximum(done // 16 * 4, SMALLEST_STAGE), LARGEST_STAGE)
     return graph.minimum(stage, most - done)
 
 
 def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int, int]) -> Surrogate:
     """Choose `count` masks more: `Surrogate.choose`."""
-    basis = smooth_directions(grid)
+    basis = graph.constant(smooth_directions(grid))
     mean = state.direction - graph.reduce("Mean", state.direction, 0, keep=True)
     mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 0, keep=True)) + TINY)
     along = graph.reshape(mean, -1, 1)
-    weighted = state.parts * graph.expand_dims(state.importance, 1)
-    weighted = weighted - graph.reduce("Mean", weighted, 1, keep=True)
-    parts = (weighted @ basis - (weighted @ along) @ (along.T @ basis)).T  # [R,D]
+    away = basis - along @ (along.T @ basis)
+    parts = (state.parts @ away * graph.expand_dims(state.importance, 1)).T  # [R,D]
     effect = parts @ state.kernel + parts * NUGGET - (parts @ state.factor.T) @ state.factor
 
     def choose(
@@ -184,29 +185,32 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> Surroga
     """scores float32 [n,T] of the chosen masks -> the log weights of all: `Surrogate.predict`."""
     double = np.float64
     below = graph.cast(scores - graph.reduce("Max", scores, 0, keep=True), double)
-    targets = graph.op("Log", graph.op("Exp", below) + FLOOR)
+    roots = graph.op("Exp", below / ROOT)
     area = graph.reshape(graph.cast(state.area, double), -1, 1)
     trend = graph.concat([area * 0.0 + 1.0, area], 1)  # [D,2]
     seen = graph.gather(trend, state.chosen)
-    filling = graph.full(graph.shape(1, graph.size(targets, 1) + 2), 0.0, double)
-    solved = state.inverse @ graph.concat([filling, graph.concat([seen, targets], 1)], 0)
-    trend_solved, targets_solved = graph.slice(solved, 0, 2, 1), graph.slice(solved, 2, np.iinfo(np.int64).max, 1)
+    filling = graph.full(graph.shape(1, graph.size(roots, 1) + 2), 0.0, double)
+    solved = state.inverse @ graph.concat([filling, graph.concat([seen, roots], 1)], 0)
+    trend_solved, roots_solved = graph.slice(solved, 0, 2, 1), graph.slice(solved, 2, np.iinfo(np.int64).max, 1)
     normal = trend_solved.T @ trend_solved + np.diag([0.0, PRIOR_OF_AREA])
-    slopes = _inverse_of_two(graph, normal) @ (trend_solved.T @ targets_solved)  # [2,T]
-    rest = targets_solved - trend_solved @ slopes
+    slopes = _inverse_of_two(graph, normal) @ (trend_solved.T @ roots_solved)  # [2,T]
+    rest = roots_solved - trend_solved @ slopes
     amplitudes = graph.reduce("SumSquare", rest, 0, keep=True) / graph.cast(graph.size(scores, 0), double)  # [1,T]
     predicted = trend @ slopes + graph.cast(state.factor.T @ graph.cast(rest, np.float32), double)
-    doubt = graph.reshape(graph.cast(state.variance + NUGGET, double), -1, 1) * amplitudes
-    weights = graph.maximum(graph.op("Exp", predicted + doubt / 2.0) - FLOOR, LEAST_WEIGHT)
-    logs = graph.cast(graph.op("Log", weights), np.float32)
-    logs = graph.op("ScatterND", logs, graph.expand_dims(state.chosen, 1), graph.cast(below, np.float32))
+    predicted = graph.maximum(predicted, LEAST_ROOT)
+    variances = graph.reshape(graph.cast(state.variance + NUGGET, double), -1, 1) * amplitudes
+    square = predicted * predicted
+    moment = square * square * (square + variances * 15.0)
+    moment = moment + variances * variances * (square * 45.0 + variances * 15.0)
+    logs = graph.op("Log", moment)
+    chosen = graph.expand_dims(state.chosen, 1)
+    logs = graph.cast(graph.op("ScatterND", logs, chosen, below), np.float32)
     # What the next choice counts masks by: `Surrogate._aim`.
     maps = graph.op("Exp", logs).T @ state.parts  # [T,P]
     maps = maps / (graph.op("Sqrt", graph.reduce("SumSquare", maps, 1, keep=True)) + TINY)
-    doubt = graph.op("Sqrt", graph.cast(doubt, np.float32)) * graph.expand_dims(state.free, 1)
-    hoped = logs + doubt * HOPE
-    hoped = (hoped - graph.reduce("Max", hoped, 0, keep=True)) * (2 * TRUST)
-    importance = graph.op("Sqrt", graph.reduce("Mean", graph.op("Exp", hoped), 1))
+    hoped = graph.op("ScatterND", predicted + graph.op("Sqrt", variances) * HOPE, chosen, roots)
+    shares = graph.op("Pow", hoped / graph.reduce("Max", hoped, 0, keep=True), graph.constant(2.0 * ROOT, double))
+    importance = graph.cast(graph.op("Sqrt", graph.reduce("Mean", shares, 1)), np.float32)
     return state._replace(importance=importance, direction=graph.reduce("Mean", maps, 0), logs=logs)
 
 
