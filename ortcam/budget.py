@@ -15,10 +15,11 @@ from ortcam.surrogate import Prediction, Surrogate
 
 Method = Literal["predict", "top-std"]
 SMALLEST_STAGE = 4
+STAGE_STEP = 16  # scores; after so many more a stage is larger by the smallest
 _FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
 LARGEST_STAGE = 16
 LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
-# The median, and the 5th and 95th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
+# The median, and the 4th and 96th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
 # 2 presets, 2 classes, budgets of 16 to 128. See docs/budget.md.
 _CALIBRATION = (1.3, 0.35, 6.5)
 
@@ -136,7 +137,7 @@ class PredictedPlan:
 
 def stage_size(done: int) -> int:
     """Return how many masks are chosen at once after `done` scores: a quarter, in fours, within limits."""
-    return min(max(done // 16 * 4, SMALLEST_STAGE), LARGEST_STAGE)
+    return min(max(done // STAGE_STEP * SMALLEST_STAGE, SMALLEST_STAGE), LARGEST_STAGE)
 
 
 def shrink(maps: Floats, side: int) -> Floats:

@@ -17,7 +17,7 @@ algebra: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class Prediction(NamedTuple):
     """The weights of all masks for one target, up to a factor.
 
     Attributes:
-        log_weights: float32 [D], at most about 0 for a mask that was scored.
+        log_weights: float32 [D], at most 0 for a mask that was scored.
         amplitude: s2, estimated from the observed scores.
     """
 
@@ -128,7 +128,7 @@ class Surrogate:
         """
         self._maps = np.exp(logs.T).astype(np.float32) @ self._parts
         self._maps /= np.linalg.norm(self._maps, axis=1, keepdims=True) + TINY
-        shares = sixth_moment(hoped / hoped.max(axis=0), 0)
+        shares = sixth_moment(hoped / hoped.max(axis=0), 0)  # the sixth power, and quicker than `**`
         self._weights = np.sqrt(np.square(shares).mean(axis=1)).astype(np.float32)
 
     def expected_error(self, prediction: Prediction) -> float:
@@ -146,10 +146,10 @@ class Surrogate:
         return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
 
 
-def sixth_moment(mean: NDArray[np.float64], variance: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """Return the mean of the sixth power of a normal variable."""
+def sixth_moment(mean: Any, variance: Any) -> Any:
+    """Return the mean of the sixth power of a normal variable: of arrays, or of values of a graph."""
     square = mean * mean
-    return square * square * (square + 15 * variance) + variance * variance * (45 * square + 15 * variance)
+    return square * square * (square + variance * 15) + variance * variance * (square * 45 + variance * 15)
 
 
 class _Kernel:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ortcam.budget import LARGEST_SIDE, LARGEST_STAGE, SMALLEST_STAGE, averaging_matrix
+from ortcam.budget import LARGEST_SIDE, LARGEST_STAGE, SMALLEST_STAGE, STAGE_STEP, averaging_matrix
 from ortcam.convention import TINY
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.saliency import Selection
@@ -25,6 +25,7 @@ from ortcam.surrogate import (
     PRIOR_OF_AREA,
     ROOT,
     SHORTEST,
+    sixth_moment,
     smooth_directions,
 )
 
@@ -139,7 +140,7 @@ def _write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
 
 def stage_size(graph: Builder, done: Value, most: Value) -> Value:
     """Return how many masks the next stage has, int64 [1]: `ortcam.budget.stage_size`, and no more than are left."""
-    stage = graph.minimum(graph.maximum(done // 16 * 4, SMALLEST_STAGE), LARGEST_STAGE)
+    stage = graph.minimum(graph.maximum(done // STAGE_STEP * SMALLEST_STAGE, SMALLEST_STAGE), LARGEST_STAGE)
     return graph.minimum(stage, most - done)
 
 
@@ -199,10 +200,7 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> Surroga
     predicted = trend @ slopes + graph.cast(state.factor.T @ graph.cast(rest, np.float32), double)
     predicted = graph.maximum(predicted, LEAST_ROOT)
     variances = graph.reshape(graph.cast(state.variance + NUGGET, double), -1, 1) * amplitudes
-    square = predicted * predicted
-    moment = square * square * (square + variances * 15.0)
-    moment = moment + variances * variances * (square * 45.0 + variances * 15.0)
-    logs = graph.op("Log", moment)
+    logs = graph.op("Log", sixth_moment(predicted, variances))
     chosen = graph.expand_dims(state.chosen, 1)
     logs = graph.cast(graph.op("ScatterND", logs, chosen, below), np.float32)
     # What the next choice counts masks by: `Surrogate._aim`.
