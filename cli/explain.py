@@ -52,7 +52,10 @@ def explain(
     device_id: options.DeviceId = 0,
     batch_size: Annotated[
         str | None,
-        typer.Option(help="Masked images a run, or auto: measured once, and kept. Default: 16.", show_default=False),
+        typer.Option(
+            help="Masked images a run, or auto: measured once, and kept. Default: 8 on CPUs, 16 elsewhere.",
+            show_default=False,
+        ),
     ] = None,
     threads: Annotated[
         int | None,

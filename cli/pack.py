@@ -28,7 +28,7 @@ def pack(
     ] = True,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Masked images a run. Default: 16, or the model's own.", show_default=False),
+        typer.Option(min=1, help="Masked images a run. Default: 8, or the model's own.", show_default=False),
     ] = None,
     target: Annotated[
         str | None,

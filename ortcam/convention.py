@@ -11,6 +11,7 @@ and they differ in the details that `Convention` names.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -172,11 +173,12 @@ def resolve_convention(preset: str | Convention) -> Convention:
     return PRESETS[preset]
 
 
+@lru_cache(maxsize=32)
 def interpolation_matrix(size: int, length: int, align_corners: bool) -> Floats:
     """Return the linear interpolation of `length` samples at `size` places as a matrix [size,length].
 
     Row i holds the (at most two) weights of output i; they sum to 1. Upsampling a channel is then
-    ``rows @ A @ columns.T``, the same on the host and in the scoring graph.
+    ``rows @ A @ columns.T``, the same on the host and in the scoring graph. Kept for the next call, so read-only.
 
     Source: torch.nn.functional.interpolate(mode="bilinear"), with and without align_corners.
     """
@@ -190,6 +192,7 @@ def interpolation_matrix(size: int, length: int, align_corners: bool) -> Floats:
     matrix = np.zeros((size, length), np.float32)
     matrix[np.arange(size), low] = 1 - (at - low)
     matrix[np.arange(size), high] += at - low
+    matrix.setflags(write=False)
     return matrix
 
 

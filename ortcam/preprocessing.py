@@ -6,7 +6,7 @@ photo [H,W,3] uint8 RGB -> input [1,C,H,W] (or [1,H,W,C]) float32
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -20,6 +20,7 @@ from ortcam.image import Photo, as_photo
 
 Tensor = NDArray[np.float32]
 GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G and B
+_ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
 
 
 @dataclass(frozen=True)
@@ -181,14 +182,15 @@ class Preprocessing:
     def apply(self, photo: Photo, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Tensor:
         """Turn a photo uint8 [H,W,3] RGB into an input float32 [1,C,height,width], or [1,height,width,C]."""
         (full_h, top), (full_w, left) = self._placement(*photo.shape[:2])
-        pixels = resample(photo, (full_h, full_w), (top, left), (self.height, self.width), self.interpolation)
+        planes = resample(photo, (full_h, full_w), (top, left), (self.height, self.width), self.interpolation)
         if self.channels == "GRAY":
-            pixels = pixels @ GRAY_WEIGHTS[:, None]
+            planes = np.tensordot(GRAY_WEIGHTS[None], planes, axes=1)
         elif self.channels == "BGR":
-            pixels = pixels[:, :, ::-1]
-        tensor = (pixels * np.float32(self.scale) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        if layout == "NCHW":
-            tensor = tensor.transpose(2, 0, 1)
+            planes = planes[::-1]
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        tensor = (planes * np.float32(self.scale) - mean) / std
+        if layout == "NHWC":
+            tensor = tensor.transpose(1, 2, 0)
         return np.ascontiguousarray(tensor[None], np.float32)
 
     def invert(self, tensor: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Photo:
@@ -243,21 +245,43 @@ def resample(
     its rounding to 8 bits between the passes. Only the part is computed, and no float copy of the photo is held.
 
     Returns:
-        float32 [rows, columns, 3], values about 0 to 255 (bicubic is cut to that range, as 8-bit images are).
+        float32 [3, rows, columns], values about 0 to 255 (bicubic is cut to that range, as 8-bit images are).
     """
     y_first, y_weights = filter_taps(photo.shape[0], full[0], offset[0], size[0], interpolation)
     x_first, x_weights = filter_taps(photo.shape[1], full[1], offset[1], size[1], interpolation)
     x_begin, x_end = int(x_first.min()), min(int(x_first.max()) + x_weights.shape[1], photo.shape[1])
-    rows = np.empty((size[0], x_end - x_begin, 3), np.float32)
-    for row, (first, weights) in enumerate(zip(y_first, y_weights, strict=True)):
-        taps = photo[first : first + len(weights), x_begin:x_end]
-        rows[row] = np.tensordot(weights[: len(taps)], taps.astype(np.float32), axes=1)
-    columns = np.zeros((size[1], x_end - x_begin), np.float32)
-    for column, (first, weights) in enumerate(zip(x_first, x_weights, strict=True)):
-        inside = weights[: x_end - first]
-        columns[column, first - x_begin : first - x_begin + len(inside)] = inside
-    pixels: Tensor = np.clip(np.matmul(columns, rows), 0, 255)
-    return pixels
+    width = x_end - x_begin
+    rows = np.empty((3, size[0], width), np.float32)
+    for at, samples, band in _bands(y_first, y_weights, photo.shape[0], _ROWS_OF_A_BAND):
+        strip = photo[samples, x_begin:x_end].astype(np.float32).reshape(band.shape[1], -1)
+        rows[:, at] = (band @ strip).reshape(len(band), width, 3).transpose(2, 0, 1)
+    lines = rows.reshape(-1, width)
+    pixels = np.empty((len(lines), size[1]), np.float32)
+    for at, samples, band in _bands(x_first - x_begin, x_weights, width, _COLUMNS_OF_A_BAND):
+        pixels[:, at] = lines[:, samples] @ band.T
+    return np.clip(pixels, 0, 255, out=pixels).reshape(3, *size)
+
+
+def _bands(
+    first: NDArray[np.intp], weights: NDArray[np.float32], length: int, most: int
+) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
+    """Cut a resampling matrix, nearly all of which is zero, into bands of at most `most` rows: quick products.
+
+    Args:
+        first, weights: as `filter_taps` returns them.
+        length: how many samples there are.
+        most: output samples a band.
+
+    Yields:
+        The output samples of a band, the samples that they are made of, and the matrix [outputs,samples].
+    """
+    for begin in range(0, len(first), most):
+        at = slice(begin, min(begin + most, len(first)))
+        low, high = int(first[at].min()), min(int(first[at].max()) + weights.shape[1], length)
+        band = np.zeros((at.stop - begin, high - low), np.float32)
+        for row, start, taps in zip(band, first[at] - low, weights[at], strict=True):
+            row[start : start + len(taps)] = taps[: len(row) - start]
+        yield at, slice(low, high), band
 
 
 def filter_taps(

@@ -55,8 +55,9 @@ class ScoreCAM:
             provider: ``auto`` (the best that loads), ``cpu``, ``cuda``, ``tensorrt``, ..., or an `ortcam.Provider`
                 with options.
             preset: a name in `ortcam.PRESETS`, or a Convention.
-            batch_size: masked images a run; None for 16, or the model's own fixed batch; ``auto`` for what takes the
-                least time, measured at the first start on this machine and kept in the cache directory.
+            batch_size: masked images a run; None for 8 on CPUs and 16 elsewhere, or the model's own fixed batch;
+                ``auto`` for what takes the least time, measured at the first start on this machine and kept in the
+                cache directory.
             threads: CPU threads; None for one per physical core.
 
         Raises:

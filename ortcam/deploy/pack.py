@@ -69,7 +69,7 @@ def pack(
         preset: a name in `ortcam.PRESETS`, or a Convention.
         budget: run at most so many masked images; None for all, the exact map.
         raw: put the preprocessing in.
-        batch_size: masked images a turn; None for 16, or the model's own fixed batch.
+        batch_size: masked images a turn; None for 8, or the model's own fixed batch.
         target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;
             runtimes for JavaScript know no inputs that may be left out.
         verify: explain a synthetic photo with the file and with the engine, and refuse a file that differs.

@@ -19,7 +19,7 @@ from ortcam.runtime.binding import Padding, Rows, Scorer
 from ortcam.runtime.providers import Provider, create_on, open_on_provider
 from ortcam.runtime.session import load_prepared, make_options, prepare
 
-DEFAULT_BATCH = 16
+DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a processor's cache
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
 _SECONDS_OF_MEASURING = 8.0
 _GOOD_ENOUGH = 1.02  # times the least seconds a row
@@ -49,7 +49,7 @@ class Engine:
             model: the model file.
             scored: what the scores are taken from, as in `Convention`.
             provider: the provider that is wanted.
-            batch_size: masked images a run; ``auto`` to measure what is best, None for 16.
+            batch_size: masked images a run; ``auto`` to measure what is best, None for 8 on CPUs and 16 elsewhere.
             threads: CPU threads; None for one per physical core.
             record_assignment: let the session remember which provider has which node.
 
@@ -59,15 +59,17 @@ class Engine:
         """
         self._model, self._scored, self._threads = model, scored, threads
         self._record_assignment = record_assignment
-        wanted = model.batch or (DEFAULT_BATCH if batch_size is None or batch_size == "auto" else batch_size)
+        given = model.batch or (None if batch_size == "auto" else batch_size)
         self._tensorrt: dict[str, str] = {}
         if provider.name == "tensorrt":
+            wanted = given or _DEFAULT_BATCH_ON_DEVICES
             largest = _LARGEST_BATCH_ON_DEVICES if batch_size == "auto" and not model.batch else wanted
             self._tensorrt = scoring.tensorrt_profile(model, wanted, largest) | self._engine_cache(provider)
         self.session, self.provider = open_on_provider(provider, self._create)
         model.forget_proto()
         padding: Padding = "full" if model.batch else "none" if self.provider.name == "cpu" else "power"
-        self.scorer = Scorer(self.session, model, self.provider.device, wanted, padding)
+        usual = DEFAULT_BATCH if self.provider.name == "cpu" else _DEFAULT_BATCH_ON_DEVICES
+        self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding)
         if batch_size == "auto" and not model.batch:
             self.scorer.batch_size = self._best_batch()
 

@@ -68,7 +68,8 @@ def create_session(
     """
     options = ort.SessionOptions() if options is None else options
     options.log_severity_level = log_severity
-    options.enable_mem_pattern = False  # it holds a block of memory per batch size that was run; it gained no time
+    # One block of memory for all tensors of a run, from the second run of a batch size on: 4 % faster on a CPU.
+    options.enable_mem_pattern = [provider for provider, _ in providers] == ["CPUExecutionProvider"]
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_data))
     try:
         serialized = str(proto) if isinstance(proto, Path) else proto.SerializeToString()
