@@ -22,7 +22,7 @@ from ortcam.runtime.session import load_prepared, make_options, prepare
 DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a processor's cache
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
 _SECONDS_OF_MEASURING = 8.0
-_GOOD_ENOUGH = 1.02  # times the least seconds a row
+_GOOD_ENOUGH = 1.01  # times the least seconds a row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
 
 
