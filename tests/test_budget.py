@@ -269,7 +269,7 @@ class Wide(nn.Module):
 def test_memory_grows_with_the_batch_not_with_the_channels(tmp_path: Path, photos: dict[str, Path]) -> None:
     """2048 masked inputs of 224 x 224 would be 1176 MiB, their activations 49 GiB; one batch of 4 has 98 MiB.
 
-    In a process of its own: the peak after two maps of 8 masked inputs, and after all 2048 (545 and 546 MiB measured).
+    In a process of its own: the peak after two maps of 8 masked inputs, and after all 2048 (547 MiB measured, both).
     """
     path = export(Wide(), tmp_path / "wide.onnx", preprocess="imagenet").path
     code = (
