@@ -59,18 +59,19 @@ class Engine:
         """
         self._model, self._scored, self._threads = model, scored, threads
         self._record_assignment = record_assignment
+        measures = batch_size == "auto" and not model.batch
         given = model.batch or (None if batch_size == "auto" else batch_size)
         self._tensorrt: dict[str, str] = {}
         if provider.name == "tensorrt":
             wanted = given or _DEFAULT_BATCH_ON_DEVICES
-            largest = _LARGEST_BATCH_ON_DEVICES if batch_size == "auto" and not model.batch else wanted
+            largest = _LARGEST_BATCH_ON_DEVICES if measures else wanted
             self._tensorrt = scoring.tensorrt_profile(model, wanted, largest) | self._engine_cache(provider)
         self.session, self.provider = open_on_provider(provider, self._create)
         model.forget_proto()
         padding: Padding = "full" if model.batch else "none" if self.provider.name == "cpu" else "power"
         usual = DEFAULT_BATCH if self.provider.name == "cpu" else _DEFAULT_BATCH_ON_DEVICES
         self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding)
-        if batch_size == "auto" and not model.batch:
+        if measures:
             self.scorer.batch_size = self._best_batch()
 
     def _create(self, provider: Provider, devices: list[Any], log_severity: int) -> ort.InferenceSession:

@@ -69,7 +69,7 @@ def create_session(
     options = ort.SessionOptions() if options is None else options
     options.log_severity_level = log_severity
     # One block of memory for all tensors of a run, from the second run of a batch size on: 4 % faster on a CPU.
-    options.enable_mem_pattern = [provider for provider, _ in providers] == ["CPUExecutionProvider"]
+    options.enable_mem_pattern = providers == CPU
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_data))
     try:
         serialized = str(proto) if isinstance(proto, Path) else proto.SerializeToString()
