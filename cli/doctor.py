@@ -115,7 +115,8 @@ def _show_placement(path: Path, provider: Provider, as_json: bool) -> None:
     nodes = {names.get(ort_name, ort_name): counts for ort_name, counts in count_nodes(engine.session).items()}
     elsewhere = sum(sum(counts.values()) for name, counts in nodes.items() if name != engine.provider.name)
     if as_json:
-        console.print_json({"model": str(path), "provider": engine.provider.name, "nodes": nodes})
+        facts = {"model": str(path), "provider": engine.provider.name, "nodes": nodes, "cuda_graphs": engine.captures}
+        console.print_json(facts)
         return
     table = console.make_table("provider", "nodes", "operators", right=("nodes",))
     for name, counts in nodes.items():
@@ -125,6 +126,7 @@ def _show_placement(path: Path, provider: Provider, as_json: bool) -> None:
     console.note(
         f"{path.name} on {engine.provider.name}: "
         + (f"{elsewhere} nodes fall back to another provider" if elsewhere else "no node falls back")
+        + (", runs as CUDA graphs" if engine.captures else "")
     )
 
 

@@ -70,8 +70,13 @@ def test_the_batch_size_changes_nothing(resnet18_file: Path, photos: dict[str, P
 def test_batches_are_even_and_nothing_is_run_twice() -> None:
     assert batch_sizes(40, 16, "none") == [14, 13, 13]
     assert batch_sizes(40, 16, "full") == [16, 16, 16]
-    assert batch_sizes(40, 16, "power") == [16, 16, 8]
-    assert [batch_sizes(count, 24, "power") for count in (1, 3, 4, 17, 24, 25)] == [[1], [4], [4], [24], [24], [24, 1]]
+    assert batch_sizes(40, 16, "few") == [16, 16, 16]
+    assert [batch_sizes(count, 24, "few") for count in (1, 3, 4, 17, 24, 25)] == [[1], [4], [4], [24], [24], [24, 24]]
+    assert batch_sizes(40, 16, "powers") == [16, 16, 8]
+    assert batch_sizes(90, 64, "powers") == [64, 16, 8, 2]
+    assert batch_sizes(1926, 512, "powers") == [512, 512, 512, 256, 128, 8]
+    for count in range(1, 300):
+        assert count <= sum(batch_sizes(count, 48, "powers")) <= count + 6
     for count in range(70):
         sizes = batch_sizes(count, 16, "none")
         assert sum(sizes) == count
@@ -84,7 +89,7 @@ def test_a_padded_last_batch_changes_nothing(
 ) -> None:
     """Providers that want one shape get the last batch filled up."""
     padded = ortcam.ScoreCAM(resnet18_file, batch_size=100)
-    for padded._scorer._padding in ("full", "power"):
+    for padded._scorer._padding in ("full", "few", "powers"):
         assert np.abs(padded.explain(photos["chelsea"]).maps - small.explain(photos["chelsea"]).maps).max() < 1e-4
 
 
@@ -151,7 +156,7 @@ def test_only_indices_go_up_and_scores_come_down(resnet18_file: Path) -> None:
         if any(dim.dim_param == "ortcam.B" for dim in value.type.tensor_type.shape.dim)
     }
     assert per_row == {
-        "ortcam.channels": ["ortcam.B", 2],
+        "ortcam.channels": ["ortcam.B"],
         "ortcam.affine": ["ortcam.B", 3, 1, 1],
         "ortcam.targets": ["ortcam.B", "ortcam.T"],
     }

@@ -64,14 +64,14 @@ class Plan:
         return (shape[1], shape[2]) if layout == "NCHW" else (shape[0], shape[1])
 
 
-_RANKS = (4, 1, 1, 2, 1, 1, 1, 2)  # of the fields of _State
+_RANKS = (3, 1, 1, 2, 1, 1, 1, 2)  # of the fields of _State
 
 
 class _State(NamedTuple):
     """What goes from turn to turn.
 
     Attributes:
-        activations: float32 [1,K,h,w] of the plain pass.
+        activations: float32 [K,h,w] of the plain pass.
         output: float32 [N], the model's own.
         targets: int64 [T].
         affine, channels, rows: the photo's distinct masks, as `Selection`.
@@ -158,7 +158,7 @@ class _Writer:
         zero = graph.full(one, 0, np.int64)
         plain = graph.constant(np.array([[0, 0, 1]], np.float32))
         start = _State(
-            activations=graph.full(graph.shape(1, one, *self.plan.layer_size), 0.0, np.float32),
+            activations=graph.full(graph.shape(one, *self.plan.layer_size), 0.0, np.float32),
             output=graph.full(one, 0.0, np.float32),
             targets=graph.full(graph.size(target, 0), 0, np.int64),
             affine=graph.op("Expand", plain, graph.shape(one, 3)),
@@ -211,17 +211,15 @@ class _Writer:
             count = graph.minimum(waiting, plan.batch_size)
         picked = graph.gather(state.queue, graph.minimum(graph.arange(count), waiting - 1))
         channels = graph.gather(state.channels, picked)
-        ours = graph.constant(np.zeros((1, 1), np.int64))
-        index = graph.concat([graph.op("Expand", ours, graph.shape(count, 1)), graph.expand_dims(channels, 1)], 1)
         aligned = plan.convention.mask_align_corners
         rows, columns = (interpolation_matrix(*pair, aligned) for pair in zip(self.size, plan.layer_size, strict=True))
         inputs = {
             scoring.PHOTOS: image,
             scoring.PHOTO_INDEX: graph.constant([0]),
             scoring.ACTIVATIONS: state.activations,
-            scoring.CHANNELS: index,
+            scoring.CHANNELS: channels,
             scoring.AFFINE: graph.reshape(graph.gather(state.affine, channels), -1, 3, 1, 1),
-            scoring.ROWS: graph.constant(rows),
+            scoring.ROWS: graph.constant(rows[None, None]),
             scoring.COLUMNS: graph.constant(np.ascontiguousarray(columns.T)),
             scoring.TARGETS: graph.op(
                 "Expand", graph.expand_dims(state.targets, 0), graph.shape(count, graph.size(state.targets, 0))
@@ -263,7 +261,7 @@ class _Writer:
             queue = graph.slice(queue, 0, graph.where(self._is_predicted(count), graph.constant([0]), count), 0)
         return [
             *_State(
-                activations=layer,
+                activations=three,
                 output=graph.reshape(output, -1),
                 targets=classes_asked,
                 affine=selection.affine,
@@ -279,7 +277,7 @@ class _Writer:
         """After the plain pass start a surrogate; after a stage let it predict; then choose the next stage."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
-        layer = graph.reshape(state.activations, graph.size(state.activations, 1), *plan.layer_size)
+        layer = graph.reshape(state.activations, graph.size(state.activations, 0), *plan.layer_size)
         selection = Selection(state.affine, state.channels, state.rows)
         done, most = graph.size(state.scores, 0), graph.constant([plan.budget])
         predicted = self._is_predicted(graph.size(state.channels, 0))
@@ -343,7 +341,7 @@ class _Writer:
                 lambda: [seen],
             )
         weights = write_weights(graph, scores, Selection(state.affine, state.channels, state.rows), plan.convention)
-        flat = graph.reshape(state.activations, graph.size(state.activations, 1), -1)
+        flat = graph.reshape(state.activations, graph.size(state.activations, 0), -1)
         sums = graph.reshape(weights @ flat, -1, *plan.layer_size)
         return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size)
 

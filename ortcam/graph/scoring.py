@@ -1,6 +1,6 @@
 """The scoring graph: photos and some channels of their target layers in, the scores of the masked images out.
 
-    mask_b = rows @ ((activations[photo_b, channel_b] - shift_b) * scale_b + offset_b) @ columns
+    mask_b = rows @ ((activations[channel_b] - shift_b) * scale_b + offset_b) @ columns
     target_logits, target_log_probabilities = model(photos[photo_b] * mask_b)
 
 The model's own nodes stay as they are: the masked image takes the name `image` that they read. A row with
@@ -9,6 +9,8 @@ Every row names its photo, so one batch serves several; where all rows have the 
 and the photo is broadcast, not copied.
 `rows` [H,h] and `columns` [w,W] hold the weights of the bilinear upsampling, which lets one graph serve every
 convention, and needs of a provider nothing but MatMul.
+All of this is captured as a CUDA graph, so nothing here copies from the host while it runs. On CUDA, GatherND does
+(ONNX Runtime pull request 32120), and so does a MatMul of one left matrix with many: there `rows` is [B,1,H,h].
 
 The onnx package edits the file here, not onnx-ir as elsewhere in this folder: this runs at every start, and
 onnx-ir takes half a second to import.
@@ -26,22 +28,34 @@ from ortcam.model import CamModel, Contract
 
 PHOTOS = "ortcam.photos"  # [P,C,H,W] or [P,H,W,C]
 PHOTO_INDEX = "ortcam.photo_index"  # int64 [B], or [1] for all rows
-ACTIVATIONS = "ortcam.activations"  # [P,K,h,w], an earlier output of the same session
-CHANNELS = "ortcam.channels"  # int64 [B,2]: photo, channel
+ACTIVATIONS = "ortcam.activations"  # [P*K,h,w]: the channels of all photos
+CHANNELS = "ortcam.channels"  # int64 [B]: photo * K + channel
 AFFINE = "ortcam.affine"  # [B,3,1,1]: shift, scale, offset
-ROWS = "ortcam.rows"  # [H,h]
+ROWS = "ortcam.rows"  # [1,1,H,h], or [B,1,H,h] with the same matrix for every row
 COLUMNS = "ortcam.columns"  # [w,W]
 TARGETS = "ortcam.targets"  # int64 [B,T]
 LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
 
-VERSION = 3  # of the graph that is built here: what is kept of an older one is not used
+VERSION = 4  # of the graph that is built here: what is kept of an older one is not used
 
 # Operators that may stand between the softmax or sigmoid of a classifier and its output.
 AFTER_SCORES = frozenset(
     {"Identity", "Reshape", "Flatten", "Squeeze", "Cast", "QuantizeLinear", "DequantizeLinear", "Transpose"}
 )
+
+# What scored alike as a CUDA graph on an H100 (benchmarks/gpu.sh); and in the last line, which was not measured, what
+# runs the code of AveragePool, Conv, Reshape and Relu. Of other operators, some copy from the host while they run, and
+# a replay reads there what is no longer theirs: Concat, Resize, ScatterElements.
+CAPTURED = frozenset(
+    {
+        "Add", "AveragePool", "Cast", "Clip", "Constant", "Conv", "Flatten", "Gather", "GatherElements", "Gemm",
+        "MatMul", "MaxPool", "Mul", "ReduceLogSumExp", "ReduceMean", "Relu", "Reshape", "Softmax", "Split", "Sub",
+        "Transpose", "Unsqueeze",
+        "GlobalAveragePool", "BatchNormalization", "Identity", "Squeeze", "Sigmoid",
+    }
+)  # fmt: skip
 
 
 def build_scoring_graph(
@@ -70,10 +84,10 @@ def build_scoring_graph(
         [
             helper.make_tensor_value_info(PHOTOS, TensorProto.FLOAT, ["ortcam.P", *image_dims[1:]]),
             helper.make_tensor_value_info(PHOTO_INDEX, TensorProto.INT64, ["ortcam.R"]),
-            helper.make_tensor_value_info(ACTIVATIONS, TensorProto.FLOAT, ["ortcam.A", None, None, None]),
-            helper.make_tensor_value_info(CHANNELS, TensorProto.INT64, ["ortcam.B", 2]),
+            helper.make_tensor_value_info(ACTIVATIONS, TensorProto.FLOAT, ["ortcam.A", None, None]),
+            helper.make_tensor_value_info(CHANNELS, TensorProto.INT64, ["ortcam.B"]),
             helper.make_tensor_value_info(AFFINE, TensorProto.FLOAT, ["ortcam.B", 3, 1, 1]),
-            helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, [None, None]),
+            helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, [None, 1, None, None]),
             helper.make_tensor_value_info(COLUMNS, TensorProto.FLOAT, [None, None]),
             helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.B", "ortcam.T"]),
         ]
@@ -94,6 +108,12 @@ def build_scoring_graph(
     return proto
 
 
+def not_captured(proto: onnx.ModelProto) -> set[str]:
+    """Return the operators of a scoring graph that are not known to do the same as a CUDA graph."""
+    names = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in proto.graph.node}
+    return names - CAPTURED | {function.name for function in proto.functions}
+
+
 def tensorrt_profile(model: CamModel, batch_size: int, largest: int) -> dict[str, str]:
     """Return TensorRT's shape profiles for the scoring graph: the smallest, the usual and the largest shapes.
 
@@ -108,14 +128,14 @@ def tensorrt_profile(model: CamModel, batch_size: int, largest: int) -> dict[str
     channels, height, width = shape if model.contract.activations_layout == "NCHW" else (shape[2], *shape[:2])
     size = model.input_shape[1:] if model.contract.image_layout == "NCHW" else model.input_shape[:2]
 
-    def shapes(batch: int, photos: int, targets: int, layer: tuple[int | None, ...] = (channels, height, width)) -> str:
+    def shapes(batch: int, photos: int, targets: int, layer: tuple[Any, ...] = (channels, height, width)) -> str:
         dims = {
             PHOTOS: (photos, *model.input_shape),
             PHOTO_INDEX: (batch if photos > 1 else 1,),
-            ACTIVATIONS: (photos, *layer),
-            CHANNELS: (batch, 2),
+            ACTIVATIONS: (photos * layer[0], *layer[1:]),
+            CHANNELS: (batch,),
             AFFINE: (batch, 3, 1, 1),
-            ROWS: (size[0], layer[1]),
+            ROWS: (batch, 1, size[0], layer[1]),
             COLUMNS: (layer[2], size[1]),
             TARGETS: (batch, targets),
         }
@@ -132,7 +152,7 @@ def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:
     """photos, activations, channels -> image: the masked batch [B,C,H,W] or [B,H,W,C]."""
     axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
     nodes = [
-        _node("GatherND", [ACTIVATIONS, CHANNELS], "gathered"),  # [B,h,w]
+        _node("Gather", [ACTIVATIONS, CHANNELS], "gathered", axis=0),  # [B,h,w]
         _node("Constant", [], "mask_axis", value=axis),
         _node("Unsqueeze", ["ortcam.gathered", "ortcam.mask_axis"], "channel"),  # [B,1,h,w]
         helper.make_node("Split", [AFFINE], ["ortcam.shift", "ortcam.scale", "ortcam.offset"], axis=1, num_outputs=3),

@@ -1,13 +1,14 @@
 """Running the scoring graph with IO binding: what is on the device stays there.
 
-Per group of photos the images go up and the activations come down, once. Per batch of masked images a few numbers a
-row go up and a score per target comes down; masked images exist only inside a run.
+Per group of photos the images and the channels of their target layers go up, once. Per batch of masked images a few
+numbers a row go up and a score per target comes down; masked images exist only inside a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +19,12 @@ from ortcam.convention import Floats, interpolation_matrix
 from ortcam.errors import ModelError, one_line
 from ortcam.graph import scoring
 from ortcam.model import CamModel
+from ortcam.runtime.captured import NOT_CAPTURED, CapturedRuns
 from ortcam.runtime.session import RUNTIME_ERRORS
 
 Progress = Callable[[int, int], None]
+
+_SCORES = (scoring.TARGET_LOGITS, scoring.TARGET_LOG_PROBABILITIES)
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,16 @@ class Group:
     """P photos of one size whose masked images share batches.
 
     Attributes:
-        photos, features: the images and the activations [P,K,h,w], on the device.
+        photos: float32 [P,...], the input tensors.
+        features: float32 [P*K,h,w], the activations of all of them.
         passes: the plain pass of every photo.
+        on_device: the photos and the features on the device, once they are needed there.
     """
 
-    photos: Any
-    features: Any
+    photos: Floats
+    features: Floats
     passes: tuple[ForwardPass, ...]
+    on_device: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,23 +105,33 @@ class Rows:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
-# How batches are filled up: not at all; to a power of two, so that a device sees few shapes; to the model's own size.
-Padding = Literal["none", "power", "full"]
+# How batches are filled up: not at all; so that a device sees few shapes; to powers of two, for a graph of each; to the
+# model's own size.
+Padding = Literal["none", "few", "powers", "full"]
+_SMALLEST_POWER = 8  # below, rows that fill up cost next to nothing
+_WASTE = 8  # a larger batch is filled up by an eighth at most
 
 
 def batch_sizes(count: int, most: int, padding: Padding) -> list[int]:
     """Return the sizes of the batches that `count` masked images are run in; rows beyond `count` are filling.
 
     Without padding the batches are as even as can be, which wastes no pass, and keeps ONNX Runtime from planning
-    memory for a short last batch of another size for every photo: 40 in batches of at most 16 are 14 + 13 + 13.
-    With ``power`` they are 16 + 16 + 8, with ``full`` 16 + 16 + 16.
+    memory for a short last batch of another size for every photo: 40 in batches of at most 16 are 14 + 13 + 13. With
+    ``full`` they are 16 + 16 + 16, with ``few`` as well, where less than one batch is filled up to a power of two. With
+    ``powers`` they are 16 + 16 + 8, and 90 in batches of at most 64 are 64 + 16 + 8 + 2.
     """
     batches = -(-count // most)
     if padding == "none":
         return [count // batches + (number < count % batches) for number in range(batches)]
-    sizes = [most] * batches
-    if batches and padding == "power":
-        sizes[-1] = min(most, 1 << (count - most * (batches - 1) - 1).bit_length())
+    if padding == "full" or (padding == "few" and batches > 1):
+        return [most] * batches
+    sizes, left = [most] * (count // most), count % most
+    while left > 0:
+        size = 1 << (left - 1).bit_length()
+        if padding == "powers" and size > _SMALLEST_POWER and (size - left) * _WASTE > size:
+            size //= 2
+        sizes.append(min(size, most))
+        left -= size
     return sizes
 
 
@@ -122,7 +139,13 @@ class Scorer:
     """Runs a scoring graph. Holds no state of any photo, so one scorer serves many threads."""
 
     def __init__(
-        self, session: ort.InferenceSession, model: CamModel, device: Device, batch_size: int, padding: Padding
+        self,
+        session: ort.InferenceSession,
+        model: CamModel,
+        device: Device,
+        batch_size: int,
+        padding: Padding,
+        captures: bool = False,
     ) -> None:
         """Wrap a session.
 
@@ -132,12 +155,15 @@ class Scorer:
             device: where the session's buffers live.
             batch_size: masked images a run.
             padding: how batches are filled up.
+            captures: the session captures CUDA graphs.
         """
         self._session = session
         self._model = model
         self._device = device
         self._padding = padding
         self._result = session.get_outputs()[0].name
+        self._run = partial(_run, session, model.path.name)
+        self._captured = CapturedRuns(session, self._run, device.type, device.id) if captures else None
         self.batch_size = batch_size
 
     def forward(self, tensors: Floats) -> Group:
@@ -147,25 +173,27 @@ class Scorer:
             ModelError: the model cannot be run, or what it returns has another shape than its contract says.
         """
         contract, count = self._model.contract, len(tensors)
-        size = tensors.shape[2:] if contract.image_layout == "NCHW" else tensors.shape[1:3]
+        height, width = tensors.shape[2:] if contract.image_layout == "NCHW" else tensors.shape[1:3]
         rows = Rows.plain(count).take(0, self._model.batch or count)
-        photos = self._upload(tensors)
-        nothing = self._upload(np.zeros((count, 1, 1, 1), np.float32))
-        binding = self._session.io_binding()
-        self._bind_group(binding, photos, nothing, (1, 1), (size[0], size[1]), align_corners=False)
-        self._bind_rows(binding, rows)
-        for name in (self._result, scoring.LOGITS):
-            binding.bind_output(name)
-        binding.bind_output("activations", self._device.type, self._device.id)
-        self._run(binding)
-        on_device = binding.get_outputs()[2]
-        output, logits, activations = (value.numpy() for value in binding.get_outputs())
+        nothing = {scoring.PHOTOS: tensors, scoring.ACTIVATIONS: np.zeros((count, 1, 1), np.float32)}
+        matrices = self._matrices((1, 1), (height, width), False, len(rows))
+        inputs = nothing | self._row_inputs(rows, 1)
+        names = (self._result, scoring.LOGITS, "activations")
+
+        def direct() -> list[Floats]:
+            return self._run_once({name: self._upload(value) for name, value in (inputs | matrices).items()}, names)
+
+        if self._captured is None:
+            output, logits, activations = direct()
+        else:
+            run, unknown = self._captured.run, dict.fromkeys(names)
+            output, logits, activations = self._captured.call(run, False, inputs, matrices, unknown, direct)
         self._check_shapes(output, activations)
-        if contract.activations_layout == "NHWC":  # the graph gathers channels first
+        if contract.activations_layout == "NHWC":
             activations = np.ascontiguousarray(activations.transpose(0, 3, 1, 2))
-            on_device = self._upload(activations)
-        passes = (ForwardPass(logits[i], output[i], activations[i], (size[0], size[1])) for i in range(count))
-        return Group(photos, on_device, tuple(passes))
+        passes = (ForwardPass(logits[i], output[i], activations[i], (height, width)) for i in range(count))
+        features = activations[:count].reshape(-1, *activations.shape[2:])
+        return Group(tensors, features, tuple(passes))
 
     def score(
         self, group: Group, rows: Rows, align_corners: bool, on_progress: Progress | None = None
@@ -183,48 +211,62 @@ class Scorer:
         """
         logits = np.empty(rows.targets.shape, np.float32)
         log_probabilities = np.empty(rows.targets.shape, np.float32)
-        first = group.passes[0]
-        binding = self._session.io_binding()
-        small = (first.activations.shape[1], first.activations.shape[2])
-        self._bind_group(binding, group.photos, group.features, small, first.size, align_corners)
         begin = 0
         for size in batch_sizes(len(rows), self.batch_size, self._padding):
             end = min(begin + size, len(rows))
-            self._bind_rows(binding, rows.take(begin, size))
-            binding.bind_output(scoring.TARGET_LOGITS)
-            binding.bind_output(scoring.TARGET_LOG_PROBABILITIES)
-            self._run(binding)
-            scores = binding.get_outputs()
-            logits[begin:end] = scores[0].numpy()[: end - begin]
-            log_probabilities[begin:end] = scores[1].numpy()[: end - begin]
-            binding.clear_binding_outputs()
+            scores = self._score_batch(group, rows.take(begin, size), align_corners)
+            logits[begin:end], log_probabilities[begin:end] = (some[: end - begin] for some in scores)
             begin = end
             if on_progress is not None:
                 on_progress(end, len(rows))
         return logits, log_probabilities
 
-    def _bind_group(
-        self, binding: Any, photos: Any, features: Any, small: tuple[int, int], size: tuple[int, int],
-        align_corners: bool,
-    ) -> None:  # fmt: skip
-        """Bind the inputs that are the same for every batch of a group."""
-        rows = interpolation_matrix(size[0], small[0], align_corners)
-        columns = np.ascontiguousarray(interpolation_matrix(size[1], small[1], align_corners).T)
-        binding.bind_ortvalue_input(scoring.PHOTOS, photos)
-        binding.bind_ortvalue_input(scoring.ACTIVATIONS, features)
-        binding.bind_ortvalue_input(scoring.ROWS, self._upload(rows))
-        binding.bind_ortvalue_input(scoring.COLUMNS, self._upload(columns))
+    def _score_batch(self, group: Group, rows: Rows, align_corners: bool) -> list[Floats]:
+        inputs = self._row_inputs(rows, len(group.features) // len(group.photos))
+        height, width = group.features.shape[1:]
+        matrices = self._matrices((height, width), group.passes[0].size, align_corners, len(rows))
 
-    def _bind_rows(self, binding: Any, rows: Rows) -> None:
+        def direct() -> list[Floats]:
+            if not group.on_device:
+                group.on_device[scoring.PHOTOS] = self._upload(group.photos)
+                group.on_device[scoring.ACTIVATIONS] = self._upload(group.features)
+            new = {name: self._upload(value) for name, value in (inputs | matrices).items()}
+            return self._run_once(group.on_device | new, _SCORES)
+
+        if self._captured is None:
+            return direct()
+        run, outputs = self._captured.run, dict.fromkeys(_SCORES, rows.targets.shape)
+        of_group = {scoring.PHOTOS: group.photos, scoring.ACTIVATIONS: group.features}
+        return self._captured.call(run, align_corners, inputs, matrices, outputs, direct, group, of_group)
+
+    def _run_once(self, inputs: dict[str, Any], outputs: Sequence[str]) -> list[Floats]:
+        """Run with inputs that are on the device; return the outputs."""
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name)
+        self._run(binding, None if self._captured is None else NOT_CAPTURED)
+        return [value.numpy() for value in binding.get_outputs()]
+
+    def _row_inputs(self, rows: Rows, per_photo: int) -> dict[str, NDArray[Any]]:
+        """Return the inputs that differ from batch to batch; every photo has `per_photo` channels."""
         one_photo = rows.photos[:1] if (rows.photos == rows.photos[0]).all() else rows.photos
-        values: dict[str, NDArray[Any]] = {
+        return {
             scoring.PHOTO_INDEX: one_photo,
-            scoring.CHANNELS: np.stack([rows.photos, rows.channels], axis=1),
+            scoring.CHANNELS: rows.photos * per_photo + rows.channels,
             scoring.AFFINE: rows.affine.reshape(-1, 3, 1, 1),
             scoring.TARGETS: rows.targets,
         }
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, self._upload(value))
+
+    def _matrices(
+        self, small: tuple[int, int], size: tuple[int, int], align_corners: bool, count: int
+    ) -> dict[str, NDArray[Any]]:
+        """Return the matrices that upsample the masks of a batch of `count`."""
+        rows = interpolation_matrix(size[0], small[0], align_corners)[None, None]
+        if self._device.type != "cpu":
+            rows = np.broadcast_to(rows, (count, *rows.shape[1:]))
+        return {scoring.ROWS: rows, scoring.COLUMNS: interpolation_matrix(size[1], small[1], align_corners).T}
 
     def _check_shapes(self, output: Floats, activations: Floats) -> None:
         name = self._model.path.name
@@ -239,8 +281,9 @@ class Scorer:
     def _upload(self, array: NDArray[Any]) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)
 
-    def _run(self, binding: Any) -> None:
-        try:
-            self._session.run_with_iobinding(binding)
-        except RUNTIME_ERRORS as error:
-            raise ModelError(f"ONNX Runtime cannot run {self._model.path.name}: {one_line(error)}") from error
+
+def _run(session: ort.InferenceSession, name: str, binding: Any, options: ort.RunOptions | None = None) -> None:
+    try:
+        session.run_with_iobinding(binding, options)
+    except RUNTIME_ERRORS as error:
+        raise ModelError(f"ONNX Runtime cannot run {name}: {one_line(error)}") from error

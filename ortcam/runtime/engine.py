@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 import ortcam
@@ -16,12 +17,13 @@ from ortcam.graph import scoring
 from ortcam.model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.binding import Padding, Rows, Scorer
-from ortcam.runtime.providers import Provider, create_on, open_on_provider
+from ortcam.runtime.providers import CUDA_GRAPHS, Provider, create_on, open_on_provider
 from ortcam.runtime.session import load_prepared, make_options, prepare
 
 DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a processor's cache
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
-_SECONDS_OF_MEASURING = 8.0
+_SMALLEST_BATCH, _SMALLEST_BATCH_ON_DEVICES = 1, 8  # to measure
+_SECONDS_OF_MEASURING, _SECONDS_ON_DEVICES = 8.0, 30.0  # CUDA tries convolution algorithms for every new shape
 _GOOD_ENOUGH = 1.01  # times the least seconds a row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
 
@@ -32,6 +34,7 @@ class Engine:
     Attributes:
         scorer: runs its scoring graph.
         provider: the execution provider that it runs on.
+        captures: whether it runs as CUDA graphs.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Engine:
         self._record_assignment = record_assignment
         measures = batch_size == "auto" and not model.batch
         given = model.batch or (None if batch_size == "auto" else batch_size)
+        self.captures = False
         self._tensorrt: dict[str, str] = {}
         if provider.name == "tensorrt":
             wanted = given or _DEFAULT_BATCH_ON_DEVICES
@@ -68,9 +72,10 @@ class Engine:
             self._tensorrt = scoring.tensorrt_profile(model, wanted, largest) | self._engine_cache(provider)
         self.session, self.provider = open_on_provider(provider, self._create)
         model.forget_proto()
-        padding: Padding = "full" if model.batch else "none" if self.provider.name == "cpu" else "power"
+        padding: Padding = "none" if self.provider.name == "cpu" else "powers" if self.captures else "few"
         usual = DEFAULT_BATCH if self.provider.name == "cpu" else _DEFAULT_BATCH_ON_DEVICES
-        self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding)
+        padding = "full" if model.batch else padding
+        self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding, self.captures)
         if measures:
             self.scorer.batch_size = self._best_batch()
 
@@ -86,7 +91,25 @@ class Engine:
             session = prepare(kept, graph, name, folder, self._options)
             cache.make_room()
             return session
+        if provider.name == "cuda":
+            return self._create_on_cuda(provider, graph, log_severity)
         return create_on(provider, devices, graph, name, folder, self._options(), log_severity, self._tensorrt)
+
+    def _create_on_cuda(self, provider: Provider, graph: onnx.ModelProto, log_severity: int) -> ort.InferenceSession:
+        """Create a session that captures CUDA graphs if the options want that, or leave it open and the graph can."""
+        name, folder = str(self._model.path), self._model.external_data_directory
+        captures = not scoring.not_captured(graph) if provider.captures is None else provider.captures
+        while True:
+            own = {CUDA_GRAPHS: str(int(captures))}
+            try:
+                session = create_on(provider, [], graph, name, folder, self._options(), log_severity, own)
+            except ModelError:
+                if not captures or provider.captures:
+                    raise
+                captures = False  # some node runs elsewhere, most likely
+            else:
+                self.captures = captures
+                return session
 
     def _options(self) -> ort.SessionOptions:
         options = make_options(self._threads)
@@ -124,27 +147,32 @@ class Engine:
         provider = self.provider
         key = self._key("batch", provider.name, provider.device_id, sorted(provider.options.items()), self._threads)
         entry = cache.read_entry(key)
-        largest = _LARGEST_BATCH if provider.name == "cpu" else _LARGEST_BATCH_ON_DEVICES
+        on_cpu = provider.name == "cpu"
+        largest = _LARGEST_BATCH if on_cpu else _LARGEST_BATCH_ON_DEVICES
         if entry is not None:
             size = entry.get("batch_size")
             if type(size) is int and 1 <= size <= largest:
                 return size
             cache.complain(Path(f"{key}.json"), f"batch_size is {size!r}")
-        seconds = self._measure_batches(largest)
+        smallest = _SMALLEST_BATCH if on_cpu else _SMALLEST_BATCH_ON_DEVICES
+        seconds = self._measure_batches(smallest, largest, _SECONDS_OF_MEASURING if on_cpu else _SECONDS_ON_DEVICES)
         least = min(seconds.values())
         best = min(size for size, taken in seconds.items() if taken <= _GOOD_ENOUGH * least)
         cache.write_entry(key, {"batch_size": best, "seconds_per_image": seconds})
         return best
 
-    def _measure_batches(self, largest: int) -> dict[int, float]:
-        """Return the seconds a masked image takes in batches of 1, 2, 4, ...: the least of three runs."""
+    def _measure_batches(self, smallest: int, largest: int, limit: float) -> dict[int, float]:
+        """Return the seconds a masked image takes in batches of 1, 2, 4, ...: the least of three runs.
+
+        After `limit` seconds no larger size is begun.
+        """
         usual = (3, 224, 224) if self._model.contract.image_layout == "NCHW" else (224, 224, 3)
         shape = [dim or other for dim, other in zip(self._model.usual_shape, usual, strict=True)]
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         group = self.scorer.forward(noise)
         seconds: dict[int, float] = {}
-        begin, size = time.perf_counter(), 1
-        while size <= largest and time.perf_counter() - begin < _SECONDS_OF_MEASURING:
+        begin, size = time.perf_counter(), smallest
+        while size <= largest and time.perf_counter() - begin < limit:
             self.scorer.batch_size = size
             rows = Rows.plain(1).take(0, size)
             taken = []

@@ -49,6 +49,7 @@ _PACKAGES = (
     "onnxruntime-directml",
     "onnxruntime-qnn",
 )
+CUDA_GRAPHS = "enable_cuda_graph"
 # What differs from ONNX Runtime's own defaults: TF32 keeps 10 of float32's 23 bits of mantissa, and the maps show it.
 _DEFAULTS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 
@@ -89,12 +90,11 @@ class Provider:
             raise OptionError("options name a device_id; give it as device_id, which the buffers follow as well")
         if self.options and name in ("auto", "cpu"):
             raise OptionError(f"provider {name!r} takes no options; name the provider that {dict(self.options)} is for")
-        for graphs in ("enable_cuda_graph", "trt_cuda_graph_enable"):
-            if str(self.options.get(graphs, "0")).lower() not in ("0", "false"):
-                raise OptionError(
-                    f"option {graphs}: a captured graph reads the buffers that it was captured with, and every photo "
-                    "here has its own; leave it off"
-                )
+        if _is_on(self.options.get("trt_cuda_graph_enable", "0")):
+            raise OptionError(
+                "option trt_cuda_graph_enable: TensorRT's graph reads the buffers of its first run, and every photo "
+                "here has its own; leave it off, or take provider 'cuda', which captures graphs"
+            )
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "options", {str(key): str(value) for key, value in self.options.items()})
 
@@ -107,14 +107,21 @@ class Provider:
         """Where the session's buffers live."""
         return Device(_DEVICE_MEMORY.get(self.name, "cpu"), self.device_id)
 
-    def session_options(self, tensorrt: Mapping[str, str]) -> dict[str, str]:
-        """Return all options for ONNX Runtime; `tensorrt` holds the model's own: shapes, caches."""
-        options = dict(_DEFAULTS.get(self.name, {}))
-        if self.name == "tensorrt":
-            options |= tensorrt
+    @property
+    def captures(self) -> bool | None:
+        """Whether the options want CUDA graphs to be captured; None where they leave it open."""
+        return _is_on(self.options[CUDA_GRAPHS]) if CUDA_GRAPHS in self.options else None
+
+    def session_options(self, of_the_model: Mapping[str, str]) -> dict[str, str]:
+        """Return all options for ONNX Runtime; of the model are shapes, caches, and whether graphs are captured."""
+        options = {**_DEFAULTS.get(self.name, {}), **of_the_model}
         if self.name in _TAKE_DEVICE_ID:
             options["device_id"] = str(self.device_id)
         return options | dict(self.options)
+
+
+def _is_on(value: object) -> bool:
+    return str(value).lower() not in ("0", "false")
 
 
 def resolve_provider(wanted: str | Provider) -> Provider:
@@ -167,7 +174,8 @@ def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
             raise ProviderError(f"provider {provider.name!r} with {dict(provider.options)}: {error}") from error
         raise
     finally:
-        ort.set_default_logger_severity(2)
+        # With CUDA it stays quiet: cuDNN calls it an error of every plan that it lacks, and another is taken.
+        ort.set_default_logger_severity(4 if provider.name == "cuda" else 2)
     return session if provider.ort_name in session.get_providers() else None
 
 
@@ -179,10 +187,10 @@ def create_on(
     external_data: Path,
     options: ort.SessionOptions,
     log_severity: int,
-    tensorrt: Mapping[str, str] | None = None,
+    of_the_model: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
-    """Create a session on a provider, as `create_session`; `tensorrt` are options beside the user's own."""
-    more = dict(tensorrt or {})
+    """Create a session on a provider, as `create_session`; `of_the_model` are options beside the user's own."""
+    more = dict(of_the_model or {})
     named: list[tuple[str, dict[str, Any]]] = []
     if devices:
         options.add_provider_for_devices(devices, provider.session_options(more))
