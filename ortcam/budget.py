@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +53,14 @@ class Limits:
         if self.method == "top-std" and (self.budget is None or self.tolerance is not None):
             raise OptionError("selection 'top-std' needs a budget and knows no tolerance; give budget=32 alone")
 
-    def plan(self, activations: Floats, selection: Selection) -> Plan:
-        """Return the plan for a photo with `activations` [K,h,w]."""
+    def plan(self, activations: Floats, selection: Selection, surrogate: type[Predictor] = Surrogate) -> Plan:
+        """Return the plan for a photo with `activations` [K,h,w]; `surrogate` is what predicts."""
         most = self.most(selection)
         if not len(selection) or (self.tolerance is None and most == len(selection)):
             return plan_exact(selection)
         if self.method == "top-std":
             return plan_top_spread(selection, activations, most)
-        return PredictedPlan(activations, selection, most, self.tolerance)
+        return PredictedPlan(activations, selection, most, self.tolerance, surrogate)
 
     def most(self, selection: Selection) -> int:
         """Return the most masked inputs that a photo can take."""
@@ -73,10 +73,28 @@ class Limits:
         return min(most, batch_size, SMALLEST_STAGE if in_stages else batch_size)
 
 
+class Predictor(Protocol):
+    """What `Surrogate` does, however it is computed."""
+
+    chosen: list[int]
+
+    def __init__(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> None: ...
+    def choose(self, count: int) -> NDArray[np.intp]: ...
+    def predict(self, scores: Floats) -> list[Prediction]: ...
+    def expected_error(self, prediction: Prediction) -> float: ...
+
+
 class PredictedPlan:
     """Runs masks in growing stages, each chosen from the scores seen so far, and predicts the others' scores."""
 
-    def __init__(self, activations: Floats, selection: Selection, most: int, tolerance: float | None) -> None:
+    def __init__(
+        self,
+        activations: Floats,
+        selection: Selection,
+        most: int,
+        tolerance: float | None,
+        surrogate: type[Predictor] = Surrogate,
+    ) -> None:
         """Plan for `activations` [K,h,w].
 
         Args:
@@ -84,6 +102,7 @@ class PredictedPlan:
             selection: its distinct masks.
             most: run at most so many.
             tolerance: stop when the estimated error of every target is at most this.
+            surrogate: what predicts.
         """
         shift, scale, _ = selection.affine.T[:, :, None]
         small = shrink(activations, LARGEST_SIDE)
@@ -92,7 +111,7 @@ class PredictedPlan:
         parts = np.zeros_like(masks)
         counted = selection.rows >= 0
         np.add.at(parts, selection.rows[counted], flat[counted])
-        self._surrogate = Surrogate(masks, parts, (small.shape[1], small.shape[2]))
+        self._surrogate = surrogate(masks, parts, (small.shape[1], small.shape[2]))
         self._count = len(selection)
         self._most = most
         self._tolerance = tolerance

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ortcam.budget import Limits, Method, whole
+from ortcam.budget import Limits, Method, Predictor, whole
 from ortcam.convention import Convention, Floats, resolve_convention
 from ortcam.errors import ModelError, OrtcamError
 from ortcam.explanation import Explanation, Target, warn_of_flat_maps
@@ -20,11 +21,14 @@ from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.selection import select_distinct
+from ortcam.surrogate import Surrogate
 from ortcam.targets import for_many
-from ortcam.threads import calm_blas
-from ortcam.work import Job, Work, prepared_ahead
+from ortcam.threads import Workers, calm_blas
+from ortcam.work import Job, Work, in_turn, prepared_ahead
 
 MOST_PHOTOS = 16  # in a group
+Stage = tuple[int, Work, NDArray[np.intp]]  # the number of a photo, its work, and the masks to run
+_GROUPS_ON_DEVICES = 2  # at once: while the device scores one, the processor chooses for the other
 
 
 class ScoreCAM:
@@ -74,6 +78,12 @@ class ScoreCAM:
         engine = Engine(self.model, self.convention.scored, provider, batch_size, threads)
         self.provider = engine.provider.name
         self._scorer = engine.scorer
+        self._workers = Workers(threads)
+        self._surrogate: type[Predictor] = Surrogate
+        if self.provider != "cpu":  # the processor is free for many photos at once
+            from ortcam.runtime.surrogate import GraphSurrogate
+
+            self._surrogate = GraphSurrogate
 
     @property
     def batch_size(self) -> int:
@@ -132,8 +142,9 @@ class ScoreCAM:
     ) -> Iterator[Explanation]:
         """Explain many photos: batches are filled across them, and the next are decoded meanwhile.
 
-        At most two groups of photos are held, the one that is scored and the one that is decoded. A group has as
-        many photos as it takes to fill a batch: one, unless a budget is small.
+        At most two groups of photos are held, the one that is scored and the one that is decoded; beside the CPU two
+        are scored, so three are held. A group has as many photos as it takes to fill a batch: one, unless a budget is
+        small.
 
         Args:
             images: as for `explain`; may be a generator.
@@ -147,13 +158,21 @@ class ScoreCAM:
         targets = for_many(images, targets)
         limits = Limits(budget, tolerance, selection)
         done = 0
-        for group in prepared_ahead(images, self._prepare, self._group_size(limits)):
+        on_device = self.provider != "cpu"
+        at_once, decoders = (_GROUPS_ON_DEVICES, self._workers.count) if on_device else (1, 1)
+
+        def explain(group: list[tuple[Any, Job | OrtcamError]]) -> list[tuple[Any, Explanation | OrtcamError]]:
             ready = [job for _, job in group if not isinstance(job, OrtcamError)]
-            report = None if on_progress is None else _share(on_progress, done, len(ready))
+            report = None if on_progress is None or on_device else _share(on_progress, done, len(ready))
             explained = self._explain_together(ready, targets, top_k, limits, report)
+            return [(image, job if isinstance(job, OrtcamError) else next(explained)) for image, job in group]
+
+        ahead = prepared_ahead(images, self._prepare, self._group_size(limits), decoders)
+        for group in in_turn(explain, ahead, at_once):
             done += len(group)
-            for image, job in group:
-                outcome = job if isinstance(job, OrtcamError) else next(explained)
+            if on_progress is not None and on_device:
+                on_progress(done)
+            for image, outcome in group:
                 if isinstance(outcome, Explanation):
                     warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
                     yield outcome
@@ -195,13 +214,16 @@ class ScoreCAM:
         begin = time.perf_counter()
         with calm_blas():
             group = self._scorer.forward(np.concatenate([job.tensor for job in jobs]))
-            works = [self._begin(plain, targets, top_k, limits) for plain in group.passes]
+            works = self._workers.map(lambda plain: self._begin(plain, targets, top_k, limits), group.passes)
             seconds_scoring = self._score(group, works, on_progress)
             share = (time.perf_counter() - begin) / len(jobs)
-            return [
-                work if isinstance(work, OrtcamError) else self._finish(job, work, share, seconds_scoring / len(jobs))
-                for job, work in zip(jobs, works, strict=True)
-            ]
+
+            def finish(job: Job, work: Work | OrtcamError) -> Explanation | OrtcamError:
+                if isinstance(work, OrtcamError):
+                    return work
+                return self._finish(job, work, share, seconds_scoring / len(jobs))
+
+            return self._workers.map(finish, jobs, works)
 
     def _begin(self, plain: ForwardPass, targets: Any, top_k: int, limits: Limits) -> Work | OrtcamError:
         """Return what there is to do for a photo: classes, masks, and the plan of what is run."""
@@ -210,7 +232,7 @@ class ScoreCAM:
         classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
-        plan = limits.plan(plain.activations, selection)
+        plan = limits.plan(plain.activations, selection, self._surrogate)
         return Work(plain, classes, masks, selection, plan, limits.most(selection))
 
     def _not_finite(self, what: str) -> ModelError:
@@ -219,22 +241,28 @@ class ScoreCAM:
     def _score(self, group: Group, works: list[Work | OrtcamError], on_progress: Progress | None) -> float:
         """Run the stages of all photos, each stage of all photos together; return the seconds of that."""
         begin, done = time.perf_counter(), 0
-        active = {index: work for index, work in enumerate(works) if isinstance(work, Work)}
-        total = sum(work.most for work in active.values())
-        while stages := [(index, work, chosen) for index, work in active.items() if len(chosen := work.plan.next())]:
-            rows = Rows.join([work.rows(index, chosen) for index, work, chosen in stages])
+        total = sum(work.most for work in works if isinstance(work, Work))
+
+        def start(index: int, work: Work | OrtcamError) -> Stage | None:
+            return (index, work, work.plan.next()) if isinstance(work, Work) else None
+
+        def go_on(stage: Stage, seen: Floats) -> Stage | None:
+            index, work, chosen = stage
+            if not np.isfinite(seen).all():
+                works[index] = self._not_finite("a masked image")
+                return None
+            work.plan.observe(seen)
+            work.scored += len(chosen)
+            return index, work, work.plan.next()
+
+        stages = self._workers.map(start, range(len(works)), works)
+        while ready := [stage for stage in stages if stage is not None and len(stage[2])]:
+            rows = Rows.join([work.rows(index, chosen) for index, work, chosen in ready])
             report = None if on_progress is None else _shifted(on_progress, done, total)
             logits, log_probabilities = self._scorer.score(group, rows, self.convention.mask_align_corners, report)
             scores = log_probabilities if self.convention.weight == "probability" else logits
-            ends = np.cumsum([len(chosen) for *_, chosen in stages])
-            for (index, work, chosen), end in zip(stages, ends, strict=True):
-                seen = scores[end - len(chosen) : end]
-                if not np.isfinite(seen).all():
-                    works[index] = self._not_finite("a masked image")
-                    del active[index]
-                    continue
-                work.plan.observe(seen)
-                work.scored += len(chosen)
+            ends = np.cumsum([len(chosen) for *_, chosen in ready])
+            stages = self._workers.map(go_on, ready, np.split(scores, ends[:-1]))
             done += len(rows)
         if on_progress is not None and done < total:
             on_progress(total, total)

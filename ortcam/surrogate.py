@@ -17,6 +17,7 @@ algebra: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,17 +136,38 @@ class Surrogate:
 
     def expected_error(self, prediction: Prediction) -> float:
         """Return the expected 1 - r of the map at the layer's size against the exact one, to first order."""
-        weights = np.exp(prediction.log_weights)
-        whole = weights @ self._parts
-        centred = whole - whole.mean()
-        slopes = ROOT * np.exp(prediction.log_weights * (1 - 1 / ROOT))  # of the weights over their roots
-        slopes[self.chosen] = 0
-        parts = self._parts @ _away_from(whole[None], self._basis) * slopes[:, None]
-        through = parts.T @ self._factor.T
-        spread = np.einsum("dr,dr->", self._kernel.times(parts), parts) - np.square(through).sum()
-        spread += NUGGET * np.square(parts).sum()
-        size = float(centred @ centred)
-        return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
+        return expected_error(prediction, self._parts, self._basis, self._kernel.times, self._factor, self.chosen)
+
+
+def expected_error(
+    prediction: Prediction,
+    parts: Floats,
+    basis: Floats,
+    times: Callable[[Floats], Floats],
+    factor: Floats,
+    chosen: list[int],
+) -> float:
+    """Return the expected 1 - r of a map: `Surrogate.expected_error`.
+
+    Args:
+        prediction: of one target.
+        parts: float32 [D,P].
+        basis: float32 [P,R], the directions that count.
+        times: multiplies the kernel and columns [D,R].
+        factor: float32 [n,D].
+        chosen: the masks that were scored.
+    """
+    weights = np.exp(prediction.log_weights)
+    whole = weights @ parts
+    centred = whole - whole.mean()
+    slopes = ROOT * np.exp(prediction.log_weights * (1 - 1 / ROOT))  # of the weights over their roots
+    slopes[chosen] = 0
+    uncertain = parts @ _away_from(whole[None], basis) * slopes[:, None]
+    through = uncertain.T @ factor.T
+    spread = np.einsum("dr,dr->", times(uncertain), uncertain) - np.square(through).sum()
+    spread += NUGGET * np.square(uncertain).sum()
+    size = float(centred @ centred)
+    return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
 
 
 def sixth_moment(mean: Any, variance: Any) -> Any:
@@ -158,18 +180,7 @@ class _Kernel:
     """The Matern 3/2 kernel [D,D] of the masks: the triangle below the diagonal, in blocks of rows."""
 
     def __init__(self, masks: Floats, parts: Floats) -> None:
-        points = masks @ _metric(parts)
-        norms = np.einsum("dp,dp->d", points, masks)
-        enlarged = np.maximum(norms, TINY) ** np.float32(-EVEN / 2)
-        masks, points, norms = masks * enlarged[:, None], points * enlarged[:, None], norms * enlarged**2
-        centre = masks.mean(axis=0)
-        mean = 2 * (norms.mean() - points.mean(axis=0) @ centre)  # of the squared distances
-        scale = np.float32(3 / (LENGTH * max(float(mean), SHORTEST)))
-        points, norms = points * scale, norms * scale
-        ones = np.ones_like(norms)
-        # The squared distances in one product: |a|^2 + |b|^2 - 2ab.
-        self._left = np.concatenate([points * -2, norms[:, None], ones[:, None]], axis=1)
-        self._right = np.ascontiguousarray(np.concatenate([masks, ones[:, None], norms[:, None]], axis=1).T)
+        self._left, self._right = distance_factors(masks, parts)
         self._blocks = []
         scratch = np.empty(_BLOCK * len(masks), np.float32)
         for begin in range(0, len(masks), _BLOCK):  # a block stays in the processor's cache
@@ -195,6 +206,23 @@ class _Kernel:
             product[begin:end] += block[:, :begin] @ columns[:begin]
             begin = end
         return product
+
+
+def distance_factors(masks: Floats, parts: Floats) -> tuple[Floats, Floats]:
+    """Return [D,P+2] and [P+2,D]: their product is the squared distances of the masks, scaled for the kernel."""
+    points = masks @ _metric(parts)
+    norms = np.einsum("dp,dp->d", points, masks)
+    enlarged = np.maximum(norms, TINY) ** np.float32(-EVEN / 2)
+    masks, points, norms = masks * enlarged[:, None], points * enlarged[:, None], norms * enlarged**2
+    centre = masks.mean(axis=0)
+    mean = 2 * (norms.mean() - points.mean(axis=0) @ centre)  # of the squared distances
+    scale = np.float32(3 / (LENGTH * max(float(mean), SHORTEST)))
+    points, norms = points * scale, norms * scale
+    ones = np.ones_like(norms)
+    # |a|^2 + |b|^2 - 2ab in one product.
+    left = np.concatenate([points * -2, norms[:, None], ones[:, None]], axis=1)
+    right = np.concatenate([masks, ones[:, None], norms[:, None]], axis=1)
+    return left, np.ascontiguousarray(right.T)
 
 
 def _matern(squares: Floats) -> Floats:

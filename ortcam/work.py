@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from ortcam.image import Photo
 from ortcam.preprocessing import Crop, Tensor
 from ortcam.runtime.binding import ForwardPass, Rows
 from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Work:
 
 
 def prepared_ahead(
-    images: Iterable[Any], prepare: Callable[[Any], Job], size: int
+    images: Iterable[Any], prepare: Callable[[Any], Job], size: int, at_once: int
 ) -> Iterator[list[tuple[Any, Job | OrtcamError]]]:
-    """Yield groups of `size` images with what `prepare` makes of them; the next group is prepared meanwhile.
+    """Yield groups of `size` images with what `prepare` makes of them, `at_once` at once; the next group meanwhile.
 
     The iterable is read in the caller's thread, and never further than one group ahead.
     """
@@ -79,7 +83,7 @@ def prepared_ahead(
         return [(image, worker.submit(attempt, image)) for image in itertools.islice(source, size)]
 
     source = iter(images)
-    worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-decode")
+    worker = ThreadPoolExecutor(at_once, thread_name_prefix="ortcam-decode")
     try:
         group = submit()
         while group:
@@ -94,3 +98,31 @@ def prepared_ahead(
                 raise failure
     finally:  # also where the caller stops early: what was not begun is not waited for
         worker.shutdown(wait=True, cancel_futures=True)
+
+
+def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once: int) -> Iterator[Result]:
+    """Yield what the function makes of each item, in order; so many items are worked on at once.
+
+    With one, all happens in the caller's thread.
+    """
+    if at_once == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="ortcam-group")
+    running: deque[Future[Result]] = deque()
+    source, failure = iter(items), None
+    try:
+        while failure is None:
+            while len(running) < at_once and failure is None:
+                try:
+                    running.append(pool.submit(function, next(source)))
+                except Exception as error:  # noqa: BLE001 - the end, or the caller's own: raised after what came before
+                    failure = error
+            if running:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+        if not isinstance(failure, StopIteration):
+            raise failure
+    finally:  # also where the caller stops early
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -14,9 +14,10 @@ from conftest import FlatLayer, correlation
 from torch import nn
 
 import ortcam
-from ortcam.budget import shrink
+from ortcam.budget import Limits, shrink
 from ortcam.errors import OptionError, OrtcamWarning, TargetError
 from ortcam.exporters import export
+from ortcam.runtime.surrogate import GraphSurrogate
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
 
@@ -222,6 +223,27 @@ def test_any_number_of_distinct_masks_will_do(tiny: object, models: Path, photos
         else:
             assert near.error is not None
             assert np.isfinite(near.error.high)
+
+
+@pytest.mark.parametrize("side", [7, 14])
+def test_the_surrogate_is_the_same_as_graphs(side: int) -> None:
+    """What photos on a GPU are planned with: the same choices; scores and errors to float rounding. Three classes."""
+    random = np.random.default_rng(2)
+    activations = np.maximum(random.standard_normal((300, side, side), np.float32), 0)
+    convention = ortcam.PRESETS["official"]
+    selection = select_distinct(activations, convention.masks(activations, (224, 224)), convention)
+    plans = [Limits(40).plan(activations, selection, kind) for kind in (Surrogate, GraphSurrogate)]
+    while len(chosen := plans[0].next()):
+        assert chosen.tolist() == plans[1].next().tolist()
+        scores = -random.random((len(chosen), 3), np.float32)
+        for plan in plans:
+            plan.observe(scores)
+    assert not len(plans[1].next())
+    ours, reference = (plan.scores() for plan in reversed(plans))
+    assert np.allclose(ours, reference, atol=1e-4)
+    for error, expected in zip(plans[1].errors(), plans[0].errors(), strict=True):
+        assert error is not None and expected is not None
+        assert (error.expected, error.high) == pytest.approx((expected.expected, expected.high), rel=1e-3)
 
 
 def test_large_layers_are_averaged_for_the_surrogate() -> None:

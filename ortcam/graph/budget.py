@@ -133,7 +133,11 @@ def _write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
     centres = graph.reduce("Mean", points, 0) * graph.reduce("Mean", masks, 0)
     spread = (graph.reduce("Mean", norms) - graph.reduce("Sum", centres)) * 2.0
     scale = (3 / LENGTH) / graph.maximum(spread, SHORTEST)
-    squares = (norms + norms.T - points @ masks.T * 2.0) * scale
+    return write_matern(graph, (norms + norms.T - points @ masks.T * 2.0) * scale)
+
+
+def write_matern(graph: Builder, squares: Value) -> Value:
+    """Squared distances -> the kernel."""
     distances = graph.op("Sqrt", graph.op("Relu", squares))
     return (distances + 1.0) * graph.op("Exp", -distances)
 
@@ -151,8 +155,10 @@ def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int
     mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 0, keep=True)) + TINY)
     along = graph.reshape(mean, -1, 1)
     away = basis - along @ (along.T @ basis)
-    parts = (state.parts @ away * graph.expand_dims(state.importance, 1)).T  # [R,D]
-    effect = parts @ state.kernel + parts * NUGGET - (parts @ state.factor.T) @ state.factor
+    columns = state.parts @ away * graph.expand_dims(state.importance, 1)  # [D,R]
+    parts = columns.T
+    # The kernel on the left: ONNX Runtime reorders what is on the right of a product first.
+    effect = (state.kernel @ columns).T + parts * NUGGET - (parts @ state.factor.T) @ state.factor
 
     def choose(
         _: Value, effect: Value, factor: Value, inverse: Value, variance: Value, chosen: Value, free: Value
@@ -182,8 +188,8 @@ def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int
     return state._replace(factor=factor, inverse=inverse, variance=variance, chosen=chosen, free=free)
 
 
-def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> Surrogate:
-    """scores float32 [n,T] of the chosen masks -> the log weights of all: `Surrogate.predict`."""
+def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> tuple[Surrogate, Value]:
+    """scores float32 [n,T] of the chosen masks -> the log weights of all, and amplitudes [1,T]: `Surrogate.predict`."""
     double = np.float64
     below = graph.cast(scores - graph.reduce("Max", scores, 0, keep=True), double)
     roots = graph.op("Exp", below / ROOT)
@@ -209,7 +215,7 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> Surroga
     hoped = graph.op("ScatterND", predicted + graph.op("Sqrt", variances) * HOPE, chosen, roots)
     shares = graph.op("Pow", hoped / graph.reduce("Max", hoped, 0, keep=True), graph.constant(2.0 * ROOT, double))
     importance = graph.cast(graph.op("Sqrt", graph.reduce("Mean", shares, 1)), np.float32)
-    return state._replace(importance=importance, direction=graph.reduce("Mean", maps, 0), logs=logs)
+    return state._replace(importance=importance, direction=graph.reduce("Mean", maps, 0), logs=logs), amplitudes
 
 
 def _inverse_of_two(graph: Builder, matrix: Value) -> Value:

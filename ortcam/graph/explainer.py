@@ -293,7 +293,7 @@ class _Writer:
             ended & ~first,
             known,
             ("importance", "direction", "logs"),
-            lambda known: budgets.write_prediction(graph, known, state.scores),
+            lambda known: budgets.write_prediction(graph, known, state.scores)[0],
         )
         count, grid = budgets.stage_size(graph, done, most), budgets.surrogate_grid(plan.layer_size)
         more = ended & (most > done)
