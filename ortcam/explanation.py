@@ -169,7 +169,8 @@ class Explanation(Pictures):
         live: how many vary in space.
         scored: how many masked inputs were run: one for each distinct mask, or fewer with a budget.
         layer, provider: what was explained, on which execution provider.
-        seconds: wall time of the explanation; of photos that were explained together, its share.
+        seconds: wall time of the explanation; of photos that were explained together, its share. On CUDA it includes
+            waiting for another group of photos in `explain_batch`.
         seconds_scoring: of that, choosing and running the masked inputs.
         flat: which of the T maps are flat (nothing in the layer speaks for the class).
     """

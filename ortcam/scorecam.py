@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,7 @@ from ortcam.work import Job, Work, in_turn, prepared_ahead
 
 MOST_PHOTOS = 16  # in a group
 Stage = tuple[int, Work, NDArray[np.intp]]  # the number of a photo, its work, and the masks to run
+_FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need it, or may not be run in two threads
 _GROUPS_ON_DEVICES = 2  # at once: while the device scores one, the processor chooses for the other
 
 
@@ -62,7 +65,8 @@ class ScoreCAM:
             batch_size: masked images a run; None for 8 on CPUs and 16 elsewhere, or the model's own fixed batch;
                 ``auto`` for what takes the least time, measured at the first start on this machine and kept in the
                 cache directory.
-            threads: CPU threads; None for one per physical core.
+            threads: CPU threads; None for one per physical core, and one per processor for what is done with several
+                photos at once between passes.
 
         Raises:
             ModelError: the file cannot be used.
@@ -80,7 +84,7 @@ class ScoreCAM:
         self._scorer = engine.scorer
         self._workers = Workers(threads)
         self._surrogate: type[Predictor] = Surrogate
-        if self.provider != "cpu":  # the processor is free for many photos at once
+        if self.provider in _FREE_THE_PROCESSOR:  # so that many photos can be chosen for at once
             from ortcam.runtime.surrogate import GraphSurrogate
 
             self._surrogate = GraphSurrogate
@@ -142,15 +146,15 @@ class ScoreCAM:
     ) -> Iterator[Explanation]:
         """Explain many photos: batches are filled across them, and the next are decoded meanwhile.
 
-        At most two groups of photos are held, the one that is scored and the one that is decoded; beside the CPU two
-        are scored, so three are held. A group has as many photos as it takes to fill a batch: one, unless a budget is
-        small.
+        At most two groups of photos are held, the one that is scored and the one that is decoded; on CUDA two are
+        scored at once. A group has as many photos as it takes to fill a batch: one, unless a budget is small.
 
         Args:
             images: as for `explain`; may be a generator.
             targets, top_k, budget, tolerance, selection: as for `explain`, the same for every photo.
             on_error: called with an image that failed and its error, and the others go on; None raises it.
-            on_progress: called with the number of photos done, the one at hand counted by the share that is done.
+            on_progress: called with the number of photos done, those at hand counted by the share that is done; on
+                CUDA after every group.
 
         Yields:
             An Explanation per image that could be explained, in order; `source` tells which.
@@ -158,28 +162,31 @@ class ScoreCAM:
         targets = for_many(images, targets)
         limits = Limits(budget, tolerance, selection)
         done = 0
-        on_device = self.provider != "cpu"
+        on_device = self.provider in _FREE_THE_PROCESSOR
         at_once, decoders = (_GROUPS_ON_DEVICES, self._workers.count) if on_device else (1, 1)
 
-        def explain(group: list[tuple[Any, Job | OrtcamError]]) -> list[tuple[Any, Explanation | OrtcamError]]:
+        def explain(group: list[tuple[Any, Job | OrtcamError]]) -> deque[tuple[Any, Explanation | OrtcamError]]:
             ready = [job for _, job in group if not isinstance(job, OrtcamError)]
             report = None if on_progress is None or on_device else _share(on_progress, done, len(ready))
             explained = self._explain_together(ready, targets, top_k, limits, report)
-            return [(image, job if isinstance(job, OrtcamError) else next(explained)) for image, job in group]
+            return deque((image, job if isinstance(job, OrtcamError) else next(explained)) for image, job in group)
 
         ahead = prepared_ahead(images, self._prepare, self._group_size(limits), decoders)
-        for group in in_turn(explain, ahead, at_once):
-            done += len(group)
-            if on_progress is not None and on_device:
-                on_progress(done)
-            for image, outcome in group:
-                if isinstance(outcome, Explanation):
-                    warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
-                    yield outcome
-                elif on_error is None:
-                    raise outcome
-                else:
-                    on_error(image, outcome)
+        with closing(ahead), closing(in_turn(explain, ahead, at_once)) as groups:
+            for group in groups:
+                done += len(group)
+                if on_progress is not None and on_device:
+                    on_progress(done)
+                while group:  # what was handed on is not held
+                    image, outcome = group.popleft()
+                    if isinstance(outcome, Explanation):
+                        warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
+                        yield outcome
+                    elif on_error is None:
+                        raise outcome
+                    else:
+                        on_error(image, outcome)
+                    del image, outcome
 
     def _prepare(self, image: Any) -> Job:
         begin = time.perf_counter()

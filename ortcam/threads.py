@@ -47,7 +47,7 @@ def _controller() -> Any:
 
 
 class Workers:
-    """Does the same with several photos at once. NumPy lets go of Python's lock in what takes long here: products."""
+    """Does the same with several photos at once."""
 
     def __init__(self, count: int | None) -> None:
         """Begin without a thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ class Work:
 
 def prepared_ahead(
     images: Iterable[Any], prepare: Callable[[Any], Job], size: int, at_once: int
-) -> Iterator[list[tuple[Any, Job | OrtcamError]]]:
+) -> Generator[list[tuple[Any, Job | OrtcamError]], None, None]:
     """Yield groups of `size` images with what `prepare` makes of them, `at_once` at once; the next group meanwhile.
 
     The iterable is read in the caller's thread, and never further than one group ahead.
@@ -100,7 +100,7 @@ def prepared_ahead(
         worker.shutdown(wait=True, cancel_futures=True)
 
 
-def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once: int) -> Iterator[Result]:
+def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once: int) -> Generator[Result, None, None]:
     """Yield what the function makes of each item, in order; so many items are worked on at once.
 
     With one, all happens in the caller's thread.

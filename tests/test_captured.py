@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from torch import nn
 
 import ortcam
 from ortcam.errors import ModelError
+from ortcam.exporters import export
 from ortcam.graph import scoring
 from ortcam.runtime import captured
 from ortcam.runtime.binding import Device, Rows, Scorer
@@ -86,13 +89,33 @@ def test_nothing_of_the_masking_copies_from_the_host_while_it_runs(resnet18_file
 
 
 def test_a_graph_that_cannot_be_captured_is_not_kept(engine: Engine) -> None:
-    def fail(binding: Any, options: Any) -> None:
-        raise ModelError("ONNX Runtime cannot run it: no memory")
-
-    runs = captured.CapturedRuns(engine.session, fail, "cpu", 0)
-    with pytest.raises(ModelError, match=r"no memory; without CUDA graphs: provider option enable_cuda_graph=0"):
+    """Here inputs are missing."""
+    runs = captured.CapturedRuns(engine.session, "net.onnx", "cpu", 0)
+    with pytest.raises(
+        ModelError, match=r"cannot run net\.onnx as a CUDA graph: .*provider option enable_cuda_graph=0"
+    ):
         runs.run(False, {scoring.TARGETS: np.zeros((1, 1), np.int64)}, {}, {scoring.TARGET_LOGITS: (1, 1)}, list)
     assert not runs._graphs
+
+
+def test_nobody_uses_the_gpu_while_a_graph_is_captured() -> None:
+    gate, users, seen = captured.Gate(), [0], []
+
+    def use(_: int) -> None:
+        with gate.shared():
+            users[0] += 1
+            time.sleep(0.001)
+            users[0] -= 1
+
+    def capture(_: int) -> None:
+        with gate.alone():
+            seen.append(users[0])
+            time.sleep(0.001)
+            seen.append(users[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: (capture if number % 5 == 0 else use)(number), range(200)))
+    assert seen == [0] * 80
 
 
 def test_graphs_are_for_operators_that_were_measured(resnet18_file: Path) -> None:
@@ -103,6 +126,16 @@ def test_graphs_are_for_operators_that_were_measured(resnet18_file: Path) -> Non
     graph.graph.node.append(onnx.helper.make_node("Concat", ["a", "b"], ["c"], axis=1))
     graph.graph.node.append(onnx.helper.make_node("FusedMatMul", ["a", "b"], ["d"], domain="com.microsoft"))
     assert scoring.not_captured(graph) == {"Concat", "com.microsoft.FusedMatMul"}
+
+
+def test_scores_of_a_sigmoid_are_captured_too(models: Path, tiny: nn.Module) -> None:
+    """Their log needs a Softplus."""
+    network = nn.Sequential(tiny, nn.Sigmoid()).eval()
+    path = export(network, models / "captured-sigmoid.onnx", input_size=32, preprocess="imagenet").path
+    model = ortcam.CamModel(path)
+    graph = scoring.build_scoring_graph(model.take_proto(), model.contract, "logits")
+    assert "Softplus" in {node.op_type for node in graph.graph.node}
+    assert scoring.not_captured(graph) == set()
 
 
 def test_options_say_whether_graphs_are_captured() -> None:

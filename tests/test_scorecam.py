@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ortcam.graph.scoring import build_scoring_graph
 from ortcam.image import read_photo
 from ortcam.model import CamModel
 from ortcam.runtime.binding import Rows, batch_sizes
+from ortcam.runtime.surrogate import GraphSurrogate
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +351,35 @@ def test_a_batch_is_streamed(small: ortcam.ScoreCAM, photos: dict[str, Path]) ->
     assert taken == ["chelsea", "coffee"]  # the one in hand, and the next, which is decoded meanwhile
     next(stream)
     assert taken == ["chelsea", "coffee", "astronaut"]
+
+
+def test_nothing_is_decoded_any_more_when_a_photo_fails(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    """Also while the error is kept."""
+    with pytest.raises(ImageError, match=r"missing\.jpg") as kept:
+        list(small.explain_batch([photos["chelsea"], "missing.jpg", photos["coffee"], photos["camera"]]))
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ortcam-decode")]
+    assert kept.value is not None
+
+
+def test_groups_side_by_side_give_the_same_maps_in_the_same_order(resnet18_file: Path, photos: dict[str, Path]) -> None:
+    """As on CUDA: two groups at once, photos chosen for by graphs; here the CPU runs it."""
+    names = [name for name in photos if name.startswith("imagenet")][:10]
+    images = [*(photos[name] for name in names[:5]), "missing.jpg", *(photos[name] for name in names[5:])]
+    cam = ortcam.ScoreCAM(resnet18_file, batch_size=12)  # three photos a group
+    failed: list[object] = []
+    expected = list(cam.explain_batch(images, budget=20, on_error=lambda image, _: failed.append(image)))
+    cam.provider, cam._surrogate = "cuda", GraphSurrogate
+    done: list[float] = []
+    beside = list(
+        cam.explain_batch(images, budget=20, on_error=lambda image, _: failed.append(image), on_progress=done.append)
+    )
+    assert failed == ["missing.jpg"] * 2
+    assert done == [3, 6, 9, 11]
+    assert [one.source for one in beside] == [one.source for one in expected] == [photos[name] for name in names]
+    for ours, theirs in zip(beside, expected, strict=True):
+        assert np.abs(ours.input_maps - theirs.input_maps).max() < 1e-3
+    with pytest.raises(ImageError, match=r"missing\.jpg"):
+        list(cam.explain_batch(images, budget=20))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Running the scoring graph with IO binding: what is on the device stays there.
 
-Per group of photos the images and the channels of their target layers go up, once. Per batch of masked images a few
-numbers a row go up and a score per target comes down; masked images exist only inside a run.
+Per group of photos the images go up, for the plain pass and for the masked ones, and the channels of their target
+layers come down and go up again. Per batch of masked images a few numbers a row go up and a score per target comes
+down; masked images exist only inside a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +18,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ortcam.convention import Floats, interpolation_matrix
-from ortcam.errors import ModelError, one_line
+from ortcam.errors import ModelError
 from ortcam.graph import scoring
 from ortcam.model import CamModel
 from ortcam.runtime.captured import NOT_CAPTURED, CapturedRuns
-from ortcam.runtime.session import RUNTIME_ERRORS
+from ortcam.runtime.session import running
 
 Progress = Callable[[int, int], None]
 
@@ -136,7 +138,7 @@ def batch_sizes(count: int, most: int, padding: Padding) -> list[int]:
 
 
 class Scorer:
-    """Runs a scoring graph. Holds no state of any photo, so one scorer serves many threads."""
+    """Runs a scoring graph. One scorer serves many threads."""
 
     def __init__(
         self,
@@ -162,8 +164,10 @@ class Scorer:
         self._device = device
         self._padding = padding
         self._result = session.get_outputs()[0].name
-        self._run = partial(_run, session, model.path.name)
-        self._captured = CapturedRuns(session, self._run, device.type, device.id) if captures else None
+        self._name = model.path.name
+        self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
+        # Two runs at once would take twice the memory of a GPU, and are no faster.
+        self._turn = nullcontext() if device.type == "cpu" else Lock()
         self.batch_size = batch_size
 
     def forward(self, tensors: Floats) -> Group:
@@ -186,8 +190,7 @@ class Scorer:
         if self._captured is None:
             output, logits, activations = direct()
         else:
-            run, unknown = self._captured.run, dict.fromkeys(names)
-            output, logits, activations = self._captured.call(run, False, inputs, matrices, unknown, direct)
+            output, logits, activations = self._captured.run(False, inputs, matrices, dict.fromkeys(names), direct)
         self._check_shapes(output, activations)
         if contract.activations_layout == "NHWC":
             activations = np.ascontiguousarray(activations.transpose(0, 3, 1, 2))
@@ -235,9 +238,9 @@ class Scorer:
 
         if self._captured is None:
             return direct()
-        run, outputs = self._captured.run, dict.fromkeys(_SCORES, rows.targets.shape)
+        outputs = dict.fromkeys(_SCORES, rows.targets.shape)
         of_group = {scoring.PHOTOS: group.photos, scoring.ACTIVATIONS: group.features}
-        return self._captured.call(run, align_corners, inputs, matrices, outputs, direct, group, of_group)
+        return self._captured.run(align_corners, inputs, matrices, outputs, direct, group, of_group)
 
     def _run_once(self, inputs: dict[str, Any], outputs: Sequence[str]) -> list[Floats]:
         """Run with inputs that are on the device; return the outputs."""
@@ -246,8 +249,9 @@ class Scorer:
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
             binding.bind_output(name)
-        self._run(binding, None if self._captured is None else NOT_CAPTURED)
-        return [value.numpy() for value in binding.get_outputs()]
+        with self._turn, running(self._name):
+            self._session.run_with_iobinding(binding, None if self._captured is None else NOT_CAPTURED)
+            return [value.numpy() for value in binding.get_outputs()]
 
     def _row_inputs(self, rows: Rows, per_photo: int) -> dict[str, NDArray[Any]]:
         """Return the inputs that differ from batch to batch; every photo has `per_photo` channels."""
@@ -279,11 +283,5 @@ class Scorer:
             raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
 
     def _upload(self, array: NDArray[Any]) -> Any:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)
-
-
-def _run(session: ort.InferenceSession, name: str, binding: Any, options: ort.RunOptions | None = None) -> None:
-    try:
-        session.run_with_iobinding(binding, options)
-    except RUNTIME_ERRORS as error:
-        raise ModelError(f"ONNX Runtime cannot run {name}: {one_line(error)}") from error
+        with running(self._name):
+            return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)

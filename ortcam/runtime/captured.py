@@ -4,9 +4,9 @@ Beside the launches they save what CUDA's provider does whenever the shapes chan
 .1 to .8 s a network, and an exact map changes twice between a plain pass of one photo and batches of masked images.
 
 ONNX Runtime captures the first run with a number of its own (the run option gpu_graph_id) and replays it for later runs
-with that number. A replay reads and writes where the captured run did, so every graph here has buffers of its own, and
-what is new is copied into them. Graphs belong to the thread that captured them, and CUDA forbids other threads to take
-memory while one is captured; so all runs are made on one thread.
+with that number. A replay reads and writes where the captured run did, so graphs have buffers of their own, and what is
+new is copied into them. Graphs belong to the thread that captured them, so all runs of a session are made on one
+thread; and CUDA forbids other threads to take memory while one is captured, so ortcam's other sessions wait for that.
 
 Source: ONNX Runtime's documentation of the CUDA provider, "Using CUDA Graphs".
 """
@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Condition
 from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ortcam.errors import ModelError
+from ortcam.errors import ModelError, one_line
+from ortcam.runtime.session import RUNTIME_ERRORS, running
 
 MOST_GRAPHS = 32  # of a session; batches of further shapes are run without
 _MOST_SEEN = 1000  # shapes that are remembered
@@ -31,6 +34,46 @@ _MOST_SEEN = 1000  # shapes that are remembered
 Result = TypeVar("Result")
 Arrays = Mapping[str, NDArray[Any]]
 Shape = tuple[int, ...]
+Key = tuple[Any, ...]
+
+
+class Gate:
+    """Lets one thread capture while no other uses a GPU. Of this process it knows what ortcam does."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._users = 0
+        self._captures = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Use a GPU while nothing is captured."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._captures)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Capture; whoever comes waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._captures)
+            self._captures = True
+            self._changed.wait_for(lambda: not self._users)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._captures = False
+                self._changed.notify_all()
+
+
+GATE = Gate()
 
 
 def numbered(number: int) -> ort.RunOptions:
@@ -46,29 +89,20 @@ NOT_CAPTURED = numbered(-1)
 class CapturedRuns:
     """Runs a session as CUDA graphs: one for every set of shapes."""
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        run: Callable[[Any, ort.RunOptions], None],
-        device: str,
-        device_id: int,
-    ) -> None:
+    def __init__(self, session: ort.InferenceSession, name: str, device: str, device_id: int) -> None:
         """Begin without a graph.
 
         Args:
             session: captures graphs.
-            run: runs a binding of the session with run options.
+            name: what error messages call the model.
             device, device_id: where buffers live.
         """
-        self._session, self._start, self._device, self._device_id = session, run, device, device_id
-        self._seen: dict[tuple[Any, ...], dict[str, Shape]] = {}  # the shapes of the outputs
-        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._session, self._name, self._device, self._device_id = session, name, device, device_id
+        self._seen: dict[Key, dict[str, Shape]] = {}  # the shapes of the outputs
+        self._graphs: dict[Key, _Graph] = {}
+        self._shared: dict[Key, _Buffers] = {}
         self._numbers = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-cuda")
-
-    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call what uses the device, on the thread of the graphs."""
-        return self._worker.submit(function, *arguments).result()
 
     def run(
         self,
@@ -80,7 +114,7 @@ class CapturedRuns:
         owner: object = None,
         shared: Arrays | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Return the outputs, all float32. To be called on the thread of the graphs.
+        """Return the outputs, all float32.
 
         Args:
             kind: whatever `fixed` follows from beside the shapes.
@@ -90,60 +124,94 @@ class CapturedRuns:
             direct: does the same without a graph.
             owner: whose `shared` are, so that they are copied once only.
             shared: the other inputs.
+
+        Raises:
+            ModelError: ONNX Runtime cannot run or capture it.
         """
-        shared = shared or {}
-        shapes = kind, *(value.shape for value in (*inputs.values(), *shared.values(), *fixed.values()))
-        graph = self._graphs.get(shapes)
-        if graph is None:
-            made = {name: shape for name, shape in outputs.items() if shape is not None} or self._seen.get(shapes)
-            if made is None or len(self._graphs) >= MOST_GRAPHS:
+        with running(self._name):
+            return self._worker.submit(self._run, kind, inputs, fixed, outputs, direct, owner, shared or {}).result()
+
+    def _run(
+        self,
+        kind: bool,
+        inputs: Arrays,
+        fixed: Arrays,
+        outputs: Mapping[str, Shape | None],
+        direct: Callable[[], list[NDArray[np.float32]]],
+        owner: object,
+        shared: Arrays,
+    ) -> list[NDArray[np.float32]]:
+        key: Key = kind, *_shapes(inputs), *_shapes(shared), *_shapes(fixed)
+        graph = self._graphs.get(key)
+        if graph is not None:
+            with GATE.shared():
+                return graph.run(inputs, owner, shared)
+        made = {name: shape for name, shape in outputs.items() if shape is not None} or self._seen.get(key)
+        if made is None or len(self._graphs) >= MOST_GRAPHS:
+            with GATE.shared():
                 results = direct()
-                if len(self._seen) < _MOST_SEEN:
-                    self._seen[shapes] = {name: one.shape for name, one in zip(outputs, results, strict=True)}
-                return results
-            every = {**fixed, **shared, **inputs}
-            graph = _Graph(self._session, every, made, next(self._numbers), self._device, self._device_id)
-            self._graphs[shapes] = graph
-        elif graph.owner() is not owner:
-            graph.write(shared)
-        graph.owner = (lambda: None) if owner is None else weakref.ref(owner)
-        graph.write(inputs)
-        try:
-            self._start(graph.binding, graph.options)
-        except ModelError as error:
-            del self._graphs[shapes]
-            raise ModelError(f"{error}; without CUDA graphs: provider option enable_cuda_graph=0") from error
-        return graph.read()
+            if len(self._seen) < _MOST_SEEN:
+                self._seen[key] = {name: one.shape for name, one in zip(outputs, results, strict=True)}
+            return results
+        with GATE.alone():
+            try:
+                buffers = self._shared.get(_shapes(shared)) or _Buffers(shared, self._device, self._device_id)
+                own = _Buffers({**fixed, **inputs}, self._device, self._device_id)
+                graph = _Graph(self._session, own, buffers, made, next(self._numbers))
+                results = graph.run(inputs, owner, shared)
+            except RUNTIME_ERRORS as error:
+                raise ModelError(
+                    f"ONNX Runtime cannot run {self._name} as a CUDA graph: {one_line(error)}; it can do without: "
+                    "provider option enable_cuda_graph=0"
+                ) from error
+        self._graphs[key], self._shared[_shapes(shared)] = graph, buffers
+        return results
+
+
+class _Buffers:
+    """Inputs on the device, in places that they keep."""
+
+    def __init__(self, arrays: Arrays, device: str, device_id: int) -> None:
+        self.device, self.device_id = device, device_id
+        self.values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device, device_id)
+            for name, array in arrays.items()
+        }
+        self._owner: Callable[[], object] = lambda: None  # whose arrays lie here
+
+    def write(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            self.values[name].update_inplace(np.ascontiguousarray(array))
+
+    def write_once(self, arrays: Arrays, owner: object) -> None:
+        """Write what an owner has, if that is not what lies here."""
+        if owner is not None and self._owner() is not owner:
+            self._owner = lambda: None  # should only a part be written
+            self.write(arrays)
+            self._owner = weakref.ref(owner)
 
 
 class _Graph:
-    """A binding of buffers that keep their addresses."""
+    """A run in buffers of its own, and in some that all graphs of the same photos share."""
 
     def __init__(
-        self,
-        session: ort.InferenceSession,
-        inputs: Arrays,
-        outputs: Mapping[str, Shape],
-        number: int,
-        device: str,
-        device_id: int,
+        self, session: ort.InferenceSession, own: _Buffers, shared: _Buffers, outputs: Mapping[str, Shape], number: int
     ) -> None:
-        self.binding, self.options = session.io_binding(), numbered(number)
-        self.owner: Callable[[], object] = lambda: None  # whose `shared` lie in the buffers
+        self._session, self._own, self._shared = session, own, shared
+        self._binding, self._options = session.io_binding(), numbered(number)
         make = ort.OrtValue.ortvalue_from_shape_and_type
-        self._inputs = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.array(value, order="C"), device, device_id)
-            for name, value in inputs.items()
-        }
-        self._outputs = [make(list(shape), np.float32, device, device_id) for shape in outputs.values()]
-        for name, buffer in self._inputs.items():
-            self.binding.bind_ortvalue_input(name, buffer)
+        self._outputs = [make(list(shape), np.float32, own.device, own.device_id) for shape in outputs.values()]
+        for name, buffer in (own.values | shared.values).items():
+            self._binding.bind_ortvalue_input(name, buffer)
         for name, buffer in zip(outputs, self._outputs, strict=True):
-            self.binding.bind_ortvalue_output(name, buffer)
+            self._binding.bind_ortvalue_output(name, buffer)
 
-    def write(self, values: Arrays) -> None:
-        for name, value in values.items():
-            self._inputs[name].update_inplace(np.ascontiguousarray(value))
-
-    def read(self) -> list[NDArray[np.float32]]:
+    def run(self, inputs: Arrays, owner: object, shared: Arrays) -> list[NDArray[np.float32]]:
+        self._shared.write_once(shared, owner)
+        self._own.write(inputs)
+        self._session.run_with_iobinding(self._binding, self._options)
         return [np.array(buffer.numpy()) for buffer in self._outputs]
+
+
+def _shapes(arrays: Arrays) -> Key:
+    return tuple(array.shape for array in arrays.values())

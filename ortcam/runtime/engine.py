@@ -17,6 +17,7 @@ from ortcam.graph import scoring
 from ortcam.model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.binding import Padding, Rows, Scorer
+from ortcam.runtime.captured import GATE
 from ortcam.runtime.providers import CUDA_GRAPHS, Provider, create_on, open_on_provider
 from ortcam.runtime.session import load_prepared, make_options, prepare
 
@@ -71,6 +72,7 @@ class Engine:
             largest = _LARGEST_BATCH_ON_DEVICES if measures else wanted
             self._tensorrt = scoring.tensorrt_profile(model, wanted, largest) | self._engine_cache(provider)
         self.session, self.provider = open_on_provider(provider, self._create)
+        self.captures &= self.provider.name == "cuda"  # where CUDA did not load, the session was the CPU's
         model.forget_proto()
         padding: Padding = "none" if self.provider.name == "cpu" else "powers" if self.captures else "few"
         usual = DEFAULT_BATCH if self.provider.name == "cpu" else _DEFAULT_BATCH_ON_DEVICES
@@ -102,7 +104,8 @@ class Engine:
         while True:
             own = {CUDA_GRAPHS: str(int(captures))}
             try:
-                session = create_on(provider, [], graph, name, folder, self._options(), log_severity, own)
+                with GATE.shared():
+                    session = create_on(provider, [], graph, name, folder, self._options(), log_severity, own)
             except ModelError:
                 if not captures or provider.captures:
                     raise

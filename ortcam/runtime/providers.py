@@ -163,10 +163,12 @@ def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it tries again
             return create(provider, [], 4)
     ort.set_default_logger_severity(4)  # a failure is reported once, by us
+    runs = False
     try:
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it falls back
             preload(provider.ort_name)
             session = create(provider, [], 4)
+        runs = provider.ort_name in session.get_providers()
     except ModelError as error:
         if probe(provider.ort_name, PROVIDERS[provider.name][1]) is not None:
             return None
@@ -175,8 +177,8 @@ def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
         raise
     finally:
         # With CUDA it stays quiet: cuDNN calls it an error of every plan that it lacks, and another is taken.
-        ort.set_default_logger_severity(4 if provider.name == "cuda" else 2)
-    return session if provider.ort_name in session.get_providers() else None
+        ort.set_default_logger_severity(4 if runs and provider.name == "cuda" else 2)
+    return session if runs else None
 
 
 def create_on(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 )
 CPU: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Raise what ONNX Runtime says in the block as a ModelError; `name` is the model's in the message."""
+    try:
+        yield
+    except RUNTIME_ERRORS as error:
+        raise ModelError(f"ONNX Runtime cannot run {name}: {one_line(error)}") from error
 
 
 def make_options(threads: int | None) -> ort.SessionOptions:
