@@ -70,6 +70,16 @@ class Group:
     passes: tuple[ForwardPass, ...]
     on_device: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def per_photo(self) -> int:
+        """K, the channels of each photo."""
+        return len(self.features) // len(self.photos)
+
+    @property
+    def layer(self) -> tuple[int, int]:
+        """The size (h, w) of the channels."""
+        return self.features.shape[1], self.features.shape[2]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -185,7 +195,8 @@ class Scorer:
         names = (self._result, scoring.LOGITS, "activations")
 
         def direct() -> list[Floats]:
-            return self._run_once({name: self._upload(value) for name, value in (inputs | matrices).items()}, names)
+            on_device = {name: self._upload(value) for name, value in (inputs | matrices).items()}
+            return self._run(self._session.io_binding(), on_device, names)
 
         if self._captured is None:
             output, logits, activations = direct()
@@ -214,39 +225,58 @@ class Scorer:
         """
         logits = np.empty(rows.targets.shape, np.float32)
         log_probabilities = np.empty(rows.targets.shape, np.float32)
+        run = self._direct(group, align_corners) if self._captured is None else self._replayed(group, align_corners)
         begin = 0
         for size in batch_sizes(len(rows), self.batch_size, self._padding):
             end = min(begin + size, len(rows))
-            scores = self._score_batch(group, rows.take(begin, size), align_corners)
+            scores = run(rows.take(begin, size))
             logits[begin:end], log_probabilities[begin:end] = (some[: end - begin] for some in scores)
             begin = end
             if on_progress is not None:
                 on_progress(end, len(rows))
         return logits, log_probabilities
 
-    def _score_batch(self, group: Group, rows: Rows, align_corners: bool) -> list[Floats]:
-        inputs = self._row_inputs(rows, len(group.features) // len(group.photos))
-        height, width = group.features.shape[1:]
-        matrices = self._matrices((height, width), group.passes[0].size, align_corners, len(rows))
-
-        def direct() -> list[Floats]:
-            if not group.on_device:
-                group.on_device[scoring.PHOTOS] = self._upload(group.photos)
-                group.on_device[scoring.ACTIVATIONS] = self._upload(group.features)
-            new = {name: self._upload(value) for name, value in (inputs | matrices).items()}
-            return self._run_once(group.on_device | new, _SCORES)
-
-        if self._captured is None:
-            return direct()
-        outputs = dict.fromkeys(_SCORES, rows.targets.shape)
-        of_group = {scoring.PHOTOS: group.photos, scoring.ACTIVATIONS: group.features}
-        return self._captured.run(align_corners, inputs, matrices, outputs, direct, group, of_group)
-
-    def _run_once(self, inputs: dict[str, Any], outputs: Sequence[str]) -> list[Floats]:
-        """Run with inputs that are on the device; return the outputs."""
+    def _direct(self, group: Group, align_corners: bool) -> Callable[[Rows], list[Floats]]:
+        """Return what runs a batch in fresh buffers; what all batches of the group have is bound once."""
+        if not group.on_device:
+            group.on_device[scoring.PHOTOS] = self._upload(group.photos)
+            group.on_device[scoring.ACTIVATIONS] = self._upload(group.features)
         binding = self._session.io_binding()
+        for name, value in group.on_device.items():
+            binding.bind_ortvalue_input(name, value)
+        matrices: dict[str, NDArray[Any]] = {}
+
+        def run(rows: Rows) -> list[Floats]:
+            new = self._row_inputs(rows, group.per_photo)
+            if not matrices or len(matrices[scoring.ROWS]) not in (1, len(rows)):
+                matrices.update(self._matrices(group.layer, group.passes[0].size, align_corners, len(rows)))
+                new |= matrices
+            return self._run(binding, {name: self._upload(value) for name, value in new.items()}, _SCORES)
+
+        return run
+
+    def _replayed(self, group: Group, align_corners: bool) -> Callable[[Rows], list[Floats]]:
+        """Return what replays a batch as a CUDA graph."""
+        of_group = {scoring.PHOTOS: group.photos, scoring.ACTIVATIONS: group.features}
+
+        def run(rows: Rows) -> list[Floats]:
+            assert self._captured is not None
+            new = self._row_inputs(rows, group.per_photo)
+            matrices = self._matrices(group.layer, group.passes[0].size, align_corners, len(rows))
+            outputs = dict.fromkeys(_SCORES, rows.targets.shape)
+
+            def direct() -> list[Floats]:
+                return self._direct(group, align_corners)(rows)
+
+            return self._captured.run(align_corners, new, matrices, outputs, direct, group, of_group)
+
+        return run
+
+    def _run(self, binding: Any, inputs: dict[str, Any], outputs: Sequence[str]) -> list[Floats]:
+        """Run with inputs that are on the device, beside those that are bound; return the outputs."""
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
+        binding.clear_binding_outputs()
         for name in outputs:
             binding.bind_output(name)
         with self._turn, running(self._name):
