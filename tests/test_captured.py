@@ -94,7 +94,8 @@ def test_a_graph_that_cannot_be_captured_is_not_kept(engine: Engine) -> None:
     with pytest.raises(
         ModelError, match=r"cannot run net\.onnx as a CUDA graph: .*provider option enable_cuda_graph=0"
     ):
-        runs.run(False, {scoring.TARGETS: np.zeros((1, 1), np.int64)}, {}, {scoring.TARGET_LOGITS: (1, 1)}, list)
+        targets = {scoring.TARGETS: np.zeros((1, 1), np.int64)}
+        runs.run(captured.Batch(False, targets, {}, {scoring.TARGET_LOGITS: (1, 1)}, list))
     assert not runs._graphs
 
 

@@ -21,7 +21,7 @@ from ortcam.convention import Floats, interpolation_matrix
 from ortcam.errors import ModelError
 from ortcam.graph import scoring
 from ortcam.model import CamModel
-from ortcam.runtime.captured import NOT_CAPTURED, CapturedRuns
+from ortcam.runtime.captured import NOT_CAPTURED, Batch, CapturedRuns
 from ortcam.runtime.session import running
 
 Progress = Callable[[int, int], None]
@@ -201,7 +201,8 @@ class Scorer:
         if self._captured is None:
             output, logits, activations = direct()
         else:
-            output, logits, activations = self._captured.run(False, inputs, matrices, dict.fromkeys(names), direct)
+            batch = Batch(False, inputs, matrices, dict.fromkeys(names), direct)
+            output, logits, activations = self._captured.run(batch)
         self._check_shapes(output, activations)
         if contract.activations_layout == "NHWC":
             activations = np.ascontiguousarray(activations.transpose(0, 3, 1, 2))
@@ -268,7 +269,7 @@ class Scorer:
             def direct() -> list[Floats]:
                 return self._direct(group, align_corners)(rows)
 
-            return self._captured.run(align_corners, new, matrices, outputs, direct, group, of_group)
+            return self._captured.run(Batch(align_corners, new, matrices, outputs, direct, group, of_group))
 
         return run
 

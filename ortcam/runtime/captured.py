@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Condition
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -31,7 +32,6 @@ from ortcam.runtime.session import RUNTIME_ERRORS, running
 MOST_GRAPHS = 32  # of a session; batches of further shapes are run without
 _MOST_SEEN = 1000  # shapes that are remembered
 
-Result = TypeVar("Result")
 Arrays = Mapping[str, NDArray[Any]]
 Shape = tuple[int, ...]
 Key = tuple[Any, ...]
@@ -86,6 +86,28 @@ def numbered(number: int) -> ort.RunOptions:
 NOT_CAPTURED = numbered(-1)
 
 
+class Batch(NamedTuple):
+    """A run of a session.
+
+    Attributes:
+        kind: whatever `fixed` follows from beside the shapes.
+        inputs: what is new.
+        fixed: what is the same for all runs of this kind and these shapes.
+        outputs: names and shapes; None where that follows from a first run without a graph only.
+        direct: does the same without a graph.
+        owner: whose `shared` are, so that they are copied once only.
+        shared: the other inputs.
+    """
+
+    kind: bool
+    inputs: Arrays
+    fixed: Arrays
+    outputs: Mapping[str, Shape | None]
+    direct: Callable[[], list[NDArray[np.float32]]]
+    owner: object = None
+    shared: Arrays = MappingProxyType({})
+
+
 class CapturedRuns:
     """Runs a session as CUDA graphs: one for every set of shapes."""
 
@@ -104,67 +126,41 @@ class CapturedRuns:
         self._numbers = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-cuda")
 
-    def run(
-        self,
-        kind: bool,
-        inputs: Arrays,
-        fixed: Arrays,
-        outputs: Mapping[str, Shape | None],
-        direct: Callable[[], list[NDArray[np.float32]]],
-        owner: object = None,
-        shared: Arrays | None = None,
-    ) -> list[NDArray[np.float32]]:
-        """Return the outputs, all float32.
-
-        Args:
-            kind: whatever `fixed` follows from beside the shapes.
-            inputs: what is new.
-            fixed: what is the same for all runs of this kind and these shapes.
-            outputs: names and shapes; None where that follows from a first run without a graph only.
-            direct: does the same without a graph.
-            owner: whose `shared` are, so that they are copied once only.
-            shared: the other inputs.
+    def run(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """Return a batch's outputs, all float32.
 
         Raises:
             ModelError: ONNX Runtime cannot run or capture it.
         """
         with running(self._name):
-            return self._worker.submit(self._run, kind, inputs, fixed, outputs, direct, owner, shared or {}).result()
+            return self._worker.submit(self._run, batch).result()
 
-    def _run(
-        self,
-        kind: bool,
-        inputs: Arrays,
-        fixed: Arrays,
-        outputs: Mapping[str, Shape | None],
-        direct: Callable[[], list[NDArray[np.float32]]],
-        owner: object,
-        shared: Arrays,
-    ) -> list[NDArray[np.float32]]:
-        key: Key = kind, *_shapes(inputs), *_shapes(shared), *_shapes(fixed)
+    def _run(self, batch: Batch) -> list[NDArray[np.float32]]:
+        key: Key = batch.kind, *_shapes(batch.inputs), *_shapes(batch.shared), *_shapes(batch.fixed)
         graph = self._graphs.get(key)
         if graph is not None:
             with GATE.shared():
-                return graph.run(inputs, owner, shared)
-        made = {name: shape for name, shape in outputs.items() if shape is not None} or self._seen.get(key)
+                return graph.run(batch)
+        made = {name: shape for name, shape in batch.outputs.items() if shape is not None} or self._seen.get(key)
         if made is None or len(self._graphs) >= MOST_GRAPHS:
             with GATE.shared():
-                results = direct()
+                results = batch.direct()
             if len(self._seen) < _MOST_SEEN:
-                self._seen[key] = {name: one.shape for name, one in zip(outputs, results, strict=True)}
+                self._seen[key] = {name: one.shape for name, one in zip(batch.outputs, results, strict=True)}
             return results
         with GATE.alone():
             try:
-                buffers = self._shared.get(_shapes(shared)) or _Buffers(shared, self._device, self._device_id)
-                own = _Buffers({**fixed, **inputs}, self._device, self._device_id)
+                shapes = _shapes(batch.shared)
+                buffers = self._shared.get(shapes) or _Buffers(batch.shared, self._device, self._device_id)
+                own = _Buffers({**batch.fixed, **batch.inputs}, self._device, self._device_id)
                 graph = _Graph(self._session, own, buffers, made, next(self._numbers))
-                results = graph.run(inputs, owner, shared)
+                results = graph.run(batch)
             except RUNTIME_ERRORS as error:
                 raise ModelError(
                     f"ONNX Runtime cannot run {self._name} as a CUDA graph: {one_line(error)}; it can do without: "
                     "provider option enable_cuda_graph=0"
                 ) from error
-        self._graphs[key], self._shared[_shapes(shared)] = graph, buffers
+        self._graphs[key], self._shared[shapes] = graph, buffers
         return results
 
 
@@ -206,9 +202,9 @@ class _Graph:
         for name, buffer in zip(outputs, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, buffer)
 
-    def run(self, inputs: Arrays, owner: object, shared: Arrays) -> list[NDArray[np.float32]]:
-        self._shared.write_once(shared, owner)
-        self._own.write(inputs)
+    def run(self, batch: Batch) -> list[NDArray[np.float32]]:
+        self._shared.write_once(batch.shared, batch.owner)
+        self._own.write(batch.inputs)
         self._session.run_with_iobinding(self._binding, self._options)
         return [np.array(buffer.numpy()) for buffer in self._outputs]
 
