@@ -74,9 +74,9 @@ class Engine:
         self.session, self.provider = open_on_provider(provider, self._create)
         self.captures &= self.provider.name == "cuda"  # where CUDA did not load, the session was the CPU's
         model.forget_proto()
-        padding: Padding = "none" if self.provider.name == "cpu" else "powers" if self.captures else "few"
+        beside_the_cpu: Padding = "powers" if self.captures else "few"
+        padding = "full" if model.batch else "none" if self.provider.name == "cpu" else beside_the_cpu
         usual = DEFAULT_BATCH if self.provider.name == "cpu" else _DEFAULT_BATCH_ON_DEVICES
-        padding = "full" if model.batch else padding
         self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding, self.captures)
         if measures:
             self.scorer.batch_size = self._best_batch()

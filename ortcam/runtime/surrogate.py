@@ -8,6 +8,7 @@ NumPy does without sessions to create, and holds half of the kernel only.
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from onnx import helper
 from ortcam.convention import Floats
 from ortcam.graph import budget
 from ortcam.graph.builder import Builder
+from ortcam.runtime.session import CPU, create_session, make_options
 from ortcam.surrogate import Prediction, distance_factors, expected_error, smooth_directions
 
 _OPSET, _IR_VERSION = 18, 9
@@ -98,9 +100,9 @@ class GraphSurrogate:
         self, step: ort.InferenceSession, changed: tuple[str, ...], name: str, value: NDArray[Any], *more: str
     ) -> list[Any]:
         """Let a step change the state; return what else it gives."""
-        inputs = {one.name for one in step.get_inputs()}
-        feeds = {key: kept for key, kept in self._state.items() if key in inputs} | {name: _value(value)}
-        results = step.run_with_ort_values([*(_new(key) for key in changed), *more], feeds)
+        results = step.run_with_ort_values(
+            [*(_new(key) for key in changed), *more], self._state | {name: _value(value)}
+        )
         self._state.update(zip(changed, results[: len(changed)], strict=True))
         return list(results[len(changed) :])
 
@@ -146,9 +148,7 @@ def _session(graph: Builder) -> ort.InferenceSession:
     proto = helper.make_model(
         graph.to_proto("surrogate"), opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
     )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # photos are what runs side by side
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return create_session(proto, CPU, "the surrogate", Path(), make_options(1))  # photos are what runs side by side
 
 
 def _new(name: str) -> str:
