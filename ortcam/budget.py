@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -53,7 +54,7 @@ class Limits:
         if self.method == "top-std" and (self.budget is None or self.tolerance is not None):
             raise OptionError("selection 'top-std' needs a budget and knows no tolerance; give budget=32 alone")
 
-    def plan(self, activations: Floats, selection: Selection, surrogate: type[Predictor] = Surrogate) -> Plan:
+    def plan(self, activations: Floats, selection: Selection, surrogate: MakePredictor = Surrogate) -> Plan:
         """Return the plan for a photo with `activations` [K,h,w]; `surrogate` is what predicts."""
         most = self.most(selection)
         if not len(selection) or (self.tolerance is None and most == len(selection)):
@@ -78,10 +79,13 @@ class Predictor(Protocol):
 
     chosen: list[int]
 
-    def __init__(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> None: ...
     def choose(self, count: int) -> NDArray[np.intp]: ...
-    def predict(self, scores: Floats) -> list[Prediction]: ...
-    def expected_error(self, prediction: Prediction) -> float: ...
+    def observe(self, scores: Floats) -> None: ...
+    def predictions(self) -> list[Prediction]: ...
+    def expected_error(self, target: int) -> float: ...
+
+
+MakePredictor = Callable[[Floats, Floats, tuple[int, int]], Predictor]
 
 
 class PredictedPlan:
@@ -93,7 +97,7 @@ class PredictedPlan:
         selection: Selection,
         most: int,
         tolerance: float | None,
-        surrogate: type[Predictor] = Surrogate,
+        surrogate: MakePredictor = Surrogate,
     ) -> None:
         """Plan for `activations` [K,h,w].
 
@@ -108,49 +112,57 @@ class PredictedPlan:
         small = shrink(activations, LARGEST_SIDE)
         flat = small.reshape(len(small), -1)
         masks = np.clip((flat[selection.channels] - shift) * scale, 0, 1)
-        parts = np.zeros_like(masks)
-        counted = selection.rows >= 0
-        np.add.at(parts, selection.rows[counted], flat[counted])
+        parts = flat[selection.channels]
+        more = selection.rows >= 0  # channels with a mask that an earlier one has
+        more[selection.channels] = False
+        np.add.at(parts, selection.rows[more], flat[more])
         self._surrogate = surrogate(masks, parts, (small.shape[1], small.shape[2]))
         self._count = len(selection)
         self._most = most
         self._tolerance = tolerance
         self._seen = np.empty((0, 0), np.float32)
-        self._predictions: list[Prediction] = []
-        self._finished = False
+        self._result: tuple[Floats, tuple[ErrorEstimate | None, ...]] | None = None  # once it has finished
 
     def next(self) -> NDArray[np.intp]:
         done = len(self._seen)
-        self._finished = self._finished or done >= self._most or self._is_within_tolerance()
-        if self._finished:
-            return np.empty(0, np.intp)
-        return self._surrogate.choose(min(stage_size(done), self._most - done))
+        if self._result is None:
+            if done < self._most and not self._is_within_tolerance():
+                return self._surrogate.choose(min(stage_size(done), self._most - done))
+            self._result = self._scores(), self._errors()  # the surrogate may go on with other photos
+        return np.empty(0, np.intp)
 
     def observe(self, scores: Floats) -> None:
         self._seen = np.concatenate([self._seen.reshape(-1, scores.shape[1]), scores])
-        self._predictions = self._surrogate.predict(self._seen)
+        self._surrogate.observe(self._seen)
 
     def scores(self) -> Floats:
+        return self._scores() if self._result is None else self._result[0]
+
+    def errors(self) -> tuple[ErrorEstimate | None, ...]:
+        return self._errors() if self._result is None else self._result[1]
+
+    def _scores(self) -> Floats:
         best = self._seen.max(axis=0)
-        scores = np.stack([prediction.log_weights for prediction in self._predictions], axis=1) + best
+        scores = np.stack([one.log_weights for one in self._surrogate.predictions()], axis=1) + best
         scores[self._surrogate.chosen] = self._seen  # to the bit
         return np.asarray(scores, np.float32)
 
-    def errors(self) -> tuple[ErrorEstimate | None, ...]:
+    def _errors(self) -> tuple[ErrorEstimate | None, ...]:
+        targets = range(self._seen.shape[1])
         if len(self._seen) == self._count:
-            return (EXACT,) * len(self._predictions)
-        return tuple(self._estimate(prediction) for prediction in self._predictions)
+            return (EXACT,) * len(targets)
+        return tuple(map(self._estimate, targets))
 
-    def _estimate(self, prediction: Prediction) -> ErrorEstimate | None:
+    def _estimate(self, target: int) -> ErrorEstimate | None:
         if len(self._seen) < _FEWEST_FOR_AN_ERROR:
             return None
-        expected = self._surrogate.expected_error(prediction)
+        expected = self._surrogate.expected_error(target)
         return ErrorEstimate(*(min(factor * expected, 2.0) for factor in _CALIBRATION))
 
     def _is_within_tolerance(self) -> bool:
-        if self._tolerance is None or not self._predictions:
+        if self._tolerance is None or not len(self._seen):
             return False
-        estimates = map(self._estimate, self._predictions)  # none is made after the first that is too large
+        estimates = map(self._estimate, range(self._seen.shape[1]))  # none is made after the first that is too large
         return all(error is not None and error.expected <= self._tolerance for error in estimates)
 
 

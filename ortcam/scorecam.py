@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.budget import Limits, Method, Predictor, whole
+from ortcam.budget import Limits, MakePredictor, Method, whole
 from ortcam.convention import Convention, Floats, resolve_convention
 from ortcam.errors import ModelError, OrtcamError
 from ortcam.explanation import Explanation, Target, warn_of_flat_maps
@@ -83,11 +83,11 @@ class ScoreCAM:
         self.provider = engine.provider.name
         self._scorer = engine.scorer
         self._workers = Workers(threads)
-        self._surrogate: type[Predictor] = Surrogate
-        if self.provider in _FREE_THE_PROCESSOR:  # so that many photos can be chosen for at once
-            from ortcam.runtime.surrogate import GraphSurrogate
+        self._surrogates: Callable[[], MakePredictor] = lambda: Surrogate  # for a group of photos
+        if self.provider in _FREE_THE_PROCESSOR:
+            from ortcam.runtime.surrogate import DeviceSurrogates
 
-            self._surrogate = GraphSurrogate
+            self._surrogates = DeviceSurrogates(engine.provider.device).group
 
     @property
     def batch_size(self) -> int:
@@ -221,7 +221,12 @@ class ScoreCAM:
         begin = time.perf_counter()
         with calm_blas():
             group = self._scorer.forward(np.concatenate([job.tensor for job in jobs]))
-            works = self._workers.map(lambda plain: self._begin(plain, targets, top_k, limits), group.passes)
+            surrogate = self._surrogates()
+
+            def start(plain: ForwardPass) -> Work | OrtcamError:
+                return self._begin(plain, targets, top_k, limits, surrogate)
+
+            works = self._workers.map(start, group.passes)
             seconds_scoring = self._score(group, works, on_progress)
             share = (time.perf_counter() - begin) / len(jobs)
 
@@ -232,14 +237,16 @@ class ScoreCAM:
 
             return self._workers.map(finish, jobs, works)
 
-    def _begin(self, plain: ForwardPass, targets: Any, top_k: int, limits: Limits) -> Work | OrtcamError:
+    def _begin(
+        self, plain: ForwardPass, targets: Any, top_k: int, limits: Limits, surrogate: MakePredictor
+    ) -> Work | OrtcamError:
         """Return what there is to do for a photo: classes, masks, and the plan of what is run."""
         if not np.isfinite(plain.activations).all() or not np.isfinite(plain.logits).all():
             return self._not_finite("this image")
         classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
-        plan = limits.plan(plain.activations, selection, self._surrogate)
+        plan = limits.plan(plain.activations, selection, surrogate)
         return Work(plain, classes, masks, selection, plan, limits.most(selection))
 
     def _not_finite(self, what: str) -> ModelError:
@@ -250,26 +257,26 @@ class ScoreCAM:
         begin, done = time.perf_counter(), 0
         total = sum(work.most for work in works if isinstance(work, Work))
 
-        def start(index: int, work: Work | OrtcamError) -> Stage | None:
+        def observe(stage: Stage, seen: Floats) -> None:
+            index, work, chosen = stage
+            if np.isfinite(seen).all():
+                work.plan.observe(seen)
+                work.scored += len(chosen)
+            else:
+                works[index] = self._not_finite("a masked image")
+
+        def go_on(index: int, work: Work | OrtcamError) -> Stage | None:
             return (index, work, work.plan.next()) if isinstance(work, Work) else None
 
-        def go_on(stage: Stage, seen: Floats) -> Stage | None:
-            index, work, chosen = stage
-            if not np.isfinite(seen).all():
-                works[index] = self._not_finite("a masked image")
-                return None
-            work.plan.observe(seen)
-            work.scored += len(chosen)
-            return index, work, work.plan.next()
-
-        stages = self._workers.map(start, range(len(works)), works)
+        stages = self._workers.map(go_on, range(len(works)), works)
         while ready := [stage for stage in stages if stage is not None and len(stage[2])]:
             rows = Rows.join([work.rows(index, chosen) for index, work, chosen in ready])
             report = None if on_progress is None else _shifted(on_progress, done, total)
             logits, log_probabilities = self._scorer.score(group, rows, self.convention.mask_align_corners, report)
             scores = log_probabilities if self.convention.weight == "probability" else logits
             ends = np.cumsum([len(chosen) for *_, chosen in ready])
-            stages = self._workers.map(go_on, ready, np.split(scores, ends[:-1]))
+            self._workers.map(observe, ready, np.split(scores, ends[:-1]))  # all, before any goes on
+            stages = self._workers.map(go_on, range(len(works)), works)
             done += len(rows)
         if on_progress is not None and done < total:
             on_progress(total, total)

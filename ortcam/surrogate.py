@@ -17,7 +17,6 @@ algebra: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +75,7 @@ class Surrogate:
         self._trend = np.stack([np.ones_like(area), area - area.mean()], axis=1).astype(np.float64)
         self._weights = np.ones(len(masks), np.float32)
         self._maps = parts.sum(axis=0)[None]
+        self._predictions: list[Prediction] = []
         self.chosen: list[int] = []
 
     def choose(self, count: int) -> NDArray[np.intp]:
@@ -100,8 +100,8 @@ class Surrogate:
         self._rows, self._factor = rows, factor
         return np.array(self.chosen[begin:], np.intp)
 
-    def predict(self, scores: Floats) -> list[Prediction]:
-        """Return the weights of all masks for every target, from the scores [n,T] of the chosen ones so far."""
+    def observe(self, scores: Floats) -> None:
+        """Take the scores [n,T] of the chosen masks so far."""
         chosen = self.chosen
         inverse = np.linalg.inv(self._rows[:, chosen].astype(np.float64) + NUGGET * np.eye(len(chosen)))
         trend = self._trend[chosen]
@@ -120,7 +120,13 @@ class Surrogate:
         hoped = predicted + HOPE * np.sqrt(variances)
         hoped[chosen] = roots
         self._aim(logs, hoped)
-        return [Prediction(column.astype(np.float32), float(s2)) for column, s2 in zip(logs.T, amplitudes, strict=True)]
+        self._predictions = [
+            Prediction(column.astype(np.float32), float(s2)) for column, s2 in zip(logs.T, amplitudes, strict=True)
+        ]
+
+    def predictions(self) -> list[Prediction]:
+        """Return the weights of all masks for every target."""
+        return self._predictions
 
     def _aim(self, logs: NDArray[np.float64], hoped: NDArray[np.float64]) -> None:
         """Let the next choice count masks by what they may weigh, for all targets together.
@@ -134,40 +140,19 @@ class Surrogate:
         shares = sixth_moment(hoped / hoped.max(axis=0), 0)  # the sixth power, and quicker than `**`
         self._weights = np.sqrt(np.square(shares).mean(axis=1)).astype(np.float32)
 
-    def expected_error(self, prediction: Prediction) -> float:
-        """Return the expected 1 - r of the map at the layer's size against the exact one, to first order."""
-        return expected_error(prediction, self._parts, self._basis, self._kernel.times, self._factor, self.chosen)
-
-
-def expected_error(
-    prediction: Prediction,
-    parts: Floats,
-    basis: Floats,
-    times: Callable[[Floats], Floats],
-    factor: Floats,
-    chosen: list[int],
-) -> float:
-    """Return the expected 1 - r of a map: `Surrogate.expected_error`.
-
-    Args:
-        prediction: of one target.
-        parts: float32 [D,P].
-        basis: float32 [P,R], the directions that count.
-        times: multiplies the kernel and columns [D,R].
-        factor: float32 [n,D].
-        chosen: the masks that were scored.
-    """
-    weights = np.exp(prediction.log_weights)
-    whole = weights @ parts
-    centred = whole - whole.mean()
-    slopes = ROOT * np.exp(prediction.log_weights * (1 - 1 / ROOT))  # of the weights over their roots
-    slopes[chosen] = 0
-    uncertain = parts @ _away_from(whole[None], basis) * slopes[:, None]
-    through = uncertain.T @ factor.T
-    spread = np.einsum("dr,dr->", times(uncertain), uncertain) - np.square(through).sum()
-    spread += NUGGET * np.square(uncertain).sum()
-    size = float(centred @ centred)
-    return 0.5 * prediction.amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
+    def expected_error(self, target: int) -> float:
+        """Return the expected 1 - r of a target's map at the layer's size against the exact one, to first order."""
+        logs, amplitude = self._predictions[target]
+        whole = np.exp(logs) @ self._parts
+        centred = whole - whole.mean()
+        slopes = ROOT * np.exp(logs * (1 - 1 / ROOT))  # of the weights over their roots
+        slopes[self.chosen] = 0
+        uncertain = self._parts @ _away_from(whole[None], self._basis) * slopes[:, None]
+        through = uncertain.T @ self._factor.T
+        spread = np.einsum("dr,dr->", self._kernel.times(uncertain), uncertain) - np.square(through).sum()
+        spread += NUGGET * np.square(uncertain).sum()
+        size = float(centred @ centred)
+        return 0.5 * amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
 
 
 def sixth_moment(mean: Any, variance: Any) -> Any:

@@ -11,14 +11,16 @@ import onnx
 import pytest
 import torch
 from conftest import FlatLayer, correlation
+from numpy.typing import NDArray
 from torch import nn
 
 import ortcam
-from ortcam.budget import Limits, shrink
+from ortcam.budget import Limits, MakePredictor, shrink
 from ortcam.errors import OptionError, OrtcamWarning, TargetError
 from ortcam.exporters import export
-from ortcam.runtime.surrogate import GraphSurrogate
-from ortcam.selection import select_distinct
+from ortcam.runtime.binding import Device
+from ortcam.runtime.surrogate import DeviceSurrogates
+from ortcam.selection import Plan, select_distinct
 from ortcam.surrogate import Surrogate
 
 
@@ -225,25 +227,65 @@ def test_any_number_of_distinct_masks_will_do(tiny: object, models: Path, photos
             assert np.isfinite(near.error.high)
 
 
-@pytest.mark.parametrize("side", [7, 14])
-def test_the_surrogate_is_the_same_as_graphs(side: int) -> None:
-    """What photos on a GPU are planned with: the same choices; scores and errors to float rounding. Three classes."""
-    random = np.random.default_rng(2)
-    activations = np.maximum(random.standard_normal((300, side, side), np.float32), 0)
+def planned(activations: NDArray[np.float32], limits: Limits, surrogate: MakePredictor = Surrogate) -> Plan:
     convention = ortcam.PRESETS["official"]
     selection = select_distinct(activations, convention.masks(activations, (224, 224)), convention)
-    plans = [Limits(40).plan(activations, selection, kind) for kind in (Surrogate, GraphSurrogate)]
-    while len(chosen := plans[0].next()):
-        assert chosen.tolist() == plans[1].next().tolist()
-        scores = -random.random((len(chosen), 3), np.float32)
-        for plan in plans:
-            plan.observe(scores)
-    assert not len(plans[1].next())
-    ours, reference = (plan.scores() for plan in reversed(plans))
-    assert np.allclose(ours, reference, atol=1e-4)
-    for error, expected in zip(plans[1].errors(), plans[0].errors(), strict=True):
-        assert error is not None and expected is not None
-        assert (error.expected, error.high) == pytest.approx((expected.expected, expected.high), rel=1e-3)
+    return limits.plan(activations, selection, surrogate)
+
+
+@pytest.mark.parametrize("side", [7, 14])
+def test_the_surrogates_of_a_group_do_what_each_would_alone(side: int) -> None:
+    """What photos on a GPU are planned with: the same choices; scores and errors to float rounding. Three classes.
+
+    Photos have 300, 180 and 40 masks; the last has no more than the budget.
+    """
+    random = np.random.default_rng(2)
+    photos = [np.maximum(random.standard_normal((count, side, side), np.float32), 0) for count in (300, 180, 40)]
+    limits = Limits(42, tolerance=1e-6)
+    together = DeviceSurrogates(Device()).group()
+    ours = [planned(photo, limits, together) for photo in photos]
+    alone = [planned(photo, limits) for photo in photos]
+    stages = 0
+    while any(map(len, expected := [plan.next() for plan in alone])):
+        stages += 1
+        assert [plan.next().tolist() for plan in ours] == [chosen.tolist() for chosen in expected]
+        for plans in zip(ours, alone, expected, strict=True):
+            if len(plans[2]):
+                scores = -random.random((len(plans[2]), 3), np.float32)
+                for plan in plans[:2]:
+                    plan.observe(scores)
+    assert stages == 10  # eight of 4, one of 8, one of 2
+    assert not any(len(plan.next()) for plan in ours)
+    for mine, reference in zip(ours, alone, strict=True):
+        assert np.allclose(mine.scores(), reference.scores(), atol=1e-4)
+        for error, expectation in zip(mine.errors(), reference.errors(), strict=True):
+            assert error is not None and expectation is not None
+            assert (error.expected, error.high) == pytest.approx((expectation.expected, expectation.high), rel=1e-3)
+
+
+def test_a_photo_that_stops_keeps_what_it_had() -> None:
+    """In a group that goes on, with a tolerance that photos reach at different times."""
+    random = np.random.default_rng(3)
+    photos = [np.maximum(random.standard_normal((200, 7, 7), np.float32), 0) for _ in range(3)]
+    truth = [photo.mean(axis=(1, 2))[:, None] * factor for photo, factor in zip(photos, (1, 4, 10), strict=True)]
+    limits = Limits(tolerance=0.004)
+    together = DeviceSurrogates(Device()).group()
+    ours = [planned(photo, limits, together) for photo in photos]
+    alone = [planned(photo, limits) for photo in photos]
+    scored = np.zeros((2, 3), int)
+    for which, plans in enumerate((ours, alone)):
+        while any(map(len, stage := [plan.next() for plan in plans])):
+            for at, chosen in enumerate(stage):
+                if len(chosen):
+                    plans[at].observe(truth[at][chosen])
+                    scored[which, at] += len(chosen)
+    assert scored[0].tolist() == scored[1].tolist()
+    assert len(set(scored[0].tolist())) == 3
+    for mine, reference in zip(ours, alone, strict=True):
+        assert np.allclose(mine.scores(), reference.scores(), atol=1e-4)
+        (error,), (expectation,) = mine.errors(), reference.errors()
+        assert error is not None and expectation is not None
+        assert error.expected == pytest.approx(expectation.expected, rel=1e-3)
 
 
 def test_large_layers_are_averaged_for_the_surrogate() -> None:
@@ -266,9 +308,10 @@ def test_the_surrogate_recovers_a_smooth_score() -> None:
     surrogate = Surrogate(masks, masks, (7, 7))
     chosen = np.concatenate([surrogate.choose(20), surrogate.choose(20)])
     assert len(set(chosen)) == 40
-    (prediction,) = surrogate.predict(truth[chosen])
+    surrogate.observe(truth[chosen])
+    (prediction,) = surrogate.predictions()
     assert np.corrcoef(prediction.log_weights, truth[:, 0])[0, 1] > 0.97
-    assert 0 < surrogate.expected_error(prediction) < 0.01
+    assert 0 < surrogate.expected_error(0) < 0.01
 
 
 class Wide(nn.Module):

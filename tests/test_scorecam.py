@@ -22,8 +22,8 @@ from ortcam.exporters import export
 from ortcam.graph.scoring import build_scoring_graph
 from ortcam.image import read_photo
 from ortcam.model import CamModel
-from ortcam.runtime.binding import Rows, batch_sizes
-from ortcam.runtime.surrogate import GraphSurrogate
+from ortcam.runtime.binding import Device, Rows, batch_sizes
+from ortcam.runtime.surrogate import DeviceSurrogates
 
 
 @pytest.fixture(scope="module")
@@ -362,13 +362,13 @@ def test_nothing_is_decoded_any_more_when_a_photo_fails(small: ortcam.ScoreCAM, 
 
 
 def test_groups_side_by_side_give_the_same_maps_in_the_same_order(resnet18_file: Path, photos: dict[str, Path]) -> None:
-    """As on CUDA: two groups at once, photos chosen for by graphs; here the CPU runs it."""
+    """As on CUDA: two groups at once, the photos of each chosen for together; here the CPU runs it."""
     names = [name for name in photos if name.startswith("imagenet")][:10]
     images = [*(photos[name] for name in names[:5]), "missing.jpg", *(photos[name] for name in names[5:])]
     cam = ortcam.ScoreCAM(resnet18_file, batch_size=12)  # three photos a group
     failed: list[object] = []
     expected = list(cam.explain_batch(images, budget=20, on_error=lambda image, _: failed.append(image)))
-    cam.provider, cam._surrogate = "cuda", GraphSurrogate
+    cam.provider, cam._surrogates = "cuda", DeviceSurrogates(Device()).group
     done: list[float] = []
     beside = list(
         cam.explain_batch(images, budget=20, on_error=lambda image, _: failed.append(image), on_progress=done.append)

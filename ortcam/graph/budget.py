@@ -200,7 +200,7 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> tuple[S
     solved = state.inverse @ graph.concat([filling, graph.concat([seen, roots], 1)], 0)
     trend_solved, roots_solved = graph.slice(solved, 0, 2, 1), graph.slice(solved, 2, np.iinfo(np.int64).max, 1)
     normal = trend_solved.T @ trend_solved + np.diag([0.0, PRIOR_OF_AREA])
-    slopes = _inverse_of_two(graph, normal) @ (trend_solved.T @ roots_solved)  # [2,T]
+    slopes = inverse_of_two(graph, normal) @ (trend_solved.T @ roots_solved)  # [2,T]
     rest = roots_solved - trend_solved @ slopes
     amplitudes = graph.reduce("SumSquare", rest, 0, keep=True) / graph.cast(graph.size(scores, 0), double)  # [1,T]
     predicted = trend @ slopes + graph.cast(state.factor.T @ graph.cast(rest, np.float32), double)
@@ -218,11 +218,11 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> tuple[S
     return state._replace(importance=importance, direction=graph.reduce("Mean", maps, 0), logs=logs), amplitudes
 
 
-def _inverse_of_two(graph: Builder, matrix: Value) -> Value:
-    """Return the inverse of a symmetric matrix [2,2]."""
+def inverse_of_two(graph: Builder, matrix: Value) -> Value:
+    """Return the inverse of a symmetric matrix [2,2], or of several."""
     turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # turn^T M turn is the adjugate of a symmetric M
     adjugate = graph.constant(turn.T, np.float64) @ matrix @ turn
-    determinant = graph.slice(graph.slice(matrix @ adjugate, 0, 1, 0), 0, 1, 1)
+    determinant = graph.slice(graph.slice(matrix @ adjugate, 0, 1, -2), 0, 1, -1)
     return adjugate / determinant
 
 

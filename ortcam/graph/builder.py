@@ -23,6 +23,7 @@ from onnx import helper, numpy_helper
 PREFIX = "ortcam/"  # of all names that are made here
 _BOOLEAN = {"Greater", "GreaterOrEqual", "Equal", "And", "Or", "Not", "IsNaN", "IsInf"}
 _INTEGER = {"Shape", "Size", "ArgMax", "NonZero"}
+_TYPED_BY = {"Where": 1, "OneHot": 2}  # the input whose type the output has; others: the first
 _FOREVER = np.iinfo(np.int64).max
 Number = int | float | np.generic | NDArray[Any]
 Dims = Sequence[int | str | None]
@@ -334,7 +335,7 @@ def _dtype_of(op_type: str, output: int, inputs: Sequence[Value | None], attribu
         return np.int64
     if op_type == "Cast":
         return helper.tensor_dtype_to_np_dtype(attributes["to"])
-    known = inputs[1] if op_type == "Where" else inputs[0]
+    known = inputs[_TYPED_BY.get(op_type, 0)]
     assert known is not None
     return known.dtype
 

@@ -24,6 +24,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ortcam.errors import ModelError
+from ortcam.graph.fused import FUSED_CONVOLUTION
 from ortcam.model import CamModel, Contract
 
 PHOTOS = "ortcam.photos"  # [P,C,H,W] or [P,H,W,C]
@@ -53,6 +54,7 @@ CAPTURED = frozenset(
         "Add", "AveragePool", "Cast", "Clip", "Constant", "Conv", "Flatten", "Gather", "GatherElements", "Gemm",
         "MatMul", "MaxPool", "Mul", "ReduceLogSumExp", "ReduceMean", "Relu", "Reshape", "Softmax", "Split", "Sub",
         "Transpose", "Unsqueeze",
+        FUSED_CONVOLUTION,
         "BatchNormalization", "GlobalAveragePool", "Identity", "Sigmoid", "Softplus", "Squeeze",
     }
 )  # fmt: skip

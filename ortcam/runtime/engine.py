@@ -14,6 +14,7 @@ import onnxruntime as ort
 import ortcam
 from ortcam.errors import ModelError
 from ortcam.graph import scoring
+from ortcam.graph.fused import fuse_convolutions
 from ortcam.model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.binding import Padding, Rows, Scorer
@@ -100,6 +101,8 @@ class Engine:
     def _create_on_cuda(self, provider: Provider, graph: onnx.ModelProto, log_severity: int) -> ort.InferenceSession:
         """Create a session that captures CUDA graphs if the options want that, or leave it open and the graph can."""
         name, folder = str(self._model.path), self._model.external_data_directory
+        if provider.fuses:
+            fuse_convolutions(graph)
         captures = not scoring.not_captured(graph) if provider.captures is None else provider.captures
         while True:
             own = {CUDA_GRAPHS: str(int(captures))}

@@ -112,6 +112,11 @@ class Provider:
         """Whether the options want CUDA graphs to be captured; None where they leave it open."""
         return _is_on(self.options[CUDA_GRAPHS]) if CUDA_GRAPHS in self.options else None
 
+    @property
+    def fuses(self) -> bool:
+        """Whether it has fused convolutions: CUDA does, for images whose channels come first."""
+        return self.name == "cuda" and not _is_on(self.options.get("prefer_nhwc", "0"))
+
     def session_options(self, of_the_model: Mapping[str, str]) -> dict[str, str]:
         """Return all options for ONNX Runtime; of the model are shapes, caches, and whether graphs are captured."""
         options = {**_DEFAULTS.get(self.name, {}), **of_the_model}

@@ -1,15 +1,15 @@
-"""The surrogate as graphs that ONNX Runtime runs: `ortcam.surrogate`, for many photos at once.
+"""The surrogates of a group of photos, on the device that runs the model: `ortcam.surrogate` as graphs.
 
-NumPy's calls are short, and between them threads wait for Python's lock; a graph runs from end to end without it. Two
-threads take 16 ms for each photo of 2048 masks, with NumPy 23. On the CPU, where the passes take most of the time,
-NumPy does without sessions to create, and holds half of the kernel only.
+A processor takes 25 ms to choose for a photo of 2048 masks, as long as a fast GPU takes for 100 masked images. The GPU
+takes next to nothing, for all photos of a group together.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,144 +17,321 @@ import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 from onnx import helper
 
+from ortcam.budget import SMALLEST_STAGE, MakePredictor
 from ortcam.convention import Floats
-from ortcam.graph import budget
+from ortcam.graph import surrogates
+from ortcam.graph.budget import write_matern
 from ortcam.graph.builder import Builder
-from ortcam.runtime.session import CPU, create_session, make_options
-from ortcam.surrogate import Prediction, distance_factors, expected_error, smooth_directions
+from ortcam.runtime.binding import Device
+from ortcam.runtime.captured import GATE
+from ortcam.runtime.providers import Provider, create_on
+from ortcam.runtime.session import make_options, running
+from ortcam.surrogate import Prediction, distance_factors
 
 _OPSET, _IR_VERSION = 18, 9
-_BLOCK = 128  # rows of the kernel
-_making = Lock()  # all photos of the first group want the same sessions at once
-_CHOSEN = ("factor", "inverse", "variance", "chosen", "free")  # what a choice changes of the state
-_PREDICTED = ("importance", "direction", "logs")  # what a prediction does
-_TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64}  # the others are float32
+_NAME = "the surrogate"
+_TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64, "amplitudes": np.float64}
+_CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes of the state
+_PREDICTED = ("importance", "direction", "logs", "amplitudes")  # what a prediction does
+Grid = tuple[int, int]
+State = dict[str, Any]  # OrtValues by the names in `surrogates.RANKS`
 
 
-class _Steps(NamedTuple):
-    kernel: ort.InferenceSession
-    choose: ort.InferenceSession
-    predict: ort.InferenceSession
-    times: ort.InferenceSession
+class DeviceSurrogates:
+    """Holds the sessions that the surrogates of all groups run in, on one device."""
+
+    def __init__(self, device: Device) -> None:
+        """Begin without a session; each is created when it is needed first."""
+        self._device = device
+        # Blocks of memory are not rounded up to powers of two: one may be a quarter of a gigabyte.
+        exactly = {"arena_extend_strategy": "kSameAsRequested"}
+        self._provider = Provider("cpu") if device.type == "cpu" else Provider("cuda", exactly, device.id)
+        self._sessions: dict[tuple[Any, ...], ort.InferenceSession] = {}
+        # A session keeps handles of CUDA's libraries for every thread that it is run in.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-surrogate")
+
+    def group(self) -> MakePredictor:
+        """Return what makes the surrogates of a group of photos."""
+        return SurrogateGroup(self).add
+
+    def start(self, left: Floats, right: Floats, host: dict[str, NDArray[Any]]) -> State:
+        """Return the state of photos without any score.
+
+        Args:
+            left, right: float32 [G,D,Q] and [G,Q,D], what `distance_factors` makes of each photo.
+            host: the state but for the kernels.
+        """
+
+        def start() -> State:
+            session = self._session(_kernel_session)
+            device, shape = (self._device.type, self._device.id), list(left.shape[1:2]) * 2
+            kernels = ort.OrtValue.ortvalue_from_shape_and_type([len(left), *shape], np.float32, *device)
+            binding = session.io_binding()
+            for at in range(len(left)):  # one after the other: what that takes beside the kernel is needed once only
+                binding.bind_cpu_input("left", left[at])
+                binding.bind_cpu_input("right", right[at])
+                place = kernels.data_ptr() + at * 4 * shape[0] * shape[1]
+                binding.bind_output("kernel", *device, np.float32, shape, place)
+                session.run_with_iobinding(binding)
+            return {"kernel": kernels} | {
+                name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *device)
+                for name, array in host.items()
+            }
+
+        return self._run(start)
+
+    def choose(self, state: State, count: int, grid: Grid) -> State:
+        """Choose `count` masks more for every photo; return what is new of the state."""
+        new: State = {}
+        while count:
+            step = SMALLEST_STAGE if count >= SMALLEST_STAGE else 1
+            new |= self._change(state | new, _CHOSEN, {}, _choice_session, step, grid)
+            count -= step
+        return new
+
+    def predict(self, state: State, scores: Floats) -> State:
+        """Predict from scores [G,n,T]; return what is new of the state."""
+        return self._change(state, _PREDICTED, {"scores": scores}, _prediction_session)
+
+    def expected_errors(self, state: State, target: int, grid: Grid) -> Floats:
+        """Return the expected errors [G] of the maps of a target."""
+        made = self._change(state, ("error",), {"target": np.array([target])}, _error_session, grid)
+        errors: Floats = made["error"].numpy().reshape(-1)
+        return errors
+
+    def _change(
+        self,
+        state: State,
+        names: tuple[str, ...],
+        given: dict[str, NDArray[Any]],
+        write: Callable[..., Builder],
+        *arguments: Any,
+    ) -> State:
+        """Run a session with a state, and with what is given from the host; return what it makes, by name."""
+
+        def change() -> State:
+            session = self._session(write, *arguments)
+            binding = session.io_binding()
+            for name in (one.name for one in session.get_inputs()):
+                if name in given:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(given[name]))
+                else:
+                    binding.bind_ortvalue_input(name, state[name])
+            for name in names:
+                binding.bind_output(_new(name), self._device.type, self._device.id)
+            session.run_with_iobinding(binding)
+            return dict(zip(names, binding.get_outputs(), strict=True))
+
+        return self._run(change)
+
+    def _session(self, write: Callable[..., Builder], *arguments: Any) -> ort.InferenceSession:
+        key = (write, *arguments)
+        if key not in self._sessions:
+            proto = helper.make_model(
+                write(*arguments).to_proto("surrogate"),
+                opset_imports=[helper.make_opsetid("", _OPSET)],
+                ir_version=_IR_VERSION,
+            )
+            self._sessions[key] = create_on(self._provider, [], proto, _NAME, Path(), make_options(1), 4)
+        return self._sessions[key]
+
+    def _run(self, function: Callable[[], State]) -> State:
+        def run() -> State:
+            with running(_NAME), GATE.shared():
+                return function()
+
+        return self._worker.submit(run).result()
 
 
-class GraphSurrogate:
-    """Does what `ortcam.surrogate.Surrogate` does, to float rounding. Takes 4 D * D bytes."""
+class _Start(NamedTuple):
+    """A photo before any score: what `distance_factors` makes of it, and the state's parts and area."""
 
-    def __init__(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> None:
-        """Start without any score, as `Surrogate` does."""
-        count = len(masks)
-        with _making:
-            self._steps = _steps(grid)
-        self._basis = smooth_directions(grid)
-        kernel = np.empty((count, count), np.float32)
-        left, right = distance_factors(masks, parts)
-        binding = self._steps.kernel.io_binding()
-        binding.bind_ortvalue_input("right", _value(right))
-        for begin in range(0, count, _BLOCK):  # a block stays in the processor's cache
-            binding.bind_ortvalue_input("left", _value(left[begin : begin + _BLOCK]))
-            binding.bind_ortvalue_output("kernel", _value(kernel[begin : begin + _BLOCK]))
-            self._steps.kernel.run_with_iobinding(binding)
+    left: Floats
+    right: Floats
+    parts: Floats
+    area: Floats
+
+
+class SurrogateGroup:
+    """The surrogates of a group of photos. They go in step: what one of them asks for is computed for all."""
+
+    def __init__(self, device: DeviceSurrogates) -> None:
+        """Begin without a photo."""
+        self._device = device
+        self._lock = RLock()  # photos ask from many threads
+        self._grid = (0, 0)
+        self._starts: list[_Start] = []
+        self._scores: list[Floats] = []
+        self._state: State = {}
+        self._predicted: State = {}  # the state as it was after the last prediction
+        self._chosen = np.empty((0, 0), np.int64)
+        self._is_outdated = False  # scores came in since the last prediction
+        self._predictions: tuple[Floats, NDArray[np.float64]] | None = None
+        self._errors: dict[int, Floats] = {}
+
+    def add(self, masks: Floats, parts: Floats, grid: Grid) -> PhotoSurrogate:
+        """Return the surrogate of one more photo. The arguments are those of `ortcam.surrogate.Surrogate`."""
         area = masks.mean(axis=1)
-        start: dict[str, NDArray[Any]] = {
-            "kernel": kernel,
-            "parts": parts,
-            "area": area - area.mean(),
-            "factor": np.zeros((1, count), np.float32),
-            "inverse": np.zeros((1, 1)),
-            "variance": np.ones(count, np.float32),
-            "chosen": np.zeros(0, np.int64),
-            "free": np.ones(count, np.float32),
-            "importance": np.ones(count, np.float32),
-            "direction": parts.sum(axis=0),
-            "logs": np.zeros((count, 1), np.float32),
+        start = _Start(*distance_factors(masks, parts), parts, area - area.mean())
+        with self._lock:
+            self._grid = grid
+            self._starts.append(start)
+            self._scores.append(np.empty((0, 0), np.float32))
+            return PhotoSurrogate(self, len(self._starts) - 1, len(masks))
+
+    def chosen(self, photo: int, count: int) -> list[int]:
+        """Return the first `count` masks that are chosen for a photo."""
+        with self._lock:
+            if not self._state:
+                self._start()
+            if count > self._chosen.shape[1]:
+                self._predict()
+                self._state |= self._device.choose(self._state, count - self._chosen.shape[1], self._grid)
+                self._chosen = self._state["chosen"].numpy()
+            return list(map(int, self._chosen[photo, :count]))
+
+    def observe(self, photo: int, scores: Floats) -> None:
+        """Take the scores [n,T] of all masks that were chosen for a photo."""
+        with self._lock:
+            self._scores[photo] = scores
+            self._is_outdated = True
+
+    def predictions(self, photo: int) -> tuple[Floats, NDArray[np.float64]]:
+        """Return the log weights [D,T] and the amplitudes [T] of a photo."""
+        with self._lock:
+            self._predict()
+            if self._predictions is None:
+                self._predictions = self._predicted["logs"].numpy(), self._predicted["amplitudes"].numpy()
+            logs, amplitudes = self._predictions
+            return logs[photo], amplitudes[photo, 0]
+
+    def expected_error(self, photo: int, target: int) -> float:
+        """Return the expected error of the map of a target of a photo."""
+        with self._lock:
+            self._predict()
+            if target not in self._errors:
+                self._errors[target] = self._device.expected_errors(self._predicted, target, self._grid)
+            return float(self._errors[target][photo])
+
+    def _start(self) -> None:
+        most = max(len(start.parts) for start in self._starts)
+
+        def stacked(arrays: list[Floats], axis: int = 0) -> Floats:
+            """Stack arrays, filled up with zeros to `most` along an axis."""
+            shape = list(arrays[0].shape)
+            shape[axis] = most
+            result = np.zeros((len(arrays), *shape), np.float32)
+            for to, array in zip(result, arrays, strict=True):
+                to[tuple(slice(length) for length in array.shape)] = array
+            return result
+
+        lefts, rights, parts, areas = map(list, zip(*self._starts, strict=True))
+        real = stacked([np.ones(len(one), np.float32) for one in parts])
+        host: dict[str, NDArray[Any]] = {
+            "parts": stacked(parts),
+            "area": stacked(areas),
+            "real": real,
+            "free": real,
+            "factor": np.zeros((len(parts), 1, most), np.float32),
+            "inverse": np.zeros((len(parts), 1, 1)),
+            "variance": np.ones_like(real),
+            "chosen": np.empty((len(parts), 0), np.int64),
+            "importance": np.ones_like(real),
+            "direction": np.stack([one.sum(axis=0) for one in parts]),
+            "logs": np.zeros((len(parts), most, 1), np.float32),
+            "amplitudes": np.ones((len(parts), 1, 1)),
         }
-        self._parts = parts
-        self._state = {name: _value(value) for name, value in start.items()}
+        self._state = self._device.start(stacked(lefts), stacked(rights, axis=1), host)
+        self._starts = []  # the device has them
+        self._chosen = host["chosen"]
+
+    def _predict(self) -> None:
+        """Predict from the scores, if some are new."""
+        if not self._is_outdated:
+            return
+        targets = max(scores.shape[1] for scores in self._scores)
+        scores = np.zeros((len(self._scores), self._chosen.shape[1], targets), np.float32)
+        for to, given in zip(scores, self._scores, strict=True):
+            to[: len(given), : given.shape[1]] = given  # those of a photo that has stopped stay behind
+        self._state |= self._device.predict(self._state, scores)
+        self._predicted = dict(self._state)
+        self._is_outdated, self._predictions, self._errors = False, None, {}
+
+
+class PhotoSurrogate:
+    """Does what `ortcam.surrogate.Surrogate` does, to float rounding, for one photo of a group.
+
+    Takes 4 D * D bytes of the device, with D the most masks of a photo of the group.
+    """
+
+    def __init__(self, group: SurrogateGroup, number: int, count: int) -> None:
+        self._group, self._number, self._count = group, number, count
         self.chosen: list[int] = []
 
     def choose(self, count: int) -> NDArray[np.intp]:
         """Return the next `count` masks to score."""
         begin = len(self.chosen)
-        self._run(self._steps.choose, _CHOSEN, "count", np.array([count]))
-        self.chosen = self._state["chosen"].numpy().tolist()
+        self.chosen = self._group.chosen(self._number, begin + count)
         return np.array(self.chosen[begin:], np.intp)
 
-    def predict(self, scores: Floats) -> list[Prediction]:
-        """Return the weights of all masks for every target, from the scores [n,T] of the chosen ones so far."""
-        (amplitudes,) = self._run(self._steps.predict, _PREDICTED, "scores", scores, "amplitudes")
-        logs = self._state["logs"].numpy()
-        return [Prediction(column, float(s2)) for column, s2 in zip(logs.T, amplitudes.numpy()[0], strict=True)]
+    def observe(self, scores: Floats) -> None:
+        """Take the scores [n,T] of the chosen masks so far."""
+        self._group.observe(self._number, scores)
 
-    def expected_error(self, prediction: Prediction) -> float:
-        """Return the expected 1 - r of the map at the layer's size against the exact one, to first order."""
-        factor = self._state["factor"].numpy()
-        return expected_error(prediction, self._parts, self._basis, self._times, factor, self.chosen)
+    def predictions(self) -> list[Prediction]:
+        """Return the weights of all masks for every target."""
+        logs, amplitudes = self._group.predictions(self._number)
+        return [Prediction(log[: self._count], float(s2)) for log, s2 in zip(logs.T, amplitudes, strict=True)]
 
-    def _times(self, columns: Floats) -> Floats:
-        feeds = {"kernel": self._state["kernel"], "columns": _value(columns)}
-        product: Floats = self._steps.times.run_with_ort_values(["product"], feeds)[0].numpy()
-        return product
-
-    def _run(
-        self, step: ort.InferenceSession, changed: tuple[str, ...], name: str, value: NDArray[Any], *more: str
-    ) -> list[Any]:
-        """Let a step change the state; return what else it gives."""
-        results = step.run_with_ort_values(
-            [*(_new(key) for key in changed), *more], self._state | {name: _value(value)}
-        )
-        self._state.update(zip(changed, results[: len(changed)], strict=True))
-        return list(results[len(changed) :])
+    def expected_error(self, target: int) -> float:
+        """Return the expected 1 - r of the map of a target."""
+        return self._group.expected_error(self._number, target)
 
 
-@lru_cache(8)
-def _steps(grid: tuple[int, int]) -> _Steps:
-    """Return the sessions of all photos whose masks have so many rows and columns; one thread each."""
+def _kernel_session() -> Builder:
     graph = Builder()
-    left, right = graph.input("left", np.float32, ["b", "Q"]), graph.input("right", np.float32, ["Q", "D"])
-    graph.output(budget.write_matern(graph, left @ right), "kernel", ["b", "D"])
-    kernel = _session(graph)
+    left, right = graph.input("left", np.float32, ["D", "Q"]), graph.input("right", np.float32, ["Q", "D"])
+    graph.output(write_matern(graph, left @ right), "kernel", ["D", "D"])
+    return graph
 
+
+def _choice_session(count: int, grid: Grid) -> Builder:
     graph = Builder()
-    state = _write_state(graph)
-    _write_changes(graph, budget.write_choice(graph, state, graph.input("count", np.int64, [1]), grid), _CHOSEN)
-    choose = _session(graph)
+    state = _write_state(graph, "kernel", "parts", "importance", "direction", *_CHOSEN)
+    _write_changes(graph, surrogates.write_choice(graph, state, count, grid), _CHOSEN)
+    return graph
 
+
+def _prediction_session() -> Builder:
     graph = Builder()
-    state = _write_state(graph)
-    state, amplitudes = budget.write_prediction(graph, state, graph.input("scores", np.float32, ["n", "T"]))
-    _write_changes(graph, state, _PREDICTED)
-    graph.output(amplitudes, "amplitudes", [1, "T"])
-    predict = _session(graph)
+    state = _write_state(graph, "parts", "area", "real", *_CHOSEN)
+    scores = graph.input("scores", np.float32, ["G", "n", "T"])
+    _write_changes(graph, surrogates.write_prediction(graph, state, scores), _PREDICTED)
+    return graph
 
+
+def _error_session(grid: Grid) -> Builder:
     graph = Builder()
-    left, right = graph.input("kernel", np.float32, ["D", "D"]), graph.input("columns", np.float32, ["D", "R"])
-    graph.output(left @ right, "product", ["D", "R"])
-    return _Steps(kernel, choose, predict, _session(graph))
+    state = _write_state(graph, "kernel", "parts", "free", "factor", "logs", "amplitudes")
+    error = surrogates.write_expected_error(graph, state, graph.input("target", np.int64, [1]), grid)
+    graph.output(error, _new("error"), ["G", 1, 1])
+    return graph
 
 
-def _write_state(graph: Builder) -> budget.Surrogate:
-    fields = zip(budget.Surrogate._fields, budget.RANKS, strict=True)
-    return budget.Surrogate(*(graph.input(name, _TYPES.get(name, np.float32), [None] * rank) for name, rank in fields))
+def _write_state(graph: Builder, *names: str) -> surrogates.State:
+    """Return these of the state's values; one that is bound and not read would be copied to the host."""
+    return {name: graph.input(name, *_of_state(name)) for name in names}
 
 
-def _write_changes(graph: Builder, state: budget.Surrogate, names: tuple[str, ...]) -> None:
-    ranks = dict(zip(budget.Surrogate._fields, budget.RANKS, strict=True))
+def _write_changes(graph: Builder, state: surrogates.State, names: tuple[str, ...]) -> None:
     for name in names:
-        graph.output(getattr(state, name), _new(name), [None] * ranks[name])
+        graph.output(state[name], _new(name), _of_state(name)[1])
 
 
-def _session(graph: Builder) -> ort.InferenceSession:
-    proto = helper.make_model(
-        graph.to_proto("surrogate"), opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-    )
-    return create_session(proto, CPU, "the surrogate", Path(), make_options(1))  # photos are what runs side by side
+def _of_state(name: str) -> tuple[DTypeLike, list[None]]:
+    """Return the type of a value of the state, and its dimensions, of which nothing is known."""
+    return _TYPES.get(name, np.float32), [None] * surrogates.RANKS[name]
 
 
 def _new(name: str) -> str:
     return f"new_{name}"
-
-
-def _value(array: NDArray[Any]) -> Any:
-    """Return the array as ONNX Runtime's, in the same memory where it is contiguous."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cpu", 0)

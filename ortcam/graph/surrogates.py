@@ -1,0 +1,149 @@
+"""The surrogates of several photos as nodes: `ortcam.surrogate` with an axis of photos before all others.
+
+For a GPU, which is only busy with many photos at once, and with few nodes a photo. Photos go in step: all of them have
+as many masks chosen and scored. One with fewer masks than another is filled up with masks that show nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ortcam.convention import TINY
+from ortcam.graph.budget import inverse_of_two
+from ortcam.graph.builder import Builder, Value
+from ortcam.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment, smooth_directions
+
+# What is known of the masks of G photos: a name, and how many dimensions it has. The first of 1+n rows is filling.
+RANKS = {
+    "kernel": 3,  # float32 [G,D,D]
+    "parts": 3,  # float32 [G,D,P]
+    "area": 2,  # float32 [G,D], less its mean
+    "real": 2,  # float32 [G,D], 0 for a mask that fills up, else 1
+    "free": 2,  # float32 [G,D], 1 for a mask that may be chosen, else 0
+    "factor": 3,  # float32 [G,1+n,D], rows of the pivoted Cholesky factor
+    "inverse": 3,  # float64 [G,1+n,1+n], of its triangle
+    "variance": 2,  # float32 [G,D]
+    "chosen": 2,  # int64 [G,n]
+    "importance": 2,  # float32 [G,D], what a mask counts by in the next choice
+    "direction": 2,  # float32 [G,P], the mean of the predicted maps
+    "logs": 3,  # float32 [G,D,T], the predicted log weights
+    "amplitudes": 3,  # float64 [G,1,T]
+}
+State = dict[str, Value]  # some of these
+
+
+def write_choice(graph: Builder, state: State, count: int, grid: tuple[int, int]) -> State:
+    """Choose `count` masks more for every photo: `Surrogate.choose`."""
+    columns = _weighted(graph, state, state["direction"], state["importance"], grid)
+    rows = _swapped(graph, columns)  # [G,R,D]
+    effect = _swapped(graph, state["kernel"] @ columns) + rows * NUGGET
+    effect = effect - rows @ _swapped(graph, state["factor"]) @ state["factor"]
+    for _ in range(count):
+        gain = graph.reduce("SumSquare", effect, 1) / (state["variance"] + NUGGET)
+        best = graph.op("ArgMax", graph.where(state["free"] > 0.0, gain, -1.0), axis=1, keepdims=1)  # [G,1]
+        at = _one_hot(graph, best, state["free"])  # [G,1,D]
+        before = at @ _swapped(graph, state["factor"])  # [G,1,1+n]
+        own = graph.op("Sqrt", at @ graph.expand_dims(state["variance"], 2) + NUGGET)  # [G,1,1]
+        line = (_picked(graph, state["kernel"], best) - before @ state["factor"]) / own  # [G,1,D]
+        rest = graph.cast(before, np.float64) @ state["inverse"]
+        own = graph.cast(own, np.float64)
+        last = graph.concat([-rest / own, 1.0 / own], 2)
+        effect = effect - rows @ _swapped(graph, line) @ line
+        state = state | {
+            "factor": graph.concat([state["factor"], line], 1),
+            "inverse": graph.concat([_padded(graph, state["inverse"], 2, behind=1), last], 1),
+            "variance": graph.op("Relu", state["variance"] - _squeezed(graph, line * line, 1)),
+            "chosen": graph.concat([state["chosen"], best], 1),
+            "free": state["free"] - state["free"] * _squeezed(graph, at, 1),
+        }
+    return state
+
+
+def write_prediction(graph: Builder, state: State, scores: Value) -> State:
+    """scores float32 [G,n,T] of the chosen masks -> what that says of all: `Surrogate.predict`."""
+    double = np.float64
+    below = scores - graph.reduce("Max", scores, 1, keep=True)
+    roots = graph.op("Exp", graph.cast(below, double) / ROOT)
+    area = graph.expand_dims(graph.cast(state["area"], double), 2)
+    trend = graph.concat([area * 0.0 + 1.0, area], 2)  # [G,D,2]
+    seen = graph.concat([_picked(graph, trend, state["chosen"]), roots], 2)
+    solved = state["inverse"] @ _padded(graph, seen, 1, before=1)
+    trend_solved, roots_solved = graph.slice(solved, 0, 2, 2), graph.slice(solved, 2, np.iinfo(np.int64).max, 2)
+    turned = _swapped(graph, trend_solved)
+    slopes = inverse_of_two(graph, turned @ trend_solved + np.diag([0.0, PRIOR_OF_AREA])) @ (turned @ roots_solved)
+    rest = roots_solved - trend_solved @ slopes
+    amplitudes = graph.reduce("SumSquare", rest, 1, keep=True) / graph.cast(graph.size(scores, 1), double)
+    through = _swapped(graph, state["factor"]) @ graph.cast(rest, np.float32)
+    predicted = graph.maximum(trend @ slopes + graph.cast(through, double), LEAST_ROOT)
+    variances = graph.expand_dims(graph.cast(state["variance"] + NUGGET, double), 2) * amplitudes
+    # The scores themselves for masks that have one.
+    at = _one_hot(graph, state["chosen"], state["free"])  # [G,n,D]
+    has_score = graph.expand_dims(graph.reduce("Sum", at, 1), 2) > 0.0
+    spread = _swapped(graph, at) @ graph.concat([below, graph.cast(roots, np.float32)], 2)
+    count = graph.size(scores, 2)
+    logs = graph.cast(graph.op("Log", sixth_moment(predicted, variances)), np.float32)
+    logs = graph.where(has_score, graph.slice(spread, 0, count, 2), logs)
+    hoped = graph.cast(predicted + graph.op("Sqrt", variances) * HOPE, np.float32)
+    hoped = graph.where(has_score, graph.slice(spread, count, count + count, 2), hoped)
+    # What the next choice counts masks by: `Surrogate._aim`.
+    maps = _swapped(graph, graph.op("Exp", logs)) @ state["parts"]  # [G,T,P]
+    maps = maps / (graph.op("Sqrt", graph.reduce("SumSquare", maps, 2, keep=True)) + TINY)
+    hoped = hoped * graph.expand_dims(state["real"], 2)
+    squares = hoped / graph.reduce("Max", hoped, 1, keep=True)
+    squares = squares * squares
+    shares = squares * squares * squares
+    return state | {
+        "importance": graph.op("Sqrt", graph.reduce("Mean", shares * shares, 2)),
+        "direction": graph.reduce("Mean", maps, 1),
+        "logs": logs,
+        "amplitudes": amplitudes,
+    }
+
+
+def write_expected_error(graph: Builder, state: State, target: Value, grid: tuple[int, int]) -> Value:
+    """target int64 [1] -> the expected 1 - r of its map, float32 [G,1,1]: `Surrogate.expected_error`."""
+    logs = graph.gather(state["logs"], target, 2)  # [G,D,1]
+    whole = _swapped(graph, graph.op("Exp", logs)) @ state["parts"]  # [G,1,P]
+    centred = whole - graph.reduce("Mean", whole, 2, keep=True)
+    size = graph.reduce("SumSquare", centred, 2, keep=True)
+    slopes = graph.op("Exp", logs * (1 - 1 / ROOT)) * ROOT
+    slopes = _squeezed(graph, slopes, 2) * state["free"]
+    uncertain = _weighted(graph, state, _squeezed(graph, whole, 1), slopes, grid)
+    explained = _swapped(graph, uncertain) @ _swapped(graph, state["factor"])
+    spread = graph.reduce("Sum", (state["kernel"] @ uncertain + uncertain * NUGGET) * uncertain, 1, 2, keep=True)
+    spread = graph.op("Relu", spread - graph.reduce("SumSquare", explained, 1, 2, keep=True))
+    amplitude = graph.cast(graph.gather(state["amplitudes"], target, 2), np.float32)
+    return graph.where(size > 0.0, amplitude * spread * 0.5 / graph.maximum(size, float(TINY)), 1.0)
+
+
+def _weighted(graph: Builder, state: State, maps: Value, weights: Value, grid: tuple[int, int]) -> Value:
+    """Return what masks do to the directions that count beside `maps` [G,P], times `weights` [G,D]: [G,D,R]."""
+    basis = graph.constant(smooth_directions(grid))
+    mean = maps - graph.reduce("Mean", maps, 1, keep=True)
+    mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 1, keep=True)) + TINY)
+    along = graph.expand_dims(mean, 1)
+    away = basis - graph.expand_dims(mean, 2) @ (along @ basis)
+    return state["parts"] @ away * graph.expand_dims(weights, 2)
+
+
+def _one_hot(graph: Builder, indices: Value, like: Value) -> Value:
+    """int64 [G,n] -> float32 [G,n,D]; `like` [G,D] says how many there are."""
+    return graph.op("OneHot", indices, graph.size(like, 1), graph.constant([0.0, 1.0]), axis=-1)
+
+
+def _picked(graph: Builder, values: Value, indices: Value) -> Value:
+    """Rows of [G,D,...] at int64 [G,n] -> [G,n,...]."""
+    return graph.op("GatherND", values, graph.expand_dims(indices, 2), batch_dims=1)
+
+
+def _padded(graph: Builder, value: Value, axis: int, before: int = 0, behind: int = 0) -> Value:
+    pads, axes = graph.constant([before, behind], np.int64), graph.constant([axis], np.int64)
+    return graph.op("Pad", value, pads, None, axes)
+
+
+def _swapped(graph: Builder, value: Value) -> Value:
+    return graph.op("Transpose", value, perm=[0, 2, 1])
+
+
+def _squeezed(graph: Builder, value: Value, axis: int) -> Value:
+    return graph.op("Squeeze", value, graph.constant([axis], np.int64))
