@@ -211,8 +211,11 @@ def upsampled_extremes(activations: Floats, size: tuple[int, int], align_corners
     """
     rows = extreme_rows(size[0], activations.shape[1], align_corners)
     columns = extreme_rows(size[1], activations.shape[2], align_corners)
-    samples = rows @ activations @ columns.T
-    return samples.min(axis=(1, 2)), samples.max(axis=(1, 2))
+    # Channels last, so that the few products are of all of them at once.
+    lanes = np.ascontiguousarray(activations.reshape(len(activations), -1).T)
+    taller = (rows @ lanes.reshape(activations.shape[1], -1)).reshape(len(rows), activations.shape[2], -1)
+    samples = (columns @ taller).reshape(-1, len(activations))
+    return samples.min(axis=0), samples.max(axis=0)
 
 
 def extreme_rows(size: int, length: int, align_corners: bool) -> Floats:

@@ -6,8 +6,9 @@ photo [H,W,3] uint8 RGB -> input [1,C,H,W] (or [1,H,W,C]) float32
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -247,41 +248,42 @@ def resample(
     Returns:
         float32 [3, rows, columns], values about 0 to 255 (bicubic is cut to that range, as 8-bit images are).
     """
-    y_first, y_weights = filter_taps(photo.shape[0], full[0], offset[0], size[0], interpolation)
-    x_first, x_weights = filter_taps(photo.shape[1], full[1], offset[1], size[1], interpolation)
-    x_begin, x_end = int(x_first.min()), min(int(x_first.max()) + x_weights.shape[1], photo.shape[1])
+    down = _bands(photo.shape[0], full[0], offset[0], size[0], interpolation, _ROWS_OF_A_BAND)
+    across = _bands(photo.shape[1], full[1], offset[1], size[1], interpolation, _COLUMNS_OF_A_BAND)
+    x_begin, x_end = min(columns.start for _, columns, _ in across), max(columns.stop for _, columns, _ in across)
     width = x_end - x_begin
     rows = np.empty((3, size[0], width), np.float32)
-    for at, samples, band in _bands(y_first, y_weights, photo.shape[0], _ROWS_OF_A_BAND):
+    for at, samples, band in down:
         strip = photo[samples, x_begin:x_end].astype(np.float32).reshape(band.shape[1], -1)
         rows[:, at] = (band @ strip).reshape(len(band), width, 3).transpose(2, 0, 1)
     lines = rows.reshape(-1, width)
     pixels = np.empty((len(lines), size[1]), np.float32)
-    for at, samples, band in _bands(x_first - x_begin, x_weights, width, _COLUMNS_OF_A_BAND):
-        pixels[:, at] = lines[:, samples] @ band.T
+    for at, samples, band in across:
+        pixels[:, at] = lines[:, samples.start - x_begin : samples.stop - x_begin] @ band.T
     return np.clip(pixels, 0, 255, out=pixels).reshape(3, *size)
 
 
+@lru_cache(maxsize=16)
 def _bands(
-    first: NDArray[np.intp], weights: NDArray[np.float32], length: int, most: int
-) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
+    length: int, full: int, offset: int, size: int, interpolation: Literal["bilinear", "bicubic"], most: int
+) -> list[tuple[slice, slice, NDArray[np.float32]]]:
     """Cut a resampling matrix, nearly all of which is zero, into bands of at most `most` rows: quick products.
 
-    Args:
-        first, weights: as `filter_taps` returns them.
-        length: how many samples there are.
-        most: output samples a band.
+    The arguments but the last are those of `filter_taps`. Kept for the next photo of the size.
 
-    Yields:
-        The output samples of a band, the samples that they are made of, and the matrix [outputs,samples].
+    Returns:
+        Of each band the output samples, the samples that they are made of, and the matrix [outputs,samples].
     """
-    for begin in range(0, len(first), most):
-        at = slice(begin, min(begin + most, len(first)))
+    first, weights = filter_taps(length, full, offset, size, interpolation)
+    bands = []
+    for begin in range(0, size, most):
+        at = slice(begin, min(begin + most, size))
         low, high = int(first[at].min()), min(int(first[at].max()) + weights.shape[1], length)
         band = np.zeros((at.stop - begin, high - low), np.float32)
         for row, start, taps in zip(band, first[at] - low, weights[at], strict=True):
             row[start : start + len(taps)] = taps[: len(row) - start]
-        yield at, slice(low, high), band
+        bands.append((at, slice(low, high), band))
+    return bands
 
 
 def filter_taps(

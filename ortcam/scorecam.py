@@ -25,13 +25,14 @@ from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
 from ortcam.targets import for_many
-from ortcam.threads import Workers, calm_blas
+from ortcam.threads import Workers, calm_blas, usable_processors
 from ortcam.work import Job, Work, in_turn, prepared_ahead
 
 MOST_PHOTOS = 16  # in a group
 Stage = tuple[int, Work, NDArray[np.intp]]  # the number of a photo, its work, and the masks to run
 _FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need it, or may not be run in two threads
-_GROUPS_ON_DEVICES = 2  # at once: while the device scores one, the processor chooses for the other
+_ENOUGH_THREADS = 4  # beside a device: more of them wait for Python's lock only
+_GROUPS_ON_DEVICES = 2  # at once: while the device scores one, the processor prepares the other
 
 
 class ScoreCAM:
@@ -65,8 +66,8 @@ class ScoreCAM:
             batch_size: masked images a run; None for 8 on CPUs and 16 elsewhere, or the model's own fixed batch;
                 ``auto`` for what takes the least time, measured at the first start on this machine and kept in the
                 cache directory.
-            threads: CPU threads; None for one per physical core, and one per processor for what is done with several
-                photos at once between passes.
+            threads: CPU threads; None for one per physical core, and for what is done with several photos at once
+                between passes one per processor (at most 4 beside a GPU).
 
         Raises:
             ModelError: the file cannot be used.
@@ -82,11 +83,13 @@ class ScoreCAM:
         engine = Engine(self.model, self.convention.scored, provider, batch_size, threads)
         self.provider = engine.provider.name
         self._scorer = engine.scorer
-        self._workers = Workers(threads)
+        self._workers = self._choosers = Workers(threads)
         self._surrogates: Callable[[], MakePredictor] = lambda: Surrogate  # for a group of photos
         if self.provider in _FREE_THE_PROCESSOR:
             from ortcam.runtime.surrogate import DeviceSurrogates
 
+            self._workers = Workers(threads or min(usable_processors(), _ENOUGH_THREADS))
+            self._choosers = Workers(1)
             self._surrogates = DeviceSurrogates(engine.provider.device).group
 
     @property
@@ -268,15 +271,15 @@ class ScoreCAM:
         def go_on(index: int, work: Work | OrtcamError) -> Stage | None:
             return (index, work, work.plan.next()) if isinstance(work, Work) else None
 
-        stages = self._workers.map(go_on, range(len(works)), works)
+        stages = self._choosers.map(go_on, range(len(works)), works)
         while ready := [stage for stage in stages if stage is not None and len(stage[2])]:
             rows = Rows.join([work.rows(index, chosen) for index, work, chosen in ready])
             report = None if on_progress is None else _shifted(on_progress, done, total)
             logits, log_probabilities = self._scorer.score(group, rows, self.convention.mask_align_corners, report)
             scores = log_probabilities if self.convention.weight == "probability" else logits
             ends = np.cumsum([len(chosen) for *_, chosen in ready])
-            self._workers.map(observe, ready, np.split(scores, ends[:-1]))  # all, before any goes on
-            stages = self._workers.map(go_on, range(len(works)), works)
+            self._choosers.map(observe, ready, np.split(scores, ends[:-1]))  # all, before any goes on
+            stages = self._choosers.map(go_on, range(len(works)), works)
             done += len(rows)
         if on_progress is not None and done < total:
             on_progress(total, total)

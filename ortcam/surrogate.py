@@ -165,7 +165,7 @@ class _Kernel:
     """The Matern 3/2 kernel [D,D] of the masks: the triangle below the diagonal, in blocks of rows."""
 
     def __init__(self, masks: Floats, parts: Floats) -> None:
-        self._left, self._right = distance_factors(masks, parts)
+        self._left, self._right = _distance_factors(masks, parts)
         self._blocks = []
         scratch = np.empty(_BLOCK * len(masks), np.float32)
         for begin in range(0, len(masks), _BLOCK):  # a block stays in the processor's cache
@@ -193,7 +193,7 @@ class _Kernel:
         return product
 
 
-def distance_factors(masks: Floats, parts: Floats) -> tuple[Floats, Floats]:
+def _distance_factors(masks: Floats, parts: Floats) -> tuple[Floats, Floats]:
     """Return [D,P+2] and [P+2,D]: their product is the squared distances of the masks, scaled for the kernel."""
     points = masks @ _metric(parts)
     norms = np.einsum("dp,dp->d", points, masks)

@@ -109,14 +109,15 @@ def write_start(
     parts = graph.slice(sums, 0, -1, 0)
     area = graph.reduce("Mean", masks, 1)
     return unseen._replace(
-        kernel=_write_kernel(graph, masks, parts),
+        kernel=write_kernel(graph, masks, parts),
         parts=parts,
         area=area - graph.reduce("Mean", area, 0, keep=True),
         direction=graph.reduce("Sum", parts, 0),
     )
 
 
-def _write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
+def write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
+    """masks and parts float32 [D,P] -> the kernel [D,D]."""
     gram = graph.cast(parts.T @ parts, np.float64)
     places = graph.size(gram, 0)
     unit = graph.op("EyeLike", gram)
@@ -133,10 +134,10 @@ def _write_kernel(graph: Builder, masks: Value, parts: Value) -> Value:
     centres = graph.reduce("Mean", points, 0) * graph.reduce("Mean", masks, 0)
     spread = (graph.reduce("Mean", norms) - graph.reduce("Sum", centres)) * 2.0
     scale = (3 / LENGTH) / graph.maximum(spread, SHORTEST)
-    return write_matern(graph, (norms + norms.T - points @ masks.T * 2.0) * scale)
+    return _write_matern(graph, (norms + norms.T - points @ masks.T * 2.0) * scale)
 
 
-def write_matern(graph: Builder, squares: Value) -> Value:
+def _write_matern(graph: Builder, squares: Value) -> Value:
     """Squared distances -> the kernel."""
     distances = graph.op("Sqrt", graph.op("Relu", squares))
     return (distances + 1.0) * graph.op("Exp", -distances)

@@ -123,11 +123,11 @@ class Builder:
         assert len(self._scopes) == 1, "a loop or branch is still being written"
         return self._scopes[0].to_proto(name)
 
-    def input(self, name: str, dtype: DTypeLike, dims: Dims) -> Value:
+    def input(self, name: str, dtype: DTypeLike, dims: Dims | None) -> Value:
         self._scope.inputs.append(_value_info(name, dtype, dims))
         return Value(self, name, dtype)
 
-    def output(self, value: Value, name: str, dims: Dims) -> None:
+    def output(self, value: Value, name: str, dims: Dims | None) -> None:
         self._scope.nodes.append(helper.make_node("Identity", [value.name], [name], name=PREFIX + name))
         self._scope.outputs.append(_value_info(name, value.dtype, dims))
 

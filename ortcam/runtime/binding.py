@@ -269,7 +269,8 @@ class Scorer:
             def direct() -> list[Floats]:
                 return self._direct(group, align_corners)(rows)
 
-            return self._captured.run(Batch(align_corners, new, matrices, outputs, direct, group, of_group))
+            batch = Batch(align_corners, new, matrices, outputs, direct, group, of_group, group.on_device)
+            return self._captured.run(batch)
 
         return run
 

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Condition
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,9 +26,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import helper
 
 from ortcam.errors import ModelError, one_line
-from ortcam.runtime.session import RUNTIME_ERRORS, running
+from ortcam.graph.builder import Builder
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session, running
 
 MOST_GRAPHS = 32  # of a session; batches of further shapes are run without
 _MOST_SEEN = 1000  # shapes that are remembered
@@ -95,8 +98,9 @@ class Batch(NamedTuple):
         fixed: what is the same for all runs of this kind and these shapes.
         outputs: names and shapes; None where that follows from a first run without a graph only.
         direct: does the same without a graph.
-        owner: whose `shared` are, so that they are copied once only.
+        owner: whose `shared` are, so that they are not copied again while nobody else's are.
         shared: the other inputs.
+        on_device: those on the device, once they are needed there.
     """
 
     kind: bool
@@ -106,6 +110,7 @@ class Batch(NamedTuple):
     direct: Callable[[], list[NDArray[np.float32]]]
     owner: object = None
     shared: Arrays = MappingProxyType({})
+    on_device: dict[str, Any] | None = None
 
 
 class CapturedRuns:
@@ -123,6 +128,7 @@ class CapturedRuns:
         self._seen: dict[Key, dict[str, Shape]] = {}  # the shapes of the outputs
         self._graphs: dict[Key, _Graph] = {}
         self._shared: dict[Key, _Buffers] = {}
+        self._copier: ort.InferenceSession | None = None
         self._numbers = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-cuda")
 
@@ -140,7 +146,7 @@ class CapturedRuns:
         graph = self._graphs.get(key)
         if graph is not None:
             with GATE.shared():
-                return graph.run(batch)
+                return self._replay(graph, batch)
         made = {name: shape for name, shape in batch.outputs.items() if shape is not None} or self._seen.get(key)
         if made is None or len(self._graphs) >= MOST_GRAPHS:
             with GATE.shared():
@@ -154,7 +160,7 @@ class CapturedRuns:
                 buffers = self._shared.get(shapes) or _Buffers(batch.shared, self._device, self._device_id)
                 own = _Buffers({**batch.fixed, **batch.inputs}, self._device, self._device_id)
                 graph = _Graph(self._session, own, buffers, made, next(self._numbers))
-                results = graph.run(batch)
+                results = self._replay(graph, batch)
             except RUNTIME_ERRORS as error:
                 raise ModelError(
                     f"ONNX Runtime cannot run {self._name} as a CUDA graph: {one_line(error)}; it can do without: "
@@ -162,6 +168,24 @@ class CapturedRuns:
                 ) from error
         self._graphs[key], self._shared[shapes] = graph, buffers
         return results
+
+    def _replay(self, graph: _Graph, batch: Batch) -> list[NDArray[np.float32]]:
+        if batch.on_device is not None and not graph.shared.belong_to(batch.owner):
+            if not batch.on_device:
+                batch.on_device.update(_Buffers(batch.shared, self._device, self._device_id).values)
+            on_device = batch.on_device
+            graph.shared.take(batch.owner, lambda: self._copy(on_device, graph.shared.values))
+        return graph.run(batch.inputs)
+
+    def _copy(self, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+        """Copy float32 tensors on the device; ONNX Runtime has a node for that, and no function."""
+        if self._copier is None:
+            self._copier = _create_copier(list(sources), self._device, self._device_id)
+        binding = self._copier.io_binding()
+        for name, source in sources.items():
+            binding.bind_ortvalue_input(name, source)
+            binding.bind_ortvalue_output(_copied(name), targets[name])
+        self._copier.run_with_iobinding(binding)
 
 
 class _Buffers:
@@ -179,12 +203,15 @@ class _Buffers:
         for name, array in arrays.items():
             self.values[name].update_inplace(np.ascontiguousarray(array))
 
-    def write_once(self, arrays: Arrays, owner: object) -> None:
-        """Write what an owner has, if that is not what lies here."""
-        if owner is not None and self._owner() is not owner:
-            self._owner = lambda: None  # should only a part be written
-            self.write(arrays)
-            self._owner = weakref.ref(owner)
+    def belong_to(self, owner: object) -> bool:
+        """Return whether it is the owner's arrays that lie here."""
+        return owner is not None and self._owner() is owner
+
+    def take(self, owner: object, copy: Callable[[], None]) -> None:
+        """Copy an owner's arrays here."""
+        self._owner = lambda: None  # should only a part be copied
+        copy()
+        self._owner = weakref.ref(owner)
 
 
 class _Graph:
@@ -193,7 +220,7 @@ class _Graph:
     def __init__(
         self, session: ort.InferenceSession, own: _Buffers, shared: _Buffers, outputs: Mapping[str, Shape], number: int
     ) -> None:
-        self._session, self._own, self._shared = session, own, shared
+        self._session, self._own, self.shared = session, own, shared
         self._binding, self._options = session.io_binding(), numbered(number)
         make = ort.OrtValue.ortvalue_from_shape_and_type
         self._outputs = [make(list(shape), np.float32, own.device, own.device_id) for shape in outputs.values()]
@@ -202,11 +229,25 @@ class _Graph:
         for name, buffer in zip(outputs, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, buffer)
 
-    def run(self, batch: Batch) -> list[NDArray[np.float32]]:
-        self._shared.write_once(batch.shared, batch.owner)
-        self._own.write(batch.inputs)
+    def run(self, inputs: Arrays) -> list[NDArray[np.float32]]:
+        self._own.write(inputs)
         self._session.run_with_iobinding(self._binding, self._options)
-        return [np.array(buffer.numpy()) for buffer in self._outputs]
+        on_host = [buffer.numpy() for buffer in self._outputs]
+        return on_host if self._own.device != "cpu" else [array.copy() for array in on_host]
+
+
+def _create_copier(names: list[str], device: str, device_id: int) -> ort.InferenceSession:
+    """Return a session that copies each of these inputs to an output."""
+    graph = Builder()
+    for name in names:
+        graph.output(graph.input(name, np.float32, None), _copied(name), None)
+    model = helper.make_model(graph.to_proto("copies"), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    providers = CPU if device == "cpu" else [("CUDAExecutionProvider", {"device_id": str(device_id)}), *CPU]
+    return create_session(model, providers, "copies", Path(), log_severity=4)
+
+
+def _copied(name: str) -> str:
+    return f"{name}.copied"
 
 
 def _shapes(arrays: Arrays) -> Key:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -20,13 +20,13 @@ from onnx import helper
 from ortcam.budget import SMALLEST_STAGE, MakePredictor
 from ortcam.convention import Floats
 from ortcam.graph import surrogates
-from ortcam.graph.budget import write_matern
+from ortcam.graph.budget import write_kernel
 from ortcam.graph.builder import Builder
 from ortcam.runtime.binding import Device
 from ortcam.runtime.captured import GATE
 from ortcam.runtime.providers import Provider, create_on
 from ortcam.runtime.session import make_options, running
-from ortcam.surrogate import Prediction, distance_factors
+from ortcam.surrogate import Prediction
 
 _OPSET, _IR_VERSION = 18, 9
 _NAME = "the surrogate"
@@ -54,24 +54,25 @@ class DeviceSurrogates:
         """Return what makes the surrogates of a group of photos."""
         return SurrogateGroup(self).add
 
-    def start(self, left: Floats, right: Floats, host: dict[str, NDArray[Any]]) -> State:
+    def start(self, photos: list[tuple[Floats, Floats]], host: dict[str, NDArray[Any]]) -> State:
         """Return the state of photos without any score.
 
         Args:
-            left, right: float32 [G,D,Q] and [G,Q,D], what `distance_factors` makes of each photo.
+            photos: masks and parts, float32 [D,P], of each; D may differ.
             host: the state but for the kernels.
         """
 
         def start() -> State:
             session = self._session(_kernel_session)
-            device, shape = (self._device.type, self._device.id), list(left.shape[1:2]) * 2
-            kernels = ort.OrtValue.ortvalue_from_shape_and_type([len(left), *shape], np.float32, *device)
+            device, most = (self._device.type, self._device.id), host["free"].shape[1]
+            kernels = ort.OrtValue.ortvalue_from_shape_and_type([len(photos), most, most], np.float32, *device)
             binding = session.io_binding()
-            for at in range(len(left)):  # one after the other: what that takes beside the kernel is needed once only
-                binding.bind_cpu_input("left", left[at])
-                binding.bind_cpu_input("right", right[at])
-                place = kernels.data_ptr() + at * 4 * shape[0] * shape[1]
-                binding.bind_output("kernel", *device, np.float32, shape, place)
+            for at, (masks, parts) in enumerate(photos):  # what one takes beside its kernel serves the next
+                binding.bind_cpu_input("masks", masks)
+                binding.bind_cpu_input("parts", parts)
+                binding.bind_cpu_input("pads", np.array([0, 0, *[most - len(masks)] * 2]))
+                place = kernels.data_ptr() + at * 4 * most * most
+                binding.bind_output("kernel", *device, np.float32, [most, most], place)
                 session.run_with_iobinding(binding)
             return {"kernel": kernels} | {
                 name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *device)
@@ -143,15 +144,6 @@ class DeviceSurrogates:
         return self._worker.submit(run).result()
 
 
-class _Start(NamedTuple):
-    """A photo before any score: what `distance_factors` makes of it, and the state's parts and area."""
-
-    left: Floats
-    right: Floats
-    parts: Floats
-    area: Floats
-
-
 class SurrogateGroup:
     """The surrogates of a group of photos. They go in step: what one of them asks for is computed for all."""
 
@@ -160,7 +152,7 @@ class SurrogateGroup:
         self._device = device
         self._lock = RLock()  # photos ask from many threads
         self._grid = (0, 0)
-        self._starts: list[_Start] = []
+        self._photos: list[tuple[Floats, Floats]] = []  # masks and parts; gone once the device has them
         self._scores: list[Floats] = []
         self._state: State = {}
         self._predicted: State = {}  # the state as it was after the last prediction
@@ -171,13 +163,11 @@ class SurrogateGroup:
 
     def add(self, masks: Floats, parts: Floats, grid: Grid) -> PhotoSurrogate:
         """Return the surrogate of one more photo. The arguments are those of `ortcam.surrogate.Surrogate`."""
-        area = masks.mean(axis=1)
-        start = _Start(*distance_factors(masks, parts), parts, area - area.mean())
         with self._lock:
             self._grid = grid
-            self._starts.append(start)
+            self._photos.append((masks, parts))
             self._scores.append(np.empty((0, 0), np.float32))
-            return PhotoSurrogate(self, len(self._starts) - 1, len(masks))
+            return PhotoSurrogate(self, len(self._photos) - 1, len(masks))
 
     def chosen(self, photo: int, count: int) -> list[int]:
         """Return the first `count` masks that are chosen for a photo."""
@@ -214,35 +204,28 @@ class SurrogateGroup:
             return float(self._errors[target][photo])
 
     def _start(self) -> None:
-        most = max(len(start.parts) for start in self._starts)
-
-        def stacked(arrays: list[Floats], axis: int = 0) -> Floats:
-            """Stack arrays, filled up with zeros to `most` along an axis."""
-            shape = list(arrays[0].shape)
-            shape[axis] = most
-            result = np.zeros((len(arrays), *shape), np.float32)
-            for to, array in zip(result, arrays, strict=True):
-                to[tuple(slice(length) for length in array.shape)] = array
-            return result
-
-        lefts, rights, parts, areas = map(list, zip(*self._starts, strict=True))
-        real = stacked([np.ones(len(one), np.float32) for one in parts])
+        count, most = len(self._photos), max(len(masks) for masks, _ in self._photos)
+        parts = np.zeros((count, most, self._photos[0][1].shape[1]), np.float32)
+        area, real = (np.zeros((count, most), np.float32) for _ in range(2))
+        for at, (masks, parts_of_one) in enumerate(self._photos):
+            parts[at, : len(masks)] = parts_of_one
+            area[at, : len(masks)] = masks.mean(axis=1)
+            area[at, : len(masks)] -= area[at, : len(masks)].mean()
+            real[at, : len(masks)] = 1
         host: dict[str, NDArray[Any]] = {
-            "parts": stacked(parts),
-            "area": stacked(areas),
+            "parts": parts,
+            "area": area,
             "real": real,
             "free": real,
-            "factor": np.zeros((len(parts), 1, most), np.float32),
-            "inverse": np.zeros((len(parts), 1, 1)),
+            "factor": np.zeros((count, 1, most), np.float32),
+            "inverse": np.zeros((count, 1, 1)),
             "variance": np.ones_like(real),
-            "chosen": np.empty((len(parts), 0), np.int64),
+            "chosen": np.empty((count, 0), np.int64),
             "importance": np.ones_like(real),
-            "direction": np.stack([one.sum(axis=0) for one in parts]),
-            "logs": np.zeros((len(parts), most, 1), np.float32),
-            "amplitudes": np.ones((len(parts), 1, 1)),
+            "direction": parts.sum(axis=1),
         }
-        self._state = self._device.start(stacked(lefts), stacked(rights, axis=1), host)
-        self._starts = []  # the device has them
+        self._state = self._device.start(self._photos, host)
+        self._photos = []
         self._chosen = host["chosen"]
 
     def _predict(self) -> None:
@@ -290,8 +273,9 @@ class PhotoSurrogate:
 
 def _kernel_session() -> Builder:
     graph = Builder()
-    left, right = graph.input("left", np.float32, ["D", "Q"]), graph.input("right", np.float32, ["Q", "D"])
-    graph.output(write_matern(graph, left @ right), "kernel", ["D", "D"])
+    masks, parts = (graph.input(name, np.float32, ["D", "P"]) for name in ("masks", "parts"))
+    kernel = write_kernel(graph, masks, parts)
+    graph.output(graph.op("Pad", kernel, graph.input("pads", np.int64, [4])), "kernel", ["E", "E"])
     return graph
 
 
