@@ -50,6 +50,7 @@ def main() -> None:
         help="names in torchvision, or files that ortcam exported",
     )
     parser.add_argument("--variants-of", nargs="*", default=["resnet50"], help="networks to measure all options with")
+    parser.add_argument("--variants", nargs="*", default=[name for name, *_ in VARIANTS], help="which of these options")
     parser.add_argument("--images", type=Path, help="a folder of photos; without it, pictures made from a seed")
     parser.add_argument("--size", type=int, default=224, help="input size of torchvision's networks in pixels")
     parser.add_argument("--photos", type=int, default=64, help="photos of the throughput with a budget")
@@ -75,15 +76,18 @@ def measure(name: str, folder: Path, options: argparse.Namespace, entry: dict[st
     """Fill the entry of a network, and yield whenever there is more in it."""
     files = export_both(name, folder, options.size)
     photos = find_photos(options.images, options.photos)
-    on_cpu = ortcam.ScoreCAM(files["fp32"], provider="cpu").explain(photos[0])
+    reference = ortcam.ScoreCAM(files["fp32"], provider="cpu")
+    on_cpu = reference.explain(photos[0])
     show(f"{entry['network']}: exact map on the CPU, {on_cpu.seconds:.1f} s")
     target = on_cpu.targets[0].index
+    budget_on_cpu = reference.explain(photos[0], targets=target, budget=32)
     entry |= {"channels": on_cpu.channels, "scored": on_cpu.scored, "runs": {}}
     entry["exact_seconds_on_the_cpu"] = on_cpu.seconds
     entry["nodes"] = nodes_of(files["fp32"], options.provider)
     entry["copies"] = copies_of(files["fp32"], options.provider, photos[0])
     yield
-    wanted = [("fp32", "fp32", {}), ("fp16", "fp16", {}), *(VARIANTS if name in options.variants_of else [])]
+    variants = [one for one in VARIANTS if one[0] in options.variants and name in options.variants_of]
+    wanted = [("fp32", "fp32", {}), ("fp16", "fp16", {}), *variants]
     batches: dict[str, int] = {}
     for title, precision, more in wanted:
         provider = ortcam.Provider(options.provider, more if options.provider == "cuda" else {})
@@ -91,11 +95,13 @@ def measure(name: str, folder: Path, options: argparse.Namespace, entry: dict[st
         batches[precision] = cam.batch_size
         show(f"{entry['network']}, {title}: batches of {cam.batch_size}")
         there = cam.explain(photos[0], targets=target)
-        r = float(np.corrcoef(there.input_maps.ravel(), on_cpu.input_maps.ravel())[0, 1])
+        r = correlation(there, on_cpu)
+        r_of_a_budget = correlation(cam.explain(photos[0], targets=target, budget=32), budget_on_cpu)
         timed = timings(cam, files[precision], provider, photos, options.rounds)
         graphs = cam._scorer._captured
         entry["runs"][title] = {
             "r": r,
+            "r_with_budget_32": r_of_a_budget,
             "batch_size": cam.batch_size,
             "CUDA graphs": 0 if graphs is None else len(graphs._graphs),
         } | timed
@@ -172,7 +178,9 @@ def nodes_of(path: Path, provider: str) -> dict[str, Any]:
     engine = Engine(ortcam.CamModel(path), "logits", ortcam.Provider(provider), None, None, record_assignment=True)
     nodes = count_nodes(engine.session)
     elsewhere = {name: counts for name, counts in nodes.items() if name != engine.provider.ort_name}
-    return {"on": {name: sum(counts.values()) for name, counts in nodes.items()}, "elsewhere": elsewhere}
+    fused = sum(counts.get("FusedConv", 0) for counts in nodes.values())
+    on = {name: sum(counts.values()) for name, counts in nodes.items()}
+    return {"on": on, "elsewhere": elsewhere, "fused_convolutions": fused}
 
 
 def copies_of(path: Path, provider: str, photo: Any) -> dict[str, Any]:
@@ -263,6 +271,10 @@ def table(measured: list[dict[str, Any]]) -> str:
                 f"{seconds['one photo, budget 32']:.4f} | {run['photos_a_second_with_budget_32']:.0f} |"
             )
     return "\n".join(lines)
+
+
+def correlation(ours: ortcam.Explanation, reference: ortcam.Explanation) -> float:
+    return float(np.corrcoef(ours.input_maps.ravel(), reference.input_maps.ravel())[0, 1])
 
 
 def seconds_of(run: Callable[[], Any]) -> float:

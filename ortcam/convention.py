@@ -21,6 +21,8 @@ from ortcam.errors import OptionError, nearest
 
 Floats = NDArray[np.float32]
 Step = Literal["relu", "upsample", "normalize"]
+_SAMPLES_AT_ONCE = 1 << 16  # 256 kB: they stay in the cache
+_FEWEST_CHANNELS = 64  # at once: fewer make slow products
 TINY = np.finfo(np.float32).tiny  # a smaller range is none
 
 
@@ -211,11 +213,16 @@ def upsampled_extremes(activations: Floats, size: tuple[int, int], align_corners
     """
     rows = extreme_rows(size[0], activations.shape[1], align_corners)
     columns = extreme_rows(size[1], activations.shape[2], align_corners)
-    # Channels last, so that the few products are of all of them at once.
-    lanes = np.ascontiguousarray(activations.reshape(len(activations), -1).T)
-    taller = (rows @ lanes.reshape(activations.shape[1], -1)).reshape(len(rows), activations.shape[2], -1)
-    samples = (columns @ taller).reshape(-1, len(activations))
-    return samples.min(axis=0), samples.max(axis=0)
+    lowest, highest = np.empty((2, len(activations)), np.float32)
+    most = max(_SAMPLES_AT_ONCE // (len(rows) * len(columns)), _FEWEST_CHANNELS)
+    for begin in range(0, len(activations), most):
+        some = activations[begin : begin + most]
+        lanes = np.ascontiguousarray(some.reshape(len(some), -1).T)  # channels last: few products, of all at once
+        taller = (rows @ lanes.reshape(some.shape[1], -1)).reshape(len(rows), some.shape[2], -1)
+        samples = (columns @ taller).reshape(-1, len(some))
+        samples.min(axis=0, out=lowest[begin : begin + most])
+        samples.max(axis=0, out=highest[begin : begin + most])
+    return lowest, highest
 
 
 def extreme_rows(size: int, length: int, align_corners: bool) -> Floats:

@@ -22,70 +22,92 @@ FUSED_CONVOLUTION = f"{_DOMAIN}.{OPERATOR}"
 def fuse_convolutions(proto: onnx.ModelProto) -> int:
     """Write fused convolutions into a graph, in place, and return how many.
 
-    Those are taken whose result nobody else reads, of float32 and with the same padding on both sides, which is what
-    the operator is for; a shortcut must be known to have the shape of what it is added to.
+    Those are taken whose result nobody else reads, of float32, in one group, and with the same padding on both sides:
+    of others cuDNN has no such kernel, or none that was measured. A shortcut must be known to have the shape of what
+    it is added to.
     """
     graph = proto.graph
-    if any(
-        attribute.type in (attribute.GRAPH, attribute.GRAPHS) for node in graph.node for attribute in node.attribute
-    ):
+    attributes = (attribute for node in graph.node for attribute in node.attribute)
+    if any(attribute.type in (attribute.GRAPH, attribute.GRAPHS) for attribute in attributes):
         return 0  # names may be read in there
-    readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(value.name for value in graph.output)
-    producers = {name: node for node in graph.node for name in node.output}
-    places = {node.output[0]: place for place, node in enumerate(graph.node)}
-    float_kernels = {one.name for one in graph.initializer if one.data_type == TensorProto.FLOAT and len(one.dims) == 4}
-    shapes = {value.name: value.type.tensor_type.shape for value in graph.value_info}
+    finder = _Finder(graph)
     fused: dict[str, onnx.NodeProto] = {}  # by the name that it makes
-    replaced: set[str] = set()
-
-    def convolution(name: str) -> onnx.NodeProto | None:
-        """Return what makes the tensor, if that is a convolution which can be fused."""
-        node = producers.get(name)
-        if node is None or node.op_type != "Conv" or node.domain or readers[name] > 1 or name in replaced:
-            return None
-        return node if node.input[1] in float_kernels and _pads_alike(node) else None
-
-    def shortcut(added: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
-        """Return the last convolution that is added to something, and what that is."""
-        for name, other in sorted(
-            zip(added.input, reversed(added.input), strict=True), key=lambda pair: -places.get(pair[0], -1)
-        ):
-            node = convolution(name)
-            if node is not None and name in shapes and shapes.get(other) == shapes[name]:
-                return node, other
-        return None
-
+    gone: set[str] = set()
     for node in graph.node:
-        before = producers.get(node.input[0]) if node.op_type == "Relu" and not node.domain else None
-        if before is None or readers[node.input[0]] > 1:
-            continue
-        found, short = convolution(node.input[0]), ""
-        if found is None and before.op_type == "Add" and not before.domain:
-            found, short = shortcut(before) or (None, "")
-        if found is None:
-            continue
-        inputs = [*found.input, *[""] * (3 - len(found.input)), *([short] if short else [])]
-        while not inputs[-1]:
-            inputs.pop()
-        made = helper.make_node(OPERATOR, inputs, node.output, found.name, domain=_DOMAIN, activation="Relu")
-        made.attribute.extend(found.attribute)
-        fused[node.output[0]] = made
-        replaced |= {found.output[0], before.output[0]}
-
-    nodes = [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in replaced]
+        found = finder.before(node)
+        if found is not None:
+            convolution, short = found
+            fused[node.output[0]] = _fused(convolution, short, node.output[0])
+            gone |= {convolution.output[0], node.input[0]}
+    if not fused:
+        return 0
+    nodes = [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in gone]
     kept = onnx.GraphProto(node=nodes)  # a copy, before the list that they are in is emptied
     del graph.node[:]
     graph.node.extend(kept.node)
-    if fused and all(opset.domain != _DOMAIN for opset in proto.opset_import):
+    if all(opset.domain != _DOMAIN for opset in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     return len(fused)
 
 
-def _pads_alike(node: onnx.NodeProto) -> bool:
-    """Return whether a convolution pads both ends of an axis alike."""
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    if "auto_pad" in attributes and attributes["auto_pad"].s not in (b"NOTSET", b"VALID"):
-        return False
-    pads = list(attributes["pads"].ints) if "pads" in attributes else []
-    return pads[: len(pads) // 2] == pads[len(pads) // 2 :]
+class _Finder:
+    """Finds what can be fused in a graph."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._readers = Counter(name for node in graph.node for name in node.input)
+        self._readers.update(value.name for value in graph.output)
+        self._makers = {name: (place, node) for place, node in enumerate(graph.node) for name in node.output}
+        kernels = (one for one in graph.initializer if one.data_type == TensorProto.FLOAT and len(one.dims) == 4)
+        self._kernels = {one.name for one in kernels}
+        self._shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+
+    def before(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
+        """Return the convolution that a node rectifies, and the name of what is added to it first, or nothing."""
+        rectified = self._maker("Relu", node)
+        if rectified is None or self._readers[node.input[0]] > 1:
+            return None
+        if self._can_be_fused(rectified):
+            return rectified, ""
+        if rectified.op_type != "Add" or rectified.domain:
+            return None
+        first, second = rectified.input
+        for name, other in sorted([(first, second), (second, first)], key=self._place, reverse=True):
+            convolution = self._makers[name][1] if name in self._makers else None
+            if convolution is not None and self._can_be_fused(convolution) and self._are_alike(name, other):
+                return convolution, other
+        return None
+
+    def _maker(self, op_type: str, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return what makes the first input of a node of that kind."""
+        is_meant = node.op_type == op_type and not node.domain and node.input[0] in self._makers
+        return self._makers[node.input[0]][1] if is_meant else None
+
+    def _can_be_fused(self, node: onnx.NodeProto) -> bool:
+        is_meant = node.op_type == "Conv" and not node.domain and node.input[1] in self._kernels
+        return is_meant and self._readers[node.output[0]] == 1 and _is_plain(node)
+
+    def _place(self, pair: tuple[str, str]) -> int:
+        """Return which node makes the first of two names: the last of two convolutions takes the other as shortcut."""
+        return self._makers[pair[0]][0] if pair[0] in self._makers else -1
+
+    def _are_alike(self, name: str, other: str) -> bool:
+        """Return whether two tensors are known to have the same shape."""
+        dims, others = self._shapes.get(name, []), self._shapes.get(other, [])
+        return len(dims) == 4 and list(dims) == list(others) and all(dim.dim_value for dim in dims[1:])
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    """Return whether a convolution has one group, and pads both ends of an axis alike."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    pads = list(attributes.get("pads", []))
+    alike = pads[: len(pads) // 2] == pads[len(pads) // 2 :]
+    return alike and attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID") and attributes.get("group", 1) == 1
+
+
+def _fused(convolution: onnx.NodeProto, short: str, output: str) -> onnx.NodeProto:
+    inputs = [*convolution.input, *[""] * (3 - len(convolution.input)), short]
+    while not inputs[-1]:
+        inputs.pop()
+    made = helper.make_node(OPERATOR, inputs, [output], convolution.name, domain=_DOMAIN, activation="Relu")
+    made.attribute.extend(convolution.attribute)
+    return made
