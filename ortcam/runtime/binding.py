@@ -7,7 +7,7 @@ down; masked images exist only inside a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from threading import Lock
@@ -25,6 +25,7 @@ from ortcam.runtime.captured import NOT_CAPTURED, Batch, CapturedRuns
 from ortcam.runtime.session import running
 
 Progress = Callable[[int, int], None]
+Inputs = dict[str, NDArray[Any]]
 
 _SCORES = (scoring.TARGET_LOGITS, scoring.TARGET_LOG_PROBABILITIES)
 
@@ -102,7 +103,9 @@ class Rows:
 
     def take(self, begin: int, count: int) -> Rows:
         """Return `count` rows from `begin`; the last one again where there are no more."""
-        at = np.minimum(np.arange(begin, begin + count), len(self) - 1)
+        at: Any = slice(begin, begin + count)
+        if begin + count > len(self):
+            at = np.minimum(np.arange(begin, begin + count), len(self) - 1)
         return Rows(self.photos[at], self.channels[at], self.affine[at], self.targets[at])
 
     @classmethod
@@ -191,12 +194,12 @@ class Scorer:
         rows = Rows.plain(count).take(0, self._model.batch or count)
         nothing = {scoring.PHOTOS: tensors, scoring.ACTIVATIONS: np.zeros((count, 1, 1), np.float32)}
         matrices = self._matrices((1, 1), (height, width), False, len(rows))
-        inputs = nothing | self._row_inputs(rows, 1)
+        (of_rows,) = _row_inputs(rows, 1, [len(rows)])
+        inputs = nothing | of_rows
         names = (self._result, scoring.LOGITS, "activations")
 
         def direct() -> list[Floats]:
-            on_device = {name: self._upload(value) for name, value in (inputs | matrices).items()}
-            return self._run(self._session.io_binding(), on_device, names)
+            return self._run(self._session.io_binding(), inputs | matrices, names)
 
         if self._captured is None:
             output, logits, activations = direct()
@@ -227,17 +230,18 @@ class Scorer:
         logits = np.empty(rows.targets.shape, np.float32)
         log_probabilities = np.empty(rows.targets.shape, np.float32)
         run = self._direct(group, align_corners) if self._captured is None else self._replayed(group, align_corners)
+        sizes = batch_sizes(len(rows), self.batch_size, self._padding)
         begin = 0
-        for size in batch_sizes(len(rows), self.batch_size, self._padding):
+        for size, inputs in zip(sizes, _row_inputs(rows.take(0, sum(sizes)), group.per_photo, sizes), strict=True):
             end = min(begin + size, len(rows))
-            scores = run(rows.take(begin, size))
+            scores = run(inputs)
             logits[begin:end], log_probabilities[begin:end] = (some[: end - begin] for some in scores)
-            begin = end
+            begin += size
             if on_progress is not None:
                 on_progress(end, len(rows))
         return logits, log_probabilities
 
-    def _direct(self, group: Group, align_corners: bool) -> Callable[[Rows], list[Floats]]:
+    def _direct(self, group: Group, align_corners: bool) -> Callable[[Inputs], list[Floats]]:
         """Return what runs a batch in fresh buffers; what all batches of the group have is bound once."""
         if not group.on_device:
             group.on_device[scoring.PHOTOS] = self._upload(group.photos)
@@ -245,59 +249,51 @@ class Scorer:
         binding = self._session.io_binding()
         for name, value in group.on_device.items():
             binding.bind_ortvalue_input(name, value)
-        matrices: dict[str, NDArray[Any]] = {}
+        matrices: Inputs = {}
 
-        def run(rows: Rows) -> list[Floats]:
-            new = self._row_inputs(rows, group.per_photo)
-            if not matrices or len(matrices[scoring.ROWS]) not in (1, len(rows)):
-                matrices.update(self._matrices(group.layer, group.passes[0].size, align_corners, len(rows)))
-                new |= matrices
-            return self._run(binding, {name: self._upload(value) for name, value in new.items()}, _SCORES)
+        def run(inputs: Inputs) -> list[Floats]:
+            count = len(inputs[scoring.CHANNELS])
+            if matrices and len(matrices[scoring.ROWS]) in (1, count):
+                return self._run(binding, inputs, _SCORES)
+            matrices.update(self._matrices(group.layer, group.passes[0].size, align_corners, count))
+            return self._run(binding, inputs | matrices, _SCORES)
 
         return run
 
-    def _replayed(self, group: Group, align_corners: bool) -> Callable[[Rows], list[Floats]]:
+    def _replayed(self, group: Group, align_corners: bool) -> Callable[[Inputs], list[Floats]]:
         """Return what replays a batch as a CUDA graph."""
         of_group = {scoring.PHOTOS: group.photos, scoring.ACTIVATIONS: group.features}
 
-        def run(rows: Rows) -> list[Floats]:
+        def run(inputs: Inputs) -> list[Floats]:
             assert self._captured is not None
-            new = self._row_inputs(rows, group.per_photo)
-            matrices = self._matrices(group.layer, group.passes[0].size, align_corners, len(rows))
-            outputs = dict.fromkeys(_SCORES, rows.targets.shape)
+            count = len(inputs[scoring.CHANNELS])
+            matrices = self._matrices(group.layer, group.passes[0].size, align_corners, count)
+            outputs = dict.fromkeys(_SCORES, inputs[scoring.TARGETS].shape)
 
             def direct() -> list[Floats]:
-                return self._direct(group, align_corners)(rows)
+                return self._direct(group, align_corners)(inputs)
 
-            batch = Batch(align_corners, new, matrices, outputs, direct, group, of_group, group.on_device)
+            batch = Batch(align_corners, inputs, matrices, outputs, direct, group, of_group, group.on_device)
             return self._captured.run(batch)
 
         return run
 
-    def _run(self, binding: Any, inputs: dict[str, Any], outputs: Sequence[str]) -> list[Floats]:
-        """Run with inputs that are on the device, beside those that are bound; return the outputs."""
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
+    def _run(self, binding: Any, inputs: Inputs, outputs: Sequence[str]) -> list[Floats]:
+        """Run with inputs beside those that are bound; return the outputs."""
+        for name, array in inputs.items():
+            if self._device.type == "cpu":
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            else:
+                binding.bind_ortvalue_input(name, self._upload(array))
         binding.clear_binding_outputs()
         for name in outputs:
             binding.bind_output(name)
         with self._turn, running(self._name):
             self._session.run_with_iobinding(binding, None if self._captured is None else NOT_CAPTURED)
-            return [value.numpy() for value in binding.get_outputs()]
+            results: list[Floats] = binding.copy_outputs_to_cpu()
+            return results
 
-    def _row_inputs(self, rows: Rows, per_photo: int) -> dict[str, NDArray[Any]]:
-        """Return the inputs that differ from batch to batch; every photo has `per_photo` channels."""
-        one_photo = rows.photos[:1] if (rows.photos == rows.photos[0]).all() else rows.photos
-        return {
-            scoring.PHOTO_INDEX: one_photo,
-            scoring.CHANNELS: rows.photos * per_photo + rows.channels,
-            scoring.AFFINE: rows.affine.reshape(-1, 3, 1, 1),
-            scoring.TARGETS: rows.targets,
-        }
-
-    def _matrices(
-        self, small: tuple[int, int], size: tuple[int, int], align_corners: bool, count: int
-    ) -> dict[str, NDArray[Any]]:
+    def _matrices(self, small: tuple[int, int], size: tuple[int, int], align_corners: bool, count: int) -> Inputs:
         """Return the matrices that upsample the masks of a batch of `count`."""
         rows = interpolation_matrix(size[0], small[0], align_corners)[None, None]
         if self._device.type != "cpu":
@@ -317,3 +313,22 @@ class Scorer:
     def _upload(self, array: NDArray[Any]) -> Any:
         with running(self._name):
             return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)
+
+
+def _row_inputs(rows: Rows, per_photo: int, sizes: Sequence[int]) -> Iterator[Inputs]:
+    """Yield the inputs that differ from batch to batch; every photo has `per_photo` channels.
+
+    What can be done for all batches at once is: between two runs Python is slow, its own data having left the cache.
+    """
+    whole = {
+        scoring.CHANNELS: rows.photos * per_photo + rows.channels,
+        scoring.AFFINE: rows.affine.reshape(-1, 3, 1, 1),
+        scoring.TARGETS: rows.targets,
+    }
+    one_photo = bool((rows.photos == rows.photos[:1]).all())
+    begin = 0
+    for size in sizes:
+        photos = rows.photos[begin : begin + size]
+        index = photos[:1] if one_photo or (photos == photos[0]).all() else photos
+        yield {scoring.PHOTO_INDEX: index} | {name: array[begin : begin + size] for name, array in whole.items()}
+        begin += size
