@@ -23,6 +23,7 @@ import torchvision
 from torch import nn
 
 import ortcam
+from ortcam.errors import one_line
 from ortcam.exporters import export
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import count_nodes
@@ -97,14 +98,10 @@ def measure(name: str, folder: Path, options: argparse.Namespace, entry: dict[st
         there = cam.explain(photos[0], targets=target)
         r = correlation(there, on_cpu)
         r_of_a_budget = correlation(cam.explain(photos[0], targets=target, budget=32), budget_on_cpu)
-        timed = timings(cam, files[precision], provider, photos, options.rounds)
+        run = {"r": r, "r_with_budget_32": r_of_a_budget, "batch_size": cam.batch_size}
+        run |= timings(cam, files[precision], provider, photos, options.rounds)
         graphs = cam._scorer._captured
-        entry["runs"][title] = {
-            "r": r,
-            "r_with_budget_32": r_of_a_budget,
-            "batch_size": cam.batch_size,
-            "CUDA graphs": 0 if graphs is None else len(graphs._graphs),
-        } | timed
+        entry["runs"][title] = run | {"CUDA graphs": 0 if graphs is None else len(graphs._graphs)}
         del cam, graphs  # a GPU holds the memory of one network at a time
         gc.collect()
         yield
@@ -120,8 +117,12 @@ def timings(
     quickest: dict[int, float] = {}
     for size in (max(batch // 2, 1), batch, batch * 2):
         run = bare_passes(path, provider, tensor, -(-count // size), size)
-        shares[size] = count / (size * -(-count // size))
-        quickest[size] = shares[size] * min(seconds_of(run) for _ in range(3))
+        share = count / (size * -(-count // size))
+        try:
+            quickest[size] = share * min(seconds_of(run) for _ in range(3))
+            shares[size] = share
+        except RuntimeError as error:  # more than the memory that is left
+            show(f"bare passes, batches of {size}: {one_line(error)}")
         del run
         gc.collect()
     best = min(quickest, key=lambda size: quickest[size])

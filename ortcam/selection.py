@@ -60,15 +60,19 @@ def select_distinct(activations: Floats, masks: Masks, convention: Convention) -
 
 def _first_of_equals(lines: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the numbers of the distinct lines [D], in order, and which of those each line is."""
-    # Sums that hardly ever agree where lines do not; that they never did is seen to below.
-    factors = np.random.default_rng(0).integers(-(2**62), 2**62, lines.shape[1])
-    _, firsts, which = np.unique(np.einsum("kp,p->k", lines, factors), return_index=True, return_inverse=True)
-    if not np.array_equal(lines[firsts][which], lines):
+    _, firsts, which = np.unique(_sum_up(lines), return_index=True, return_inverse=True)
+    if not np.array_equal(lines[firsts][which], lines):  # sums of different lines agree
         _, firsts, which = np.unique(lines, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(firsts)
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     return firsts[order], places[which.reshape(-1)]
+
+
+def _sum_up(lines: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return sums that hardly ever agree where lines do not."""
+    factors = np.random.default_rng(0).integers(-(2**62), 2**62, lines.shape[1])
+    return np.asarray(np.einsum("kp,p->k", lines, factors), np.int64)
 
 
 @dataclass(frozen=True)

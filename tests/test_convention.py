@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ortcam import selection
 from ortcam.convention import (
     PRESETS,
     interpolation_matrix,
@@ -149,3 +150,29 @@ def test_normalize_of_a_flat_map_is_zero() -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(OptionError, match="nearest: torchcam"):
         resolve_convention("torch-cam")
+
+
+@pytest.mark.parametrize("sums_agree", [False, True])
+@pytest.mark.parametrize("preset", ["official", "torchcam"])
+def test_equal_masks_are_found_whatever_their_sums(
+    preset: str, sums_agree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a dictionary of the masks; also where sums of different masks agree, which takes some luck."""
+    if sums_agree:
+        monkeypatch.setattr(selection, "_sum_up", lambda lines: lines[:, 0])
+    convention = PRESETS[preset]
+    random = np.random.default_rng(4)
+    activations = np.maximum(random.integers(-1, 2, (300, 2, 2)), 0).astype(np.float32)
+    masks = convention.masks(activations, (32, 32))
+    found = select_distinct(activations, masks, convention)
+    known: dict[bytes, int] = {}
+    for channel, activation in enumerate(activations):
+        if not masks.live[channel] and convention.constant_channels == "skip":
+            assert found.rows[channel] == -1
+            continue
+        mask = (activation > 0) & masks.live[channel]
+        if mask.tobytes() not in known:
+            assert found.channels[len(known)] == channel
+            known[mask.tobytes()] = len(known)
+        assert found.rows[channel] == known[mask.tobytes()]
+    assert len(found) == len(known) == (14 if preset == "official" else 15)
