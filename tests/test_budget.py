@@ -263,6 +263,20 @@ def test_the_surrogates_of_a_group_do_what_each_would_alone(side: int) -> None:
             assert (error.expected, error.high) == pytest.approx((expectation.expected, expectation.high), rel=1e-3)
 
 
+def test_layers_of_all_sizes_share_the_sessions() -> None:
+    """A session holds memory of the GPU."""
+    device = DeviceSurrogates(Device())
+    for side in (3, 5, 20):
+        photos = np.random.default_rng(side).standard_normal((2, 60, side, side), np.float32)
+        plans = [planned(photo, Limits(21), device.group()) for photo in photos]
+        for plan in plans:
+            while len(chosen := plan.next()):
+                plan.observe(-np.ones((len(chosen), 1), np.float32))
+            assert plan.scores().shape == (60, 1)
+            assert plan.errors()[0] is not None
+    assert len(device._sessions) == 5  # the kernel, 4 masks more, 1 more, a prediction, an error
+
+
 def test_a_photo_that_stops_keeps_what_it_had() -> None:
     """In a group that goes on, with a tolerance that photos reach at different times."""
     random = np.random.default_rng(3)

@@ -127,6 +127,10 @@ def test_a_shortcut_of_another_or_no_known_shape_is_added_outside() -> None:
     unknown = network(nodes, ["y"])
     del unknown.graph.value_info[:]
     assert fuse_convolutions(unknown) == 0
+    any_batch = network(nodes, ["y"])
+    for value in any_batch.graph.value_info:
+        value.type.tensor_type.shape.dim[0].Clear()  # one may be broadcast
+    assert fuse_convolutions(any_batch) == 0
 
 
 def test_half_precision_has_no_fused_convolutions() -> None:

@@ -93,7 +93,8 @@ class _Finder:
     def _are_alike(self, name: str, other: str) -> bool:
         """Return whether two tensors are known to have the same shape."""
         dims, others = self._shapes.get(name, []), self._shapes.get(other, [])
-        return len(dims) == 4 and list(dims) == list(others) and all(dim.dim_value for dim in dims[1:])
+        are_known = all(dim.dim_value for dim in dims[1:]) and bool(dims and (dims[0].dim_value or dims[0].dim_param))
+        return len(dims) == 4 and list(dims) == list(others) and are_known
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:

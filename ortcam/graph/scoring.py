@@ -39,7 +39,7 @@ LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
 
-VERSION = 4  # of the graph that is built here: what is kept of an older one is not used
+VERSION = 5  # of the graph built here, and of what is measured with it: what is kept of an older one is not used
 
 # Operators that may stand between the softmax or sigmoid of a classifier and its output.
 AFTER_SCORES = frozenset(

@@ -1,7 +1,8 @@
 """The surrogates of several photos as nodes: `ortcam.surrogate` with an axis of photos before all others.
 
-For a GPU, which is only busy with many photos at once, and with few nodes a photo. Photos go in step: all of them have
-as many masks chosen and scored. One with fewer masks than another is filled up with masks that show nothing.
+For a GPU, which is only busy with many photos at once, and with few nodes a photo. Photos go in step: as many masks are
+chosen for each. One with fewer masks than another is filled up with masks that show nothing; where it has no mask left,
+its first is chosen again, and by then it has all scores of its own and needs no prediction.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 from ortcam.convention import TINY
 from ortcam.graph.budget import inverse_of_two
 from ortcam.graph.builder import Builder, Value
-from ortcam.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment, smooth_directions
+from ortcam.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment
 
 # What is known of the masks of G photos: a name, and how many dimensions it has. The first of 1+n rows is filling.
 RANKS = {
@@ -28,13 +29,14 @@ RANKS = {
     "direction": 2,  # float32 [G,P], the mean of the predicted maps
     "logs": 3,  # float32 [G,D,T], the predicted log weights
     "amplitudes": 3,  # float64 [G,1,T]
+    "basis": 2,  # float32 [P,R], the directions that count: `smooth_directions`
 }
 State = dict[str, Value]  # some of these
 
 
-def write_choice(graph: Builder, state: State, count: int, grid: tuple[int, int]) -> State:
+def write_choice(graph: Builder, state: State, count: int) -> State:
     """Choose `count` masks more for every photo: `Surrogate.choose`."""
-    columns = _weighted(graph, state, state["direction"], state["importance"], grid)
+    columns = _weighted(graph, state, state["direction"], state["importance"])
     rows = _swapped(graph, columns)  # [G,R,D]
     effect = _swapped(graph, state["kernel"] @ columns) + rows * NUGGET
     effect = effect - rows @ _swapped(graph, state["factor"]) @ state["factor"]
@@ -73,17 +75,19 @@ def write_prediction(graph: Builder, state: State, scores: Value) -> State:
     slopes = inverse_of_two(graph, turned @ trend_solved + np.diag([0.0, PRIOR_OF_AREA])) @ (turned @ roots_solved)
     rest = roots_solved - trend_solved @ slopes
     amplitudes = graph.reduce("SumSquare", rest, 1, keep=True) / graph.cast(graph.size(scores, 1), double)
-    through = _swapped(graph, state["factor"]) @ graph.cast(rest, np.float32)
-    predicted = graph.maximum(trend @ slopes + graph.cast(through, double), LEAST_ROOT)
-    variances = graph.expand_dims(graph.cast(state["variance"] + NUGGET, double), 2) * amplitudes
+    # What has as many values as there are masks and targets is float32.
+    small, rest = graph.cast(slopes, np.float32), graph.cast(rest, np.float32)
+    predicted = graph.cast(trend, np.float32) @ small + _swapped(graph, state["factor"]) @ rest
+    predicted = graph.maximum(predicted, LEAST_ROOT)
+    variances = graph.expand_dims(state["variance"] + NUGGET, 2) * graph.cast(amplitudes, np.float32)
     # The scores themselves for masks that have one.
     at = _one_hot(graph, state["chosen"], state["free"])  # [G,n,D]
     has_score = graph.expand_dims(graph.reduce("Sum", at, 1), 2) > 0.0
     spread = _swapped(graph, at) @ graph.concat([below, graph.cast(roots, np.float32)], 2)
     count = graph.size(scores, 2)
-    logs = graph.cast(graph.op("Log", sixth_moment(predicted, variances)), np.float32)
+    logs = graph.op("Log", sixth_moment(predicted, variances))
     logs = graph.where(has_score, graph.slice(spread, 0, count, 2), logs)
-    hoped = graph.cast(predicted + graph.op("Sqrt", variances) * HOPE, np.float32)
+    hoped = predicted + graph.op("Sqrt", variances) * HOPE
     hoped = graph.where(has_score, graph.slice(spread, count, count + count, 2), hoped)
     # What the next choice counts masks by: `Surrogate._aim`.
     maps = _swapped(graph, graph.op("Exp", logs)) @ state["parts"]  # [G,T,P]
@@ -100,7 +104,7 @@ def write_prediction(graph: Builder, state: State, scores: Value) -> State:
     }
 
 
-def write_expected_error(graph: Builder, state: State, target: Value, grid: tuple[int, int]) -> Value:
+def write_expected_error(graph: Builder, state: State, target: Value) -> Value:
     """target int64 [1] -> the expected 1 - r of its map, float32 [G,1,1]: `Surrogate.expected_error`."""
     logs = graph.gather(state["logs"], target, 2)  # [G,D,1]
     whole = _swapped(graph, graph.op("Exp", logs)) @ state["parts"]  # [G,1,P]
@@ -108,7 +112,7 @@ def write_expected_error(graph: Builder, state: State, target: Value, grid: tupl
     size = graph.reduce("SumSquare", centred, 2, keep=True)
     slopes = graph.op("Exp", logs * (1 - 1 / ROOT)) * ROOT
     slopes = _squeezed(graph, slopes, 2) * state["free"]
-    uncertain = _weighted(graph, state, _squeezed(graph, whole, 1), slopes, grid)
+    uncertain = _weighted(graph, state, _squeezed(graph, whole, 1), slopes)
     explained = _swapped(graph, uncertain) @ _swapped(graph, state["factor"])
     spread = graph.reduce("Sum", (state["kernel"] @ uncertain + uncertain * NUGGET) * uncertain, 1, 2, keep=True)
     spread = graph.op("Relu", spread - graph.reduce("SumSquare", explained, 1, 2, keep=True))
@@ -116,9 +120,9 @@ def write_expected_error(graph: Builder, state: State, target: Value, grid: tupl
     return graph.where(size > 0.0, amplitude * spread * 0.5 / graph.maximum(size, float(TINY)), 1.0)
 
 
-def _weighted(graph: Builder, state: State, maps: Value, weights: Value, grid: tuple[int, int]) -> Value:
+def _weighted(graph: Builder, state: State, maps: Value, weights: Value) -> Value:
     """Return what masks do to the directions that count beside `maps` [G,P], times `weights` [G,D]: [G,D,R]."""
-    basis = graph.constant(smooth_directions(grid))
+    basis = state["basis"]
     mean = maps - graph.reduce("Mean", maps, 1, keep=True)
     mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 1, keep=True)) + TINY)
     along = graph.expand_dims(mean, 1)

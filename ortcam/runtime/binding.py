@@ -21,7 +21,7 @@ from ortcam.convention import Floats, interpolation_matrix
 from ortcam.errors import ModelError
 from ortcam.graph import scoring
 from ortcam.model import CamModel
-from ortcam.runtime.captured import NOT_CAPTURED, Batch, CapturedRuns
+from ortcam.runtime.captured import GATE, NOT_CAPTURED, Batch, CapturedRuns
 from ortcam.runtime.session import running
 
 Progress = Callable[[int, int], None]
@@ -181,6 +181,8 @@ class Scorer:
         self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
         # Two runs at once would take twice the memory of a GPU, and are no faster.
         self._turn = nullcontext() if device.type == "cpu" else Lock()
+        # Another model may be captured; where this one is, that is seen to already.
+        self._gate = GATE.shared if device.type == "cuda" and not captures else nullcontext
         self.batch_size = batch_size
 
     def forward(self, tensors: Floats) -> Group:
@@ -288,7 +290,7 @@ class Scorer:
         binding.clear_binding_outputs()
         for name in outputs:
             binding.bind_output(name)
-        with self._turn, running(self._name):
+        with self._turn, running(self._name), self._gate():
             self._session.run_with_iobinding(binding, None if self._captured is None else NOT_CAPTURED)
             results: list[Floats] = binding.copy_outputs_to_cpu()
             return results
@@ -311,7 +313,7 @@ class Scorer:
             raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
 
     def _upload(self, array: NDArray[Any]) -> Any:
-        with running(self._name):
+        with running(self._name), self._gate():
             return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)
 
 

@@ -30,7 +30,7 @@ from onnx import helper
 
 from ortcam.errors import ModelError, one_line
 from ortcam.graph.builder import Builder
-from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session, running
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session, make_options, running
 
 MOST_GRAPHS = 32  # of a session; batches of further shapes are run without
 _MOST_SEEN = 1000  # shapes that are remembered
@@ -243,7 +243,7 @@ def _create_copier(names: list[str], device: str, device_id: int) -> ort.Inferen
         graph.output(graph.input(name, np.float32, None), _copied(name), None)
     model = helper.make_model(graph.to_proto("copies"), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     providers = CPU if device == "cpu" else [("CUDAExecutionProvider", {"device_id": str(device_id)}), *CPU]
-    return create_session(model, providers, "copies", Path(), log_severity=4)
+    return create_session(model, providers, "copies", Path(), make_options(1), log_severity=4)
 
 
 def _copied(name: str) -> str:

@@ -26,7 +26,8 @@ DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a proce
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
 _SMALLEST_BATCH, _SMALLEST_BATCH_ON_DEVICES = 1, 8  # to measure
 _SECONDS_OF_MEASURING, _SECONDS_ON_DEVICES = 8.0, 30.0  # CUDA tries convolution algorithms for every new shape
-_TURNS, _FEWEST_MEASURED = 3, 16  # masked images: the first batch finds another size's data in the cache
+_TURNS, _FEWEST_MEASURED = 3, 16  # masked images, where they take
+_LONG = 0.5  # seconds at most
 _GOOD_ENOUGH = 1.01  # times the least seconds a row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
 
@@ -171,7 +172,8 @@ class Engine:
     def _measure_batches(self, smallest: int, largest: int, limit: float) -> dict[int, float]:
         """Return the seconds a masked image takes in batches of 1, 2, 4, ...: the least of three turns of all sizes.
 
-        After `limit` seconds no larger size is begun. Sizes take turns, so that a slow second meets all of them.
+        After `limit` seconds no larger size and no further turn is begun. Sizes take turns, so that a slow second
+        meets all of them.
         """
         usual = (3, 224, 224) if self._model.contract.image_layout == "NCHW" else (224, 224, 3)
         shape = [dim or other for dim, other in zip(self._model.usual_shape, usual, strict=True)]
@@ -179,22 +181,24 @@ class Engine:
         group = self.scorer.forward(noise)
         seconds: dict[int, float] = {}
 
-        def measure(size: int) -> float:
-            self.scorer.batch_size, count = size, max(size, _FEWEST_MEASURED)
+        def measure(size: int, count: int) -> float:
+            self.scorer.batch_size = size
             start = time.perf_counter()
             self.scorer.score(group, Rows.plain(1).take(0, count), align_corners=False)
             return (time.perf_counter() - start) / count
 
-        begin, size = time.perf_counter(), smallest
-        while size <= largest and time.perf_counter() - begin < limit:
-            try:
-                measure(size)  # plans, and does not count
-                seconds[size] = measure(size)
-            except ModelError:  # the device's memory is full
-                if not seconds:
-                    raise
-                break
-            size *= 2
-        for _ in range(_TURNS - 1):
-            seconds = {size: min(least, measure(size)) for size, least in seconds.items()}
+        begin, counts = time.perf_counter(), dict[int, int]()
+        try:
+            while (size := smallest << len(counts)) <= largest and time.perf_counter() - begin < limit:
+                planned = measure(size, size)
+                # The first batch finds another size's data in the cache, so that a short one is not measured by itself.
+                counts[size] = size if planned * _FEWEST_MEASURED > _LONG else max(size, _FEWEST_MEASURED)
+                seconds[size] = measure(size, counts[size])
+            for _ in range(_TURNS - 1):
+                for size, count in counts.items():
+                    if time.perf_counter() - begin < limit:
+                        seconds[size] = min(seconds[size], measure(size, count))
+        except ModelError:  # the device's memory is full
+            if not seconds:
+                raise
         return seconds

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -26,7 +26,7 @@ from ortcam.runtime.binding import Device
 from ortcam.runtime.captured import GATE
 from ortcam.runtime.providers import Provider, create_on
 from ortcam.runtime.session import make_options, running
-from ortcam.surrogate import Prediction
+from ortcam.surrogate import Prediction, smooth_directions
 
 _OPSET, _IR_VERSION = 18, 9
 _NAME = "the surrogate"
@@ -34,6 +34,7 @@ _TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64, "ampl
 _CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes of the state
 _PREDICTED = ("importance", "direction", "logs", "amplitudes")  # what a prediction does
 Grid = tuple[int, int]
+Result = TypeVar("Result")
 State = dict[str, Any]  # OrtValues by the names in `surrogates.RANKS`
 
 
@@ -43,9 +44,7 @@ class DeviceSurrogates:
     def __init__(self, device: Device) -> None:
         """Begin without a session; each is created when it is needed first."""
         self._device = device
-        # Blocks of memory are not rounded up to powers of two: one may be a quarter of a gigabyte.
-        exactly = {"arena_extend_strategy": "kSameAsRequested"}
-        self._provider = Provider("cpu") if device.type == "cpu" else Provider("cuda", exactly, device.id)
+        self._provider = Provider("cpu") if device.type == "cpu" else Provider("cuda", device_id=device.id)
         self._sessions: dict[tuple[Any, ...], ort.InferenceSession] = {}
         # A session keeps handles of CUDA's libraries for every thread that it is run in.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-surrogate")
@@ -81,12 +80,12 @@ class DeviceSurrogates:
 
         return self._run(start)
 
-    def choose(self, state: State, count: int, grid: Grid) -> State:
+    def choose(self, state: State, count: int) -> State:
         """Choose `count` masks more for every photo; return what is new of the state."""
         new: State = {}
         while count:
             step = SMALLEST_STAGE if count >= SMALLEST_STAGE else 1
-            new |= self._change(state | new, _CHOSEN, {}, _choice_session, step, grid)
+            new |= self._change(state | new, _CHOSEN, {}, _choice_session, step)
             count -= step
         return new
 
@@ -94,11 +93,15 @@ class DeviceSurrogates:
         """Predict from scores [G,n,T]; return what is new of the state."""
         return self._change(state, _PREDICTED, {"scores": scores}, _prediction_session)
 
-    def expected_errors(self, state: State, target: int, grid: Grid) -> Floats:
+    def expected_errors(self, state: State, target: int) -> Floats:
         """Return the expected errors [G] of the maps of a target."""
-        made = self._change(state, ("error",), {"target": np.array([target])}, _error_session, grid)
-        errors: Floats = made["error"].numpy().reshape(-1)
-        return errors
+        made = self._change(state, ("error",), {"target": np.array([target])}, _error_session)
+        return self.read(made, "error").reshape(-1)
+
+    def read(self, state: State, name: str) -> NDArray[Any]:
+        """Return a value of the state on the host."""
+        array: NDArray[Any] = self._run(lambda: state[name].numpy())
+        return array
 
     def _change(
         self,
@@ -136,8 +139,10 @@ class DeviceSurrogates:
             self._sessions[key] = create_on(self._provider, [], proto, _NAME, Path(), make_options(1), 4)
         return self._sessions[key]
 
-    def _run(self, function: Callable[[], State]) -> State:
-        def run() -> State:
+    def _run(self, function: Callable[[], Result]) -> Result:
+        """Return what a function does with the device: in its own thread, and never while a graph is captured."""
+
+        def run() -> Result:
             with running(_NAME), GATE.shared():
                 return function()
 
@@ -158,7 +163,7 @@ class SurrogateGroup:
         self._predicted: State = {}  # the state as it was after the last prediction
         self._chosen = np.empty((0, 0), np.int64)
         self._is_outdated = False  # scores came in since the last prediction
-        self._predictions: tuple[Floats, NDArray[np.float64]] | None = None
+        self._predictions: tuple[NDArray[Any], ...] | None = None
         self._errors: dict[int, Floats] = {}
 
     def add(self, masks: Floats, parts: Floats, grid: Grid) -> PhotoSurrogate:
@@ -176,8 +181,8 @@ class SurrogateGroup:
                 self._start()
             if count > self._chosen.shape[1]:
                 self._predict()
-                self._state |= self._device.choose(self._state, count - self._chosen.shape[1], self._grid)
-                self._chosen = self._state["chosen"].numpy()
+                self._state |= self._device.choose(self._state, count - self._chosen.shape[1])
+                self._chosen = self._device.read(self._state, "chosen")
             return list(map(int, self._chosen[photo, :count]))
 
     def observe(self, photo: int, scores: Floats) -> None:
@@ -191,7 +196,7 @@ class SurrogateGroup:
         with self._lock:
             self._predict()
             if self._predictions is None:
-                self._predictions = self._predicted["logs"].numpy(), self._predicted["amplitudes"].numpy()
+                self._predictions = tuple(self._device.read(self._predicted, name) for name in ("logs", "amplitudes"))
             logs, amplitudes = self._predictions
             return logs[photo], amplitudes[photo, 0]
 
@@ -200,7 +205,7 @@ class SurrogateGroup:
         with self._lock:
             self._predict()
             if target not in self._errors:
-                self._errors[target] = self._device.expected_errors(self._predicted, target, self._grid)
+                self._errors[target] = self._device.expected_errors(self._predicted, target)
             return float(self._errors[target][photo])
 
     def _start(self) -> None:
@@ -223,6 +228,7 @@ class SurrogateGroup:
             "chosen": np.empty((count, 0), np.int64),
             "importance": np.ones_like(real),
             "direction": parts.sum(axis=1),
+            "basis": smooth_directions(self._grid),
         }
         self._state = self._device.start(self._photos, host)
         self._photos = []
@@ -279,10 +285,10 @@ def _kernel_session() -> Builder:
     return graph
 
 
-def _choice_session(count: int, grid: Grid) -> Builder:
+def _choice_session(count: int) -> Builder:
     graph = Builder()
-    state = _write_state(graph, "kernel", "parts", "importance", "direction", *_CHOSEN)
-    _write_changes(graph, surrogates.write_choice(graph, state, count, grid), _CHOSEN)
+    state = _write_state(graph, "kernel", "parts", "importance", "direction", "basis", *_CHOSEN)
+    _write_changes(graph, surrogates.write_choice(graph, state, count), _CHOSEN)
     return graph
 
 
@@ -294,10 +300,10 @@ def _prediction_session() -> Builder:
     return graph
 
 
-def _error_session(grid: Grid) -> Builder:
+def _error_session() -> Builder:
     graph = Builder()
-    state = _write_state(graph, "kernel", "parts", "free", "factor", "logs", "amplitudes")
-    error = surrogates.write_expected_error(graph, state, graph.input("target", np.int64, [1]), grid)
+    state = _write_state(graph, "kernel", "parts", "free", "factor", "logs", "amplitudes", "basis")
+    error = surrogates.write_expected_error(graph, state, graph.input("target", np.int64, [1]))
     graph.output(error, _new("error"), ["G", 1, 1])
     return graph
 
