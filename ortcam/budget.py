@@ -136,10 +136,12 @@ class PredictedPlan:
         self._surrogate.observe(self._seen)
 
     def scores(self) -> Floats:
-        return self._scores() if self._result is None else self._result[0]
+        assert self._result is not None, "scores asked for before the plan has finished"
+        return self._result[0]
 
     def errors(self) -> tuple[ErrorEstimate | None, ...]:
-        return self._errors() if self._result is None else self._result[1]
+        assert self._result is not None, "errors asked for before the plan has finished"
+        return self._result[1]
 
     def _scores(self) -> Floats:
         best = self._seen.max(axis=0)

@@ -245,11 +245,8 @@ class Scorer:
 
     def _direct(self, group: Group, align_corners: bool) -> Callable[[Inputs], list[Floats]]:
         """Return what runs a batch in fresh buffers; what all batches of the group have is bound once."""
-        if not group.on_device:
-            group.on_device[scoring.PHOTOS] = self._upload(group.photos)
-            group.on_device[scoring.ACTIVATIONS] = self._upload(group.features)
         binding = self._session.io_binding()
-        for name, value in group.on_device.items():
+        for name, value in self._on_device(group).items():
             binding.bind_ortvalue_input(name, value)
         matrices: Inputs = {}
 
@@ -264,7 +261,6 @@ class Scorer:
 
     def _replayed(self, group: Group, align_corners: bool) -> Callable[[Inputs], list[Floats]]:
         """Return what replays a batch as a CUDA graph."""
-        of_group = {scoring.PHOTOS: group.photos, scoring.ACTIVATIONS: group.features}
 
         def run(inputs: Inputs) -> list[Floats]:
             assert self._captured is not None
@@ -275,7 +271,10 @@ class Scorer:
             def direct() -> list[Floats]:
                 return self._direct(group, align_corners)(inputs)
 
-            batch = Batch(align_corners, inputs, matrices, outputs, direct, group, of_group, group.on_device)
+            def on_device() -> dict[str, Any]:
+                return self._on_device(group)
+
+            batch = Batch(align_corners, inputs, matrices, outputs, direct, group, _of_group(group), on_device)
             return self._captured.run(batch)
 
         return run
@@ -312,9 +311,19 @@ class Scorer:
         if output.ndim != 2:
             raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
 
+    def _on_device(self, group: Group) -> dict[str, Any]:
+        """Return what all batches of a group have, on the device."""
+        if not group.on_device:
+            group.on_device.update({name: self._upload(array) for name, array in _of_group(group).items()})
+        return group.on_device
+
     def _upload(self, array: NDArray[Any]) -> Any:
         with running(self._name), self._gate():
             return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)
+
+
+def _of_group(group: Group) -> Inputs:
+    return {scoring.PHOTOS: group.photos, scoring.ACTIVATIONS: group.features}
 
 
 def _row_inputs(rows: Rows, per_photo: int, sizes: Sequence[int]) -> Iterator[Inputs]:

@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Condition
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -26,11 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import helper
 
 from ortcam.errors import ModelError, one_line
 from ortcam.graph.builder import Builder
-from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session, make_options, running
+from ortcam.runtime.session import RUNTIME_ERRORS, create_own, running
 
 MOST_GRAPHS = 32  # of a session; batches of further shapes are run without
 _MOST_SEEN = 1000  # shapes that are remembered
@@ -100,7 +98,7 @@ class Batch(NamedTuple):
         direct: does the same without a graph.
         owner: whose `shared` are, so that they are not copied again while nobody else's are.
         shared: the other inputs.
-        on_device: those on the device, once they are needed there.
+        on_device: returns those on the device.
     """
 
     kind: bool
@@ -110,7 +108,7 @@ class Batch(NamedTuple):
     direct: Callable[[], list[NDArray[np.float32]]]
     owner: object = None
     shared: Arrays = MappingProxyType({})
-    on_device: dict[str, Any] | None = None
+    on_device: Callable[[], Mapping[str, Any]] = dict
 
 
 class CapturedRuns:
@@ -170,11 +168,8 @@ class CapturedRuns:
         return results
 
     def _replay(self, graph: _Graph, batch: Batch) -> list[NDArray[np.float32]]:
-        if batch.on_device is not None and not graph.shared.belong_to(batch.owner):
-            if not batch.on_device:
-                batch.on_device.update(_Buffers(batch.shared, self._device, self._device_id).values)
-            on_device = batch.on_device
-            graph.shared.take(batch.owner, lambda: self._copy(on_device, graph.shared.values))
+        if batch.owner is not None:
+            graph.shared.hold(batch.owner, lambda: self._copy(batch.on_device(), graph.shared.values))
         return graph.run(batch.inputs)
 
     def _copy(self, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
@@ -203,15 +198,12 @@ class _Buffers:
         for name, array in arrays.items():
             self.values[name].update_inplace(np.ascontiguousarray(array))
 
-    def belong_to(self, owner: object) -> bool:
-        """Return whether it is the owner's arrays that lie here."""
-        return owner is not None and self._owner() is owner
-
-    def take(self, owner: object, copy: Callable[[], None]) -> None:
-        """Copy an owner's arrays here."""
-        self._owner = lambda: None  # should only a part be copied
-        copy()
-        self._owner = weakref.ref(owner)
+    def hold(self, owner: object, copy: Callable[[], None]) -> None:
+        """Copy an owner's arrays here, if they do not lie here already."""
+        if self._owner() is not owner:
+            self._owner = lambda: None  # should only a part be copied
+            copy()
+            self._owner = weakref.ref(owner)
 
 
 class _Graph:
@@ -241,9 +233,7 @@ def _create_copier(names: list[str], device: str, device_id: int) -> ort.Inferen
     graph = Builder()
     for name in names:
         graph.output(graph.input(name, np.float32, None), _copied(name), None)
-    model = helper.make_model(graph.to_proto("copies"), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    providers = CPU if device == "cpu" else [("CUDAExecutionProvider", {"device_id": str(device_id)}), *CPU]
-    return create_session(model, providers, "copies", Path(), make_options(1), log_severity=4)
+    return create_own(graph.to_proto("copies"), "copies", device, device_id)
 
 
 def _copied(name: str) -> str:

@@ -26,8 +26,9 @@ DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a proce
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
 _SMALLEST_BATCH, _SMALLEST_BATCH_ON_DEVICES = 1, 8  # to measure
 _SECONDS_OF_MEASURING, _SECONDS_ON_DEVICES = 8.0, 30.0  # CUDA tries convolution algorithms for every new shape
-_TURNS, _FEWEST_MEASURED = 3, 16  # masked images, where they take
-_LONG = 0.5  # seconds at most
+_TURNS = 3  # of all sizes
+_FEWEST_MEASURED = 16  # masked images at once, where they do not take long
+_LONG = 0.5  # seconds
 _GOOD_ENOUGH = 1.01  # times the least seconds a row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
+from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, one_line
@@ -88,6 +89,14 @@ def create_session(
         return ort.InferenceSession(serialized, options, **named, enable_fallback=False)
     except RUNTIME_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {name}: {one_line(error)}") from error
+
+
+def create_own(graph: onnx.GraphProto, name: str, device: str, device_id: int) -> ort.InferenceSession:
+    """Create a session of a graph that is ortcam's own, on ``cpu`` or ``cuda``; without TF32, on one thread."""
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    cuda = ("CUDAExecutionProvider", {"device_id": str(device_id), "use_tf32": "0"})
+    providers = CPU if device == "cpu" else [cuda, *CPU]
+    return create_session(model, providers, name, Path(), make_options(1), log_severity=4)
 
 
 def load_prepared(

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from threading import RLock
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
-from onnx import helper
 
 from ortcam.budget import SMALLEST_STAGE, MakePredictor
 from ortcam.convention import Floats
@@ -24,11 +22,9 @@ from ortcam.graph.budget import write_kernel
 from ortcam.graph.builder import Builder
 from ortcam.runtime.binding import Device
 from ortcam.runtime.captured import GATE
-from ortcam.runtime.providers import Provider, create_on
-from ortcam.runtime.session import make_options, running
+from ortcam.runtime.session import create_own, running
 from ortcam.surrogate import Prediction, smooth_directions
 
-_OPSET, _IR_VERSION = 18, 9
 _NAME = "the surrogate"
 _TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64, "amplitudes": np.float64}
 _CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes of the state
@@ -44,7 +40,6 @@ class DeviceSurrogates:
     def __init__(self, device: Device) -> None:
         """Begin without a session; each is created when it is needed first."""
         self._device = device
-        self._provider = Provider("cpu") if device.type == "cpu" else Provider("cuda", device_id=device.id)
         self._sessions: dict[tuple[Any, ...], ort.InferenceSession] = {}
         # A session keeps handles of CUDA's libraries for every thread that it is run in.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-surrogate")
@@ -131,12 +126,8 @@ class DeviceSurrogates:
     def _session(self, write: Callable[..., Builder], *arguments: Any) -> ort.InferenceSession:
         key = (write, *arguments)
         if key not in self._sessions:
-            proto = helper.make_model(
-                write(*arguments).to_proto("surrogate"),
-                opset_imports=[helper.make_opsetid("", _OPSET)],
-                ir_version=_IR_VERSION,
-            )
-            self._sessions[key] = create_on(self._provider, [], proto, _NAME, Path(), make_options(1), 4)
+            graph = write(*arguments).to_proto("surrogate")
+            self._sessions[key] = create_own(graph, _NAME, self._device.type, self._device.id)
         return self._sessions[key]
 
     def _run(self, function: Callable[[], Result]) -> Result:
@@ -155,7 +146,7 @@ class SurrogateGroup:
     def __init__(self, device: DeviceSurrogates) -> None:
         """Begin without a photo."""
         self._device = device
-        self._lock = RLock()  # photos ask from many threads
+        self._lock = Lock()  # photos ask from many threads
         self._grid = (0, 0)
         self._photos: list[tuple[Floats, Floats]] = []  # masks and parts; gone once the device has them
         self._scores: list[Floats] = []
