@@ -75,12 +75,13 @@ def assert_same(result: dict[str, Any], expected: ortcam.Explanation) -> None:
     assert correlation(result["map"], expected.maps[0]) >= 0.999
 
 
+@pytest.mark.parametrize("version", ["1.21.0", onnxruntime.__version__])
 def test_python_with_onnxruntime_and_numpy_alone(
-    explainer: Path, photo: np.ndarray, expected: list[ortcam.Explanation], tmp_path: Path
+    version: str, explainer: Path, photo: np.ndarray, expected: list[ortcam.Explanation], tmp_path: Path
 ) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    wanted = f"onnxruntime=={onnxruntime.__version__}"
+    wanted = f"onnxruntime=={version}"
     subprocess.run([python, "-m", "pip", "install", "-q", wanted, "numpy"], check=True, capture_output=True)
     assert subprocess.run([python, "-c", "import ortcam"], capture_output=True, check=False, cwd=tmp_path).returncode
     for row, target in enumerate((-1, 285)):

@@ -171,7 +171,8 @@ def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int
         own = graph.op("Sqrt", graph.gather(variance, best) + NUGGET)
         line = (graph.gather(state.kernel, best) - before.T @ factor) / own
         own = graph.cast(own, np.float64)
-        last = graph.concat([-(graph.cast(before.T, np.float64) @ inverse) / own, graph.reshape(1.0 / own, 1, 1)], 1)
+        across = graph.cast(graph.reshape(before, 1, -1), np.float64)  # for `before.T` see `_product_of_transposed`
+        last = graph.concat([-(across @ inverse) / own, graph.reshape(1.0 / own, 1, 1)], 1)
         wider = graph.concat([inverse, graph.full(graph.shape(graph.size(inverse, 0), 1), 0.0, np.float64)], 1)
         return [
             effect - (parts @ line.T) @ line,
@@ -200,8 +201,8 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> tuple[S
     filling = graph.full(graph.shape(1, graph.size(roots, 1) + 2), 0.0, double)
     solved = state.inverse @ graph.concat([filling, graph.concat([seen, roots], 1)], 0)
     trend_solved, roots_solved = graph.slice(solved, 0, 2, 1), graph.slice(solved, 2, np.iinfo(np.int64).max, 1)
-    normal = trend_solved.T @ trend_solved + np.diag([0.0, PRIOR_OF_AREA])
-    slopes = inverse_of_two(graph, normal) @ (trend_solved.T @ roots_solved)  # [2,T]
+    normal = _product_of_transposed(graph, trend_solved, trend_solved) + np.diag([0.0, PRIOR_OF_AREA])
+    slopes = inverse_of_two(graph, normal) @ _product_of_transposed(graph, trend_solved, roots_solved)  # [2,T]
     rest = roots_solved - trend_solved @ slopes
     amplitudes = graph.reduce("SumSquare", rest, 0, keep=True) / graph.cast(graph.size(scores, 0), double)  # [1,T]
     predicted = trend @ slopes + graph.cast(state.factor.T @ graph.cast(rest, np.float32), double)
@@ -217,6 +218,15 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> tuple[S
     shares = graph.op("Pow", hoped / graph.reduce("Max", hoped, 0, keep=True), graph.constant(2.0 * ROOT, double))
     importance = graph.cast(graph.op("Sqrt", graph.reduce("Mean", shares, 1)), np.float32)
     return state._replace(importance=importance, direction=graph.reduce("Mean", maps, 0), logs=logs), amplitudes
+
+
+def _product_of_transposed(graph: Builder, left: Value, right: Value) -> Value:
+    """Return left^T right of float64 matrices.
+
+    Not as a Transpose and a MatMul: ONNX Runtime before 1.26 makes one node of these, for which it has no kernel in
+    float64, and then refuses the file.
+    """
+    return graph.op("Gemm", left, right, transA=1)
 
 
 def inverse_of_two(graph: Builder, matrix: Value) -> Value:

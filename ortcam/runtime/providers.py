@@ -219,8 +219,13 @@ def _plugin_devices(name: str) -> list[Any]:
         ProviderError: the plugin is installed and finds no device, or does not load.
     """
     package = _PLUGINS.get(name)
-    if package is None or importlib.util.find_spec(package) is None or not hasattr(ort, "get_ep_devices"):
+    if package is None or importlib.util.find_spec(package) is None:
         return []
+    if not hasattr(ort, "get_ep_devices"):
+        raise ProviderError(
+            f"provider {name!r}: its plugin is installed and needs ONNX Runtime 1.23 or newer; {ort.__version__} is "
+            "installed: pip install --upgrade onnxruntime"
+        )
     try:
         plugin = import_module(package)
         if package not in _registered:
@@ -254,7 +259,8 @@ def count_nodes(session: ort.InferenceSession) -> dict[str, dict[str, int]]:
     """Return how many nodes of which operator run on each provider; the session must have recorded it."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise ProviderError(
-            f"ONNX Runtime {ort.__version__} does not tell which provider runs a node; install a newer one"
+            f"ONNX Runtime {ort.__version__} does not tell which provider runs a node; 1.24 and newer do: "
+            "pip install --upgrade onnxruntime"
         )
     counts: dict[str, dict[str, int]] = {}
     for part in session.get_provider_graph_assignment_info():
