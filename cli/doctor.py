@@ -41,18 +41,28 @@ def doctor(
 ) -> None:
     """Show versions, and the execution providers that load, with the reason why others don't.
 
+    Fails where a provider that is named does not load.
+
     Examples:
 
       ortcam doctor
 
-      ortcam doctor --json
+      ortcam doctor --provider cuda
 
       ortcam doctor model.onnx --provider cuda
     """
     if model is not None:
         _show_placement(model, options.make_provider(provider, provider_option, device_id), as_json)
         return
+    wanted = None if provider == "auto" else options.make_provider(provider, None, 0).name
+    if provider_option or device_id:
+        raise typer.BadParameter("--provider-option and --device-id say how a model runs: ortcam doctor MODEL ...")
     facts = examine()
+    facts["problems"] += [
+        f"provider {wanted!r} does not load: {row['reason']}"
+        for row in facts["providers"]
+        if row["name"] == wanted and not row["loads"]
+    ]
     if as_json:
         console.print_json(facts)
     else:

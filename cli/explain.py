@@ -59,7 +59,9 @@ def explain(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads. Default: one per physical core.", show_default=False),
+        typer.Option(
+            min=1, help="CPU threads, at most one per processor. Default: one per physical core.", show_default=False
+        ),
     ] = None,
     opacity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the colours over the photo.")] = 0.6,
     colormap: Annotated[str, typer.Option(help="turbo, jet, inferno or viridis.")] = "turbo",

@@ -64,8 +64,14 @@ class Limits:
         return PredictedPlan(activations, selection, most, self.tolerance, surrogate)
 
     def most(self, selection: Selection) -> int:
-        """Return the most masked inputs that a photo can take."""
-        return len(selection) if self.budget is None else min(self.budget, len(selection))
+        """Return the most masked inputs that a photo can take: all of them, if the budget has one for every mask.
+
+        The blank input that some presets run for constant channels comes on top: it is nobody's mask.
+        """
+        blank = int((selection.affine[:, 1] == 0).any())
+        if self.budget is None or self.budget >= len(selection) - blank:
+            return len(selection)
+        return self.budget
 
     def first_stage(self, channels: int | None, batch_size: int) -> int:
         """Return how many masked inputs a photo with so many channels brings to its first batches, at least."""
@@ -116,6 +122,8 @@ class PredictedPlan:
         more = selection.rows >= 0  # channels with a mask that an earlier one has
         more[selection.channels] = False
         np.add.at(parts, selection.rows[more], flat[more])
+        # To about 1, so that no square leaves float32; by a power of two, which rounds nothing.
+        parts = np.ldexp(parts, -np.frexp(np.abs(parts).max())[1])
         self._surrogate = surrogate(masks, parts, (small.shape[1], small.shape[2]))
         self._count = len(selection)
         self._most = most

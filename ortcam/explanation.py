@@ -65,8 +65,20 @@ class Pictures:
         return self.photo.shape[0], self.photo.shape[1]
 
     def map(self, target: int = 0) -> NDArray[np.float32]:
-        """Return the map [H,W] of the `target`-th target."""
+        """Return the map [H,W] of the `target`-th target.
+
+        Raises:
+            OptionError: there are not so many.
+        """
         raise NotImplementedError
+
+    def _place(self, target: int) -> int:
+        """Return the place of a target that there is."""
+        if not isinstance(target, int | np.integer) or not -len(self.targets) <= target < len(self.targets):
+            raise OptionError(
+                f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
+            )
+        return int(target)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as plain JSON."""
@@ -101,10 +113,6 @@ class Pictures:
         Raises:
             OptionError: no such target, an unknown colormap or an opacity out of range.
         """
-        if not isinstance(target, int) or not -len(self.targets) <= target < len(self.targets):
-            raise OptionError(
-                f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
-            )
         return self._draw(self.map(target), opacity, colormap)
 
     def _draw(self, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
@@ -159,7 +167,8 @@ class Explanation(Pictures):
             normalisation.
         weights: float32 [T,K], the weight of every channel.
         targets: the T classes, in the order of the maps.
-        errors: how far every map is from the exact one; None where the method of selection knows nothing of it.
+        errors: how far every map is from the exact one; None where the method of selection knows nothing of it, or
+            has fewer than 8 scores to tell it by.
         source: the path that the photo was read from; None where it was not a path.
         photo: uint8 [H,W,3] RGB; None where only an input tensor was given and it could not be turned back.
         crop: the part of the photo that preprocessing left for the model.
@@ -216,7 +225,7 @@ class Explanation(Pictures):
 
     def map(self, target: int = 0) -> NDArray[np.float32]:
         """Return the map [H,W] of the `target`-th target alone: one of `maps`, which for many classes are large."""
-        (saliency,) = self.convention.saliency(self.raw_maps[[target]], self.input_size)
+        (saliency,) = self.convention.saliency(self.raw_maps[[self._place(target)]], self.input_size)
         return place_map(saliency, self.crop, self.photo_size)
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,8 +55,9 @@ def read_photo(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo
     path = Path(path)
     try:
         data = path.read_bytes()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else one_line(error.strerror or error)  # type: ignore[arg-type]
+    except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
+        said = getattr(error, "strerror", None) or one_line(error)
+        reason = "no such file" if isinstance(error, FileNotFoundError) else said
         raise ImageError(f"cannot read {path}: {reason}") from error
     return decode_photo(data, str(path), max_pixels)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ortcam.budget import Limits, MakePredictor, Method, whole
 from ortcam.convention import Convention, Floats, resolve_convention
-from ortcam.errors import ModelError, OrtcamError
+from ortcam.errors import ModelError, OptionError, OrtcamError
 from ortcam.explanation import Explanation, Target, warn_of_flat_maps
 from ortcam.model import CamModel
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
@@ -25,7 +25,7 @@ from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
 from ortcam.targets import for_many
-from ortcam.threads import Workers, calm_blas, usable_processors
+from ortcam.threads import Workers, calm_blas, thread_count, usable_processors
 from ortcam.work import Job, Work, in_turn, prepared_ahead
 
 MOST_PHOTOS = 16  # in a group
@@ -66,17 +66,19 @@ class ScoreCAM:
             batch_size: masked images a run; None for 8 on CPUs and 16 elsewhere, or the model's own fixed batch;
                 ``auto`` for what takes the least time, measured at the first start on this machine and kept in the
                 cache directory.
-            threads: CPU threads; None for one per physical core, and for what is done with several photos at once
-                between passes one per processor (at most 4 beside a GPU).
+            threads: CPU threads, at most one per processor; None for one per physical core, and for what is done with
+                several photos at once between passes one per processor (at most 4 beside a GPU).
 
         Raises:
             ModelError: the file cannot be used.
             ProviderError: the provider does not exist or does not load.
             OptionError: the preset does not exist, or a number makes no sense.
         """
+        if isinstance(batch_size, str) and batch_size != "auto":
+            raise OptionError(f"batch_size is {batch_size!r}; expected a whole number from 1, or 'auto'")
         if batch_size is not None and batch_size != "auto":
             batch_size = whole("batch_size", batch_size)
-        threads = None if threads is None else whole("threads", threads)
+        threads = thread_count(threads)
         self.convention = resolve_convention(preset)
         provider = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
@@ -127,7 +129,7 @@ class ScoreCAM:
             TargetError: a class index or label that the model does not have.
             OptionError: a budget or tolerance that makes no sense.
         """
-        limits = Limits(budget, tolerance, selection)
+        limits, top_k = Limits(budget, tolerance, selection), whole("top_k", top_k)
         job = self._prepare(image)
         (explanation,) = self._explain_group([job], targets, top_k, limits, on_progress)
         if isinstance(explanation, OrtcamError):
@@ -163,7 +165,7 @@ class ScoreCAM:
             An Explanation per image that could be explained, in order; `source` tells which.
         """
         targets = for_many(images, targets)
-        limits = Limits(budget, tolerance, selection)
+        limits, top_k = Limits(budget, tolerance, selection), whole("top_k", top_k)
         done = 0
         on_device = self.provider in _FREE_THE_PROCESSOR
         at_once, decoders = (_GROUPS_ON_DEVICES, self._workers.count) if on_device else (1, 1)
@@ -346,7 +348,7 @@ class ScoreCAM:
 
 def _top(logits: Floats, count: int) -> list[int]:
     """Return the classes with the highest logits, best first; the lower index first among equals."""
-    return [int(index) for index in np.argsort(-logits, kind="stable")[: whole("top_k", count)]]
+    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]
 
 
 def _shifted(on_progress: Progress, done: int, total: int) -> Progress:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ortcam.errors import OptionError, TargetError, nearest
 
+_LONGEST_SHOWN = 100  # characters of a label that there is not
+
 
 def for_many(images: Any, targets: Any) -> Any:
     """Return `targets` so that they can be read for each of several images.
@@ -42,6 +44,8 @@ def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, mo
         targets = [targets]
     if isinstance(targets, list | tuple) and list(targets) == ["all"] and not find_label("all", labels or ()):
         return list(range(classes))
+    if isinstance(targets, list | tuple) and "all" in targets and not find_label("all", labels or ()):
+        raise TargetError("targets has 'all' beside others; give 'all' alone, or the classes")
     if not isinstance(targets, Iterable):
         raise TargetError(f"targets is {targets!r}; expected class indices or labels")
     indices = list(dict.fromkeys(_resolve_target(target, classes, labels or (), model) for target in targets))
@@ -53,7 +57,7 @@ def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, mo
 def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str) -> int:
     if hasattr(target, "tolist"):
         target = target.tolist()
-    if isinstance(target, str) and not re.fullmatch(r"\s*-?[0-9]+\s*", target):
+    if isinstance(target, str) and not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", target):
         matches = find_label(target, labels)
         if len(matches) == 1:
             return matches[0]
@@ -64,7 +68,8 @@ def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str
             if labels
             else "; it has no labels, give an index"
         )
-        raise TargetError(f"label {target!r} is no class of {model}{hint}")
+        shown = target if len(target) <= _LONGEST_SHOWN else target[:_LONGEST_SHOWN] + "..."
+        raise TargetError(f"label {shown!r} is no class of {model}{hint}")
     if isinstance(target, bool) or not isinstance(target, str | int):
         raise TargetError(f"target is {target!r}; expected a class index or a label")
     index = int(target)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
+from ortcam.budget import whole
+
 Result = TypeVar("Result")
 
 _lock = threading.Lock()
@@ -67,6 +69,15 @@ class Workers:
         if self.count == 1 or len(calls) < 2:
             return [function(*call) for call in calls]
         return list(self._pool.map(lambda call: function(*call), calls))
+
+
+def thread_count(threads: object) -> int | None:
+    """Return how many threads ONNX Runtime gets; None for its own choice, and no more than there are processors.
+
+    Raises:
+        OptionError: `threads` is no whole number from 1.
+    """
+    return None if threads is None else min(whole("threads", threads), os.cpu_count() or 1)
 
 
 def usable_processors() -> int:

@@ -79,23 +79,26 @@ def prepared_ahead(
         except OrtcamError as error:
             return error
 
-    def submit() -> list[tuple[Any, Future[Job | OrtcamError]]]:
-        return [(image, worker.submit(attempt, image)) for image in itertools.islice(source, size)]
+    def submit() -> tuple[list[tuple[Any, Future[Job | OrtcamError]]], Exception | None]:
+        group: list[tuple[Any, Future[Job | OrtcamError]]] = []
+        try:
+            for image in itertools.islice(source, size):
+                group.append((image, worker.submit(attempt, image)))  # noqa: PERF401 - one by one, up to an error
+        except Exception as error:  # noqa: BLE001 - the caller's own, raised after what came before it
+            return group, error
+        return group, None
 
     source = iter(images)
     worker = ThreadPoolExecutor(at_once, thread_name_prefix="ortcam-decode")
     try:
-        group = submit()
+        group, failure = submit()
         while group:
             ready = [(image, future.result()) for image, future in group]
-            failure = None
-            try:
-                group = submit()
-            except Exception as error:  # noqa: BLE001 - the caller's own, raised after what came before it
-                failure = error
+            group, ended = submit() if failure is None else ([], None)
             yield ready
-            if failure is not None:
-                raise failure
+            failure = failure or ended
+        if failure is not None:
+            raise failure
     finally:  # also where the caller stops early: what was not begun is not waited for
         worker.shutdown(wait=True, cancel_futures=True)
 

@@ -97,13 +97,18 @@ def tiny() -> nn.Module:
 
 
 class FlatLayer(nn.Module):
-    """A layer that varies nowhere, whatever the photo."""
+    """A layer whose first channels, or all of them, vary nowhere, whatever the photo.
 
-    def __init__(self) -> None:
+    Their values are such that sums of them round differently at different places.
+    """
+
+    def __init__(self, varying: int = 0) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.fc = nn.Linear(4, 5)
-        nn.init.zeros_(self.conv.weight)
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 5)
+        nn.init.zeros_(self.conv.weight[: 16 - varying])
+        nn.init.constant_(self.conv.bias[: 16 - varying], 0.3)
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

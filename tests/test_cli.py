@@ -327,6 +327,12 @@ def test_doctor_tells_what_loads() -> None:
     assert providers["cpu"] == {"name": "cpu", "loads": True, "reason": None}
     for name in ("cuda", "tensorrt"):
         assert providers[name]["loads"] or providers[name]["reason"]
+    assert run("doctor", "--provider", "cpu").returncode == 0
+    assert_one_line_error(run("doctor", "--provider", "cudda"), 1, "'cudda' does not exist", "nearest: cuda")
+    if not providers["tensorrt"]["loads"]:
+        assert_one_line_error(run("doctor", "--provider", "tensorrt"), 1, "'tensorrt' does not load")
+    done = run("doctor", "--device-id", "1")
+    assert (done.returncode, "ortcam doctor MODEL" in done.stderr) == (2, True)
 
 
 def test_doctor_counts_the_nodes_of_a_model(small: Path) -> None:

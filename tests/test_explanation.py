@@ -100,6 +100,8 @@ def test_bad_drawing_options(explanation: ortcam.Explanation) -> None:
     for target in (5, -3, "3"):
         with pytest.raises(OptionError, match="place of one of the 2 targets"):
             explanation.overlay(target)
+        with pytest.raises(OptionError, match="place of one of the 2 targets"):
+            explanation.map(target)
 
 
 def test_sheets_hold_any_number_of_photos() -> None:

@@ -7,10 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import package_folder
+from conftest import correlation, package_folder
+
+import ortcam
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,3 +98,32 @@ def test_the_wheel_from_nothing(tmp_path: Path, resnet18_file: Path, photos: dic
     done = run(ortcam, "explain", "model.onnx", "cat.png", "-o", "auto", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["explanations"][0]["provider"] == "cpu"
+
+
+@pytest.mark.slow
+def test_the_oldest_versions_that_are_allowed(tmp_path: Path, lite0_file: Path, photos: dict[str, Path]) -> None:
+    """The lower bounds in pyproject.toml, all at once: same maps, and a packed file that runs in that runtime."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    python, command = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "ortcam"
+    assert run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path).returncode == 0
+    for wanted in ([bound.replace(">=", "==") + ".*" for bound in bounds], ["--no-deps", ROOT]):
+        done = run(python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *wanted, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    shutil.copy(lite0_file, tmp_path / "model.onnx")
+    shutil.copy(photos["chelsea"], tmp_path / "cat.png")
+    cam = ortcam.ScoreCAM(lite0_file, provider="cpu")
+    for budget in (None, 16):
+        limit = [] if budget is None else ["--budget", str(budget)]
+        expected = cam.explain(photos["chelsea"], budget=budget).maps[0]
+        packed = f"packed-{budget}.onnx"
+        done = run(command, "pack", "model.onnx", "-o", packed, *limit, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        for model, more in (("model.onnx", limit), (packed, [])):
+            done = run(command, "explain", model, "cat.png", "-o", f"of-{model}-{budget}", *more, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            (found,) = (tmp_path / f"of-{model}-{budget}").rglob("maps.npy")
+            assert correlation(np.load(found)[0], expected) >= 0.9999
+    assert run(command, "doctor", cwd=tmp_path).returncode == 0
+    done = run(command, "doctor", "model.onnx", cwd=tmp_path)
+    assert (done.returncode, "1.24 and newer do" in done.stderr) == (1, True), done.stderr

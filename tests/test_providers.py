@@ -36,6 +36,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"name": "cud"}, ProviderError, "nearest: cuda"),
         ({"name": None}, ProviderError, "expected a name"),
         ({"name": "cuda", "device_id": -1}, OptionError, "device_id is -1"),
+        ({"name": "cuda", "options": None}, OptionError, "options is None"),
+        ({"name": "cuda", "options": ["use_tf32=1"]}, OptionError, "expected names and values"),
         ({"name": "cpu", "device_id": 1}, OptionError, "takes no device_id"),
         ({"name": "cuda", "options": {"device_id": "1"}}, OptionError, "give it as device_id"),
         ({"name": "cpu", "options": {"use_tf32": "1"}}, OptionError, "takes no options"),
@@ -51,7 +53,7 @@ def test_bad_providers(arguments: dict[str, object], kind: type[Exception], mess
 def test_cuda_keeps_float32_unless_told_otherwise() -> None:
     """TF32 rounds to 10 bits of mantissa; off is the default here, and on is ONNX Runtime's."""
     assert Provider("CUDAExecutionProvider").session_options({}) == {"use_tf32": "0", "device_id": "0"}
-    chosen = Provider("cuda", {"use_tf32": 1, "prefer_nhwc": "1"}, device_id=2).session_options({})
+    chosen = Provider("cuda", {"use_tf32": 1, "prefer_nhwc": "1"}, device_id=np.int64(2)).session_options({})
     assert chosen == {"use_tf32": "1", "prefer_nhwc": "1", "device_id": "2"}
 
 
@@ -124,11 +126,21 @@ def test_a_prepared_graph_is_kept_and_gives_the_same_map(
     assert graph.stat().st_ino == written
     ortcam.ScoreCAM(resnet18_file, preset="tf-keras-vis")  # the same scores of a model that ends in logits
     assert [path.suffix for path in kept.iterdir()].count(".onnx") == 2
-    graph.write_bytes(b"no graph")
-    with pytest.warns(OrtcamWarning, match="does not load; it is made again"):
-        third = ortcam.ScoreCAM(resnet18_file).explain(photos["chelsea"])
-    assert np.array_equal(first.input_maps, third.input_maps)
-    assert graph.stat().st_size > 10**6
+    assert graph.stat().st_ino == written
+
+
+def test_a_kept_graph_that_was_damaged_is_made_again(resnet18_file: Path, photos: dict[str, Path], kept: Path) -> None:
+    """Weights are data: a runtime loads zeros in their place without a word."""
+    first = ortcam.ScoreCAM(resnet18_file).explain(photos["chelsea"])
+    (graph,) = kept.glob("*.onnx")
+    whole = graph.read_bytes()
+    middle = len(whole) // 2
+    for broken in (whole[:middle] + bytes(4096) + whole[middle + 4096 :], whole[:middle], resnet18_file.read_bytes()):
+        graph.write_bytes(broken)
+        with pytest.warns(OrtcamWarning, match="is damaged; it is made again"):
+            again = ortcam.ScoreCAM(resnet18_file).explain(photos["chelsea"])
+        assert np.array_equal(first.input_maps, again.input_maps)
+        assert [path.read_bytes() for path in kept.glob("*.onnx")] == [whole]
 
 
 def test_the_best_batch_is_measured_once(resnet18_file: Path, kept: Path) -> None:
@@ -139,7 +151,7 @@ def test_the_best_batch_is_measured_once(resnet18_file: Path, kept: Path) -> Non
     assert facts["seconds_per_image"][str(cam.batch_size)] <= 1.02 * min(facts["seconds_per_image"].values())
     entry.write_text(json.dumps({"batch_size": 3}))
     assert ortcam.ScoreCAM(resnet18_file, batch_size="auto").batch_size == 3
-    for broken in ("{", "[]", '{"batch_size": 0}', '{"batch_size": "many"}', '{"batch_size": true}'):
+    for broken in ("{", "[" * 100_000, "[]", '{"batch_size": 0}', '{"batch_size": "many"}', '{"batch_size": true}'):
         entry.write_text(broken)
         with pytest.warns(OrtcamWarning, match="cannot be read"):
             ortcam.ScoreCAM(resnet18_file, batch_size="auto")
@@ -160,6 +172,9 @@ def test_a_cache_that_cannot_be_written_is_a_notice(
     if os.geteuid():  # the superuser may enter anything
         with pytest.warns(OrtcamWarning, match="cannot be written"):
             ortcam.ScoreCAM(resnet18_file)
+    monkeypatch.setenv("ORTCAM_CACHE", "~there is nobody of this name/cache")
+    with pytest.warns(OrtcamWarning, match="no directory that can be found"):
+        ortcam.ScoreCAM(resnet18_file)
     monkeypatch.setenv("ORTCAM_CACHE", "")
     assert cache.cache_directory() is None
     ortcam.ScoreCAM(resnet18_file)

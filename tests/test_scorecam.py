@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -353,6 +355,45 @@ def test_a_batch_is_streamed(small: ortcam.ScoreCAM, photos: dict[str, Path]) ->
     assert taken == ["chelsea", "coffee", "astronaut"]
 
 
+@pytest.mark.parametrize("budget", [None, 8])
+def test_what_came_before_a_fault_of_the_callers_is_explained(
+    small: ortcam.ScoreCAM, photos: dict[str, Path], budget: int | None
+) -> None:
+    """With a small budget several photos are a group: the fault may come in the middle of one."""
+
+    def images(count: int) -> Iterator[Path]:
+        yield from itertools.repeat(photos["chelsea"], count)
+        raise RuntimeError("the disk")
+
+    for count in (0, 1, 2, 3):
+        done = []
+        with pytest.raises(RuntimeError, match="the disk"):
+            for explanation in small.explain_batch(images(count), budget=budget):
+                done.append(explanation.targets[0].index)  # noqa: PERF401 - what comes before the fault
+        assert len(done) == count
+
+
+def test_a_picture_that_cannot_be_decoded_is_an_error_of_its_own(
+    small: ortcam.ScoreCAM, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    """Pillow decodes when the pixels are asked for."""
+    (tmp_path / "cut.jpg").write_bytes(photos["china"].read_bytes()[:5000])
+    closed = Image.open(photos["chelsea"])
+    closed.close()
+
+    class Broken:
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            raise ValueError("no pixels here")
+
+    bad = [Image.open(tmp_path / "cut.jpg"), closed, Broken(), "a\0b.jpg"]
+    failed: list[str] = []
+    images = [photos["chelsea"], *bad, photos["coffee"]]
+    done = list(small.explain_batch(images, budget=8, on_error=lambda _, error: failed.append(str(error))))
+    assert len(done) == 2
+    for message, expected in zip(failed, ("truncated", "closed image", "no pixels here", "null byte"), strict=True):
+        assert expected in message
+
+
 def test_nothing_is_decoded_any_more_when_a_photo_fails(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
     """Also while the error is kept."""
     with pytest.raises(ImageError, match=r"missing\.jpg") as kept:
@@ -392,6 +433,8 @@ def test_groups_side_by_side_give_the_same_maps_in_the_same_order(resnet18_file:
         (1.5, "expected"),
         (np.array([3, 1000]), "out of range"),
         ("--5", "has no labels"),
+        ("9" * 5000, "9\\.\\.\\.' is no class"),
+        (["all", 3], "give 'all' alone"),
         ([True], "expected a class index"),
         ([None], "expected a class index"),
     ],
@@ -466,6 +509,7 @@ def test_bad_options(resnet18_file: Path, small: ortcam.ScoreCAM, photos: dict[s
         {"batch_size": 0},
         {"batch_size": 1.5},
         {"batch_size": True},
+        {"batch_size": "Auto"},
         {"threads": -1},
         {"preset": "offical"},
         {"preset": ["official"]},
@@ -473,8 +517,10 @@ def test_bad_options(resnet18_file: Path, small: ortcam.ScoreCAM, photos: dict[s
         with pytest.raises(OptionError):
             ortcam.ScoreCAM(resnet18_file, **options)
     for top_k in (0, 1.5, "2", None):
-        with pytest.raises(OptionError, match="top_k"):
-            small.explain(photos["chelsea"], top_k=top_k)
+        for targets in (None, [3]):
+            with pytest.raises(OptionError, match="top_k"):
+                small.explain(photos["chelsea"], targets, top_k=top_k)
+    assert ortcam.ScoreCAM(resnet18_file, threads=2**40).batch_size == 8  # no more than there are processors
     with pytest.raises(OptionError, match="use explain"):
         next(small.explain_batch("photo.jpg"))
     with pytest.raises(ProviderError, match="expected a name"):

@@ -96,7 +96,7 @@ def pack(
         raise OptionError(f"batch_size is {batch_size}; {known.path.name} knows only batches of {known.batch}")
     plan = Plan(
         convention=convention,
-        budget=budget,
+        budget=None if budget is None else min(budget, layer[0]),
         batch_size=known.batch or min(layer[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
         fixed_batch=known.batch is not None,
         raw=raw,

@@ -25,6 +25,7 @@ from ortcam.render import place_map
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, make_options
 from ortcam.targets import for_many, resolve_targets
+from ortcam.threads import thread_count
 
 # What the metadata entry `ortcam.explainer` states.
 _FACTS: dict[str, type | tuple[type, ...]] = {
@@ -72,7 +73,7 @@ class PackedExplanation(Pictures):
         return tuple(bool(one.max() <= 0) for one in self.maps)
 
     def map(self, target: int = 0) -> NDArray[np.float32]:
-        one: NDArray[np.float32] = self.maps[target]
+        one: NDArray[np.float32] = self.maps[self._place(target)]
         return one
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class PackedExplainer:
         """
         self.path = Path(path)
         self.contract, self.facts = read_facts(self.path)
-        threads = None if threads is None else whole("threads", threads)
+        threads = thread_count(threads)
 
         def create(provider: Provider, devices: list[Any], log_severity: int) -> Any:
             folder = self.path.resolve().parent

@@ -258,7 +258,8 @@ class _Writer:
         count = graph.size(selection.channels, 0)
         queue = graph.arange(count)
         if plan.budget is not None:  # of more masks than that, stages are chosen later
-            queue = graph.slice(queue, 0, graph.where(self._is_predicted(count), graph.constant([0]), count), 0)
+            all_at_once = graph.where(self._is_predicted(selection), graph.constant([0]), count)
+            queue = graph.slice(queue, 0, all_at_once, 0)
         return [
             *_State(
                 activations=three,
@@ -280,7 +281,7 @@ class _Writer:
         layer = graph.reshape(state.activations, graph.size(state.activations, 0), *plan.layer_size)
         selection = Selection(state.affine, state.channels, state.rows)
         done, most = graph.size(state.scores, 0), graph.constant([plan.budget])
-        predicted = self._is_predicted(graph.size(state.channels, 0))
+        predicted = self._is_predicted(selection)
         ended = predicted & graph.equal(graph.size(state.queue, 0), 0)
 
         known = self._write_step(
@@ -323,24 +324,31 @@ class _Writer:
         values = self.graph.branch(condition, taken, lambda: [getattr(known, name) for name in changing])
         return known._replace(**dict(zip(changing, values, strict=True)))
 
-    def _is_predicted(self, count: Value) -> Value:
-        """Whether a photo with so many distinct masks, int64 [1], has more than the budget."""
-        assert self.plan.budget is not None
-        return count > self.plan.budget
+    def _is_predicted(self, selection: Selection) -> Value:
+        """Whether a photo has more distinct masks than the budget, bool [1]: `Limits.most`."""
+        graph, plan = self.graph, self.plan
+        assert plan.budget is not None
+        count = graph.size(selection.channels, 0)
+        if plan.convention.constant_channels == "skip":
+            return count > plan.budget
+        scale = graph.slice(graph.gather(selection.affine, selection.channels), 1, 2, 1)
+        blank = graph.reduce("Max", graph.cast(graph.equal(scale, 0.0), np.int64))
+        return count - blank > plan.budget
 
     def _write_maps(self, state: _State, surrogate: budgets.Surrogate | None) -> Value:
         """scores of the masks that were run -> maps float32 [T,h_in,w_in]."""
         graph, plan = self.graph, self.plan
         fault = self._check(self._is_wild(state.scores), "the model returns NaN or infinite values for a masked image")
         scores = state.scores + graph.cast(fault, np.float32)
+        selection = Selection(state.affine, state.channels, state.rows)
         if surrogate is not None:
             seen = scores
             (scores,) = graph.branch(
-                self._is_predicted(graph.size(state.channels, 0)),
+                self._is_predicted(selection),
                 lambda: [budgets.write_scores(graph, surrogate, seen)],
                 lambda: [seen],
             )
-        weights = write_weights(graph, scores, Selection(state.affine, state.channels, state.rows), plan.convention)
+        weights = write_weights(graph, scores, selection, plan.convention)
         flat = graph.reshape(state.activations, graph.size(state.activations, 0), -1)
         sums = graph.reshape(weights @ flat, -1, *plan.layer_size)
         return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ def cache_directory() -> Path | None:
     chosen = os.environ.get(_VARIABLE)
     if chosen is None:
         return Path(platformdirs.user_cache_dir("ortcam", appauthor=False))
-    return Path(chosen).expanduser() if chosen else None
+    try:
+        return Path(chosen).expanduser() if chosen else None
+    except RuntimeError:  # another user's home, and there is no such user
+        _warn(f"{_VARIABLE} is {chosen!r}, which is no directory that can be found; nothing is kept")
+        return None
 
 
 def make_key(*parts: Any) -> str:
@@ -54,7 +59,7 @@ def read_entry(key: str) -> dict[str, Any] | None:
         entry = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         complain(path, type(error).__name__)
         return None
     if not isinstance(entry, dict):
@@ -94,6 +99,37 @@ def _processor() -> str:
     wanted = ("model name", "flags", "Features")
     found = {line.split(":")[0].strip(): line for line in lines if line.startswith(wanted)}
     return "".join(found.values()) or platform.processor()
+
+
+def find_graph(kept: Path) -> Path | None:
+    """Return the graph that was kept as `kept`; None where none is, and a warning where it is not as it was written.
+
+    A graph is data that no runtime can tell from other data, so its checksum stands in its name: `seal_graph`.
+    """
+    try:
+        for path in sorted(kept.parent.glob(f"{kept.stem}-*{kept.suffix}")):
+            if path == _sealed(kept, path):
+                os.utime(path)  # what was used last is kept longest
+                return path
+            _warn(f"{path} is damaged; it is made again")
+            path.unlink()
+    except OSError:  # what writes it will say so
+        pass
+    return None
+
+
+def seal_graph(written: Path) -> None:
+    """Put the checksum of a graph into its file's name."""
+    written.rename(_sealed(written, written))
+
+
+def _sealed(kept: Path, path: Path) -> Path:
+    """Return `kept` with the checksum of the file `path` in its name."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return kept.with_stem(f"{kept.stem}-{checksum:08x}")
 
 
 def make_room(limit: int = _MOST_BYTES) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,9 @@ class Provider:
                 f"provider {self.name!r} does not exist; expected auto, {', '.join(PROVIDERS)}"
                 f"{nearest(self.name, PROVIDERS)}"
             )
-        if isinstance(self.device_id, bool) or not isinstance(self.device_id, int) or self.device_id < 0:
+        if not isinstance(self.options, Mapping):
+            raise OptionError(f"options is {self.options!r}; expected names and values, as {{'use_tf32': '1'}}")
+        if isinstance(self.device_id, bool) or not isinstance(self.device_id, Integral) or self.device_id < 0:
             raise OptionError(f"device_id is {self.device_id!r}; expected a whole number from 0")
         if self.device_id and name not in _TAKE_DEVICE_ID:
             raise OptionError(f"provider {name!r} takes no device_id; expected one of {', '.join(_TAKE_DEVICE_ID)}")
@@ -96,6 +99,7 @@ class Provider:
                 "here has its own; leave it off, or take provider 'cuda', which captures graphs"
             )
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "device_id", int(self.device_id))
         object.__setattr__(self, "options", {str(key): str(value) for key, value in self.options.items()})
 
     @property

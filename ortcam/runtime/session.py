@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, one_line
 from ortcam.files import replace_files
+from ortcam.runtime.cache import find_graph, seal_graph
 
 # What a session raises; ONNX Runtime gives them no common base class.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -103,18 +103,15 @@ def load_prepared(
     kept: Path, name: str, external_data: Path, make_options: Callable[[], ort.SessionOptions]
 ) -> ort.InferenceSession | None:
     """Load a graph that was optimised and kept for the CPU; None where there is none that loads."""
-    try:
-        if not kept.exists():
-            return None
-        os.utime(kept)  # what was used last is kept longest
-    except OSError:  # `prepare` will say so
+    graph = find_graph(kept)
+    if graph is None:
         return None
     options = make_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return create_session(kept, CPU, name, external_data, options, log_severity=4)
+        return create_session(graph, CPU, name, external_data, options, log_severity=4)
     except ModelError:
-        warnings.warn(f"cache: {kept} does not load; it is made again", OrtcamWarning, stacklevel=2)
+        warnings.warn(f"cache: {graph} does not load; it is made again", OrtcamWarning, stacklevel=2)
         return None
 
 
@@ -130,7 +127,9 @@ def prepare(
         with replace_files(kept) as folder:
             options = make_options()
             options.optimized_model_filepath = str(folder / kept.name)
-            return create_session(proto, CPU, name, external_data, options, log_severity=4)
+            session = create_session(proto, CPU, name, external_data, options, log_severity=4)
+            seal_graph(folder / kept.name)
+            return session
     except (OrtcamError, OSError) as error:
         session = create_session(proto, CPU, name, external_data, make_options(), log_severity=4)
         warnings.warn(f"cache: {kept} cannot be written ({error})", OrtcamWarning, stacklevel=2)
