@@ -41,8 +41,9 @@ def draw(networks: list[dict[str, Any]], path: Path) -> None:
         ]
         colours = [OURS if label.startswith("ortcam") else PEERS for label in labels]
         panel.barh(labels, values, xerr=ranges, color=colours, error_kw={"ecolor": "#444444", "capsize": 2})
-        for row, value in enumerate(values):
-            panel.annotate(f"{value:.3g} s", (value, row), (8, 0), textcoords="offset points", va="center", fontsize=9)
+        for row, (label, value) in enumerate(zip(labels, values, strict=True)):
+            behind = (max(seconds[label]), row)  # its range
+            panel.annotate(f"{value:.3g} s", behind, (8, 0), textcoords="offset points", va="center", fontsize=9)
         panel.set_xscale("log")
         panel.set_xlim(min(values) / 2, max(values) * 6)
         panel.set_title(f"{network['network']}, {network['channels']} channels", fontsize=11)
