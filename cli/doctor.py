@@ -54,10 +54,10 @@ def doctor(
     if model is not None:
         _show_placement(model, options.make_provider(provider, provider_option, device_id), as_json)
         return
-    wanted = None if provider == "auto" else options.make_provider(provider, None, 0).name
     if provider_option or device_id:
         raise typer.BadParameter("--provider-option and --device-id say how a model runs: ortcam doctor MODEL ...")
     facts = examine()
+    wanted = options.make_provider(provider, None, 0).name if facts["providers"] else None
     facts["problems"] += [
         f"provider {wanted!r} does not load: {row['reason']}"
         for row in facts["providers"]

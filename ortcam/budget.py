@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.convention import Floats
-from ortcam.errors import OptionError, nearest
+from ortcam.errors import OptionError, nearest, whole
 from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection, plan_exact, plan_top_spread
 from ortcam.surrogate import Prediction, Surrogate
 
@@ -30,7 +30,7 @@ class Limits:
     """What an explanation may cost, or how far it may be off.
 
     Attributes:
-        budget: the most masked inputs; None for no limit.
+        budget: the most masked inputs; None for no limit. See `most`.
         tolerance: the estimated error to stop at; None to use the budget up.
         method: what becomes of the channels that are not run.
     """
@@ -118,12 +118,12 @@ class PredictedPlan:
         small = shrink(activations, LARGEST_SIDE)
         flat = small.reshape(len(small), -1)
         masks = np.clip((flat[selection.channels] - shift) * scale, 0, 1)
+        # To about 1, so that no square leaves float32; by a power of two, which rounds only what is next to nothing.
+        flat = np.ldexp(flat, -np.frexp(np.abs(flat).max())[1])
         parts = flat[selection.channels]
         more = selection.rows >= 0  # channels with a mask that an earlier one has
         more[selection.channels] = False
         np.add.at(parts, selection.rows[more], flat[more])
-        # To about 1, so that no square leaves float32; by a power of two, which rounds nothing.
-        parts = np.ldexp(parts, -np.frexp(np.abs(parts).max())[1])
         self._surrogate = surrogate(masks, parts, (small.shape[1], small.shape[2]))
         self._count = len(selection)
         self._most = most
@@ -196,10 +196,3 @@ def averaging_matrix(length: int, size: int) -> Floats:
     places = np.arange(length)
     covered = np.clip(np.minimum(ends, places + 1) - np.maximum(begins, places), 0, None)
     return np.asarray(covered * size / length, np.float32)
-
-
-def whole(name: str, number: object) -> int:
-    """Return a whole number from 1 of any integer type."""
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-        raise OptionError(f"{name} is {number!r}; expected a whole number from 1")
-    return int(number)

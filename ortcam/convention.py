@@ -24,7 +24,6 @@ Step = Literal["relu", "upsample", "normalize"]
 _SAMPLES_AT_ONCE = 1 << 16  # 256 kB: they stay in the cache
 _FEWEST_CHANNELS = 64  # at once: fewer make slow products
 TINY = np.finfo(np.float32).tiny  # a smaller range is none
-FLAT = 2.0**-20  # of the largest value: a map's smaller range is what rounding made of a flat one
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ def extreme_rows(size: int, length: int, align_corners: bool) -> Floats:
 
 def normalize(maps: Floats, epsilon: float = 0.0) -> Floats:
     """Scale every map of [T,H,W] to [0,1]: (z - min) / (max - min + epsilon); a flat map becomes zero."""
-    lowest, highest = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
-    spread = highest - lowest
-    flat = spread < np.maximum(np.maximum(-lowest, highest) * np.float32(FLAT), TINY)
+    lowest = maps.min(axis=(1, 2), keepdims=True)
+    spread = maps.max(axis=(1, 2), keepdims=True) - lowest
+    flat = spread < TINY
     return np.where(flat, 0, (maps - lowest) / np.where(flat, 1, spread + np.float32(epsilon))).astype(np.float32)

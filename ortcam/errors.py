@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class OrtcamError(Exception):
@@ -67,3 +68,14 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """Return the message of another library's error as a single line of at most `most` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def whole(name: str, number: object, other: str = "") -> int:
+    """Return a whole number from 1 of any integer type; `other` is what else may stand there.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise OptionError(f"{name} is {number!r}; expected a whole number from 1{other}")
+    return int(number)

@@ -246,18 +246,19 @@ def read_pixels(image: Any, max_pixels: int | None = None) -> np.ndarray[Any, An
     """
     if isinstance(image, str | PathLike):
         return read_photo(image) if max_pixels is None else read_photo(image, max_pixels)
-    kind = type(image).__name__
-    if not any(hasattr(image, name) for name in ("getbands", "detach", "__array__")):
-        raise ImageError(f"image is a {kind}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor")
     try:
         if hasattr(image, "convert") and hasattr(image, "getbands"):
-            image = _from_pillow(image)
-        elif hasattr(image, "detach") and hasattr(image, "cpu"):  # a torch tensor, on any device, of any float type
+            return _from_pillow(image)
+        if hasattr(image, "detach") and hasattr(image, "cpu"):  # a torch tensor, on any device, of any float type
             image = image.detach().cpu()
             image = image.float() if image.is_floating_point() else image
-        return np.asarray(image)
-    except (OSError, EOFError, SyntaxError, ValueError, TypeError) as error:  # Pillow decodes a file only now
-        raise ImageError(f"image, a {kind}, cannot be read: {one_line(error)}") from error
+        if hasattr(image, "__array__"):
+            return np.asarray(image)
+    except Exception as error:  # whatever Pillow, which decodes a file only now, torch and others raise
+        raise ImageError(f"image, a {type(image).__name__}, cannot be read: {one_line(error)}") from error
+    raise ImageError(
+        f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor"
+    )
 
 
 def _from_pillow(image: Any) -> np.ndarray[Any, Any]:

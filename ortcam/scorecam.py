@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.budget import Limits, MakePredictor, Method, whole
+from ortcam.budget import Limits, MakePredictor, Method
 from ortcam.convention import Convention, Floats, resolve_convention
-from ortcam.errors import ModelError, OptionError, OrtcamError
+from ortcam.errors import ModelError, OrtcamError, whole
 from ortcam.explanation import Explanation, Target, warn_of_flat_maps
 from ortcam.model import CamModel
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
@@ -74,10 +74,8 @@ class ScoreCAM:
             ProviderError: the provider does not exist or does not load.
             OptionError: the preset does not exist, or a number makes no sense.
         """
-        if isinstance(batch_size, str) and batch_size != "auto":
-            raise OptionError(f"batch_size is {batch_size!r}; expected a whole number from 1, or 'auto'")
         if batch_size is not None and batch_size != "auto":
-            batch_size = whole("batch_size", batch_size)
+            batch_size = whole("batch_size", batch_size, ", or 'auto'")
         threads = thread_count(threads)
         self.convention = resolve_convention(preset)
         provider = resolve_provider(provider)
@@ -119,7 +117,8 @@ class ScoreCAM:
                 passes. None for the most probable classes.
             top_k: how many those are.
             on_progress: called with (done, M) after every batch of masked inputs.
-            budget: run at most so many masked inputs; None for all, the exact map. See docs/budget.md.
+            budget: run at most so many masked inputs; None for all, the exact map. The blank input that some presets
+                run for constant channels comes on top where all others are run. See docs/budget.md.
             tolerance: run masked inputs until the estimated error (1 - r) of every map is at most this.
             selection: what a budget does: ``predict`` the scores of the other channels, or ``top-std``: run the
                 channels with the highest standard deviation and leave the others out (Faster-Score-CAM).
@@ -292,6 +291,8 @@ class ScoreCAM:
         plain = work.plain
         weights = self.convention.weights(work.channel_scores())
         sums = np.tensordot(weights, plain.activations, axes=1)
+        if not work.masks.live.any():
+            sums[:] = 0  # else the map would show how the sum of constants is rounded
         flat = tuple(bool(self.convention.saliency(one, plain.size).max() <= 0) for one in sums[:, None])
         return Explanation(
             raw_maps=sums,

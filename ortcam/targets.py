@@ -42,10 +42,11 @@ def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, mo
         targets = targets.tolist()
     if isinstance(targets, str | int | float):
         targets = [targets]
-    if isinstance(targets, list | tuple) and list(targets) == ["all"] and not find_label("all", labels or ()):
+    named = [target for target in targets if isinstance(target, str)] if isinstance(targets, list | tuple) else []
+    if "all" in named and not find_label("all", labels or ()):
+        if len(targets) > 1:
+            raise TargetError("targets has 'all' beside others; give 'all' alone, or the classes")
         return list(range(classes))
-    if isinstance(targets, list | tuple) and "all" in targets and not find_label("all", labels or ()):
-        raise TargetError("targets has 'all' beside others; give 'all' alone, or the classes")
     if not isinstance(targets, Iterable):
         raise TargetError(f"targets is {targets!r}; expected class indices or labels")
     indices = list(dict.fromkeys(_resolve_target(target, classes, labels or (), model) for target in targets))

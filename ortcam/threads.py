@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
-from ortcam.budget import whole
+from ortcam.errors import whole
 
 Result = TypeVar("Result")
 

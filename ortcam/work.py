@@ -79,26 +79,25 @@ def prepared_ahead(
         except OrtcamError as error:
             return error
 
-    def submit() -> tuple[list[tuple[Any, Future[Job | OrtcamError]]], Exception | None]:
+    def submit() -> list[tuple[Any, Future[Job | OrtcamError]]]:
         group: list[tuple[Any, Future[Job | OrtcamError]]] = []
         try:
-            for image in itertools.islice(source, size):
-                group.append((image, worker.submit(attempt, image)))  # noqa: PERF401 - one by one, up to an error
+            for image in itertools.islice(source, 0 if failures else size):
+                group.append((image, worker.submit(attempt, image)))  # noqa: PERF401 - one by one, up to a failure
         except Exception as error:  # noqa: BLE001 - the caller's own, raised after what came before it
-            return group, error
-        return group, None
+            failures.append(error)
+        return group
 
-    source = iter(images)
+    source, failures = iter(images), list[Exception]()
     worker = ThreadPoolExecutor(at_once, thread_name_prefix="ortcam-decode")
     try:
-        group, failure = submit()
+        group = submit()
         while group:
             ready = [(image, future.result()) for image, future in group]
-            group, ended = submit() if failure is None else ([], None)
+            group = submit()
             yield ready
-            failure = failure or ended
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
     finally:  # also where the caller stops early: what was not begun is not waited for
         worker.shutdown(wait=True, cancel_futures=True)
 

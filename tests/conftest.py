@@ -99,16 +99,16 @@ def tiny() -> nn.Module:
 class FlatLayer(nn.Module):
     """A layer whose first channels, or all of them, vary nowhere, whatever the photo.
 
-    Their values are such that sums of them round differently at different places.
+    They are so many that their sums round differently at different places.
     """
 
     def __init__(self, varying: int = 0) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 16, 3, padding=1)
-        self.fc = nn.Linear(16, 5)
-        nn.init.zeros_(self.conv.weight[: 16 - varying])
-        nn.init.constant_(self.conv.bias[: 16 - varying], 0.3)
+        self.conv = nn.Conv2d(3, 640, 3, padding=1)
+        self.fc = nn.Linear(640, 5)
+        nn.init.zeros_(self.conv.weight[: 640 - varying])
+        nn.init.normal_(self.conv.bias[: 640 - varying])
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

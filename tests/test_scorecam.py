@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import subprocess
 import sys
@@ -435,6 +436,7 @@ def test_groups_side_by_side_give_the_same_maps_in_the_same_order(resnet18_file:
         ("--5", "has no labels"),
         ("9" * 5000, "9\\.\\.\\.' is no class"),
         (["all", 3], "give 'all' alone"),
+        ([np.array([1, 2])], "expected a class index"),
         ([True], "expected a class index"),
         ([None], "expected a class index"),
     ],
@@ -465,6 +467,7 @@ def test_labels_name_targets(lite0_file: Path) -> None:
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros((5, 5, 3), np.int64), "dtype int64"),
         (42, "is a int"),
+        (io.BytesIO(b"a file"), "is a BytesIO; expected a path"),
         (None, "is a NoneType"),
     ],
 )

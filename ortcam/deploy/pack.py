@@ -13,10 +13,9 @@ import numpy as np
 import onnx
 
 import ortcam
-from ortcam.budget import whole
 from ortcam.convention import Convention, resolve_convention
 from ortcam.deploy.packed import PackedExplainer
-from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line
+from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.files import replace_files
 from ortcam.graph.explainer import Plan, build_explainer
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel
@@ -67,7 +66,7 @@ def pack(
         model: a file that ortcam exported.
         path: the file to write.
         preset: a name in `ortcam.PRESETS`, or a Convention.
-        budget: run at most so many masked images; None for all, the exact map.
+        budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
         raw: put the preprocessing in.
         batch_size: masked images a turn; None for 8, or the model's own fixed batch.
         target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.budget import whole
 from ortcam.convention import TINY
-from ortcam.errors import ImageError, ModelError, OrtcamError, TargetError, one_line
+from ortcam.errors import ImageError, ModelError, OrtcamError, TargetError, one_line, whole
 from ortcam.explanation import Pictures, Target, warn_of_flat_maps
 from ortcam.image import Photo, as_photo
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_pixels, read_proto
@@ -106,7 +105,7 @@ class PackedExplainer:
         Args:
             path: the file.
             provider: as for `ScoreCAM`.
-            threads: CPU threads; None for one per physical core.
+            threads: CPU threads, at most one per processor; None for one per physical core.
 
         Raises:
             ModelError: the file cannot be used.

@@ -6,6 +6,7 @@ kernel and the inverse of its triangle grow by a row, so that a prediction is a 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from ortcam.surrogate import (
 )
 
 RANKS = (2, 2, 1, 2, 2, 1, 1, 1, 1, 1, 2)  # of the fields of Surrogate
+_LARGEST_EXPONENT = 126.0  # 2^-127 is no normal float32
 
 
 class Surrogate(NamedTuple):
@@ -103,6 +105,10 @@ def write_start(
     masks = (graph.gather(flat, selection.channels) - shift) * scale
     masks = graph.op("Clip", masks, graph.constant(0.0), graph.constant(1.0))
     count = graph.size(masks, 0)
+    # To about 1 by a power of two, as the engine does: no square leaves float32.
+    highest = graph.maximum(graph.reduce("Max", graph.op("Abs", flat)), float(TINY))
+    exponent = graph.op("Ceil", graph.op("Log", highest) * (1 / math.log(2)))
+    flat = flat * graph.op("Pow", graph.constant(2.0), -graph.minimum(exponent, _LARGEST_EXPONENT))
     # A row more, for the channels that were left out.
     nothing = graph.full(graph.shape(count + 1, grid[0] * grid[1]), 0.0, np.float32)
     sums = graph.op("ScatterND", nothing, graph.expand_dims(selection.rows, 1), flat, reduction="add")

@@ -325,7 +325,7 @@ class _Writer:
         return known._replace(**dict(zip(changing, values, strict=True)))
 
     def _is_predicted(self, selection: Selection) -> Value:
-        """Whether a photo has more distinct masks than the budget, bool [1]: `Limits.most`."""
+        """Whether a photo has more masks than the budget, the blank one not counted, bool [1]: `Limits.most`."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
         count = graph.size(selection.channels, 0)
@@ -351,6 +351,9 @@ class _Writer:
         weights = write_weights(graph, scores, selection, plan.convention)
         flat = graph.reshape(state.activations, graph.size(state.activations, 0), -1)
         sums = graph.reshape(weights @ flat, -1, *plan.layer_size)
+        # Where no channel varies, nothing is drawn that rounding makes of their sum.
+        varies = graph.reduce("Max", graph.slice(state.affine, 1, 2, 1)) > 0.0
+        sums = graph.where(varies, sums, 0.0)
         return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size)
 
     def _is_valid(self, target: Value, classes: Value) -> Value:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ortcam.convention import FLAT, TINY, Convention, extreme_rows, interpolation_matrix
+from ortcam.convention import TINY, Convention, extreme_rows, interpolation_matrix
 from ortcam.graph.builder import Builder, Value
 from ortcam.selection import MASK_RESOLUTION
 
@@ -92,7 +92,7 @@ def write_saliency(
 
 
 def _normalize(graph: Builder, maps: Value, epsilon: float) -> Value:
-    lowest, highest = (graph.reduce(kind, maps, 1, 2, keep=True) for kind in ("Min", "Max"))
-    spread = highest - lowest
-    varies = spread >= graph.maximum(graph.maximum(-lowest, highest) * FLAT, float(TINY))
+    lowest = graph.reduce("Min", maps, 1, 2, keep=True)
+    spread = graph.reduce("Max", maps, 1, 2, keep=True) - lowest
+    varies = spread >= TINY
     return graph.where(varies, (maps - lowest) / graph.where(varies, spread + epsilon, 1.0), 0.0)

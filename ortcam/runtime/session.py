@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ def load_prepared(
         return create_session(graph, CPU, name, external_data, options, log_severity=4)
     except ModelError:
         warnings.warn(f"cache: {graph} does not load; it is made again", OrtcamWarning, stacklevel=2)
+        with suppress(OSError):
+            graph.unlink()
         return None
 
 
