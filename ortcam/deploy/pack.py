@@ -25,6 +25,7 @@ from ortcam.scorecam import ScoreCAM
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
 _LEAST_AGREEMENT = 0.999
+_LARGEST_BUDGET = 2**31 - 1  # no layer has so many channels
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def pack(
         raise OptionError(f"batch_size is {batch_size}; {known.path.name} knows only batches of {known.batch}")
     plan = Plan(
         convention=convention,
-        budget=None if budget is None else min(budget, layer[0]),
+        budget=None if budget is None else min(budget, _LARGEST_BUDGET),
         batch_size=known.batch or min(layer[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
         fixed_batch=known.batch is not None,
         raw=raw,
