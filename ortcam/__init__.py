@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from ortcam.deploy.pack import PackReport, pack
     from ortcam.deploy.packed import PackedExplainer, PackedExplanation
     from ortcam.errors import OrtcamError, OrtcamWarning
-    from ortcam.explanation import Explanation, Target
+    from ortcam.explanation import Explanation
     from ortcam.model import CamModel
     from ortcam.preprocessing import Preprocessing
     from ortcam.runtime.providers import Provider
     from ortcam.scorecam import ScoreCAM
+    from ortcam.targets import Target
 
 __version__ = "0.1.0"
 
@@ -50,7 +51,7 @@ _HOME = {
     "OrtcamError": "errors",
     "OrtcamWarning": "errors",
     "Explanation": "explanation",
-    "Target": "explanation",
+    "Target": "targets",
     "Preprocessing": "preprocessing",
     "Provider": "runtime.providers",
     "CamModel": "model",

@@ -17,36 +17,15 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from ortcam.convention import Convention
-from ortcam.errors import OptionError, OrtcamWarning, OutputError
+from ortcam.errors import OptionError, OrtcamWarning, OutputError, TargetError
 from ortcam.files import replace_directory
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop
 from ortcam.render import check_style, draw_overlay, encode_png, place_map
 from ortcam.selection import ErrorEstimate
+from ortcam.targets import Target, find_target
 
 MANIFEST = "explanation.json"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A class that was explained.
-
-    Attributes:
-        index: the class index.
-        label: its name, or None when the model file has no labels.
-        logit: its logit for the whole input.
-        probability: its probability for the whole input.
-    """
-
-    index: int
-    label: str | None
-    logit: float
-    probability: float
-
-    @property
-    def name(self) -> str:
-        """The label's first synonym, or ``class N``."""
-        return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
 
 
 class Pictures:
@@ -64,21 +43,57 @@ class Pictures:
             return self.crop.bottom, self.crop.right
         return self.photo.shape[0], self.photo.shape[1]
 
-    def map(self, target: int = 0) -> NDArray[np.float32]:
-        """Return the map [H,W] of the `target`-th target.
+    def map(self, target: int | str | None = None) -> NDArray[np.float32]:
+        """Return the map of an explained class, float32 [H,W] in [0,1] at the photo's size.
+
+        Args:
+            target: a class index, a label or one of a label's synonyms; None for the first target.
 
         Raises:
-            OptionError: there are not so many.
+            TargetError: the class was not explained.
+        """
+        return self.map_at(self.place_of(target))
+
+    def __getitem__(self, target: int | str) -> NDArray[np.float32]:
+        """Return `map(target)`: ``explanation[285]``, ``explanation["tiger cat"]``."""
+        return self.map(target)
+
+    def map_at(self, place: int) -> NDArray[np.float32]:
+        """Return the map of the target at a place of `targets`, float32 [H,W]; -1 is the last place.
+
+        Raises:
+            OptionError: `targets` has no such place.
         """
         raise NotImplementedError
 
-    def _place(self, target: int) -> int:
-        """Return the place of a target that there is."""
-        if not isinstance(target, int | np.integer) or not -len(self.targets) <= target < len(self.targets):
-            raise OptionError(
-                f"target is {target!r}; expected the place of one of the {len(self.targets)} targets, from 0"
-            )
-        return int(target)
+    def place_of(self, target: int | str | None) -> int:
+        """Return the place in `targets` of a class index or label; 0 for None.
+
+        Raises:
+            TargetError: the class was not explained, or several explained classes have the label.
+        """
+        if target is None:
+            return 0
+        places = find_target(target, self.targets)
+        if len(places) == 1:
+            return places[0]
+        shown = ", ".join(
+            f"{one.index}" if one.label is None else f"{one.index} {one.name}" for one in self.targets[:5]
+        )
+        more = "" if len(self.targets) <= 5 else f" and {len(self.targets) - 5} more"
+        if places:
+            raise TargetError(f"label {target!r} names several explained classes ({shown}{more}); give the class index")
+        raise TargetError(
+            f"class {target!r} was not explained; expected one of the explained classes: {shown}{more} "
+            "(map_at and overlay_at take places)"
+        )
+
+    def _checked_place(self, place: int) -> int:
+        """Return the place of a target that exists."""
+        count = len(self.targets)
+        if isinstance(place, bool) or not isinstance(place, int | np.integer) or not -count <= place < count:
+            raise OptionError(f"place is {place!r}; expected the place of one of the {count} targets, from 0")
+        return int(place)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as plain JSON."""
@@ -104,16 +119,26 @@ class Pictures:
         """Return what `save` keeps beside the maps, by name."""
         return {}
 
-    def overlay(self, target: int = 0, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
-        """Draw the map of the `target`-th target over the photo.
+    def overlay(self, target: int | str | None = None, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
+        """Draw the map of an explained class over the photo.
+
+        Args:
+            target: as for `map`.
+            opacity: opacity of the heat map, 0 to 1.
+            colormap: turbo, jet, inferno or viridis.
 
         Returns:
-            uint8 [H,W,3] RGB; over mid-grey where there is no photo.
+            uint8 [H,W,3] RGB; over mid-grey where the photo is unknown.
 
         Raises:
-            OptionError: no such target, an unknown colormap or an opacity out of range.
+            TargetError: the class was not explained.
+            OptionError: an unknown colormap or an opacity out of range.
         """
-        return self._draw(self.map(target), opacity, colormap)
+        return self.overlay_at(self.place_of(target), opacity, colormap)
+
+    def overlay_at(self, place: int, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
+        """Draw the map of the target at a place of `targets` over the photo; otherwise as `overlay`."""
+        return self._draw(self.map_at(place), opacity, colormap)
 
     def _draw(self, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
         photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
@@ -145,7 +170,7 @@ class Pictures:
             try:
                 maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
                 for row, target in enumerate(self.targets):  # one at a time: all classes may be a thousand
-                    maps[row] = self.map(row)
+                    maps[row] = self.map_at(row)
                     overlay = self._draw(maps[row], opacity, colormap)
                     (unfinished / _overlay_name(target)).write_bytes(encode_png(overlay))
                 maps.flush()
@@ -221,11 +246,11 @@ class Explanation(Pictures):
     @cached_property
     def maps(self) -> NDArray[np.float32]:
         """float32 [T,H,W] in [0,1] at the photo's size; 0 outside `crop`, which the model did not see."""
-        return np.stack([self.map(target) for target in range(len(self.targets))])
+        return np.stack([self.map_at(place) for place in range(len(self.targets))])
 
-    def map(self, target: int = 0) -> NDArray[np.float32]:
-        """Return the map [H,W] of the `target`-th target alone: one of `maps`, which for many classes are large."""
-        (saliency,) = self.convention.saliency(self.raw_maps[[self._place(target)]], self.input_size)
+    def map_at(self, place: int) -> NDArray[np.float32]:
+        # Only this map is drawn: all maps of many classes are large.
+        (saliency,) = self.convention.saliency(self.raw_maps[[self._checked_place(place)]], self.input_size)
         return place_map(saliency, self.crop, self.photo_size)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from ortcam.budget import Limits, MakePredictor, Method
 from ortcam.convention import Convention, Floats, resolve_convention
 from ortcam.errors import ModelError, OrtcamError, whole
-from ortcam.explanation import Explanation, Target, warn_of_flat_maps
+from ortcam.explanation import Explanation, warn_of_flat_maps
 from ortcam.model import CamModel
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
-from ortcam.targets import for_many
+from ortcam.targets import Target, for_many
 from ortcam.threads import Workers, calm_blas, thread_count, usable_processors
 from ortcam.work import Job, Work, in_turn, prepared_ahead
 

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
 from ortcam.errors import OptionError, TargetError, nearest
 
-_LONGEST_SHOWN = 100  # characters of a label that there is not
+_LONGEST_SHOWN = 100  # characters of an unknown label
+_MOST_SUGGESTED = 5  # labels that contain an unknown label's words
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class that was explained.
+
+    Attributes:
+        index: the class index.
+        label: its name, or None when the model file has no labels.
+        logit: its logit for the whole input.
+        probability: its probability for the whole input.
+    """
+
+    index: int
+    label: str | None
+    logit: float
+    probability: float
+
+    @property
+    def name(self) -> str:
+        """The label's first synonym, or ``class N``."""
+        return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
 
 
 def for_many(images: Any, targets: Any) -> Any:
@@ -58,17 +83,13 @@ def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, mo
 def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str) -> int:
     if hasattr(target, "tolist"):
         target = target.tolist()
-    if isinstance(target, str) and not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", target):
+    if isinstance(target, str) and not _is_index(target):
         matches = find_label(target, labels)
         if len(matches) == 1:
             return matches[0]
         if matches:
             raise TargetError(f"label {target!r} names the classes {matches[:5]} of {model}; give the index")
-        hint = (
-            nearest(target, (part for label in labels for part in label.split(", ")))
-            if labels
-            else "; it has no labels, give an index"
-        )
+        hint = _suggest(target, labels) if labels else "; it has no labels, give an index"
         shown = target if len(target) <= _LONGEST_SHOWN else target[:_LONGEST_SHOWN] + "..."
         raise TargetError(f"label {shown!r} is no class of {model}{hint}")
     if isinstance(target, bool) or not isinstance(target, str | int):
@@ -77,6 +98,10 @@ def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str
     if not 0 <= index < classes:
         raise TargetError(f"target {index} is out of range; {model} has {classes} classes, 0 to {classes - 1}")
     return index
+
+
+def _is_index(text: str) -> bool:
+    return re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text) is not None
 
 
 def find_label(name: str, labels: Sequence[str]) -> list[int]:
@@ -88,3 +113,24 @@ def find_label(name: str, labels: Sequence[str]) -> list[int]:
     return [
         index for index, label in enumerate(labels) if wanted in (part.strip() for part in label.casefold().split(","))
     ]
+
+
+def find_target(target: int | str, explained: Sequence[Target]) -> list[int]:
+    """Return the places of the explained classes that have an index or a label; digits are an index."""
+    if isinstance(target, str) and not _is_index(target):
+        return find_label(target, [one.label or "" for one in explained])
+    if isinstance(target, bool) or not isinstance(target, str | Integral):
+        return []
+    return [place for place, one in enumerate(explained) if one.index == int(target)]
+
+
+def _suggest(unknown: str, labels: Sequence[str]) -> str:
+    """Return the labels that an unknown label may mean: the labels that contain it, as words first, or the nearest."""
+    synonyms = list(dict.fromkeys(part.strip() for label in labels for part in label.split(",")))
+    wanted = unknown.strip().casefold()
+    inside = [synonym for synonym in synonyms if wanted and wanted in synonym.casefold()]
+    inside.sort(key=lambda synonym: wanted not in re.findall(r"\w+", synonym.casefold()))
+    if not inside:
+        return nearest(unknown, synonyms)
+    more = f" and {len(inside) - _MOST_SUGGESTED} more" if len(inside) > _MOST_SUGGESTED else ""
+    return f"; labels with {unknown.strip()!r} in them: {', '.join(inside[:_MOST_SUGGESTED])}{more}"

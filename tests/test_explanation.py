@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ortcam
-from ortcam.errors import OptionError, OutputError
+from ortcam.errors import OptionError, OutputError, TargetError
 from ortcam.image import read_photo
 from ortcam.preprocessing import Crop
 from ortcam.render import draw_overlay, draw_sheet
@@ -97,11 +98,39 @@ def test_bad_drawing_options(explanation: ortcam.Explanation) -> None:
     for opacity in (2, "x", None, float("nan")):
         with pytest.raises(OptionError, match="from 0 to 1"):
             explanation.overlay(opacity=opacity)
-    for target in (5, -3, "3"):
+    for place in (5, -3, "3", True):
         with pytest.raises(OptionError, match="place of one of the 2 targets"):
-            explanation.overlay(target)
+            explanation.overlay_at(place)
         with pytest.raises(OptionError, match="place of one of the 2 targets"):
+            explanation.map_at(place)
+
+
+def test_maps_are_reached_by_class(explanation: ortcam.Explanation) -> None:
+    """The classes 3 and 500, without labels."""
+    assert np.array_equal(explanation.map(500), explanation.maps[1])
+    assert np.array_equal(explanation[3], explanation.maps[0])
+    assert np.array_equal(explanation["500"], explanation.maps[1])
+    assert np.array_equal(explanation.map(), explanation.map_at(0))
+    assert np.array_equal(explanation.map_at(-1), explanation.maps[1])
+    assert np.array_equal(explanation.overlay(500), explanation.overlay_at(1))
+    for target in (0, 1, -1, "cat", True, 2.5):
+        with pytest.raises(TargetError, match="was not explained; expected one of the explained classes: 3, 500"):
             explanation.map(target)
+
+
+def test_maps_are_reached_by_label(explanation: ortcam.Explanation) -> None:
+    labels = ("tabby, tabby cat", "Egyptian cat")
+    targets = tuple(
+        dataclasses.replace(one, label=label) for one, label in zip(explanation.targets, labels, strict=True)
+    )
+    named = dataclasses.replace(explanation, targets=targets)
+    assert np.array_equal(named.map("egyptian CAT"), explanation.maps[1])
+    assert np.array_equal(named["tabby cat"], explanation.maps[0])
+    with pytest.raises(TargetError, match=r"'cat' was not explained; .* 3 tabby, 500 Egyptian cat"):
+        named.map("cat")
+    twins = dataclasses.replace(explanation, targets=tuple(dataclasses.replace(one, label="crane") for one in targets))
+    with pytest.raises(TargetError, match="'crane' names several explained classes"):
+        twins.map("crane")
 
 
 def test_sheets_hold_any_number_of_photos() -> None:

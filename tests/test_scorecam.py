@@ -453,6 +453,10 @@ def test_labels_name_targets(lite0_file: Path) -> None:
     assert model.resolve_targets(["tench", 0], 1000) == [0]
     with pytest.raises(TargetError, match="nearest: tiger cat"):
         model.resolve_targets("tigr cat", 1000)
+    with pytest.raises(TargetError, match=r"labels with 'cat' in them: tabby cat, tiger cat, .* and \d+ more$"):
+        model.resolve_targets("cat", 1000)  # words first: `alley cat` before `catamaran`
+    with pytest.raises(TargetError, match=r"labels with 'Retriever' in them: .*golden retriever"):
+        model.resolve_targets("Retriever", 1000)
     with pytest.raises(TargetError, match=r"names the classes \[134, 517\]"):
         model.resolve_targets("crane", 1000)
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from ortcam.convention import TINY
 from ortcam.errors import ImageError, ModelError, OrtcamError, TargetError, one_line, whole
-from ortcam.explanation import Pictures, Target, warn_of_flat_maps
+from ortcam.explanation import Pictures, warn_of_flat_maps
 from ortcam.image import Photo, as_photo
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_pixels, read_proto
 from ortcam.preprocessing import Crop
 from ortcam.render import place_map
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, make_options
-from ortcam.targets import for_many, resolve_targets
+from ortcam.targets import Target, for_many, resolve_targets
 from ortcam.threads import thread_count
 
 # What the metadata entry `ortcam.explainer` states.
@@ -71,8 +71,8 @@ class PackedExplanation(Pictures):
         """Which of the T maps are flat (nothing in the layer speaks for the class)."""
         return tuple(bool(one.max() <= 0) for one in self.maps)
 
-    def map(self, target: int = 0) -> NDArray[np.float32]:
-        one: NDArray[np.float32] = self.maps[self._place(target)]
+    def map_at(self, place: int) -> NDArray[np.float32]:
+        one: NDArray[np.float32] = self.maps[self._checked_place(place)]
         return one
 
     def to_dict(self) -> dict[str, Any]:
