@@ -163,7 +163,7 @@ class ScoreCAM:
         Yields:
             An Explanation per image that could be explained, in order; `source` tells which.
         """
-        targets = for_many(images, targets)
+        targets = for_many(images, targets, self.model.classes, self.model.labels, self.model.path.name)
         limits, top_k = Limits(budget, tolerance, selection), whole("top_k", top_k)
         done = 0
         on_device = self.provider in _FREE_THE_PROCESSOR

@@ -37,15 +37,23 @@ class Target:
         return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
 
 
-def for_many(images: Any, targets: Any) -> Any:
-    """Return `targets` so that they can be read for each of several images.
+def for_many(images: Any, targets: Any, classes: int | None, labels: Sequence[str] | None, model: str) -> Any:
+    """Return `targets` in a form that can be read for each of several images.
+
+    Args:
+        images: what `explain_batch` was given.
+        targets, labels, model: as for `resolve_targets`.
+        classes: how many classes the model has; None where the model file does not say, so nothing can be checked yet.
 
     Raises:
         OptionError: `images` is a single path.
+        TargetError: as `resolve_targets`, once instead of for each image.
     """
     if isinstance(images, str | PathLike):
         raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
-    return list(targets) if isinstance(targets, Iterator) else targets
+    if isinstance(targets, Iterator):
+        targets = list(targets)
+    return targets if classes is None else resolve_targets(targets, classes, labels, model)
 
 
 def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, model: str) -> list[int] | None:

@@ -446,6 +446,14 @@ def test_bad_targets(small: ortcam.ScoreCAM, photos: dict[str, Path], targets: o
         small.explain(photos["chelsea"], targets=targets)
 
 
+def test_a_wrong_target_fails_once_for_many_photos(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
+    failed: list[object] = []
+    paths = [photos["chelsea"], photos["coffee"]]
+    with pytest.raises(TargetError, match="9999 is out of range"):
+        list(small.explain_batch(paths, targets=9999, on_error=lambda path, _: failed.append(path)))
+    assert not failed
+
+
 def test_labels_name_targets(lite0_file: Path) -> None:
     model = CamModel(lite0_file)
     assert model.resolve_targets(["tiger cat", "Bull Mastiff", 5, "285"], 1000) == [282, 243, 5, 285]

@@ -176,7 +176,7 @@ class PackedExplainer:
         on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[PackedExplanation]:
         """Explain photos one after the other; as `ScoreCAM.explain_batch`."""
-        targets = for_many(images, targets)
+        targets = for_many(images, targets, self.facts["classes"], self.contract.labels, self.path.name)
         for done, image in enumerate(images, 1):
             try:
                 explanation = self._explain(image, targets, top_k)
