@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ortcam.cli import console, options
-from ortcam.errors import ImageError, OrtcamError
+from ortcam.errors import ImageError, OptionError, OrtcamError
 
 if TYPE_CHECKING:
     from ortcam.deploy.packed import PackedExplainer
+    from ortcam.explanation import Pictures
     from ortcam.scorecam import ScoreCAM
+
+_MOST_BYTES_UNASKED = 500_000_000  # of one explanation
 
 
 def explain(
@@ -65,6 +69,9 @@ def explain(
     ] = None,
     opacity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the colours over the photo.")] = 0.6,
     colormap: Annotated[str, typer.Option(help="turbo, jet, inferno or viridis.")] = "turbo",
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Write explanations of more than 500 MB without asking.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
     """Explain what a model sees in photos.
@@ -117,6 +124,7 @@ def explain(
         ):
             photo, folder = next(pair for pair in folders if pair[0] == explanation.source)
             advance(photo.name, None)
+            yes = yes or _may_write(explanation)
             try:
                 explanation.save(folder, opacity=opacity, colormap=colormap)
             except OrtcamError as error:
@@ -129,6 +137,24 @@ def explain(
         _print_results(done, cam, output)
     if errors:
         raise typer.Exit(1)
+
+
+def _may_write(explanation: Pictures) -> bool:
+    """Ask the user before an explanation of more than 500 MB is written; whether the user was asked.
+
+    Raises:
+        OptionError: the user says no, or cannot be asked.
+    """
+    size = explanation.bytes_to_write
+    if size <= _MOST_BYTES_UNASKED:
+        return False
+    height, width = explanation.photo_size
+    said = f"{len(explanation.targets)} classes of a photo of {width}x{height} pixels take about {size / 1e6:.0f} MB"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise OptionError(f"{said}; give --yes to write them, or explain fewer classes")
+    if not typer.confirm(f"{said}. Write them?", err=True):
+        raise OptionError("nothing more was written; explain fewer classes, or give --yes")
+    return True
 
 
 def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
@@ -205,7 +231,9 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, 
             )
     console.print_table(table)
     if estimated:
-        console.note("error: the estimated 1 - r of the map against the exact one, and its 90 % interval")
+        console.note(
+            "column error: estimated 1 - r of the map with the exact map, and the 90 % interval of the estimate"
+        )
     console.note(f"layer {done[0]['layer']}, preset {done[0]['preset']}, provider {cam.provider}; written to {output}/")
 
 

@@ -43,6 +43,12 @@ class Pictures:
             return self.crop.bottom, self.crop.right
         return self.photo.shape[0], self.photo.shape[1]
 
+    @property
+    def bytes_to_write(self) -> int:
+        """About how many bytes `save` writes: per target a float32 map and a PNG of about a byte a pixel."""
+        height, width = self.photo_size
+        return 5 * len(self.targets) * height * width
+
     def map(self, target: int | str | None = None) -> NDArray[np.float32]:
         """Return the map of an explained class, float32 [H,W] in [0,1] at the photo's size.
 
