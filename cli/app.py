@@ -17,7 +17,6 @@ from ortcam.errors import OrtcamError, one_line
 app = typer.Typer(
     help="Score-CAM explanations of image classifiers, run entirely in ONNX Runtime.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
