@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,21 +33,26 @@ def print_json(value: Any) -> None:
 
 
 def make_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return a table without borders; the columns in `right` hold numbers."""
+    """Return a table without borders; the columns in `right` hold numbers, which are never broken over two lines."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        number = column in right
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
     return table
+
+
+def table_width() -> int:
+    """Return the width of the terminal in characters. A pipe has none: 160 keeps every row on one line there."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
 
 
 def print_table(table: Table) -> None:
     from rich.console import Console
 
-    # A pipe has no width: keep every row on one line there.
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
+    Console(width=table_width(), markup=False, highlight=False).print(table)
 
 
 class Advance(Protocol):

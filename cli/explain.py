@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ortcam.scorecam import ScoreCAM
 
 _MOST_BYTES_UNASKED = 500_000_000  # of one explanation
+_WIDTH_OF_INTERVALS = 76  # characters of a terminal
 
 
 def explain(
@@ -213,7 +214,15 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, 
     estimated = not packed and any(
         target["error"] is None or target["error"]["high"] for entry in done for target in entry["targets"]
     )
-    columns = ["photo", "class", "probability", "channels scored", *(["error"] if estimated else []), "seconds"]
+    wide = console.table_width() >= _WIDTH_OF_INTERVALS
+    columns = [
+        "photo",
+        "class",
+        "sure",
+        "scored",
+        *(["error (90 %)" if wide else "error"] if estimated else []),
+        "seconds",
+    ]
     table = console.make_table(*columns, right=tuple(columns[2:]))
     for entry in done:
         channels = entry["channels"]
@@ -226,7 +235,7 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, 
                 (str(channels["scored"]) if packed else f"{channels['scored']} of {channels['total']}")
                 if first
                 else "",
-                *([_show_error(target["error"])] if estimated else []),
+                *([_show_error(target["error"], wide)] if estimated else []),
                 f"{entry['seconds']:.2f}" if first else "",
             )
     console.print_table(table)
@@ -237,7 +246,9 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, 
     console.note(f"layer {done[0]['layer']}, preset {done[0]['preset']}, provider {cam.provider}; written to {output}/")
 
 
-def _show_error(error: dict[str, float] | None) -> str:
+def _show_error(error: dict[str, float] | None, with_interval: bool) -> str:
     if error is None:
         return "unknown"
-    return "0" if error["high"] == 0 else f"{error['expected']:.1g} ({error['low']:.1g} to {error['high']:.1g})"
+    if error["high"] == 0:
+        return "0"
+    return f"{error['expected']:.1g}" + (f" ({error['low']:.1g}-{error['high']:.1g})" if with_interval else "")
