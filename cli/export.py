@@ -21,7 +21,10 @@ def export(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The .onnx file to write. Default: SOURCE.cam.onnx.", show_default=False),
+    ] = None,
     layer: Annotated[
         str, typer.Option(help="auto, a module (a.b), a Keras layer (outer/inner), or a value in the graph.")
     ] = "auto",
@@ -70,7 +73,7 @@ def export(
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own code prints
         report = run_export(
             source,
-            output,
+            output or default_output(source),
             layer,
             weights=weights,
             input_size=size,
@@ -106,6 +109,19 @@ def export(
     inner = "" if agreement.activations is None else f", target layer within {agreement.activations:.1g}"
     print(f"{report.path}: target layer {report.layer} ({shape}), {report.contract.output}")
     print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
+
+
+def default_output(source: str) -> Path:
+    """Return the file that a source is exported to by default: beside a file or folder, else in the current folder.
+
+    >>> str(default_output("timm:hf/resnet18.a1")), str(default_output("nets/cat.h5"))
+    ('resnet18.a1.cam.onnx', 'nets/cat.cam.onnx')
+    """
+    origin, _, name = source.rpartition(":")
+    path = Path(source)
+    if origin and not path.exists():
+        return Path(f"{name.rpartition('/')[2]}.cam.onnx")
+    return path.with_name(f"{path.name if path.is_dir() else path.stem}.cam.onnx")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -119,6 +119,8 @@ def export(
     if not isinstance(output, str | PathLike) or Path(output).suffix != ".onnx":
         raise OptionError(f"output is {str(output)!r}; expected a name that ends in .onnx")
     output = Path(output)
+    if isinstance(source, str | PathLike) and output.exists() and Path(source).exists() and output.samefile(source):
+        raise OptionError(f"output {output} is the source itself; give the export another name")
     if opset not in OPSETS:
         raise OptionError(
             f"opset is {opset!r}; expected {', '.join(map(str, OPSETS))}: the engine needs 18, and newer ones than 20 "

@@ -212,7 +212,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(small: Path, arguments: list[s
         ["explain", "model.onnx", "cat.png", "--top-k", "2", "--target", "1"],
         ["explain", "model.onnx", "cat.png", "--batch-size", "many"],
         ["explain", "model.onnx", "cat.png", "--no-such-option"],
-        ["export", "torchvision:resnet18"],
+        ["export"],
         ["export", "torchvision:resnet18", "-o", "x.onnx", "--input-size", "big"],
         ["no-such-command"],
     ],
@@ -290,11 +290,29 @@ def test_inspect_of_a_plain_file_says_how_to_expose_a_layer(small: Path) -> None
     done = run("inspect", "plain.onnx", cwd=small)
     assert done.returncode == 0
     assert "ortcam export plain.onnx -o plain.cam.onnx" in done.stderr
-    exported = run("export", "plain.onnx", "-o", "plain.cam.onnx", "--preprocess", "imagenet", cwd=small)
+    itself = run("export", "plain.onnx", "-o", "plain.onnx", cwd=small)
+    assert_one_line_error(itself, 1, "output plain.onnx is the source itself")
+    exported = run("export", "plain.onnx", "--preprocess", "imagenet", cwd=small)  # to plain.cam.onnx
     assert exported.returncode == 0, exported.stderr
     explained = run("explain", "plain.cam.onnx", "cat.png", cwd=small)
     assert explained.returncode == 0, explained.stderr
     assert_one_line_error(run("inspect", "cat.png", cwd=small), 1, "no ONNX model")
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("torchvision:resnet50", "resnet50.cam.onnx"),
+        ("timm:hf_hub:timm/resnet18.a1_in1k", "resnet18.a1_in1k.cam.onnx"),
+        ("nets/net.py:build", "build.cam.onnx"),
+        ("nets/cat.h5", "nets/cat.cam.onnx"),
+        ("saved", "saved.cam.onnx"),
+    ],
+)
+def test_exports_have_a_name_by_default(source: str, output: str) -> None:
+    from ortcam.cli.export import default_output
+
+    assert default_output(source) == Path(output)
 
 
 def test_export_from_the_command_line(tmp_path: Path) -> None:
