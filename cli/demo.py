@@ -74,7 +74,7 @@ def demo(
         for number, path in enumerate(find_photos()[:photos]):
             advance(path.name, number)
             explanation = cam.explain(path)
-            explanation.save(output / path.stem)
+            explanation.save(output / path.stem, overwrite=True)  # of an earlier demo
             explained.append(explanation)
             top = explanation.targets[0]
             table.add_row(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ortcam.cli import console, options
-from ortcam.errors import ImageError, OptionError, OrtcamError
+from ortcam.cli.folders import STDIN, Folders, check_picture, find_photos, picture_of, write_picture
+from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
     from ortcam.deploy.packed import PackedExplainer
@@ -26,10 +27,22 @@ def explain(
     model: Annotated[
         Path, typer.Argument(help="A model file that `ortcam export` wrote, or a packed explainer.", show_default=False)
     ],
-    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to: one folder per photo inside.")] = Path(
-        "explanations"
-    ),
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Photos, folders of photos, or - for a picture on standard input.", show_default=False),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The folder to write to, with a folder for each photo inside; or, for one photo and one class, "
+            "the overlay's file: .png, .jpg.",
+        ),
+    ] = Path("explanations"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace explanations of another photo, model, class or option as well.")
+    ] = False,
     target: Annotated[
         list[str] | None,
         typer.Option("--target", "-t", help="A class index or label, or all; may be repeated. Default: the top class."),
@@ -86,6 +99,8 @@ def explain(
       ortcam explain model.onnx photo.jpg --target "tiger cat" --target 243 --json
 
       ortcam explain model.onnx photos/ --budget 32
+
+      ortcam explain model.onnx - -o overlay.png < photo.jpg
     """
     if target and top_k != 1:
         raise typer.BadParameter("give either --target or --top-k, not both")
@@ -112,30 +127,54 @@ def explain(
     errors: list[dict[str, str]] = []
 
     def report(source: Path, error: OrtcamError) -> None:
-        errors.append({"source": str(source), "error": str(error)})
-        console.fail(str(error))
+        message = f"standard input: {error}" if source == STDIN else str(error)
+        errors.append({"source": str(source), "error": message})
+        console.fail(message)
         if console.debug:
             traceback.print_exception(error)
 
-    photos = find_photos(images, output, report)
-    folders = iter(photos)
+    photos = find_photos(images, report)
+    picture = picture_of(output)
+    if picture is not None:
+        check_picture(picture, photos, model, 2 if target == ["all"] else max(top_k, len(target or [])))
+    folders = Folders(output, photos, overwrite)
+    waiting = iter(photos)  # every photo comes back in its turn: explained, or with an error
     with console.progress_bar(len(photos)) as advance:
         for explanation in cam.explain_batch(
-            [photo for photo, _ in photos], target or None, report, top_k, lambda share: advance("", share), **limits
+            [photo.image for photo in photos],
+            target or None,
+            lambda _, error: report(next(waiting).source, error),
+            top_k,
+            lambda share: advance("", share),
+            **limits,
         ):
-            photo, folder = next(pair for pair in folders if pair[0] == explanation.source)
-            advance(photo.name, None)
-            yes = yes or _may_write(explanation)
+            photo = next(waiting)
+            advance(photo.source.name, None)
+            explanation = replace(explanation, source=photo.source)
+            yes = yes or (picture is None and _may_write(explanation))
             try:
-                explanation.save(folder, opacity=opacity, colormap=colormap)
+                if picture is None:
+                    written: dict[str, Any] = {
+                        "directory": str(folders.save(explanation, photo.name, opacity, colormap))
+                    }
+                else:
+                    write_picture(explanation, picture, opacity, colormap)
+                    written = {"directory": None, "picture": str(picture)}
             except OrtcamError as error:
-                report(photo, error)
+                report(photo.source, error)
                 continue
-            done.append({"source": str(photo), "directory": str(folder), **explanation.to_dict()})
+            done.append({**explanation.to_dict(), **written})
     if as_json:
         console.print_json({"model": str(model), "explanations": done, "errors": errors})
     elif done:
-        _print_results(done, cam, output)
+        _print_results(done, cam, str(picture or f"{output}/"))
+    if folders.moved:
+        (occupied, path), more = folders.moved[0], len(folders.moved) - 1
+        others = f", and {more} more" if more else ""
+        console.note(
+            f"{occupied} holds another explanation, which was kept; the new one is in {path}{others} "
+            "(--overwrite replaces the old one)"
+        )
     if errors:
         raise typer.Exit(1)
 
@@ -168,49 +207,8 @@ def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def find_photos(
-    images: list[Path], output: Path, report: Callable[[Path, OrtcamError], None]
-) -> list[tuple[Path, Path]]:
-    """Return every photo with the folder that its explanation goes to.
-
-    A folder stands for the images in it and below it, and its layout is kept; explanations in it are no photos. Two
-    photos never share a folder, nor does one lie in the other's.
-
-    Args:
-        images: photos and folders.
-        output: where explanations go to.
-        report: called with a folder that holds no images, and the error.
-    """
-    from ortcam.explanation import MANIFEST
-    from ortcam.image import SUFFIXES
-
-    named: list[tuple[Path, Path]] = []
-    for image in images:
-        if not image.is_dir():
-            named.append((image, Path(image.stem.strip(".") or "photo")))
-            continue
-        inside = sorted(
-            path
-            for path in image.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not (path.parent / MANIFEST).exists()
-        )
-        if not inside:
-            report(image, ImageError(f"{image} holds no images; expected files such as .jpg or .png"))
-        named.extend((path, path.relative_to(image).with_name(path.stem.strip(".") or "photo")) for path in inside)
-    taken = {folder for _, name in named for folder in name.parents}
-    photos = []
-    for path, name in named:
-        unique, number = name, 1
-        while unique in taken:
-            number += 1
-            unique = name.with_name(f"{name.name}-{number}")
-        taken.add(unique)
-        photos.append((path, output / unique))
-    return photos
-
-
-def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, output: Path) -> None:
-    packed = done[0]["channels"]["total"] is None  # such a file does not tell what it might have run
+def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, output: str) -> None:
+    packed = done[0]["model"]["packed"]  # such a file does not tell what it might have run
     estimated = not packed and any(
         target["error"] is None or target["error"]["high"] for entry in done for target in entry["targets"]
     )
@@ -225,7 +223,7 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, 
     ]
     table = console.make_table(*columns, right=tuple(columns[2:]))
     for entry in done:
-        channels = entry["channels"]
+        channels = entry["run"]["channels"]
         for row, target in enumerate(entry["targets"]):
             first = row == 0
             table.add_row(
@@ -236,14 +234,15 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, 
                 if first
                 else "",
                 *([_show_error(target["error"], wide)] if estimated else []),
-                f"{entry['seconds']:.2f}" if first else "",
+                f"{entry['run']['seconds']:.2f}" if first else "",
             )
     console.print_table(table)
     if estimated:
         console.note(
             "column error: estimated 1 - r of the map with the exact map, and the 90 % interval of the estimate"
         )
-    console.note(f"layer {done[0]['layer']}, preset {done[0]['preset']}, provider {cam.provider}; written to {output}/")
+    layer, preset = done[0]["model"]["layer"], done[0]["preset"]["name"]
+    console.note(f"layer {layer}, preset {preset}, provider {cam.provider}; written to {output}")
 
 
 def _show_error(error: dict[str, float] | None, with_interval: bool) -> str:

@@ -10,14 +10,15 @@ and they differ in the details that `Convention` names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.errors import OptionError, nearest
+from ortcam.errors import OptionError, nearest, one_line
 
 Floats = NDArray[np.float32]
 Step = Literal["relu", "upsample", "normalize"]
@@ -58,6 +59,18 @@ class Convention:
     steps: tuple[Step, ...] = ("relu", "upsample", "normalize")
     map_align_corners: bool = False
     map_epsilon: float = 0.0
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Convention:
+        """Return the convention whose fields `dataclasses.asdict` gave, as they come back from JSON.
+
+        Raises:
+            OptionError: a field is unknown or missing.
+        """
+        try:
+            return cls(**{**fields, "steps": tuple(fields["steps"])})
+        except (TypeError, KeyError) as error:
+            raise OptionError(f"preset has other fields than expected: {one_line(error)}") from error
 
     def masks(self, activations: Floats, size: tuple[int, int]) -> Masks:
         """Return what turns each channel of `activations` [K,h,w] into its mask at `size` = (H, W)."""

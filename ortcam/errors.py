@@ -39,6 +39,10 @@ class OutputError(OrtcamError):
     """A file or directory that cannot be written."""
 
 
+class OccupiedError(OutputError):
+    """A directory that holds something that must not be replaced."""
+
+
 class ExportError(OrtcamError):
     """A source model that cannot be exported, or whose export does not agree with it."""
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -18,14 +16,22 @@ from numpy.typing import NDArray
 
 from ortcam.convention import Convention
 from ortcam.errors import OptionError, OrtcamWarning, OutputError, TargetError
-from ortcam.files import replace_directory
+from ortcam.files import only, replace_directory
 from ortcam.image import Photo
+from ortcam.measures import MapMeasures, Meter
 from ortcam.preprocessing import Crop
+from ortcam.record import (
+    Provenance,
+    Recordable,
+    build_record,
+    is_written_by_save,
+    overlay_name,
+    why_not_same,
+    write_record,
+)
 from ortcam.render import check_style, draw_overlay, encode_png, place_map
 from ortcam.selection import ErrorEstimate
 from ortcam.targets import Target, find_target
-
-MANIFEST = "explanation.json"
 
 
 class Pictures:
@@ -102,24 +108,25 @@ class Pictures:
         return int(place)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the arrays, as plain JSON."""
-        raise NotImplementedError
+        """Return everything but the arrays, as plain JSON: the record that `save` writes. See docs/record.md."""
+        return build_record(cast("Recordable", self))  # both kinds of explanation have what it reads
 
-    def describe_pictures(self, errors: Sequence[ErrorEstimate | None], flat: Sequence[bool]) -> dict[str, Any]:
-        """Return what `to_dict` says of the targets, the photo and the part of it that the model saw."""
-        return {
-            "targets": [
-                {
-                    **vars(target),
-                    "error": None if error is None else vars(error),
-                    "map_is_flat": nothing,
-                    "overlay": _overlay_name(target),
-                }
-                for target, error, nothing in zip(self.targets, errors, flat, strict=True)
-            ],
-            "photo_size": dict(zip(("height", "width"), self.photo_size, strict=True)),
-            "crop": vars(self.crop),
-        }
+    @property
+    def measures(self) -> tuple[MapMeasures, ...]:
+        """Numbers of each of the T maps: place of the maximum, box of the half maximum, shares."""
+        return self._measured[0]
+
+    @property
+    def correlations(self) -> tuple[tuple[float | None, ...], ...] | None:
+        """Pearson's r of every two maps, [T,T]; None for a flat map, and None alone for more than 20 maps."""
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[tuple[MapMeasures, ...], tuple[tuple[float | None, ...], ...] | None]:
+        meter = Meter(self.crop, len(self.targets))
+        for place in range(len(self.targets)):
+            meter.add(self.map_at(place))
+        return tuple(meter.measures), meter.correlations()
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return what `save` keeps beside the maps, by name."""
@@ -155,38 +162,50 @@ class Pictures:
         directory: str | PathLike[str],
         opacity: float = 0.6,
         colormap: str = "turbo",
+        overwrite: bool = False,
     ) -> Path:
         """Write overlays (PNG), ``maps.npy``, ``explanation.json`` and, but for a packed explainer's, ``raw_maps.npy``
         and ``weights.npy``.
 
-        The directory appears whole or not at all. One that holds an earlier explanation and nothing else is
-        replaced; any other directory that is not empty is left alone.
+        The directory appears whole or not at all. A directory that holds an earlier explanation of the same photo,
+        model, classes and options, and nothing else, is replaced: see docs/record.md.
 
         Args:
             directory: where to.
             opacity, colormap: of the overlays.
+            overwrite: replace an earlier explanation of anything. Other files are never deleted.
 
         Raises:
-            OutputError: it cannot be written, or holds something else.
+            OccupiedError: the directory holds another explanation, or other files.
+            OutputError: it cannot be written.
         """
         check_style(opacity, colormap)
         shape = (len(self.targets), *self.photo_size)
-        manifest = {"source": None if self.source is None else str(self.source), **self.to_dict()}
-        with replace_directory(Path(directory), _is_ours) as unfinished:
+        meter = Meter(self.crop, len(self.targets))
+        with replace_directory(Path(directory), lambda folder: self._why_occupied(folder, overwrite)) as unfinished:
             try:
                 maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
                 for row, target in enumerate(self.targets):  # one at a time: all classes may be a thousand
-                    maps[row] = self.map_at(row)
-                    overlay = self._draw(maps[row], opacity, colormap)
-                    (unfinished / _overlay_name(target)).write_bytes(encode_png(overlay))
+                    saliency = maps[row] = self.map_at(row)
+                    meter.add(saliency)
+                    overlay = self._draw(saliency, opacity, colormap)
+                    (unfinished / overlay_name(target)).write_bytes(encode_png(overlay))
                 maps.flush()
                 for name, array in self.arrays().items():
                     np.save(unfinished / f"{name}.npy", array)
-                text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-                (unfinished / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
+                vars(self)["_measured"] = tuple(meter.measures), meter.correlations()  # drawn once, measured once
+                write_record(self.to_dict(), unfinished)
             except OSError as error:
                 raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
         return Path(directory)
+
+    def _why_occupied(self, folder: Path, overwrite: bool) -> str | None:
+        """Return why `save` must not replace a directory that is not empty; None if it may."""
+        refused = only(is_written_by_save)(folder)
+        if refused is not None or overwrite:
+            return refused
+        reason = why_not_same(cast("Recordable", self), folder)
+        return None if reason is None else f"it holds {reason}; give another directory, or overwrite=True (--overwrite)"
 
 
 @dataclass(frozen=True)
@@ -213,6 +232,7 @@ class Explanation(Pictures):
             waiting for another group of photos in `explain_batch`.
         seconds_scoring: of that, choosing and running the masked inputs.
         flat: which of the T maps are flat (nothing in the layer speaks for the class).
+        provenance: photo and model by their hashes, what was asked for, versions and time: what the record states.
     """
 
     raw_maps: NDArray[np.float32]
@@ -232,6 +252,7 @@ class Explanation(Pictures):
     seconds: float
     seconds_scoring: float
     flat: tuple[bool, ...]
+    provenance: Provenance
 
     @property
     def preset(self) -> str:
@@ -259,17 +280,6 @@ class Explanation(Pictures):
         (saliency,) = self.convention.saliency(self.raw_maps[[self._checked_place(place)]], self.input_size)
         return place_map(saliency, self.crop, self.photo_size)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **self.describe_pictures(self.errors, self.flat),
-            "layer": self.layer,
-            "preset": self.preset,
-            "provider": self.provider,
-            "channels": {"total": self.channels, "live": self.live, "scored": self.scored},
-            "seconds": round(self.seconds, 4),
-            "seconds_scoring": round(self.seconds_scoring, 4),
-        }
-
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         return {"raw_maps": self.raw_maps, "weights": self.weights}
 
@@ -281,16 +291,3 @@ def warn_of_flat_maps(targets: Sequence[Target], flat: Sequence[bool], layer: st
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         message = f"the map of {', '.join(names[:5])}{more} is flat (all zero): nothing in layer {layer} speaks for it"
         warnings.warn(message, OrtcamWarning, stacklevel=3)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file in a directory is one that `Explanation.save` writes."""
-    ours = path.name in (MANIFEST, "maps.npy", "raw_maps.npy", "weights.npy")
-    return path.is_file() and (ours or re.fullmatch(r"overlay-\d+(-[a-z0-9-]+)?\.png", path.name) is not None)
-
-
-def _overlay_name(target: Target) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", target.name.lower()).strip("-")[:40]
-    return (
-        f"overlay-{target.index}-{words}.png" if target.label is not None and words else f"overlay-{target.index}.png"
-    )

@@ -2,42 +2,84 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-from ortcam.errors import OutputError
+from ortcam.errors import OccupiedError, OutputError
+
+_RENAMES = 8  # attempts, where other processes write the same directory
 
 
 @contextmanager
-def replace_directory(directory: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+def replace_directory(directory: Path, refusal: Callable[[Path], str | None]) -> Iterator[Path]:
     """Give an unfinished directory to fill; when the block ends well it takes the name `directory`.
 
-    A directory of that name is replaced when nothing is in it but what `is_ours`, and left alone otherwise. A link
-    to a directory stays a link.
+    A directory of that name that is not empty is replaced only if `refusal` allows it. `refusal` is asked before the
+    block and again after it, because another process may have written there meanwhile. A link to a directory stays
+    a link.
+
+    Args:
+        directory: the name.
+        refusal: takes a directory that is not empty; returns why it must not be replaced, or None if it may.
 
     Raises:
-        OutputError: the name is taken by something else, or cannot be written.
+        OccupiedError: `refusal` gave a reason.
+        OutputError: the name belongs to a file, or the directory cannot be written.
     """
     final = Path(os.path.realpath(directory))
-    if final.exists():
-        if not final.is_dir():
-            raise OutputError(f"cannot write {directory}: it is a file; give the name of a directory")
-        if not all(is_ours(path) for path in final.iterdir()):
-            raise OutputError(f"cannot write {directory}: it holds other files; give an empty or new directory")
-    with _unfinished(final, directory) as unfinished:
-        yield unfinished
+
+    def check(folder: Path) -> None:
+        reason = refusal(folder) if any(folder.iterdir()) else None
+        if reason is not None:
+            raise OccupiedError(f"cannot write {directory}: {reason}")
+
+    try:
+        if final.exists():
+            if not final.is_dir():
+                raise OutputError(f"cannot write {directory}: it is a file; give the name of a directory")
+            check(final)
+        with _unfinished(final, directory) as unfinished:
+            yield unfinished
+            _take_place(unfinished, final, check)
+    except OSError as error:
+        raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
+
+
+def only(is_ours: Callable[[Path], bool]) -> Callable[[Path], str | None]:
+    """Return a refusal, for `replace_directory`, of directories that hold anything but what `is_ours`."""
+
+    def refusal(folder: Path) -> str | None:
+        return None if all(map(is_ours, folder.iterdir())) else "it holds other files; give an empty or new directory"
+
+    return refusal
+
+
+def _take_place(unfinished: Path, final: Path, check: Callable[[Path], None]) -> None:
+    """Rename `unfinished` to `final`. What stands there is moved aside first, then checked, then deleted."""
+    for attempt in range(_RENAMES):
+        old = unfinished.with_name(f"{unfinished.name}-old{attempt}")
+        if final.exists() and any(final.iterdir()):
+            final.rename(old)
+            try:
+                check(old)
+            except OutputError:
+                old.rename(final)
+                raise
         try:
-            old = unfinished.with_name(unfinished.name + "-old")
-            if final.exists() and any(final.iterdir()):
-                final.rename(old)
             unfinished.rename(final)  # onto an empty directory as well
-            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
-            raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _RENAMES - 1:
+                raise
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+            return
 
 
 @contextmanager
@@ -79,3 +121,43 @@ def _unfinished(final: Path, shown: Path) -> Iterator[Path]:
         yield unfinished
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class Fingerprint:
+    """The SHA-256 of a file as the file is when this object is made.
+
+    The hash is computed when it is first asked for, and at most once a process for a file that does not change.
+
+    Attributes:
+        path: the absolute path of the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - the name as given: links are not followed
+        self._state = _state_of(self.path)
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """The hash in hexadecimal digits; None where the file changed before it was computed."""
+        if self._state is None:
+            return None
+        try:
+            found = _hash(self.path, self._state)
+        except OSError:
+            return None
+        return found if _state_of(self.path) == self._state else None
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """Return what changes whenever the file does; None where there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, _state: tuple[int, ...]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -52,14 +52,22 @@ def read_photo(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo
     Raises:
         ImageError: the file is missing, unreadable, no image, cut short, or has more than `max_pixels` pixels.
     """
+    return decode_photo(read_file(path), str(path), max_pixels)
+
+
+def read_file(path: str | PathLike[str]) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        ImageError: the file is missing or cannot be read.
+    """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
         said = getattr(error, "strerror", None) or one_line(error)
         reason = "no such file" if isinstance(error, FileNotFoundError) else said
         raise ImageError(f"cannot read {path}: {reason}") from error
-    return decode_photo(data, str(path), max_pixels)
 
 
 def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> Photo:

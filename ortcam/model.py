@@ -24,8 +24,10 @@ from ortcam.errors import (
     PackedModelError,
     one_line,
 )
-from ortcam.image import Photo, as_photo, read_photo
+from ortcam.files import Fingerprint
+from ortcam.image import MAX_PIXELS, Photo, as_photo, decode_photo, read_file
 from ortcam.preprocessing import Crop, Preprocessing, Tensor
+from ortcam.record import Origin
 from ortcam.targets import resolve_targets
 
 FORMAT = 1
@@ -97,7 +99,7 @@ class Contract:
             raise ModelError(f"{name} has metadata that cannot be read: {one_line(error)}; export it again") from error
 
     def prepare(
-        self, image: Any, input_shape: Sequence[int | None], name: str, max_pixels: int | None = None
+        self, image: Any, input_shape: Sequence[int | None], name: str, max_pixels: int = MAX_PIXELS
     ) -> tuple[Photo | None, Tensor, Crop]:
         """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
 
@@ -107,7 +109,7 @@ class Contract:
             image: a path, a Pillow image, an array or a tensor.
             input_shape: of the model's image without the batch; None where the size is free.
             name: what error messages call the model.
-            max_pixels: of a file; None for the usual limit.
+            max_pixels: the most pixels of a file.
 
         Raises:
             ImageError: it is none of these, or does not fit the model.
@@ -148,6 +150,7 @@ class CamModel:
         activations_shape: the dimensions of `activations` without the batch; None where the size is free.
         classes: how many classes the model has; None where the file does not say.
         has_external_data: whether weights lie in other files.
+        fingerprints: the file, and after it the files of external weights, for their hashes.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -160,6 +163,7 @@ class CamModel:
         if not isinstance(path, str | PathLike):
             raise ModelError(f"model is a {type(path).__name__}; expected the path of an ONNX file")
         self.path = Path(path)
+        fingerprint = Fingerprint(self.path)  # before the file is read, so that a later change is noticed
         proto = read_proto(self.path)
         entries = {entry.key: entry.value for entry in proto.metadata_props}
         if EXPLAINER in entries:
@@ -185,7 +189,9 @@ class CamModel:
         self.activations_shape = tuple(dim.dim_value or None for dim in layer.dim[1:])
         scores = proto.graph.output[0].type.tensor_type.shape.dim
         self.classes = scores[-1].dim_value or None if scores else None
-        self.has_external_data = any(tensor.data_location == tensor.EXTERNAL for tensor in proto.graph.initializer)
+        external = external_files(proto)
+        self.has_external_data = bool(external)
+        self.fingerprints = (fingerprint, *(Fingerprint(self.external_data_directory / name) for name in external))
         self._fresh: onnx.ModelProto | None = proto
 
     @property
@@ -210,6 +216,18 @@ class CamModel:
         return self.contract.labels
 
     @property
+    def sha256(self) -> str:
+        """The hash of the file, in hexadecimal digits.
+
+        Raises:
+            ModelError: the file changed after it was loaded.
+        """
+        found = self.fingerprints[0].sha256
+        if found is None:
+            raise ModelError(f"{self.path} changed while it was loaded; load it again")
+        return found
+
+    @property
     def external_data_directory(self) -> Path:
         """The directory that external weights, if there are any, are read from."""
         return self.path.resolve().parent
@@ -223,7 +241,7 @@ class CamModel:
         """Let the parsed weights go, where nobody took them."""
         self._fresh = None
 
-    def prepare(self, image: Any, max_pixels: int | None = None) -> tuple[Photo | None, Tensor, Crop]:
+    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> tuple[Photo | None, Tensor, Crop]:
         """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
 
         The photo is None where an input tensor came and no preprocessing is known to undo.
@@ -238,14 +256,40 @@ class CamModel:
         return resolve_targets(targets, classes, self.labels, self.path.name)
 
 
-def read_pixels(image: Any, max_pixels: int | None = None) -> np.ndarray[Any, Any]:
-    """Return the pixels of a path, a Pillow image, a torch tensor or an array.
+def external_files(proto: onnx.ModelProto) -> list[str]:
+    """Return the names of the files that external weights lie in, sorted, relative to the model's folder."""
+    names = {
+        entry.value
+        for tensor in proto.graph.initializer
+        if tensor.data_location == tensor.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted(names)
+
+
+def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray[Any, Any], Origin | None]:
+    """Return the pixels of a path, the bytes of a picture, a Pillow image, a torch tensor or an array.
+
+    Also return the origin of a picture file, hashed from the very bytes that are decoded; None for other images,
+    whose origin is their pixels or values.
 
     Raises:
         ImageError: it is none of these, or the file cannot be read.
     """
     if isinstance(image, str | PathLike):
-        return read_photo(image) if max_pixels is None else read_photo(image, max_pixels)
+        data = read_file(image)
+        return decode_photo(data, str(image), max_pixels), Origin.of_file(data, image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        data = bytes(image)
+        return decode_photo(data, "image", max_pixels), Origin.of_file(data)
+    return read_pixels(image), None
+
+
+def read_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
+    """Return the pixels of any image that `read_image` takes."""
+    if isinstance(image, str | PathLike | bytes | bytearray | memoryview):
+        return read_image(image, max_pixels)[0]
     try:
         if hasattr(image, "convert") and hasattr(image, "getbands"):
             return _from_pillow(image)

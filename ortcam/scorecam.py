@@ -18,10 +18,12 @@ from ortcam.budget import Limits, MakePredictor, Method
 from ortcam.convention import Convention, Floats, resolve_convention
 from ortcam.errors import ModelError, OrtcamError, whole
 from ortcam.explanation import Explanation, warn_of_flat_maps
-from ortcam.model import CamModel
+from ortcam.model import CamModel, read_image
+from ortcam.record import Asked, Origin, Provenance, now
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider, resolve_provider
+from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
 from ortcam.targets import Target, for_many
@@ -81,7 +83,8 @@ class ScoreCAM:
         provider = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
         engine = Engine(self.model, self.convention.scored, provider, batch_size, threads)
-        self.provider = engine.provider.name
+        self.provider, self._provider = engine.provider.name, engine.provider
+        self._asked_batch_size = batch_size
         self._scorer = engine.scorer
         self._workers = self._choosers = Workers(threads)
         self._surrogates: Callable[[], MakePredictor] = lambda: Surrogate  # for a group of photos
@@ -129,6 +132,7 @@ class ScoreCAM:
             OptionError: a budget or tolerance that makes no sense.
         """
         limits, top_k = Limits(budget, tolerance, selection), whole("top_k", top_k)
+        targets = list(targets) if isinstance(targets, Iterator) else targets
         job = self._prepare(image)
         (explanation,) = self._explain_group([job], targets, top_k, limits, on_progress)
         if isinstance(explanation, OrtcamError):
@@ -195,9 +199,12 @@ class ScoreCAM:
     def _prepare(self, image: Any) -> Job:
         begin = time.perf_counter()
         with calm_blas():
-            photo, tensor, crop = self.model.prepare(image)
+            pixels, origin = read_image(image)
+            photo, tensor, crop = self.model.prepare(pixels)
+        if origin is None:
+            origin = Origin.of_array(tensor if photo is None or pixels.dtype.kind == "f" else photo)
         source = Path(image) if isinstance(image, str | PathLike) else None
-        return Job(source, photo, tensor, crop, time.perf_counter() - begin)
+        return Job(source, origin, photo, tensor, crop, time.perf_counter() - begin)
 
     def _group_size(self, limits: Limits) -> int:
         """Return how many photos fill a batch: those whose first stages have as many masked inputs."""
@@ -237,7 +244,15 @@ class ScoreCAM:
             def finish(job: Job, work: Work | OrtcamError) -> Explanation | OrtcamError:
                 if isinstance(work, OrtcamError):
                     return work
-                return self._finish(job, work, share, seconds_scoring / len(jobs))
+                asked = Asked(
+                    Asked.targets_of(targets),
+                    top_k,
+                    limits.budget,
+                    limits.tolerance,
+                    limits.method,
+                    self._asked_batch_size,
+                )
+                return self._finish(job, work, share, seconds_scoring / len(jobs), asked)
 
             return self._workers.map(finish, jobs, works)
 
@@ -286,7 +301,7 @@ class ScoreCAM:
             on_progress(total, total)
         return time.perf_counter() - begin
 
-    def _finish(self, job: Job, work: Work, seconds: float, seconds_scoring: float) -> Explanation:
+    def _finish(self, job: Job, work: Work, seconds: float, seconds_scoring: float, asked: Asked) -> Explanation:
         begin = time.perf_counter()
         plain = work.plain
         weights = self.convention.weights(work.channel_scores())
@@ -312,6 +327,23 @@ class ScoreCAM:
             seconds=job.seconds + seconds + time.perf_counter() - begin,
             seconds_scoring=seconds_scoring,
             flat=flat,
+            provenance=self._provenance(job.origin, asked),
+        )
+
+    def _provenance(self, origin: Origin, asked: Asked) -> Provenance:
+        contract = self.model.contract
+        return Provenance(
+            photo=origin,
+            model=self.model.fingerprints,
+            packed=False,
+            output=contract.output,
+            preprocessing=None if contract.preprocessing is None else contract.preprocessing.to_dict(),
+            asked=asked,
+            batch_size=self.batch_size,
+            provider_options=self._provider.options,
+            device_id=self._provider.device_id,
+            onnxruntime=RUNTIME_VERSION,
+            created=now(),
         )
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:

@@ -17,6 +17,7 @@ from ortcam.convention import Floats, Masks
 from ortcam.errors import OrtcamError
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop, Tensor
+from ortcam.record import Origin
 from ortcam.runtime.binding import ForwardPass, Rows
 from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection
 
@@ -29,6 +30,7 @@ class Job:
     """A photo that was read and preprocessed; `seconds` is what that took."""
 
     source: Path | None
+    origin: Origin
     photo: Photo | None
     tensor: Tensor
     crop: Crop

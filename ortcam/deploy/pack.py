@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.files import replace_files
 from ortcam.graph.explainer import Plan, build_explainer
-from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel
-from ortcam.runtime.cache import hash_file
+from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel, external_files
 from ortcam.runtime.engine import DEFAULT_BATCH
 from ortcam.scorecam import ScoreCAM
 
@@ -162,14 +161,7 @@ def _read_whole(model: CamModel) -> onnx.ModelProto:
     size = model.path.stat().st_size
     if model.has_external_data:
         folder = model.external_data_directory
-        outside = {
-            entry.value
-            for tensor in proto.graph.initializer
-            if tensor.data_location == tensor.EXTERNAL
-            for entry in tensor.external_data
-            if entry.key == "location"
-        }
-        size += sum((folder / name).stat().st_size for name in outside)
+        size += sum((folder / name).stat().st_size for name in external_files(proto))
     if size > _MOST_BYTES:
         raise ModelError(
             f"{model.path.name} has {size / 1e9:.1f} GB; an explainer is one file, and protobuf's end at 2 GB: "
@@ -184,6 +176,7 @@ def _describe(model: CamModel, plan: Plan, scores: str, classes: int) -> dict[st
     return {
         "format": EXPLAINER_FORMAT,
         "preset": plan.convention.name,
+        "convention": asdict(plan.convention),
         "budget": plan.budget,
         "batch_size": plan.batch_size,
         "raw": plan.raw,
@@ -191,7 +184,7 @@ def _describe(model: CamModel, plan: Plan, scores: str, classes: int) -> dict[st
         "input_shape": list(plan.input_shape),
         "classes": classes,
         "scores": scores,
-        "source": {"file": model.path.name, "sha256": hash_file(model.path)},
+        "source": {"file": model.path.name, "sha256": model.sha256},
         "ortcam": ortcam.__version__,
     }
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import TINY
-from ortcam.errors import ImageError, ModelError, OrtcamError, TargetError, one_line, whole
+from ortcam.convention import PRESETS, TINY, Convention
+from ortcam.errors import ImageError, ModelError, OptionError, OrtcamError, TargetError, one_line, whole
 from ortcam.explanation import Pictures, warn_of_flat_maps
+from ortcam.files import Fingerprint
 from ortcam.image import Photo, as_photo
-from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_pixels, read_proto
+from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_image, read_proto
 from ortcam.preprocessing import Crop
+from ortcam.record import Asked, Origin, Provenance, now
 from ortcam.render import place_map
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
-from ortcam.runtime.session import RUNTIME_ERRORS, make_options
+from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, make_options
+from ortcam.selection import ErrorEstimate
 from ortcam.targets import Target, for_many, resolve_targets
 from ortcam.threads import thread_count
 
@@ -49,22 +53,32 @@ class PackedExplanation(Pictures):
     Attributes:
         maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where the model did not look.
         targets: the T classes, in the order of the maps.
-        source, photo, crop: as in `Explanation`.
+        errors: the estimated error of every map; None where the file does not tell.
+        source, photo, crop, provenance: as in `Explanation`.
         scored: how many masked images were run.
         layer, preset, provider: what was explained, how, and on which execution provider.
+        convention: the definition of Score-CAM; None where the file was packed with another one than a preset, by an
+            ortcam that did not write it into the file.
         seconds: wall time of the explanation.
+        channels, live, seconds_scoring: None; such a file does not tell.
     """
 
     maps: NDArray[np.float32]
     targets: tuple[Target, ...]
+    errors: tuple[ErrorEstimate | None, ...]
     source: Path | None
     photo: Photo | None
     crop: Crop
     scored: int
     layer: str
     preset: str
+    convention: Convention | None
     provider: str
     seconds: float
+    provenance: Provenance
+    channels: None = None
+    live: None = None
+    seconds_scoring: None = None
 
     @property
     def flat(self) -> tuple[bool, ...]:
@@ -74,17 +88,6 @@ class PackedExplanation(Pictures):
     def map_at(self, place: int) -> NDArray[np.float32]:
         one: NDArray[np.float32] = self.maps[self._checked_place(place)]
         return one
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **self.describe_pictures([None] * len(self.targets), self.flat),
-            "layer": self.layer,
-            "preset": self.preset,
-            "provider": self.provider,
-            "channels": {"total": None, "live": None, "scored": self.scored},
-            "seconds": round(self.seconds, 4),
-            "seconds_scoring": None,
-        }
 
 
 class PackedExplainer:
@@ -112,6 +115,7 @@ class PackedExplainer:
             ProviderError: the provider does not load.
         """
         self.path = Path(path)
+        self._fingerprint = Fingerprint(self.path)  # before the file is read, so that a later change is noticed
         self.contract, self.facts = read_facts(self.path)
         threads = thread_count(threads)
 
@@ -120,7 +124,7 @@ class PackedExplainer:
             return create_on(provider, devices, self.path, str(path), folder, make_options(threads), log_severity)
 
         self._session, found = open_on_provider(resolve_provider(provider), create)
-        self.provider = found.name
+        self.provider, self._provider = found.name, found
         self._scores = self._session.get_outputs()[0].name
 
     def explain(self, image: Any, targets: Any = None, top_k: int = 1) -> PackedExplanation:
@@ -143,8 +147,12 @@ class PackedExplainer:
     def _explain(self, image: Any, targets: Any, top_k: int) -> PackedExplanation:
         begin = time.perf_counter()
         top_k = whole("top_k", top_k)
+        targets = list(targets) if isinstance(targets, Iterator) else targets
         classes = resolve_targets(targets, self.facts["classes"], self.contract.labels, self.path.name) or [-1]
-        photo, feed, crop = self._prepare(image)
+        pixels, origin = read_image(image)
+        photo, feed, crop = self._prepare(pixels)
+        if origin is None:
+            origin = Origin.of_array(feed if photo is None or pixels.dtype.kind == "f" else photo)
         self._check_size(len(classes), feed)
         scores, found, maps, scored = self._run(feed, classes)
         if targets is None and top_k > 1:
@@ -157,14 +165,40 @@ class PackedExplainer:
         return PackedExplanation(
             maps=maps,
             targets=tuple(self._target(int(index), scores) for index in found),
+            errors=(None,) * len(found),
             source=Path(image) if isinstance(image, str | PathLike) else None,
             photo=photo,
             crop=crop,
             scored=int(scored[0]),
             layer=self.contract.layer,
             preset=self.facts["preset"],
+            convention=self._convention,
             provider=self.provider,
             seconds=time.perf_counter() - begin,
+            provenance=self._provenance(origin, Asked(Asked.targets_of(targets), top_k, self.facts["budget"])),
+        )
+
+    @cached_property
+    def _convention(self) -> Convention | None:
+        try:
+            return Convention.from_dict(self.facts["convention"])
+        except (KeyError, OptionError):  # an older or a newer ortcam packed it
+            return PRESETS.get(self.facts["preset"])
+
+    def _provenance(self, origin: Origin, asked: Asked) -> Provenance:
+        known = self.contract.preprocessing
+        return Provenance(
+            photo=origin,
+            model=(self._fingerprint,),
+            packed=True,
+            output=self.contract.output,
+            preprocessing=None if known is None else known.to_dict(),
+            asked=asked,
+            batch_size=self.facts["batch_size"],
+            provider_options=self._provider.options,
+            device_id=self._provider.device_id,
+            onnxruntime=RUNTIME_VERSION,
+            created=now(),
         )
 
     def explain_batch(
@@ -201,12 +235,11 @@ class PackedExplainer:
                 "or explain with the model file, which draws one at a time"
             )
 
-    def _prepare(self, image: Any) -> tuple[Photo | None, NDArray[Any], Crop]:
+    def _prepare(self, pixels: NDArray[Any]) -> tuple[Photo | None, NDArray[Any], Crop]:
         """Return the photo, what the file takes, and the part of the photo that the model sees."""
         preprocessing = self.contract.preprocessing
         if not self.facts["raw"] or preprocessing is None:
-            return self.contract.prepare(image, self.facts["input_shape"], self.path.name)
-        pixels = read_pixels(image)
+            return self.contract.prepare(pixels, self.facts["input_shape"], self.path.name)
         if np.issubdtype(pixels.dtype, np.floating):
             raise ImageError(
                 f"image has dtype {pixels.dtype}; {self.path.name} takes photos, uint8 [H,W,3]: "

@@ -26,7 +26,7 @@ import onnx
 
 from ortcam.deploy.packed import parse_facts
 from ortcam.errors import OptionError, OutputError, one_line
-from ortcam.files import replace_directory, replace_files
+from ortcam.files import only, replace_directory, replace_files
 from ortcam.image import read_photo
 from ortcam.model import read_proto
 from ortcam.render import colour_table, encode_jpeg, shrink_photo
@@ -90,7 +90,7 @@ def write_page(
     }.items():
         text = text.replace(mark, value)
     files = _read_runtime(runtime)
-    with replace_directory(directory, _is_ours) as unfinished:
+    with replace_directory(directory, only(_is_ours)) as unfinished:
         try:
             for name, data in files.items():
                 (unfinished / name).write_bytes(data)

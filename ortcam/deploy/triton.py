@@ -15,7 +15,7 @@ from typing import Any
 
 from ortcam.deploy.packed import read_facts
 from ortcam.errors import OptionError, OutputError
-from ortcam.files import replace_directory
+from ortcam.files import only, replace_directory
 from ortcam.model import Layout
 
 _FILES = {"config.pbtxt", "labels.txt", "1"}
@@ -64,7 +64,7 @@ def write_triton(
         lines += [f"{kind} [", ",\n".join(_entry(*entry) for entry in entries), "]"]
     if tensorrt:
         lines.append(_TENSORRT)
-    with replace_directory(folder, lambda path: path.name in _FILES) as unfinished:
+    with replace_directory(folder, only(lambda path: path.name in _FILES)) as unfinished:
         try:
             (unfinished / "1").mkdir()
             shutil.copyfile(explainer, unfinished / "1" / "model.onnx")

@@ -43,12 +43,6 @@ def make_key(*parts: Any) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
-def hash_file(path: Path) -> str:
-    """Return a hash of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_entry(key: str) -> dict[str, Any] | None:
     """Return what was kept under `key`; None where nothing is, and a warning where it cannot be read."""
     directory = cache_directory()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,11 +144,7 @@ class Engine:
 
     def _key(self, purpose: str, *more: Any) -> str:
         versions = (ortcam.__version__, ort.__version__, scoring.VERSION)
-        return cache.make_key(purpose, self._file_hash, self._scored, *versions, *more)
-
-    @cached_property
-    def _file_hash(self) -> str:
-        return cache.hash_file(self._model.path)
+        return cache.make_key(purpose, self._model.sha256, self._scored, *versions, *more)
 
     def _best_batch(self) -> int:
         """Return the batch size that takes the least time a masked image; measured once and kept."""

@@ -33,6 +33,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+RUNTIME_VERSION: str = ort.__version__
 CPU: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 

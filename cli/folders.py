@@ -1,0 +1,170 @@
+"""Which photos `ortcam explain` was given, and the folder that each explanation goes to."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ortcam.errors import ImageError, OccupiedError, OptionError, OrtcamError
+
+if TYPE_CHECKING:
+    from ortcam.explanation import Pictures
+
+STDIN = Path("-")
+_PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A photo on the command line.
+
+    Attributes:
+        image: what `explain` takes: the path, or the bytes that came from standard input.
+        source: the path, or - for standard input.
+        name: the folder that its explanation goes to, relative to the output.
+    """
+
+    image: Any
+    source: Path
+    name: Path
+
+
+def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], None]) -> list[Given]:
+    """Return every photo that the command line names.
+
+    A folder stands for the images in it and below it, and its layout is kept; explanations in it are no photos.
+    `-` is a picture on standard input.
+
+    Args:
+        images: photos and folders.
+        report: called with a folder that holds no images, and the error.
+    """
+    from ortcam.image import SUFFIXES
+    from ortcam.record import MANIFEST
+
+    found: list[Given] = []
+    for image in images:
+        if image == STDIN:
+            found.append(Given(_read_stdin(images), STDIN, Path("stdin")))
+            continue
+        if not image.is_dir():
+            found.append(Given(image, image, Path(_stem(image))))
+            continue
+        inside = sorted(
+            path
+            for path in image.rglob("*")
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not (path.parent / MANIFEST).exists()
+        )
+        if not inside:
+            report(image, ImageError(f"{image} holds no images; expected files such as .jpg or .png"))
+        found.extend(Given(path, path, path.relative_to(image).with_name(_stem(path))) for path in inside)
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.stem.strip(".") or "photo"
+
+
+def _read_stdin(images: Sequence[Path]) -> bytes:
+    if images.count(STDIN) > 1:
+        raise OptionError("- is given twice; expected it once: standard input holds one picture")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise OptionError("- reads a picture from standard input, which is a terminal; use it as: ... - < photo.jpg")
+    return sys.stdin.buffer.read()
+
+
+class Folders:
+    """Gives every explanation of a run a folder of its own.
+
+    The folder is named after the photo. If it holds something else than an earlier run of the same explanation, a
+    number follows: photo-2, photo-3, ... Two explanations of a run never share a folder, and none lies in another's.
+    """
+
+    def __init__(self, output: Path, photos: Sequence[Given], overwrite: bool = False) -> None:
+        """Prepare for the photos of a run.
+
+        Args:
+            output: the folder that the folders are made in.
+            photos: all photos of the run.
+            overwrite: replace explanations of anything else by an earlier run.
+        """
+        self._output, self._overwrite = output, overwrite
+        self._taken = {folder for photo in photos for folder in photo.name.parents}
+        self.moved: list[tuple[Path, Path]] = []  # the folder that is occupied, and the folder that was taken
+
+    def save(self, explanation: Pictures, name: Path, opacity: float, colormap: str) -> Path:
+        """Save an explanation and return its folder.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        occupied = None
+        for folder in self._candidates(name):
+            path = self._output / folder
+            try:
+                explanation.save(path, opacity, colormap, self._overwrite)
+            except OccupiedError:
+                occupied = occupied or path
+                continue
+            self._taken.add(folder)
+            if occupied is not None:
+                self.moved.append((occupied, path))
+            return path
+        raise AssertionError("the candidates never end")
+
+    def _candidates(self, name: Path) -> Iterator[Path]:
+        parent = Path()
+        for part in name.parent.parts:  # an earlier run may have put an explanation where this needs a folder
+            parent = next(folder for folder in _numbered(parent / part) if not self._is_explanation(folder))
+        return (folder for folder in _numbered(parent / name.name) if folder not in self._taken)
+
+    def _is_explanation(self, folder: Path) -> bool:
+        from ortcam.record import MANIFEST
+
+        return (self._output / folder / MANIFEST).exists()
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def picture_of(output: Path) -> Path | None:
+    """Return the output if it names a picture; None if it names a folder."""
+    return output if output.suffix.lower() in _PICTURES and not output.is_dir() else None
+
+
+def check_picture(picture: Path, photos: Sequence[Given], model: Path, classes: int) -> None:
+    """Refuse a picture for several photos or classes, or one that would replace an input.
+
+    Raises:
+        OptionError: it does.
+    """
+    if len(photos) > 1 or classes > 1:
+        what = f"{len(photos)} photos" if len(photos) > 1 else "several classes"
+        raise OptionError(
+            f"-o {picture} is one picture, of one photo and one class, and there are {what}; give a folder"
+        )
+    for path in (model, *(photo.source for photo in photos)):
+        if picture.exists() and path.exists() and picture.samefile(path):
+            raise OptionError(f"-o {picture} is an input, which would be replaced; give another name")
+
+
+def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: str) -> None:
+    """Write the overlay of the first class as PNG or JPEG, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from ortcam.files import replace_files
+    from ortcam.render import encode_jpeg, encode_png
+
+    overlay = explanation.overlay(0, opacity, colormap)
+    data = encode_png(overlay) if path.suffix.lower() == ".png" else encode_jpeg(overlay)
+    with replace_files(path) as folder:
+        (folder / path.name).write_bytes(data)

@@ -1,0 +1,113 @@
+"""Numbers that describe a map: where it is strongest, how far it reaches, and how alike two maps are.
+
+docs/record.md gives the definitions to users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.preprocessing import Crop
+
+EDGE = 0.05  # of the crop's height and width, on each side
+MOST_CORRELATED = 20  # classes; the matrix of more is left out
+_LONGEST_SIDE = 256  # samples of a map that r is computed from, in each direction
+
+
+@dataclass(frozen=True)
+class MapMeasures:
+    """Numbers of one map [H,W]; all are None where the map is flat.
+
+    Attributes:
+        maximum: (x, y), the pixel of the photo where the map is highest; the first of several, row by row.
+        half_maximum_box: the smallest box that holds every pixel where the map has at least half of its maximum, in
+            photo pixels; `bottom` and `right` lie outside of it.
+        share_above_half: how many of the photo's pixels these are, in [0,1].
+        share_at_edge: the share of the map's sum within 5 % of the crop's height or width from the crop's edge, in
+            [0,1]. A map that is the same everywhere has 0.19.
+    """
+
+    maximum: tuple[int, int] | None = None
+    half_maximum_box: Crop | None = None
+    share_above_half: float | None = None
+    share_at_edge: float | None = None
+
+
+class Meter:
+    """Measures the maps of one photo, one after the other: all of them together may not fit into memory."""
+
+    def __init__(self, crop: Crop, count: int) -> None:
+        """Prepare for `count` maps of a photo that the model saw the part `crop` of."""
+        self._crop = crop
+        self._correlates = count <= MOST_CORRELATED
+        self._samples: list[NDArray[np.float64] | None] = []
+        self.measures: list[MapMeasures] = []
+
+    def add(self, saliency: NDArray[np.float32]) -> None:
+        """Measure the next map, float32 [H,W]."""
+        self.measures.append(measure_map(saliency, self._crop))
+        if self._correlates:
+            self._samples.append(_samples(saliency, self._crop))
+
+    def correlations(self) -> tuple[tuple[float | None, ...], ...] | None:
+        """Return Pearson's r of every two maps, [T,T]; None for a flat map, and None alone for more than 20 maps.
+
+        r is computed from a regular grid of at most 256 x 256 pixels of the crop.
+        """
+        if not self._correlates:
+            return None
+        return tuple(
+            tuple(None if a is None or b is None else float(np.clip((a * b).sum(), -1, 1)) for b in self._samples)
+            for a in self._samples
+        )
+
+
+def measure_map(saliency: NDArray[np.float32], crop: Crop) -> MapMeasures:
+    """Return the numbers of a map, float32 [H,W] in [0,1], of a photo that the model saw the part `crop` of."""
+    inside = saliency[crop.top : crop.bottom, crop.left : crop.right]
+    highest = inside.max()
+    if not highest > 0:
+        return MapMeasures()
+    y, x = np.unravel_index(int(inside.argmax()), inside.shape)
+    above = inside >= highest / 2
+    rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
+    box = Crop(
+        crop.top + int(rows[0]),
+        crop.left + int(columns[0]),
+        crop.top + int(rows[-1]) + 1,
+        crop.left + int(columns[-1]) + 1,
+    )
+    # einsum, not a product of matrices: the threads of NumPy's BLAS would wait busily for the next one.
+    inner = np.einsum("y,yx->x", _coverage(crop.height), inside) @ _coverage(crop.width)
+    whole = inside.sum(dtype=np.float64)
+    return MapMeasures(
+        maximum=(crop.left + int(x), crop.top + int(y)),
+        half_maximum_box=box,
+        share_above_half=int(np.count_nonzero(above)) / saliency.size,
+        share_at_edge=float(np.clip(1 - inner / whole, 0, 1)),
+    )
+
+
+def _coverage(length: int) -> NDArray[np.float64]:
+    """Return how much of each of `length` pixels lies further than EDGE from both ends."""
+    begins = np.arange(length, dtype=np.float64)
+    return np.asarray(np.clip(np.minimum(begins + 1, (1 - EDGE) * length) - np.maximum(begins, EDGE * length), 0, 1))
+
+
+def _samples(saliency: NDArray[np.float32], crop: Crop) -> NDArray[np.float64] | None:
+    """Return the map at a grid of pixels with mean 0 and length 1, so that r is a product; None for a flat map."""
+    rows, columns = (_grid(begin, end) for begin, end in ((crop.top, crop.bottom), (crop.left, crop.right)))
+    values: NDArray[np.float64] = saliency[np.ix_(rows, columns)].astype(np.float64).ravel()
+    if values.min() == values.max():
+        return None
+    values -= values.mean()
+    unit: NDArray[np.float64] = values / np.sqrt((values * values).sum())
+    return unit
+
+
+def _grid(begin: int, end: int) -> NDArray[np.intp]:
+    count = min(end - begin, _LONGEST_SIDE)
+    return begin + ((np.arange(count) + 0.5) * (end - begin) / count).astype(np.intp)
