@@ -93,7 +93,8 @@ class Folders:
             overwrite: replace explanations of anything else by an earlier run.
         """
         self._output, self._overwrite = output, overwrite
-        self._taken = {folder for photo in photos for folder in photo.name.parents}
+        parents = {folder for photo in photos for folder in photo.name.parents}
+        self._taken = {folder for folder in parents if not self._is_explanation(folder)}
         self.moved: list[tuple[Path, Path]] = []  # the folder that is occupied, and the folder that was taken
 
     def save(self, explanation: Pictures, name: Path, opacity: float, colormap: str) -> Path:

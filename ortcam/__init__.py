@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ortcam.explanation import Explanation
     from ortcam.model import CamModel
     from ortcam.preprocessing import Preprocessing
+    from ortcam.reproduction import Reproduction, reproduce
     from ortcam.runtime.providers import Provider
     from ortcam.scorecam import ScoreCAM
     from ortcam.targets import Target
@@ -38,10 +39,12 @@ __all__ = [
     "PackedExplanation",
     "Preprocessing",
     "Provider",
+    "Reproduction",
     "ScoreCAM",
     "Target",
     "__version__",
     "pack",
+    "reproduce",
 ]
 
 # The public names are loaded when first used: `ortcam --help` need not wait for numpy and onnx.
@@ -55,13 +58,24 @@ _HOME = {
     "Preprocessing": "preprocessing",
     "Provider": "runtime.providers",
     "CamModel": "model",
+    "Reproduction": "reproduction",
+    "reproduce": "reproduction",
     "ScoreCAM": "scorecam",
     "PackReport": "deploy.pack",
     "pack": "deploy.pack",
     "PackedExplainer": "deploy.packed",
     "PackedExplanation": "deploy.packed",
 }
-_NEEDS_RUNTIME = {"Provider", "ScoreCAM", "PackReport", "pack", "PackedExplainer", "PackedExplanation"}
+_NEEDS_RUNTIME = set(_HOME) - {
+    "PRESETS",
+    "CamModel",
+    "Convention",
+    "Explanation",
+    "OrtcamError",
+    "OrtcamWarning",
+    "Preprocessing",
+    "Target",
+}
 NO_RUNTIME = "no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"
 
 if importlib.util.find_spec("onnxruntime") is None:

@@ -41,6 +41,7 @@ class Pictures:
     crop: Crop
     targets: tuple[Target, ...]
     source: Path | None
+    provenance: Provenance
 
     @property
     def photo_size(self) -> tuple[int, int]:

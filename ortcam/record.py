@@ -343,7 +343,7 @@ def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         [photo[name] for name in ("name", "hashed", "sha256", "height", "width")],
         # A model of unknown content is like no other, not even like itself.
-        [*([math.nan] if None in hashes else hashes), model["packed"], model["layer"], record["preprocessing"]],
+        [*([object()] if None in hashes else hashes), model["packed"], model["layer"], record["preprocessing"]],
         record["preset"],
         [target["index"] for target in record["targets"]],
         [

@@ -95,7 +95,7 @@ def test_explain_prints_json_alone_on_standard_output(small: Path) -> None:
     (explanation,) = result["explanations"]
     assert [target["index"] for target in explanation["targets"]] == [3, 500]
     assert explanation["directory"] == "out/cat"
-    assert explanation["channels"]["scored"] <= 512
+    assert explanation["run"]["channels"]["scored"] <= 512
     assert result["errors"] == []
 
 
@@ -394,7 +394,7 @@ def test_a_packed_explainer_from_the_command_line(small: Path) -> None:
     assert done.returncode == 0, done.stderr
     manifest = json.loads((small / "out" / "cat" / "explanation.json").read_text())
     assert [target["index"] for target in manifest["targets"]] == [3, 4]
-    assert manifest["channels"] == {"total": None, "live": None, "scored": 6}
+    assert manifest["run"]["channels"] == {"total": None, "live": None, "scored": 6}
     assert np.load(small / "out" / "dog" / "maps.npy").shape[0] == 2
     again = run("explain", "packed.onnx", "cat.png", "-o", "out", "-k", "2", "--json", cwd=small)
     assert again.returncode == 0, again.stderr

@@ -157,9 +157,9 @@ def test_saving_writes_everything(explanation: ortcam.Explanation, photos: dict[
     assert manifest["source"] == str(photos["china"])
     assert [target["index"] for target in manifest["targets"]] == [3, 500]
     assert (folder / manifest["targets"][1]["overlay"]).is_file()
-    assert manifest["channels"] == {"total": 512, "live": explanation.live, "scored": explanation.scored}
-    assert manifest["preset"] == "official"
-    assert manifest["provider"] == "cpu"
+    assert manifest["run"]["channels"] == {"total": 512, "live": explanation.live, "scored": explanation.scored}
+    assert manifest["preset"]["name"] == "official"
+    assert manifest["run"]["provider"] == "cpu"
     picture = cv2.cvtColor(cv2.imread(str(folder / "overlay-3.png")), cv2.COLOR_BGR2RGB)
     assert np.array_equal(picture, explanation.overlay())
 

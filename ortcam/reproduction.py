@@ -1,0 +1,216 @@
+"""Running a stored explanation again, from its record, and comparing the maps."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.convention import Convention
+from ortcam.errors import ImageError, ModelError, OrtcamWarning, OutputError, PackedModelError, one_line
+from ortcam.record import Origin, read_record
+from ortcam.runtime.providers import Provider
+
+if TYPE_CHECKING:
+    from ortcam.deploy.packed import PackedExplainer
+    from ortcam.explanation import Pictures
+    from ortcam.scorecam import ScoreCAM
+
+# Another processor, provider or version rounds otherwise; on the same machine the maps are nearly always equal.
+LEAST_R = 0.9999
+LARGEST_DIFFERENCE = 1e-3
+_ROWS_AT_ONCE = 256  # of a map
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stored map and the map that was made again.
+
+    Attributes:
+        index, label: the class.
+        r: Pearson's correlation of the maps; None where one of them is flat.
+        largest_difference: over all pixels of the maps, which lie in [0,1].
+    """
+
+    index: int
+    label: str | None
+    r: float | None
+    largest_difference: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether r is at least 0.9999 and no pixel differs by more than 1e-3; two equal flat maps agree."""
+        return (self.r is None or self.r >= LEAST_R) and self.largest_difference <= LARGEST_DIFFERENCE
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What running a stored explanation again has shown.
+
+    Attributes:
+        same_model: whether model file and external weights have the recorded hashes; None where none was recorded.
+        same_photo: whether the photo has the recorded hash.
+        maps: the comparison of each class.
+        explanation: what was made again.
+    """
+
+    same_model: bool | None
+    same_photo: bool
+    maps: tuple[Comparison, ...]
+    explanation: Pictures
+
+    @property
+    def agrees(self) -> bool:
+        """Whether model, photo and all maps agree."""
+        return bool(self.same_model) and self.same_photo and all(one.agrees for one in self.maps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the explanation as plain JSON."""
+        return {
+            "agrees": self.agrees,
+            "same_model": self.same_model,
+            "same_photo": self.same_photo,
+            "maps": [{**vars(one), "agrees": one.agrees} for one in self.maps],
+        }
+
+
+def reproduce(
+    directory: str | PathLike[str],
+    model: str | PathLike[str] | None = None,
+    photo: str | PathLike[str] | None = None,
+    provider: str | Provider | None = None,
+) -> Reproduction:
+    """Run a stored explanation again, with what its record says that was asked for.
+
+    Args:
+        directory: a folder that `Explanation.save` wrote.
+        model: the model file; None for the recorded path.
+        photo: the photo, or a .npy file with the photo uint8 [H,W,3] or the input tensor; None for the recorded path.
+        provider: the execution provider; None for the recorded one.
+
+    Raises:
+        OutputError: the record or the maps are missing, damaged, or of another format.
+        ModelError: the model file is missing, or cannot run this.
+        ImageError: the photo is missing, or does not fit the model.
+        ProviderError: the provider does not load.
+    """
+    directory = Path(directory)
+    record = read_record(directory)
+    stored = _read_maps(directory, record)
+    image = _read_photo(record, photo)
+    cam, options = _open(record, _find_model(record, model), provider)
+    classes = [target["index"] for target in record["targets"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OrtcamWarning)  # of flat maps: they are compared
+        again = cam.explain(image, classes, **options)
+    hashes = [file.sha256 for file in again.provenance.model]
+    recorded = [record["model"]["sha256"], *(file["sha256"] for file in record["model"]["external_data"])]
+    if stored.shape[1:] != again.photo_size:
+        (height, width), (_, rows, columns) = again.photo_size, stored.shape
+        raise ImageError(
+            f"this is another photo: it has {width}x{height} pixels and the maps in {directory} have {columns}x{rows}; "
+            "give the photo that was explained (--photo)"
+        )
+    return Reproduction(
+        same_model=None if None in recorded else hashes == recorded,
+        same_photo=_is_same_photo(again, record),
+        maps=tuple(
+            compare_maps(again.map(place), stored[place], target["index"], target["label"])
+            for place, target in enumerate(record["targets"])
+        ),
+        explanation=again,
+    )
+
+
+def compare_maps(ours: NDArray[np.float32], theirs: NDArray[np.float32], index: int, label: str | None) -> Comparison:
+    """Compare two maps float32 [H,W] of a class."""
+    sums, difference = np.zeros(5), 0.0
+    for begin in range(0, len(ours), _ROWS_AT_ONCE):  # in float64, without a copy of the whole maps
+        a, b = (one[begin : begin + _ROWS_AT_ONCE].astype(np.float64) for one in (ours, theirs))
+        sums += [a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()]
+        difference = max(difference, float(np.abs(a - b).max()))
+    mean_a, mean_b, square_a, square_b, product = sums / ours.size
+    variances = (square_a - mean_a**2) * (square_b - mean_b**2)
+    flat = min(np.ptp(ours), np.ptp(theirs)) <= 0
+    r = None if flat else float(np.clip((product - mean_a * mean_b) / np.sqrt(variances), -1, 1))
+    return Comparison(index, label, r, difference)
+
+
+def _read_maps(directory: Path, record: dict[str, Any]) -> NDArray[np.float32]:
+    path = directory / "maps.npy"
+    try:
+        maps: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+    expected = (len(record["targets"]), record["photo"]["height"], record["photo"]["width"])
+    if maps.shape != expected or maps.dtype != np.float32:
+        raise OutputError(
+            f"{path} holds {maps.dtype} {list(maps.shape)}; expected float32 {list(expected)}, as the record says"
+        )
+    return maps
+
+
+def _find_model(record: dict[str, Any], given: str | PathLike[str] | None) -> Path:
+    recorded = record["model"]["path"]
+    if given is None and recorded is None:
+        raise ModelError("the record names no model file; give it with --model FILE (model=)")
+    path = Path(given or recorded)
+    if not path.is_file():
+        raise ModelError(f"the model {path} is missing; give it with --model FILE (model=)")
+    return path
+
+
+def _read_photo(record: dict[str, Any], given: str | PathLike[str] | None) -> Any:
+    """Return the photo's path, or the array in a .npy file."""
+    recorded = record["photo"]["path"]
+    if given is None and recorded is None:
+        kind = "an input tensor" if record["photo"]["hashed"] == "tensor" else "a photo that was no file"
+        hint = "as a .npy file" if record["photo"]["hashed"] != "file" else "as a file"
+        raise ImageError(f"{kind} was explained; give it {hint} with --photo FILE (photo=)")
+    path = Path(given or recorded)
+    if not path.is_file():
+        raise ImageError(f"the photo {path} is missing; give it with --photo FILE (photo=)")
+    if path.suffix.lower() != ".npy":
+        return path
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError(f"cannot read the array {path}: {one_line(error)}") from error
+
+
+def _open(
+    record: dict[str, Any], model: Path, provider: str | Provider | None
+) -> tuple[ScoreCAM | PackedExplainer, dict[str, Any]]:
+    """Return what explains, and the options of its `explain`."""
+    from ortcam.deploy.packed import PackedExplainer
+    from ortcam.scorecam import ScoreCAM
+
+    run, asked = record["run"], record["asked"]
+    if provider is None:
+        provider = Provider(run["provider"], run["provider_options"], run["device_id"])
+    if record["model"]["packed"]:
+        return PackedExplainer(model, provider), {}
+    if len(record["preset"]) == 1:
+        raise OutputError(f"the record holds no more of the preset than its name, {record['preset']['name']!r}")
+    try:
+        cam = ScoreCAM(model, provider, Convention.from_dict(record["preset"]), run["batch_size"])
+    except PackedModelError as error:
+        raise ModelError(f"{model} is a packed explainer; expected the model file {record['model']['name']}") from error
+    layer = cam.model.contract.layer
+    if layer != record["model"]["layer"]:
+        raise ModelError(f"{model} exposes layer {layer}; the record is of layer {record['model']['layer']}")
+    return cam, {name: asked[name] for name in ("budget", "tolerance", "selection")}
+
+
+def _is_same_photo(again: Pictures, record: dict[str, Any]) -> bool:
+    """Compare with the recorded hash; a photo that came as pixels may be given as a file of the same pixels."""
+    recorded = record["photo"]
+    origin = again.provenance.photo
+    if recorded["hashed"] == "pixels" and origin.kind == "file" and again.photo is not None:
+        origin = Origin.of_array(again.photo)
+    return (origin.kind, origin.sha256) == (recorded["hashed"], recorded["sha256"])
