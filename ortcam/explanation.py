@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -22,7 +22,6 @@ from ortcam.measures import MapMeasures, Meter
 from ortcam.preprocessing import Crop
 from ortcam.record import (
     Provenance,
-    Recordable,
     build_record,
     is_written_by_save,
     overlay_name,
@@ -32,6 +31,9 @@ from ortcam.record import (
 from ortcam.render import check_style, draw_overlay, encode_png, place_map
 from ortcam.selection import ErrorEstimate
 from ortcam.targets import Target, find_target
+
+if TYPE_CHECKING:
+    from ortcam.record import Recordable
 
 
 class Pictures:

@@ -120,7 +120,7 @@ def reproduce(
         same_model=None if None in recorded else hashes == recorded,
         same_photo=_is_same_photo(again, record),
         maps=tuple(
-            compare_maps(again.map(place), stored[place], target["index"], target["label"])
+            compare_maps(again.map_at(place), stored[place], target["index"], target["label"])
             for place, target in enumerate(record["targets"])
         ),
         explanation=again,

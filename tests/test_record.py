@@ -434,7 +434,7 @@ def test_what_differs_is_told(tiny_file: Path, cam: ortcam.ScoreCAM, cat: Path, 
     assert found.maps[0].r is not None
     assert found.maps[0].r < 0.99
     assert found.maps[0].r == pytest.approx(
-        np.corrcoef(np.load(folder / "maps.npy")[0].ravel(), found.explanation.map(0).ravel())[0, 1]
+        np.corrcoef(np.load(folder / "maps.npy")[0].ravel(), found.explanation.map_at(0).ravel())[0, 1]
     )
     proto = onnx.load(tiny_file)
     proto.doc_string = "another file"
