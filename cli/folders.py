@@ -165,7 +165,7 @@ def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: s
     from ortcam.files import replace_files
     from ortcam.render import encode_jpeg, encode_png
 
-    overlay = explanation.overlay(0, opacity, colormap)
+    overlay = explanation.overlay_at(0, opacity, colormap)
     data = encode_png(overlay) if path.suffix.lower() == ".png" else encode_jpeg(overlay)
     with replace_files(path) as folder:
         (folder / path.name).write_bytes(data)
