@@ -24,6 +24,7 @@ from ortcam.graph import scoring
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
+from ortcam.graph.standard import inner_graphs, standardize
 from ortcam.model import Contract, Layout
 
 _INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
@@ -100,6 +101,7 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> o
     Raises:
         ModelError: the scores cannot be found in the graph.
     """
+    proto = standardize(proto)
     name = proto.graph.output[0].name
     model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
     _rename(model.graph, {one: f"{_INNER}{one}" for one in ("activations", name, *_OURS)})
@@ -235,6 +237,11 @@ class _Writer:
         output, logits, activations, scores = (graph.refer(name, np.float32) for name in names)
         if contract.activations_layout == "NHWC":
             activations = graph.op("Transpose", activations, perm=[0, 3, 1, 2])
+        if any(node.op_type == "DequantizeLinear" for node in self.model.node):
+            # ONNX Runtime moves such a node towards what reads from it, and crashes where that is an If that captures
+            # the value; it moves none over a Gather.
+            row = graph.constant([0])
+            output, logits, activations = (graph.gather(value, row) for value in (output, logits, activations))
         return output, logits, activations, scores
 
     def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> list[Value]:
@@ -385,10 +392,8 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
             for at, name in enumerate(strings):
                 if name in names:
                     strings[at] = names[name]
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.output:
-                    _rename(inner, names)
+        for inner in inner_graphs(node):
+            _rename(inner, names)
     for output in graph.output:
         output.name = names.get(output.name, output.name)
 
@@ -404,7 +409,7 @@ def _in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the names that a node reads, those that the graphs inside it read from outside included."""
     yield from node.input
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            for one in inner.node:
-                yield from _read_by(one)
+    for inner in inner_graphs(node):
+        own = {one.name for one in (*inner.input, *inner.initializer)}
+        own.update(name for one in inner.node for name in one.output)  # values outside may have these names too
+        yield from (name for one in inner.node for name in _read_by(one) if name not in own)

@@ -1,0 +1,130 @@
+"""A model's graph as ONNX's checker takes it: without functions, and without operators that the checker refuses.
+
+ONNX Runtime runs more than the standard has: GroupNormalization of opset 18 to 20, which the standard has withdrawn, and
+SimplifiedLayerNormalization, which its optimizer writes. A packed file is meant for other runtimes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, inliner, numpy_helper
+
+# Writes a node another way.
+_Rewrite = Callable[[onnx.NodeProto], list[onnx.NodeProto]]
+
+
+def standardize(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model that computes the same, with its functions inlined and refused operators written another way.
+
+    Args:
+        proto: the model with its weights inside; it may be changed.
+    """
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    _standardize_graph(proto.graph, opset)
+    return proto
+
+
+def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs inside a node: the body of a loop, the branches of an If."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _standardize_graph(graph: onnx.GraphProto, opset: int) -> None:
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            _standardize_graph(inner, opset)
+        rewrite = _rewrite_of(node, opset)
+        nodes.extend([node] if rewrite is None else rewrite(node))
+    if len(nodes) != len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _rewrite_of(node: onnx.NodeProto, opset: int) -> _Rewrite | None:
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "GroupNormalization" and opset < 21:  # from 21 on there is a scale for each channel
+        return _write_group_normalization
+    if node.op_type == "MeanVarianceNormalization":
+        return _state_axes
+    if node.op_type == "SimplifiedLayerNormalization" and not any(node.output[1:]):
+        return _write_root_mean_square
+    return None
+
+
+def _write_group_normalization(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Groups as the channels of an InstanceNormalization: scale and bias are given for each group."""
+    image, scale, bias = node.input
+    write = _Writer(node)
+    shape = write.op("Shape", image)
+    rows = write.constant(np.array([0, _attribute(node, "num_groups", 1), -1], np.int64))
+    groups = write.op("Reshape", image, rows)
+    epsilon = _attribute(node, "epsilon", 1e-5)
+    normalized = write.op("InstanceNormalization", groups, scale, bias, epsilon=epsilon)
+    return write.end("Reshape", normalized, shape)
+
+
+def _state_axes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """State the axes that are taken where none are given: shape inference fails without them."""
+    if not any(attribute.name == "axes" for attribute in node.attribute):
+        node.attribute.append(helper.make_attribute("axes", [0, 2, 3]))
+    return [node]
+
+
+def _write_root_mean_square(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axes, in float32 (Zhang and Sennrich 2019, RMSNorm).
+
+    ONNX Runtime makes one node of these again.
+    """
+    values, scale = node.input
+    write = _Writer(node)
+    first = int(_attribute(node, "axis", -1))
+    floats = write.op("Cast", values, to=onnx.TensorProto.FLOAT)
+    squares = write.op("Pow", floats, write.constant(np.array(2, np.float32)))
+    if first == -1:
+        axes = write.constant(np.array([-1], np.int64))
+    else:  # from `first` to the last one
+        rank = write.op("Size", write.op("Shape", values))
+        begin = write.constant(np.array(first, np.int64))
+        end = rank if first >= 0 else write.constant(np.array(0, np.int64))
+        axes = write.op("Range", begin, end, write.constant(np.array(1, np.int64)))
+    mean = write.op("ReduceMean", squares, axes, keepdims=1)
+    epsilon = write.constant(np.array(_attribute(node, "epsilon", 1e-5), np.float32))
+    root = write.op("Sqrt", write.op("Add", mean, epsilon))
+    normalized = write.op("CastLike", write.op("Div", floats, root), scale)
+    return write.end("Mul", normalized, scale)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> Any:
+    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
+
+
+class _Writer:
+    """Writes nodes in the place of another; names begin with the one of its output."""
+
+    def __init__(self, node: onnx.NodeProto) -> None:
+        self._node, self._made = node, list[onnx.NodeProto]()
+
+    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{self._node.output[0]}/ortcam.{len(self._made)}"
+        self._made.append(helper.make_node(op_type, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: NDArray[Any]) -> str:
+        return self.op("Constant", value=numpy_helper.from_array(value))
+
+    def end(self, op_type: str, *inputs: str) -> list[onnx.NodeProto]:
+        """Write the node that makes the output, and return all."""
+        output = self._node.output[0]
+        return [*self._made, helper.make_node(op_type, inputs, [output], name=self._node.name or output)]
