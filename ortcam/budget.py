@@ -17,12 +17,13 @@ from ortcam.surrogate import Prediction, Surrogate
 Method = Literal["predict", "top-std"]
 SMALLEST_STAGE = 4
 STAGE_STEP = 16  # scores; after so many more a stage is larger by the smallest
-_FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
+FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
 LARGEST_STAGE = 16
 LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
 # The median, and the 4th and 96th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
 # 2 presets, 2 classes, budgets of 16 to 128. See docs/budget.md.
-_CALIBRATION = (1.3, 0.35, 6.5)
+CALIBRATION = (1.3, 0.35, 6.5)
+LARGEST_ERROR = 2.0  # 1 - r of a map against its opposite
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,10 @@ class PredictedPlan:
         return tuple(map(self._estimate, targets))
 
     def _estimate(self, target: int) -> ErrorEstimate | None:
-        if len(self._seen) < _FEWEST_FOR_AN_ERROR:
+        if len(self._seen) < FEWEST_FOR_AN_ERROR:
             return None
         expected = self._surrogate.expected_error(target)
-        return ErrorEstimate(*(min(factor * expected, 2.0) for factor in _CALIBRATION))
+        return ErrorEstimate(*(min(factor * expected, LARGEST_ERROR) for factor in CALIBRATION))
 
     def _is_within_tolerance(self) -> bool:
         if self._tolerance is None or not len(self._seen):

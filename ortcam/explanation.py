@@ -42,8 +42,15 @@ class Pictures:
     photo: Photo | None
     crop: Crop
     targets: tuple[Target, ...]
+    errors: tuple[ErrorEstimate | None, ...]
     source: Path | None
     provenance: Provenance
+
+    @property
+    def error(self) -> ErrorEstimate | None:
+        """The largest of `errors`; None where one is not known."""
+        known = [error for error in self.errors if error is not None]
+        return max(known, key=lambda error: error.expected) if len(known) == len(self.errors) else None
 
     @property
     def photo_size(self) -> tuple[int, int]:
@@ -261,12 +268,6 @@ class Explanation(Pictures):
     def preset(self) -> str:
         """The name of the convention."""
         return self.convention.name
-
-    @property
-    def error(self) -> ErrorEstimate | None:
-        """The largest of `errors`; None where one is not known."""
-        known = [error for error in self.errors if error is not None]
-        return max(known, key=lambda error: error.expected) if len(known) == len(self.errors) else None
 
     @cached_property
     def input_maps(self) -> NDArray[np.float32]:

@@ -53,7 +53,8 @@ class PackedExplanation(Pictures):
     Attributes:
         maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where the model did not look.
         targets: the T classes, in the order of the maps.
-        errors: the estimated error of every map; None where the file does not tell.
+        errors: how far every map is from the exact one; None where it is not known: with fewer than 8 masked images, or
+            in a file that an older ortcam packed.
         source, photo, crop, provenance: as in `Explanation`.
         scored: how many masked images were run.
         layer, preset, provider: what was explained, how, and on which execution provider.
@@ -125,7 +126,8 @@ class PackedExplainer:
 
         self._session, found = open_on_provider(resolve_provider(provider), create)
         self.provider, self._provider = found.name, found
-        self._scores = self._session.get_outputs()[0].name
+        names = [output.name for output in self._session.get_outputs()]
+        self._scores, self._states_error = names[0], "error" in names
 
     def explain(self, image: Any, targets: Any = None, top_k: int = 1) -> PackedExplanation:
         """Explain one photo.
@@ -154,18 +156,18 @@ class PackedExplainer:
         if origin is None:
             origin = Origin.of_array(feed if photo is None or pixels.dtype.kind == "f" else photo)
         self._check_size(len(classes), feed)
-        scores, found, maps, scored = self._run(feed, classes)
+        scores, found, maps, scored, errors = self._run(feed, classes)
         if targets is None and top_k > 1:
             best = np.argsort(-scores, kind="stable")[:top_k]
             self._check_size(len(best), feed)
-            scores, found, maps, scored = self._run(feed, [int(index) for index in best])
+            scores, found, maps, scored, errors = self._run(feed, [int(index) for index in best])
         if not self.facts["raw"]:
             size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
             maps = np.stack([place_map(one, crop, size) for one in maps])
         return PackedExplanation(
             maps=maps,
             targets=tuple(self._target(int(index), scores) for index in found),
-            errors=(None,) * len(found),
+            errors=tuple(map(_as_estimate, errors)),
             source=Path(image) if isinstance(image, str | PathLike) else None,
             photo=photo,
             crop=crop,
@@ -249,15 +251,18 @@ class PackedExplainer:
         return photo, photo, preprocessing.crop(*photo.shape[:2])
 
     def _run(self, feed: NDArray[Any], targets: list[int]) -> tuple[NDArray[Any], ...]:
-        names = [self._scores, "target_class", "saliency", "scored"]
+        """Return scores [N], target_class [T], saliency [T,H,W], scored [1] and error [T,3]."""
+        names = [self._scores, "target_class", "saliency", "scored", *(["error"] if self._states_error else [])]
         inputs = {"image": np.ascontiguousarray(feed), "target": np.array(targets, np.int64)}
         try:
-            return tuple(self._session.run(names, inputs))
+            made = self._session.run(names, inputs)
         except RUNTIME_ERRORS as error:
             said = re.search(r"Name:'ortcam: ([^']*)'", str(error))
             if said is None:
                 raise ModelError(f"ONNX Runtime cannot run {self.path.name}: {one_line(error)}") from error
             raise ModelError(f"{self.path.name}: {said[1]}") from error
+        unknown = [] if self._states_error else [np.full((len(made[1]), 3), np.nan, np.float32)]
+        return (*made, *unknown)
 
     def _target(self, index: int, scores: NDArray[np.float32]) -> Target:
         labels, kind = self.contract.labels, self.contract.output
@@ -271,6 +276,10 @@ class PackedExplainer:
             logit -= np.log(max(1 - probability, TINY)) if kind == "sigmoid" else 0.0
         label = labels[index] if labels is not None and index < len(labels) else None
         return Target(index, label, float(logit), float(probability))
+
+
+def _as_estimate(values: NDArray[np.float32]) -> ErrorEstimate | None:
+    return None if np.isnan(values).any() else ErrorEstimate(*map(float, values))
 
 
 def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:

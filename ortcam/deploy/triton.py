@@ -13,10 +13,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ortcam.deploy.packed import read_facts
+from ortcam.deploy.packed import parse_facts
 from ortcam.errors import OptionError, OutputError
 from ortcam.files import only, replace_directory
-from ortcam.model import Layout
+from ortcam.model import Layout, read_proto
 
 _FILES = {"config.pbtxt", "labels.txt", "1"}
 
@@ -41,7 +41,9 @@ def write_triton(
         OutputError: the folder cannot be written, or holds something else.
     """
     explainer = Path(explainer)
-    contract, facts = read_facts(explainer)
+    proto = read_proto(explainer)
+    contract, facts = parse_facts({entry.key: entry.value for entry in proto.metadata_props}, explainer)
+    states_error = any(output.name == "error" for output in proto.graph.output)  # files packed earlier do not
     name = re.sub(r"[^\w-]+", "-", explainer.stem, flags=re.ASCII).strip("-_") or "explainer" if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise OptionError(f"model name is {name!r}; expected letters, digits, dots, dashes and underscores")
@@ -57,6 +59,7 @@ def write_triton(
             ("target_class", "TYPE_INT64", [-1], ""),
             ("saliency", "TYPE_FP32", [-1, *_map_size(contract.image_layout, facts)], ""),
             ("scored", "TYPE_INT64", [1], ""),
+            *([("error", "TYPE_FP32", [-1, 3], "")] if states_error else []),
         ],
     }
     lines = [f'name: "{name}"', 'backend: "onnxruntime"', "max_batch_size: 0  # a request has one photo"]

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ortcam.budget import LARGEST_SIDE, LARGEST_STAGE, SMALLEST_STAGE, STAGE_STEP, averaging_matrix
+from ortcam.budget import (
+    CALIBRATION,
+    LARGEST_ERROR,
+    LARGEST_SIDE,
+    LARGEST_STAGE,
+    SMALLEST_STAGE,
+    STAGE_STEP,
+    averaging_matrix,
+)
 from ortcam.convention import TINY
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.saliency import Selection
@@ -30,7 +38,7 @@ from ortcam.surrogate import (
     smooth_directions,
 )
 
-RANKS = (2, 2, 1, 2, 2, 1, 1, 1, 1, 1, 2)  # of the fields of Surrogate
+RANKS = (2, 2, 1, 2, 2, 1, 1, 1, 1, 1, 2, 2)  # of the fields of Surrogate
 _LARGEST_EXPONENT = 126.0  # 2^-127 is no normal float32
 
 
@@ -49,6 +57,7 @@ class Surrogate(NamedTuple):
         importance: float32 [D], what a mask counts by in the next choice.
         direction: float32 [P], the mean of the predicted maps.
         logs: float32 [D,T], the predicted log weights; [D,1] before there are any.
+        amplitudes: float64 [1,T], the variance of the roots of weights, s2; [1,1] before there are any.
     """
 
     kernel: Value
@@ -62,6 +71,7 @@ class Surrogate(NamedTuple):
     importance: Value
     direction: Value
     logs: Value
+    amplitudes: Value
 
 
 def surrogate_grid(small: tuple[int, int]) -> tuple[int, int]:
@@ -88,6 +98,7 @@ def write_unseen(graph: Builder, count: Value) -> Surrogate:
         importance=graph.full(count, 1, np.float32),
         direction=graph.full(count, 0, np.float32),
         logs=graph.full(column, 0, np.float32),
+        amplitudes=graph.full(graph.shape(one, one), 0, np.float64),
     )
 
 
@@ -157,12 +168,7 @@ def stage_size(graph: Builder, done: Value, most: Value) -> Value:
 
 def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int, int]) -> Surrogate:
     """Choose `count` masks more: `Surrogate.choose`."""
-    basis = graph.constant(smooth_directions(grid))
-    mean = state.direction - graph.reduce("Mean", state.direction, 0, keep=True)
-    mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 0, keep=True)) + TINY)
-    along = graph.reshape(mean, -1, 1)
-    away = basis - along @ (along.T @ basis)
-    columns = state.parts @ away * graph.expand_dims(state.importance, 1)  # [D,R]
+    columns = state.parts @ _write_away_from(graph, state.direction, grid) * graph.expand_dims(state.importance, 1)
     parts = columns.T
     # The kernel on the left: ONNX Runtime reorders what is on the right of a product first.
     effect = (state.kernel @ columns).T + parts * NUGGET - (parts @ state.factor.T) @ state.factor
@@ -196,8 +202,8 @@ def write_choice(graph: Builder, state: Surrogate, count: Value, grid: tuple[int
     return state._replace(factor=factor, inverse=inverse, variance=variance, chosen=chosen, free=free)
 
 
-def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> tuple[Surrogate, Value]:
-    """scores float32 [n,T] of the chosen masks -> the log weights of all, and amplitudes [1,T]: `Surrogate.predict`."""
+def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> Surrogate:
+    """scores float32 [n,T] of the chosen masks -> the log weights of all, and amplitudes: `Surrogate.observe`."""
     double = np.float64
     below = graph.cast(scores - graph.reduce("Max", scores, 0, keep=True), double)
     roots = graph.op("Exp", below / ROOT)
@@ -223,7 +229,42 @@ def write_prediction(graph: Builder, state: Surrogate, scores: Value) -> tuple[S
     hoped = graph.op("ScatterND", predicted + graph.op("Sqrt", variances) * HOPE, chosen, roots)
     shares = graph.op("Pow", hoped / graph.reduce("Max", hoped, 0, keep=True), graph.constant(2.0 * ROOT, double))
     importance = graph.cast(graph.op("Sqrt", graph.reduce("Mean", shares, 1)), np.float32)
-    return state._replace(importance=importance, direction=graph.reduce("Mean", maps, 0), logs=logs), amplitudes
+    direction = graph.reduce("Mean", maps, 0)
+    return state._replace(importance=importance, direction=direction, logs=logs, amplitudes=amplitudes)
+
+
+def write_errors(graph: Builder, state: Surrogate, grid: tuple[int, int]) -> Value:
+    """Return how far the maps are from the exact ones, float32 [T,3]: expected, low and high, as `ErrorEstimate`.
+
+    One target after the other: of all classes at once, the products would take gigabytes.
+    """
+
+    def estimate(target: Value) -> list[Value]:
+        """`Surrogate.expected_error`."""
+        at = graph.expand_dims(target, 0)
+        logs = graph.reshape(graph.gather(state.logs, at, 1), -1)
+        whole = graph.reshape(graph.reshape(graph.op("Exp", logs), 1, -1) @ state.parts, -1)  # [P]
+        centred = whole - graph.reduce("Mean", whole, 0, keep=True)
+        slopes = graph.op("Exp", logs * (1 - 1 / ROOT)) * ROOT * state.free
+        uncertain = state.parts @ _write_away_from(graph, whole, grid) * graph.expand_dims(slopes, 1)  # [D,R]
+        spread = graph.reduce("Sum", (state.kernel @ uncertain + uncertain * NUGGET) * uncertain)
+        spread = graph.op("Relu", spread - graph.reduce("SumSquare", state.factor @ uncertain))
+        amplitude = graph.cast(graph.reshape(graph.gather(state.amplitudes, at, 1), -1), np.float32)
+        size = graph.reduce("SumSquare", centred, 0, keep=True)
+        error = amplitude * spread * 0.5 / graph.maximum(size, float(TINY))
+        return [graph.where(size > 0.0, error, 1.0)]
+
+    (errors,) = graph.loop(graph.scalar(graph.size(state.logs, 1)), [], estimate)
+    return graph.minimum(errors * np.array(CALIBRATION, np.float32), LARGEST_ERROR)
+
+
+def _write_away_from(graph: Builder, map: Value, grid: tuple[int, int]) -> Value:
+    """Return the directions that count beside a map [P] as columns [P,R]: `ortcam.surrogate._away_from`."""
+    basis = graph.constant(smooth_directions(grid))
+    mean = map - graph.reduce("Mean", map, 0, keep=True)
+    mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 0, keep=True)) + TINY)
+    along = graph.reshape(mean, -1, 1)
+    return basis - along @ (along.T @ basis)
 
 
 def _product_of_transposed(graph: Builder, left: Value, right: Value) -> Value:

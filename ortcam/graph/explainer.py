@@ -1,6 +1,6 @@
 """The explainer graph: Score-CAM of one photo as one ordinary ONNX graph, which any runtime can run.
 
-    image, target -> the model's scores, target, saliency, scored
+    image, target -> the model's scores, target, saliency, scored, error
 
 A Loop holds the model, so that its weights are in the file once, and as initializers of the loop's own body, where
 ONNX Runtime optimises them (captured from outside, convolutions keep their plain layout and take 2.4 times as long).
@@ -10,25 +10,25 @@ them, until the queue is empty. With a budget, the turn that empties it predicts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 
+from ortcam.budget import FEWEST_FOR_AN_ERROR
 from ortcam.convention import Convention, interpolation_matrix
 from ortcam.graph import budget as budgets
 from ortcam.graph import scoring
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
-from ortcam.graph.standard import inner_graphs, standardize
+from ortcam.graph.standard import in_order, rename, standardize
 from ortcam.model import Contract, Layout
 
 _INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
-_OURS = ("image", "target", "target_class", "saliency", "scored")
+_OURS = ("image", "target", "target_class", "saliency", "scored", "error")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> o
     proto = standardize(proto)
     name = proto.graph.output[0].name
     model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
-    _rename(model.graph, {one: f"{_INNER}{one}" for one in ("activations", name, *_OURS)})
+    rename(model.graph, {one: f"{_INNER}{one}" for one in ("activations", name, *_OURS)})
     graph = Builder()
     writer = _Writer(graph, model.graph, f"{_INNER}{name}", contract, plan)
     writer.write(name)
@@ -132,13 +132,15 @@ class _Writer:
         image, place = self._write_raw(photo) if plan.raw else self._write_tensor(photo)
         state, surrogate = self._write_loop(image, target)
         valid = self._is_valid(target, graph.size(state.output, 0))
-        saliency = place(self._write_maps(state, surrogate) * graph.reshape(graph.cast(valid, np.float32), -1, 1, 1))
-        maps: list[int | str | None] = ["targets", "height", "width"] if plan.raw else ["targets", *self.size]
+        maps, error = self._write_maps(state, surrogate)
+        saliency = place(maps * graph.reshape(graph.cast(valid, np.float32), -1, 1, 1))
+        size = ["height", "width"] if plan.raw else self.size
         graph.output(state.output, name, ["classes"])
         # Inputs and outputs have one namespace, so it is not called `target` again.
         graph.output(graph.where(valid, state.targets, target), "target_class", ["targets"])
-        graph.output(saliency, "saliency", maps)
+        graph.output(saliency, "saliency", ["targets", *size])
         graph.output(graph.size(state.scores, 0), "scored", [1])
+        graph.output(error, "error", ["targets", 3])
 
     def _write_raw(self, photo: Value) -> tuple[Value, Callable[[Value], Value]]:
         graph, known = self.graph, self.contract.preprocessing
@@ -230,7 +232,7 @@ class _Writer:
         for name, value in inputs.items():
             graph.named(value, name)
         masked = (one for one in self.model.value_info if one.name == f"{_INNER}image")
-        graph.embed(_in_order(self.model.node), self.model.initializer, masked)
+        graph.embed(in_order(self.model.node), self.model.initializer, masked)
         weight = plan.convention.weight
         scored = scoring.TARGET_LOG_PROBABILITIES if weight == "probability" else scoring.TARGET_LOGITS
         names = (self.result, scoring.LOGITS, f"{_INNER}activations", scored)
@@ -300,8 +302,8 @@ class _Writer:
         known = self._write_step(
             ended & ~first,
             known,
-            ("importance", "direction", "logs"),
-            lambda known: budgets.write_prediction(graph, known, state.scores)[0],
+            ("importance", "direction", "logs", "amplitudes"),
+            lambda known: budgets.write_prediction(graph, known, state.scores),
         )
         count, grid = budgets.stage_size(graph, done, most), budgets.surrogate_grid(plan.layer_size)
         more = ended & (most > done)
@@ -342,18 +344,19 @@ class _Writer:
         blank = graph.reduce("Max", graph.cast(graph.equal(scale, 0.0), np.int64))
         return count - blank > plan.budget
 
-    def _write_maps(self, state: _State, surrogate: budgets.Surrogate | None) -> Value:
-        """scores of the masks that were run -> maps float32 [T,h_in,w_in]."""
+    def _write_maps(self, state: _State, surrogate: budgets.Surrogate | None) -> tuple[Value, Value]:
+        """scores of the masks that were run -> maps float32 [T,h_in,w_in], and their errors float32 [T,3]."""
         graph, plan = self.graph, self.plan
         fault = self._check(self._is_wild(state.scores), "the model returns NaN or infinite values for a masked image")
         scores = state.scores + graph.cast(fault, np.float32)
         selection = Selection(state.affine, state.channels, state.rows)
+        error = graph.full(graph.shape(graph.size(state.targets, 0), 3), 0.0, np.float32)  # of exact maps
         if surrogate is not None:
-            seen = scores
-            (scores,) = graph.branch(
+            seen, exact = scores, error
+            scores, error = graph.branch(
                 self._is_predicted(selection),
-                lambda: [budgets.write_scores(graph, surrogate, seen)],
-                lambda: [seen],
+                lambda: [budgets.write_scores(graph, surrogate, seen), self._write_errors(surrogate, exact)],
+                lambda: [seen, exact],
             )
         weights = write_weights(graph, scores, selection, plan.convention)
         flat = graph.reshape(state.activations, graph.size(state.activations, 0), -1)
@@ -361,7 +364,14 @@ class _Writer:
         # Where no channel varies, nothing is drawn that rounding makes of their sum.
         varies = graph.reduce("Max", graph.slice(state.affine, 1, 2, 1)) > 0.0
         sums = graph.where(varies, sums, 0.0)
-        return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size)
+        return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size), error
+
+    def _write_errors(self, surrogate: budgets.Surrogate, exact: Value) -> Value:
+        """Return the errors of maps that a budget predicted; NaN where so few scores say nothing of them."""
+        assert self.plan.budget is not None
+        if self.plan.budget < FEWEST_FOR_AN_ERROR:
+            return exact + np.nan
+        return budgets.write_errors(self.graph, surrogate, budgets.surrogate_grid(self.plan.layer_size))
 
     def _is_valid(self, target: Value, classes: Value) -> Value:
         return (target >= -1) & (classes > target)
@@ -381,35 +391,3 @@ class _Writer:
         """
         graph = self.graph
         return graph.gather(graph.constant([0]), graph.cast(wrong, np.int64), name=f"ortcam: {message}")
-
-
-def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Rename values in a graph and in the graphs inside its nodes."""
-    for one in (*graph.input, *graph.initializer, *graph.value_info):
-        one.name = names.get(one.name, one.name)
-    for node in graph.node:
-        for strings in (node.input, node.output):
-            for at, name in enumerate(strings):
-                if name in names:
-                    strings[at] = names[name]
-        for inner in inner_graphs(node):
-            _rename(inner, names)
-    for output in graph.output:
-        output.name = names.get(output.name, output.name)
-
-
-def _in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Put every node behind those that it reads from, as ONNX demands; runtimes are lenient, so not every file is."""
-    nodes = list(nodes)
-    maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    after = [{maker[name] for name in _read_by(node) if name in maker} for node in nodes]
-    return [nodes[at] for at in TopologicalSorter(dict(enumerate(after))).static_order()]
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, those that the graphs inside it read from outside included."""
-    yield from node.input
-    for inner in inner_graphs(node):
-        own = {one.name for one in (*inner.input, *inner.initializer)}
-        own.update(name for one in inner.node for name in one.output)  # values outside may have these names too
-        yield from (name for one in inner.node for name in _read_by(one) if name not in own)
