@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -73,6 +74,8 @@ def assert_same(result: dict[str, Any], expected: ortcam.Explanation) -> None:
     assert result["scored"] == expected.scored
     assert result["scores"][result["target"]] == pytest.approx(expected.targets[0].logit, abs=1e-2)
     assert correlation(result["map"], expected.maps[0]) >= 0.999
+    # Runtimes round differently, and the estimate is a difference of sums of a thousand products.
+    assert result["error"] == pytest.approx(list(vars(expected.errors[0]).values()), rel=0.01)
 
 
 @pytest.mark.parametrize("version", ["1.21.0", onnxruntime.__version__])
@@ -116,7 +119,9 @@ def test_c_plus_plus(explainer: Path, photo: np.ndarray, expected: list[ortcam.E
         command = [program, explainer, tmp_path / "photo.ppm", tmp_path / "map.pgm", *target]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.startswith(f"class {expected[row].targets[0].index}, score ")
-        assert f"masked images {BUDGET}, seconds " in done.stdout
+        assert f"masked images {BUDGET}, error " in done.stdout
+        stated = [float(number) for number in re.findall(r"error (\S+) \((\S+) to (\S+)\)", done.stdout)[0]]
+        assert stated == pytest.approx(list(vars(expected[row].errors[0]).values()), rel=0.01)
         levels = np.frombuffer((tmp_path / "map.pgm").read_bytes()[-height * width :], np.uint8)
         assert correlation(levels, expected[row].maps[0]) >= 0.999
     for arguments, message in [
@@ -137,8 +142,8 @@ def test_openvino(explainer: Path, photo: np.ndarray, expected: list[ortcam.Expl
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for row, target in enumerate((-1, 285)):
         made = compiled([photo, np.array([target], np.int64)])
-        scores, chosen, saliency, scored = (made[place] for place in range(4))
-        result = {"target": chosen[0], "scored": scored[0], "scores": scores, "map": saliency[0]}
+        scores, chosen, saliency, scored, error = (made[place] for place in range(5))
+        result = {"target": chosen[0], "scored": scored[0], "scores": scores, "map": saliency[0], "error": error[0]}
         assert_same(result, expected[row])
     made = compiled([photo, np.array([285, 1000])])  # it checks no index
     assert made[1].tolist() == [285, 1000]
@@ -205,6 +210,10 @@ def test_the_page_explains_a_photo(
         page.wait_for_function(f"shown === {expected[row].targets[0].index}", timeout=60_000)
         assert page.inner_text("#status") == f"Where the model sees {name}."
         assert f"{BUDGET} masked images" in page.inner_text("#cost")
+        error = expected[row].errors[0]
+        assert error is not None
+        told = [float(number) / 100 for number in re.findall(r"\d+\.\d", page.inner_text("#error"))]
+        assert told == pytest.approx([1 - error.expected, 1 - error.high, 1 - error.low], abs=6e-4)  # 0.1 % is told
         drawn = np.array(page.evaluate("Array.from(photo.maps.get(shown).map)"), np.float32)
         assert correlation(drawn, expected[row].maps[0]) >= 0.999
     assert faults == []

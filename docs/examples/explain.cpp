@@ -38,16 +38,17 @@ int main(int argc, char** argv) try {
 
     const auto scores_name = session.GetOutputNameAllocated(0, allocator);  // logits or probabilities
     const char* input_names[] = {"image", "target"};
-    const char* output_names[] = {scores_name.get(), "target_class", "saliency", "scored"};
+    const char* output_names[] = {scores_name.get(), "target_class", "saliency", "scored", "error"};
     const auto begin = std::chrono::steady_clock::now();
-    auto outputs = session.Run(Ort::RunOptions{}, input_names, inputs.data(), 2, output_names, 4);
+    auto outputs = session.Run(Ort::RunOptions{}, input_names, inputs.data(), 2, output_names, 5);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
 
     const int64_t index = *outputs[1].GetTensorData<int64_t>(), scored = *outputs[3].GetTensorData<int64_t>();
     const float* scores = outputs[0].GetTensorData<float>();
     const float* map = outputs[2].GetTensorData<float>();  // [1,height,width] in [0,1]
-    std::cout << "class " << index << ", score " << scores[index] << ", masked images " << scored << ", seconds " << seconds.count()
-              << "\n";
+    const float* error = outputs[4].GetTensorData<float>();  // [1,3]: the estimated 1 - r, and its 90 % interval; 0: exact
+    std::cout << "class " << index << ", score " << scores[index] << ", masked images " << scored << ", error " << error[0] << " ("
+              << error[1] << " to " << error[2] << "), seconds " << seconds.count() << "\n";
 
     std::ofstream out(argv[3], std::ios::binary);
     out << "P5\n" << width << " " << height << "\n255\n";

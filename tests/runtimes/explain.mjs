@@ -25,6 +25,7 @@ await writeFile(output, new Uint8Array(map.buffer, map.byteOffset, map.byteLengt
 console.log(JSON.stringify({
   target: Number(made.target_class.data[0]),
   scored: Number(made.scored.data[0]),
+  error: Array.from(made.error.data),
   scores: Array.from(made[session.outputNames[0]].data),
   seconds,
   loading: (loaded - begin) / 1000,

@@ -14,6 +14,10 @@ import onnxruntime
 explainer, photo, height, width, target, output = sys.argv[1:]
 session = onnxruntime.InferenceSession(explainer, providers=["CPUExecutionProvider"])
 image = np.fromfile(photo, np.uint8).reshape(int(height), int(width), 3)
-scores, chosen, saliency, scored = session.run(None, {"image": image, "target": np.array([int(target)])})
+scores, chosen, saliency, scored, error = session.run(None, {"image": image, "target": np.array([int(target)])})
 saliency.tofile(output)
-print(json.dumps({"target": int(chosen[0]), "scored": int(scored[0]), "scores": scores.tolist()}))
+print(
+    json.dumps(
+        {"target": int(chosen[0]), "scored": int(scored[0]), "scores": scores.tolist(), "error": error[0].tolist()}
+    )
+)
