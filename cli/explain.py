@@ -209,9 +209,10 @@ def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
 
 def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, output: str) -> None:
     packed = done[0]["model"]["packed"]  # such a file does not tell what it might have run
-    estimated = not packed and any(
-        target["error"] is None or target["error"]["high"] for entry in done for target in entry["targets"]
-    )
+    errors = [target["error"] for entry in done for target in entry["targets"]]
+    # A file that an older ortcam packed states no error. Without a budget its maps are exact all the same.
+    unknown = None in errors and not (hasattr(cam, "facts") and cam.facts["budget"] is None)
+    estimated = unknown or any(error is not None and error["high"] for error in errors)
     wide = console.table_width() >= _WIDTH_OF_INTERVALS
     columns = [
         "photo",

@@ -1,7 +1,7 @@
 """A model's graph as ONNX's checker takes it: without functions, and without operators that the checker refuses.
 
-ONNX Runtime runs more than the standard has: GroupNormalization of opset 18 to 20, which the standard has withdrawn, and
-SimplifiedLayerNormalization, which its optimizer writes. A packed file is meant for other runtimes too.
+ONNX Runtime runs more than the standard has: GroupNormalization of opset 18 to 20, which the standard has withdrawn,
+and SimplifiedLayerNormalization, which its optimizer writes. A packed file is meant for other runtimes too.
 """
 
 from __future__ import annotations
