@@ -23,12 +23,13 @@ from ortcam.graph.builder import Builder
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.image import read_photo
 from ortcam.preprocessing import Preprocessing
+from ortcam.selection import EXACT
 
 CLOSE = 1e-4  # of a map in [0,1]: the same masks were chosen
 
 
 def run(path: Path, image: np.ndarray, target: Any = (-1,)) -> list[np.ndarray]:
-    """Run a packed file as a stranger would: scores, target_class, saliency, scored."""
+    """Run a packed file as a stranger would: scores, target_class, saliency, scored, error."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -48,8 +49,18 @@ def assert_as_engine(model: Path, image: Any, path: Path, **options: Any) -> ort
     assert packed.maps.std() > 0.01, "a map this flat would prove nothing"
     assert correlation(packed.maps, expected.maps) >= 0.999
     assert np.abs(packed.maps - expected.maps).max() <= CLOSE
+    assert_same_errors(packed.errors, expected.errors)
     assert report.facts["budget"] == budget
     return packed
+
+
+def assert_same_errors(packed: Any, expected: Any) -> None:
+    """Within a thousandth: the sums are of float32, and were seen to agree to 3e-5."""
+    assert len(packed) == len(expected)
+    for ours, theirs in zip(packed, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            assert tuple(vars(ours).values()) == pytest.approx(tuple(vars(theirs).values()), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +103,45 @@ def test_several_targets_and_the_same_run(lite0_file: Path, photos: dict[str, Pa
     assert [target.label for target in both.targets] == ["tiger cat", "Egyptian cat"]
     expected = ortcam.ScoreCAM(lite0_file).explain(photos["chelsea"], targets=[282, 285], budget=16)
     assert np.abs(both.maps - expected.maps).max() <= CLOSE
+    assert_same_errors(both.errors, expected.errors)
+    assert both.error == max(both.errors, key=lambda error: error.expected if error is not None else 0)
     again = explainer.explain(photos["chelsea"], targets=[282, 285])
     np.testing.assert_array_equal(both.maps, again.maps)
     three = explainer.explain(photos["chelsea"], top_k=3)
     assert [target.index for target in three.targets] == [
         target.index for target in ortcam.ScoreCAM(lite0_file).explain(photos["chelsea"], top_k=3, budget=1).targets
     ]
+
+
+def test_the_stated_error(tiny: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
+    """0 for an exact map; unknown with fewer than 8 scores; in the manifest as in the engine's."""
+    model = export(tiny, tmp_path / "tiny.onnx", preprocess="imagenet", input_size=32).path
+    for budget in (None, 16):  # that is as many masks as there are
+        exact = ortcam.pack(model, tmp_path / "exact.onnx", budget=budget, verify=False).path
+        np.testing.assert_array_equal(run(exact, read_photo(photos["chelsea"]), (3, -1))[4], np.zeros((2, 3)))
+    few = ortcam.pack(model, tmp_path / "few.onnx", budget=7, verify=False).path
+    assert np.isnan(run(few, read_photo(photos["chelsea"]), (3, -1))[4]).all()
+    unknown = ortcam.PackedExplainer(few).explain(photos["chelsea"], targets=[3, 8])
+    assert (unknown.errors, unknown.error) == ((None, None), None)
+    some = ortcam.pack(model, tmp_path / "some.onnx", budget=8, verify=False).path
+    packed = ortcam.PackedExplainer(some).explain(photos["chelsea"])
+    (expected,) = ortcam.ScoreCAM(model).explain(photos["chelsea"], budget=8).errors
+    assert expected is not None
+    assert expected.expected > 0
+    packed.save(tmp_path / "out")
+    stated = json.loads((tmp_path / "out" / "explanation.json").read_text())["targets"][0]["error"]
+    assert stated == {name: pytest.approx(value, rel=1e-3) for name, value in vars(expected).items()}
+
+
+def test_a_file_that_was_packed_before_errors_were_stated(packed: Path, photos: dict[str, Path]) -> None:
+    today = ortcam.PackedExplainer(packed).explain(photos["chelsea"])
+    proto = onnx.load(packed)
+    assert proto.graph.output.pop().name == "error"
+    onnx.save(proto, packed)
+    before = ortcam.PackedExplainer(packed).explain(photos["chelsea"], targets=[today.targets[0].index, 3])
+    assert (before.errors, before.error) == ((None, None), None)
+    folder = write_triton(packed, packed.parent / "models")
+    assert '"error"' not in (folder / "config.pbtxt").read_text()
 
 
 def test_the_file_is_small_and_plain(lite0_file: Path, tmp_path: Path) -> None:
@@ -113,7 +157,9 @@ def test_the_file_is_small_and_plain(lite0_file: Path, tmp_path: Path) -> None:
     outside = sum(tensor.ByteSize() for tensor in proto.graph.initializer)
     assert outside < 100_000, "weights captured from outside the loop lose ONNX Runtime's layout optimisation"
     assert [value.name for value in proto.graph.input] == ["image", "target"]
-    assert [value.name for value in proto.graph.output] == ["logits", "target_class", "saliency", "scored"]
+    assert [value.name for value in proto.graph.output] == [
+        "logits", "target_class", "saliency", "scored", "error"
+    ]  # fmt: skip
     explainer = ortcam.PackedExplainer(report.path)
     assert explainer.contract.labels == ortcam.CamModel(lite0_file).labels
     assert explainer.facts["source"]["file"] == lite0_file.name
@@ -263,7 +309,7 @@ def test_a_model_of_four_images_a_batch(tiny: nn.Module, photos: dict[str, Path]
 def test_preprocessed_tensors_and_batches(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
     tensor = ortcam.CamModel(resnet18_file).prepare(photos["chelsea"])[1]
     packed = assert_as_engine(resnet18_file, tensor, tmp_path / "a.onnx", raw=False, budget=20, batch_size=3)
-    scores, chosen, saliency, scored = run(tmp_path / "a.onnx", tensor)
+    scores, chosen, saliency, scored, _ = run(tmp_path / "a.onnx", tensor)
     assert (saliency.shape, scored.tolist()) == ((1, 96, 96), [20])
     assert chosen[0] == packed.targets[0].index == scores.argmax()
     # A photo is prepared here, and the map drawn on it.
@@ -357,7 +403,7 @@ def test_photos_of_any_size(packed: Path, resnet18_file: Path) -> None:
     for size in [(1, 1), (1, 900), (700, 3), (2, 2)]:
         photo = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
         expected = cam.explain(photo, budget=10)
-        _, chosen, saliency, scored = run(packed, photo)
+        _, chosen, saliency, scored, _ = run(packed, photo)
         assert saliency.shape == (1, *size)
         assert (chosen[0], scored[0]) == (expected.targets[0].index, expected.scored)
         assert np.abs(saliency - expected.maps).max() <= 1e-3
@@ -380,7 +426,7 @@ def test_a_photo_of_a_hundred_million_pixels(tiny: nn.Module, tmp_path: Path) ->
     photo[3000:5000, 4000:9000] = (200, 30, 90)
     expected = ortcam.ScoreCAM(model).explain(photo)
     ortcam.pack(model, tmp_path / "b.onnx", verify=False)
-    _, chosen, saliency, scored = run(tmp_path / "b.onnx", photo)
+    _, chosen, saliency, scored, _ = run(tmp_path / "b.onnx", photo)
     assert (chosen[0], scored[0]) == (expected.targets[0].index, expected.scored)
     assert saliency.shape == (1, 9000, 12000)
     assert np.abs(saliency - expected.maps).max() <= 1e-3
@@ -417,10 +463,12 @@ def test_a_layer_that_varies_nowhere(preset: str, budget: int | None, tmp_path: 
     with pytest.warns(ortcam.OrtcamWarning, match="flat"):
         expected = ortcam.ScoreCAM(model, preset=preset).explain(photo, budget=budget)
     ortcam.pack(model, tmp_path / "b.onnx", preset=preset, budget=budget)
-    scores, _, saliency, scored = run(tmp_path / "b.onnx", photo)
+    scores, _, saliency, scored, error = run(tmp_path / "b.onnx", photo)
     assert np.isfinite(scores).all()
     np.testing.assert_array_equal(saliency, 0)
     assert scored.tolist() == [expected.scored]
+    assert expected.error == EXACT
+    np.testing.assert_array_equal(error, 0)
 
 
 # --- Triton ---
@@ -455,7 +503,7 @@ def test_a_model_repository_for_triton(packed: Path, resnet18_file: Path, lite0_
     folder = write_triton(tensors, tmp_path / "models")
     config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert (folder.name, list(config.input[0].dims)) == ("no-raw", [1, 3, 96, 96])
-    assert [list(one.dims) for one in config.output] == [[-1], [-1], [-1, 96, 96], [1]]
+    assert [list(one.dims) for one in config.output] == [[-1], [-1], [-1, 96, 96], [1], [-1, 3]]
     with pytest.raises(OptionError, match="model name is 'a b'"):
         write_triton(packed, tmp_path / "models", name="a b")
     with pytest.raises(ModelError, match="is no packed explainer"):

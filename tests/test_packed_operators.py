@@ -294,4 +294,4 @@ def test_every_operator(opset: int) -> None:
         except (*RUNTIME_ERRORS, *REFUSALS, AssertionError) as error:  # of all operators at once
             refused[case.name] = f"{operators}: {str(error)[:200]}"
     assert refused == {}
-    assert len({operator for operators in seen for operator in operators.split()}) >= 120
+    assert len({operator for operators in seen for operator in operators.split()}) >= 160
