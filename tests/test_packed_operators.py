@@ -171,6 +171,35 @@ def test_functions_are_inlined(tmp_path: Path) -> None:
     assert report.r >= 0.9999
 
 
+def test_weights_that_are_sparse_or_given_twice(tmp_path: Path) -> None:
+    """Of two weights with one name ONNX Runtime takes the last one in a main graph, and neither in a loop."""
+    bias = {"line": np.zeros((1, 8, 1, 1), np.float32), "grid": np.zeros((8, 1, 1), np.float32)}
+    nodes = [helper.make_node("Add", ["c", "line"], ["d"]), helper.make_node("Add", ["d", "grid"], ["m"])]
+    source = write(tmp_path / "source.onnx", nodes, bias, 18)
+    proto = onnx.load(export(source, tmp_path / "a.onnx", preprocess="imagenet").path)
+    graph, values = proto.graph, np.array([0.5, -0.5, 1], np.float32)
+    weight = next(tensor for tensor in graph.initializer if tensor.name == "b")
+    other = numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.3), "b")
+    kept = [tensor for tensor in graph.initializer if tensor.name not in bias]
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, other])
+    for name, shape, indices in [
+        ("line", [1, 8, 1, 1], [0, 3, 5]),
+        ("grid", [8, 1, 1], [[1, 0, 0], [2, 0, 0], [7, 0, 0]]),
+    ]:
+        places = numpy_helper.from_array(np.array(indices, np.int64))
+        graph.sparse_initializer.append(helper.make_sparse_tensor(numpy_helper.from_array(values, name), places, shape))
+    onnx.save(proto, tmp_path / "b.onnx")
+    report = ortcam.pack(tmp_path / "b.onnx", tmp_path / "c.onnx")
+    onnx.checker.check_model(onnx.load(report.path), full_check=True)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    packed, expected = (cam.explain(photo, targets="all") for cam in (
+        ortcam.PackedExplainer(report.path), ortcam.ScoreCAM(tmp_path / "b.onnx")))  # fmt: skip
+    logits = [[target.logit for target in one.targets] for one in (packed, expected)]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    assert np.abs(packed.maps - expected.maps).max() <= 1e-4
+
+
 def test_what_the_checker_refuses_and_cannot_be_written_another_way(tmp_path: Path) -> None:
     """ONNX Runtime decides, and a warning tells of other runtimes."""
     node = helper.make_node("SimplifiedLayerNormalization", ["c", "line"], ["n", "inverse"], axis=-1)

@@ -118,7 +118,7 @@ def pack(
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
         del explainer, source
         # ONNX Runtime runs operators that ONNX's checker refuses; then it has the last word.
-        packed = PackedExplainer(made, provider="cpu") if verify or refusal else None
+        packed = _load(made, known, refusal) if verify or refusal else None
         r, difference = _compare(cam, packed, budget) if packed and verify else (None, None)
     if refusal:
         warnings.warn(
@@ -192,6 +192,14 @@ def _describe(model: CamModel, plan: Plan, scores: str, classes: int) -> dict[st
         "source": {"file": model.path.name, "sha256": model.sha256},
         "ortcam": ortcam.__version__,
     }
+
+
+def _load(made: Path, model: CamModel, refusal: str | None) -> PackedExplainer:
+    try:
+        return PackedExplainer(made, provider="cpu")
+    except ModelError as error:
+        reason = refusal or str(error).replace(str(made), made.name)
+        raise ModelError(f"{model.path.name} cannot be packed: {reason}") from error
 
 
 def _refusal(explainer: onnx.ModelProto) -> str | None:

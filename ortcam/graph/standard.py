@@ -28,6 +28,7 @@ def standardize(proto: onnx.ModelProto) -> onnx.ModelProto:
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    _standardize_weights(proto.graph)
     _standardize_graph(proto.graph, opset)
     return proto
 
@@ -70,6 +71,24 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
         own = {one.name for one in (*inner.input, *inner.initializer)}
         own.update(name for one in inner.node for name in one.output)  # values outside may have these names too
         yield from (name for one in inner.node for name in _read_by(one) if name not in own)
+
+
+def _standardize_weights(graph: onnx.GraphProto) -> None:
+    """Make sparse weights dense, and keep the last of several with one name, as ONNX Runtime does in a main graph."""
+    graph.initializer.extend(map(_to_dense, graph.sparse_initializer))
+    del graph.sparse_initializer[:]
+    kept = {tensor.name: tensor for tensor in graph.initializer}
+    if len(kept) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(kept.values())
+
+
+def _to_dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """Source: onnx.proto, SparseTensorProto: indices [n] into the flat tensor, or [n,rank] of coordinates."""
+    values, indices, shape = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices), [*sparse.dims]
+    dense = np.zeros(shape, values.dtype)
+    dense[np.unravel_index(indices, shape) if indices.ndim == 1 else tuple(indices.T)] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
 
 
 def _standardize_graph(graph: onnx.GraphProto, opset: int) -> None:
