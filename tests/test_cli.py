@@ -385,22 +385,26 @@ def test_the_demo_shows_the_job(tmp_path: Path) -> None:
 
 def test_a_packed_explainer_from_the_command_line(small: Path) -> None:
     """pack, explain, inspect; what is wrong is one line."""
-    done = run("pack", "model.onnx", "-o", "packed.onnx", "--budget", "6", "--json", cwd=small)
+    done = run("pack", "model.onnx", "-o", "packed.onnx", "--budget", "9", "--json", cwd=small)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert (facts["budget"], facts["preset"], facts["path"]) == (6, "official", "packed.onnx")
+    assert (facts["budget"], facts["preset"], facts["path"]) == (9, "official", "packed.onnx")
     assert facts["r"] > 0.9999
     done = run("explain", "packed.onnx", "cat.png", "dog.jpg", "-o", "out", "--target", "3", "--target", "4", cwd=small)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((small / "out" / "cat" / "explanation.json").read_text())
     assert [target["index"] for target in manifest["targets"]] == [3, 4]
-    assert manifest["run"]["channels"] == {"total": None, "live": None, "scored": 6}
+    assert manifest["run"]["channels"] == {"total": None, "live": None, "scored": 9}
+    assert "error (90 %)" in done.stdout
+    for target in manifest["targets"]:
+        assert target["error"]["high"] > target["error"]["expected"] > 0
+        assert f"{target['error']['expected']:.1g} (" in done.stdout
     assert np.load(small / "out" / "dog" / "maps.npy").shape[0] == 2
     again = run("explain", "packed.onnx", "cat.png", "-o", "out", "-k", "2", "--json", cwd=small)
     assert again.returncode == 0, again.stderr
     assert len(json.loads(again.stdout)["explanations"][0]["targets"]) == 2
     done = run("inspect", "packed.onnx", cwd=small)
-    assert "official Score-CAM with a budget of 6 masked images" in done.stdout
+    assert "official Score-CAM with a budget of 9 masked images" in done.stdout
     assert "of model.onnx (sha256 " in done.stdout
     done = run("pack", "model.onnx", "--triton", "models", "--no-verify", "--budget", "2", cwd=small)
     assert done.returncode == 0, done.stderr
