@@ -206,7 +206,7 @@ def test_what_the_checker_refuses_and_cannot_be_written_another_way(tmp_path: Pa
     add = helper.make_node("Add", ["n", "inverse"], ["m"])
     model = export(write(tmp_path / "a.onnx", [node, add], LINE, 18), tmp_path / "b.onnx", preprocess="imagenet").path
     for verify in (True, False):
-        with pytest.warns(ortcam.OrtcamWarning, match="refuses it, so other .*No Op registered for SimplifiedLayer"):
+        with pytest.warns(ortcam.OrtcamWarning, match="refuses the file, so .* No Op registered for SimplifiedLayer"):
             ortcam.pack(model, tmp_path / "c.onnx", verify=verify)
     assert ortcam.PackedExplainer(tmp_path / "c.onnx").explain(np.zeros((9, 9, 3), np.uint8)).scored > 0
 

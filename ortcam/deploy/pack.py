@@ -59,8 +59,9 @@ def pack(
 
     Its inputs are ``image``, a photo uint8 [H,W,3] RGB of any size (the preprocessed tensor float32 [1,C,H,W] with
     ``raw=False``), and ``target`` int64 [T], class indices, -1 for the top class. Its outputs are the model's own
-    scores float32 [N], ``target_class`` int64 [T], ``saliency`` float32 [T,H,W] in [0,1] and ``scored`` int64 [1],
-    how many masked images were run.
+    scores float32 [N], ``target_class`` int64 [T], ``saliency`` float32 [T,H,W] in [0,1], ``scored`` int64 [1], how
+    many masked images were run, and ``error`` float32 [T,3], the `ErrorEstimate` of every map: 0 for exact maps, NaN
+    where it is unknown.
 
     Args:
         model: a file that ortcam exported.
@@ -122,7 +123,8 @@ def pack(
         r, difference = _compare(cam, packed, budget) if packed and verify else (None, None)
     if refusal:
         warnings.warn(
-            f"{path.name} runs in ONNX Runtime, but ONNX's checker refuses it, so other runtimes may too: {refusal}",
+            f"{path.name} runs in ONNX Runtime; ONNX's checker refuses the file, so other runtimes may refuse it too: "
+            f"{refusal}",
             OrtcamWarning,
             stacklevel=2,
         )
@@ -207,7 +209,7 @@ def _refusal(explainer: onnx.ModelProto) -> str | None:
     try:
         onnx.checker.check_model(explainer, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return one_line(error)
+        return one_line(error).split(" ==> Context")[0]
     return None
 
 
