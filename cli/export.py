@@ -35,7 +35,10 @@ def export(
     input_size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels.")] = None,
     opset: Annotated[int, typer.Option(help="18, 19 or 20; an ONNX file keeps its own from 18.")] = 20,
     preprocess: Annotated[str | None, typer.Option(help="imagenet, tf, caffe, lite, raw, or a JSON file.")] = None,
-    labels: Annotated[str | None, typer.Option(help="A file with a name a line, a JSON file, or `imagenet`.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="A file of class names: text, CSV or JSON, also a Hugging Face config.json; or `imagenet`."),
+    ] = None,
     output_name: Annotated[
         str | None, typer.Option(help="Which output holds the class scores. Default: the first that can.")
     ] = None,

