@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
-from ortcam.errors import ExportError, nearest, one_line
+from ortcam.errors import ExportError, OptionError, nearest, one_line
 from ortcam.exporters.sources import SourceOptions
 from ortcam.preprocessing import Preprocessing
 
@@ -99,18 +98,10 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
         raise ExportError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
     module = _build(f"timm:{name}", lambda: timm.create_model(name, pretrained=pretrained))
     config = timm.data.resolve_model_data_config(module)
-    _, height, width = config["input_size"]
-    crops = config["crop_mode"] == "center"
-    preprocessing = Preprocessing(
-        height,
-        width,
-        "RGB",
-        math.floor(max(height, width) / config["crop_pct"]) if crops else None,
-        "bicubic" if config["interpolation"] == "bicubic" else "bilinear",
-        1 / 255,
-        tuple(config["mean"]),
-        tuple(config["std"]),
-    )
+    try:
+        preprocessing = Preprocessing.from_dict({"pretrained_cfg": config})
+    except OptionError:  # such as a crop that pads; the export says that none is known
+        preprocessing = None
     labels = None
     if getattr(module, "num_classes", None) == 1000:
         names = timm.data.ImageNetInfo()

@@ -6,20 +6,22 @@ photo [H,W,3] uint8 RGB -> input [1,C,H,W] (or [1,H,W,C]) float32
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import OptionError, nearest, one_line
 from ortcam.image import Photo, as_photo
+from ortcam.processors import translate
 
 Tensor = NDArray[np.float32]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G and B
 _ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
 
@@ -53,41 +55,63 @@ class Preprocessing:
         height, width: the input size in pixels.
         channels: ``RGB``, ``BGR`` or ``GRAY`` (ITU-R BT.601 luma, as OpenCV and Pillow).
         resize: the length in pixels that the shorter side of the photo gets before the centre is cut out
-            (torchvision's Resize and CenterCrop); None stretches the whole photo to the input size.
-        interpolation: ``bilinear`` or ``bicubic`` (a = -0.5), both antialiased, with Pillow's filter definitions.
+            (torchvision's Resize and CenterCrop); or (height, width) that the photo is stretched to before that; None
+            stretches the whole photo to the input size.
+        interpolation: Pillow's filters: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` (a = -0.5) or
+            ``lanczos``; all but ``nearest`` are antialiased.
         scale, mean, std: see above.
+        crop_rounding: where the cut-out begins if an odd number of pixels is left: ``even`` rounds the half to an
+            even number (torchvision), ``down`` rounds it down (transformers).
     """
 
     height: int
     width: int
     channels: Literal["RGB", "BGR", "GRAY"] = "RGB"
-    resize: int | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    resize: int | tuple[int, int] | None = None
+    interpolation: Interpolation = "bilinear"
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    crop_rounding: Literal["even", "down"] = "even"
 
     def __post_init__(self) -> None:
         count = len("L" if self.channels == "GRAY" else self.channels)
         if self.channels not in ("RGB", "BGR", "GRAY"):
             raise OptionError(f"preprocessing channels is {self.channels!r}; expected RGB, BGR or GRAY")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise OptionError(f"preprocessing interpolation is {self.interpolation!r}; expected bilinear or bicubic")
-        for name in ("height", "width", "resize"):
-            number = getattr(self, name)
-            if not (name == "resize" and number is None) and (type(number) is not int or number < 1):
-                raise OptionError(f"preprocessing {name} is {number!r}; expected a whole number of pixels from 1")
+        for name, known in (("interpolation", get_args(Interpolation)), ("crop_rounding", ("even", "down"))):
+            if getattr(self, name) not in known:
+                expected = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise OptionError(f"preprocessing {name} is {getattr(self, name)!r}; expected {expected}")
+        for name in ("height", "width"):
+            if not _is_length(getattr(self, name)):
+                given = getattr(self, name)
+                raise OptionError(f"preprocessing {name} is {given!r}; expected a whole number of pixels from 1")
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < abs(self.scale) < np.inf:
             raise OptionError(f"preprocessing scale is {self.scale!r}; expected a finite number other than 0")
-        if self.resize is not None and self.resize < max(self.height, self.width):
-            raise OptionError(
-                f"preprocessing resize is {self.resize}, less than the input size {self.height}x{self.width}; "
-                "expected the length of the photo's shorter side before the crop, or null to stretch"
-            )
+        object.__setattr__(self, "resize", self._checked_resize())
         object.__setattr__(self, "mean", _per_channel(self.mean, count, "mean"))
         object.__setattr__(self, "std", _per_channel(self.std, count, "std"))
         if 0.0 in self.std:
             raise OptionError("preprocessing std has a 0; expected values to divide by")
+
+    def _checked_resize(self) -> int | tuple[int, int] | None:
+        """Return `resize` as a number, a pair or None; JSON has lists for pairs."""
+        sides = tuple(self.resize) if isinstance(self.resize, list | tuple) else (self.resize, self.resize)
+        if self.resize is None:
+            return None
+        if len(sides) != 2 or not all(_is_length(side) for side in sides):
+            raise OptionError(
+                f"preprocessing resize is {self.resize!r}; expected a whole number of pixels from 1, or [height, width]"
+            )
+        least = (
+            (self.height, self.width) if isinstance(self.resize, list | tuple) else [max(self.height, self.width)] * 2
+        )
+        if any(side < length for side, length in zip(sides, least, strict=True)):
+            raise OptionError(
+                f"preprocessing resize is {self.resize}, less than the input size {self.height}x{self.width}; "
+                "expected the length of the photo's shorter side before the crop, or null to stretch"
+            )
+        return sides if isinstance(self.resize, list | tuple) else self.resize
 
     @classmethod
     def named(cls, name: str, height: int, width: int, channels: int = 3) -> Preprocessing:
@@ -132,11 +156,16 @@ class Preprocessing:
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
         """Return the preprocessing whose fields a JSON object gives.
 
+        Args:
+            fields: the fields of this class, or the object in a preprocessor_config.json of Hugging Face's
+                transformers, or in a config.json of timm.
+
         Raises:
-            OptionError: an unknown field, or a value that makes no sense.
+            OptionError: an unknown field, a value that makes no sense, or a step that cannot be done exactly.
         """
         if not isinstance(fields, Mapping):
             raise OptionError("preprocessing is no JSON object; expected fields such as height, width, mean, std")
+        fields = translate(fields)
         known = list(cls.__dataclass_fields__)
         for name in fields:
             if name not in known:
@@ -150,11 +179,15 @@ class Preprocessing:
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Preprocessing:
-        """Read the preprocessing from a JSON file."""
+        """Read the preprocessing from a JSON file, as `from_dict`."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise OptionError(f"cannot read the preprocessing {path}: {one_line(error)}") from error
+        try:
+            return cls.from_dict(fields)
+        except OptionError as error:
+            raise OptionError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -162,12 +195,12 @@ class Preprocessing:
     def resized(self, height: int, width: int) -> Preprocessing:
         """Return the same preprocessing for another input size; the crop keeps its proportion."""
         ratio = max(height, width) / max(self.height, self.width)
-        return replace(
-            self,
-            height=height,
-            width=width,
-            resize=None if self.resize is None else round(self.resize * ratio),
-        )
+        resize = self.resize
+        if isinstance(resize, tuple):
+            resize = round(resize[0] * height / self.height), round(resize[1] * width / self.width)
+        elif resize is not None:
+            resize = round(resize * ratio)
+        return replace(self, height=height, width=width, resize=resize)
 
     @property
     def channel_count(self) -> int:
@@ -205,11 +238,20 @@ class Preprocessing:
         """Return, for rows and columns, the size of the whole resized photo and where the crop begins in it."""
         if self.resize is None:
             return (self.height, 0), (self.width, 0)
-        short = min(photo_height, photo_width)
-        full_h = int(self.resize * photo_height / short)  # torchvision's Resize truncates the longer side
-        full_w = int(self.resize * photo_width / short)
-        # torchvision's CenterCrop: Python's rounding of half the rest
-        return (full_h, round((full_h - self.height) / 2)), (full_w, round((full_w - self.width) / 2))
+        if isinstance(self.resize, tuple):
+            full_h, full_w = self.resize
+        else:
+            short = min(photo_height, photo_width)
+            full_h = int(self.resize * photo_height / short)  # torchvision's Resize truncates the longer side
+            full_w = int(self.resize * photo_width / short)
+        return (full_h, self._half(full_h - self.height)), (full_w, self._half(full_w - self.width))
+
+    def _half(self, rest: int) -> int:
+        return rest // 2 if self.crop_rounding == "down" else round(rest / 2)  # Python rounds half to even
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def _per_channel(values: Any, count: int, name: str) -> tuple[float, ...]:
@@ -238,15 +280,15 @@ def resample(
     full: tuple[int, int],
     offset: tuple[int, int],
     size: tuple[int, int],
-    interpolation: Literal["bilinear", "bicubic"],
+    interpolation: Interpolation,
 ) -> Tensor:
     """Resize a photo to `full` = (rows, columns), antialiased, and return the part of `size` at `offset`.
 
-    The filters are Pillow's (triangle, and cubic with a = -0.5, widened by the scale when shrinking), without
-    its rounding to 8 bits between the passes. Only the part is computed, and no float copy of the photo is held.
+    The filters are Pillow's (widened by the scale when shrinking), without its rounding to 8 bits between the passes.
+    Only the part is computed, and no float copy of the photo is held.
 
     Returns:
-        float32 [3, rows, columns], values about 0 to 255 (bicubic is cut to that range, as 8-bit images are).
+        float32 [3, rows, columns], values 0 to 255 (filters that overshoot are cut to that range, as 8-bit images are).
     """
     down = _bands(photo.shape[0], full[0], offset[0], size[0], interpolation, _ROWS_OF_A_BAND)
     across = _bands(photo.shape[1], full[1], offset[1], size[1], interpolation, _COLUMNS_OF_A_BAND)
@@ -265,7 +307,7 @@ def resample(
 
 @lru_cache(maxsize=16)
 def _bands(
-    length: int, full: int, offset: int, size: int, interpolation: Literal["bilinear", "bicubic"], most: int
+    length: int, full: int, offset: int, size: int, interpolation: Interpolation, most: int
 ) -> list[tuple[slice, slice, NDArray[np.float32]]]:
     """Cut a resampling matrix, nearly all of which is zero, into bands of at most `most` rows: quick products.
 
@@ -287,7 +329,7 @@ def _bands(
 
 
 def filter_taps(
-    length: int, full: int, offset: int, size: int, interpolation: Literal["bilinear", "bicubic"]
+    length: int, full: int, offset: int, size: int, interpolation: Interpolation
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Return which samples make each output sample: the first one [size], and the weights [size, taps].
 
@@ -295,22 +337,50 @@ def filter_taps(
     """
     scale = length / full
     stretch = max(scale, 1.0)
-    support = (1.0 if interpolation == "bilinear" else 2.0) * stretch
     centre = (np.arange(offset, offset + size) + 0.5) * scale
+    if interpolation == "nearest":  # a box as wide as one sample, over the sample that the centre lies in
+        # Pillow adds the scale up (Geometry.c), which decides where a centre lies between two samples.
+        centre = np.cumsum([scale / 2] + [scale] * (offset + size - 1))[offset:]
+        centre, stretch = np.floor(centre) + 0.5, 1.0
+    support = SUPPORT[interpolation] * stretch
     first = np.clip(np.floor(centre - support + 0.5).astype(np.intp), 0, length - 1)
     taps = min(int(np.ceil(support * 2)) + 1, length)
     at = first[:, None] + np.arange(taps)
-    distance = np.abs((at + 0.5 - centre[:, None]) / stretch)
-    weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
+    weights = _KERNELS[interpolation]((at + 0.5 - centre[:, None]) / stretch)
     weights[at >= length] = 0
     return first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+# Pillow's filters (src/libImaging/Resample.c): how far each reaches, and its weights by distance.
+SUPPORT: dict[Interpolation, float] = {
+    "nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0
+}  # fmt: skip
+
+
+def _box(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ((distance > -0.5) & (distance <= 0.5)).astype(np.float64)
+
+
 def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(1 - distance, 0)
+    return np.maximum(1 - np.abs(distance), 0)
+
+
+def _hamming(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    window = 0.54 + 0.46 * np.cos(np.pi * distance)
+    return np.where(np.abs(distance) < 1, np.sinc(distance) * window, 0.0)
 
 
 def _cubic(distance: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
+    distance = np.abs(distance)
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * distance * a - 4 * a
     return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+
+def _lanczos(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0.0)
+
+
+_KERNELS: dict[Interpolation, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "nearest": _box, "box": _box, "bilinear": _triangle, "hamming": _hamming, "bicubic": _cubic, "lanczos": _lanczos
+}  # fmt: skip

@@ -193,6 +193,10 @@ PREPROCESSINGS = {
     "bgr": Preprocessing.named("caffe", 50, 50),
     "grey": Preprocessing.named("imagenet", 64, 64, channels=1),
     "cubic, stretched": Preprocessing(33, 70, interpolation="bicubic", scale=1 / 255),
+    "nearest, stretched, cut": Preprocessing(48, 48, resize=(53, 67), interpolation="nearest", crop_rounding="down"),
+    "box": Preprocessing(40, 64, interpolation="box"),
+    "hamming": Preprocessing(64, 64, resize=71, interpolation="hamming", crop_rounding="down"),
+    "lanczos": Preprocessing(50, 64, resize=(57, 71), interpolation="lanczos"),
 }
 
 

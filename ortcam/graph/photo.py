@@ -15,7 +15,7 @@ import numpy as np
 
 from ortcam.graph.builder import Builder, Value
 from ortcam.model import Layout
-from ortcam.preprocessing import GRAY_WEIGHTS, Preprocessing
+from ortcam.preprocessing import GRAY_WEIGHTS, SUPPORT, Interpolation, Preprocessing
 
 _BLOCK = 16  # rows that are made at a time
 
@@ -45,17 +45,21 @@ def photo_sides(graph: Builder, photo: Value, preprocessing: Preprocessing, noth
             Side(length, graph.constant([size], np.int64), zero) for length, size in zip(lengths, sizes, strict=True)
         )
         return rows, columns
-    short = graph.minimum(*lengths)
+    if isinstance(preprocessing.resize, tuple):
+        fulls = [graph.constant([full], np.int64) for full in preprocessing.resize]
+    else:
+        short = graph.minimum(*lengths)
+        fulls = [length * preprocessing.resize // short for length in lengths]
+    rounding = "Floor" if preprocessing.crop_rounding == "down" else "Round"  # half to even, as Python
     rows, columns = (
-        _cut(graph, length, length * preprocessing.resize // short, size)
-        for length, size in zip(lengths, sizes, strict=True)
+        _cut(graph, length, full, size, rounding) for length, full, size in zip(lengths, fulls, sizes, strict=True)
     )
     return rows, columns
 
 
-def _cut(graph: Builder, length: Value, full: Value, size: int) -> Side:
+def _cut(graph: Builder, length: Value, full: Value, size: int, rounding: str) -> Side:
     half = graph.cast(full - size, np.float64) / 2.0
-    return Side(length, full, graph.cast(graph.op("Round", half), np.int64))  # half to even, as Python
+    return Side(length, full, graph.cast(graph.op(rounding, half), np.int64))
 
 
 def write_preprocessing(
@@ -91,7 +95,7 @@ def write_preprocessing(
     return graph.expand_dims(tensor, 0)
 
 
-def _filters(graph: Builder, side: Side, places: Value, interpolation: str) -> tuple[Value, Value, Value]:
+def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpolation) -> tuple[Value, Value, Value]:
     """Return what the photo's pixels from `begin` to `end` weigh at `places` [n] of the cut-out.
 
     As `preprocessing.filter_taps`; the other pixels weigh nothing.
@@ -100,20 +104,44 @@ def _filters(graph: Builder, side: Side, places: Value, interpolation: str) -> t
         The weights float32 [n,end-begin]; begin and end, int64 [1].
     """
     scale = graph.cast(side.length, np.float64) / graph.cast(side.full, np.float64)
-    stretch = graph.maximum(scale, 1.0)
-    reach = stretch * (1.0 if interpolation == "bilinear" else 2.0)
     centre = (graph.cast(places + side.begin, np.float64) + 0.5) * scale  # [n]
+    stretch = graph.maximum(scale, 1.0)
+    if interpolation == "nearest":
+        steps = graph.concat([scale / 2.0, graph.full(side.full - 1, 1.0, np.float64) * scale], 0)
+        added = graph.op("CumSum", steps, graph.constant(0, np.int64))
+        centre = graph.op("Floor", graph.gather(added, places + side.begin)) + 0.5
+        stretch = graph.constant([1.0], np.float64)
+    reach = stretch * SUPPORT[interpolation]
     lowest, highest = (graph.reduce(kind, centre, 0, keep=True) for kind in ("Min", "Max"))
     begin = graph.maximum(graph.cast(graph.op("Floor", lowest - reach), np.int64), 0)
     end = graph.minimum(graph.cast(graph.op("Ceil", highest + reach), np.int64), side.length)
     pixels = graph.cast(graph.arange(end - begin) + begin, np.float64) + 0.5
-    distance = graph.op("Abs", (pixels - graph.expand_dims(centre, 1)) / stretch)
-    weights = _triangle(graph, distance) if interpolation == "bilinear" else _cubic(graph, distance)
+    centre = graph.expand_dims(centre, 1)
+    weights = _weigh(graph, (pixels - centre) / stretch, interpolation)
+    if interpolation == "box":  # where rounding decides which box a pixel on its edge belongs to
+        weights = graph.where(pixels >= graph.op("Floor", centre - reach + 0.5), weights, 0.0)
     return graph.cast(weights / graph.reduce("Sum", weights, 1, keep=True), np.float32), begin, end
 
 
-def _triangle(graph: Builder, distance: Value) -> Value:
-    return graph.maximum(1.0 - distance, 0.0)
+def _weigh(graph: Builder, signed: Value, interpolation: Interpolation) -> Value:
+    """Return what pixels at these distances weigh, float64, as the kernels of `preprocessing`."""
+    if interpolation in ("nearest", "box"):
+        return graph.cast((signed > -0.5) & ~(signed > 0.5), np.float64)
+    distance = graph.op("Abs", signed)
+    if interpolation == "bilinear":
+        return graph.maximum(1.0 - distance, 0.0)
+    if interpolation == "bicubic":
+        return _cubic(graph, distance)
+    if interpolation == "hamming":
+        window = graph.op("Sin", (0.5 - distance) * np.pi) * 0.46 + 0.54  # a cosine
+    else:
+        window = _sinc(graph, distance / 3.0)
+    return graph.where(distance >= SUPPORT[interpolation], 0.0, _sinc(graph, distance) * window)
+
+
+def _sinc(graph: Builder, distance: Value) -> Value:
+    angle = graph.maximum(distance, 1e-9) * np.pi  # sin(x) / x is 1 there
+    return graph.op("Sin", angle) / angle
 
 
 def _cubic(graph: Builder, distance: Value, a: float = -0.5) -> Value:
