@@ -6,6 +6,9 @@ file -> photo [H,W,3] uint8 RGB
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ortcam import png, tiff
 from ortcam.errors import ImageError, one_line
 
 Photo = NDArray[np.uint8]
+
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_OTHER_KINDS = {
+    b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cJXL ": "a JPEG XL picture",
+    b"%PDF": "a PDF document",
+    b"8BPS": "a Photoshop document",
+    b"<svg": "a drawing (SVG)",
+    b"v/1\x01": "an OpenEXR picture",
+    b"\0\0\1\0": "an icon (ICO)",
+}
+_PROPERTIES = 4096  # the bytes that an AVIF file's properties stand in
+_EXIF_BYTES = 65536
+_lock, _silent, _level = threading.Lock(), 0, 0
 
 # The size at which Pillow refuses to decode (its DecompressionBombError), in pixels.
 MAX_PIXELS = 178_956_970
@@ -37,6 +56,11 @@ SUFFIXES = frozenset(
         ".pgm",
         ".pnm",
         ".jp2",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
     }
 )
 
@@ -77,19 +101,149 @@ def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
     _refuse_large(_size_in_header(data), name, max_pixels)
     if _is_cut_short(data):
         raise ImageError(f"{name} is cut short: its end is missing; get the whole file again")
-    buffer = np.frombuffer(data, np.uint8)
-    try:
-        pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if _may_have_alpha(data) else None
-        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
-            pixels = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
-        else:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
-    except cv2.error as error:
-        raise ImageError(f"{name} cannot be decoded: {one_line(error)}") from error
-    if pixels is None:
-        raise ImageError(f"{name} is no image that can be decoded; expected JPEG, PNG, WebP, TIFF, BMP or GIF")
+    if data[:4] in tiff.MAGIC:
+        return as_photo(_decode_tiff(data, name, max_pixels), name)
+    if data.startswith(png.MAGIC):
+        data = png.pixels_only(data, name)
+    if _brands(data) & _AVIF:
+        pixels = _decode_avif(data, name)
+    else:
+        pixels = _decode_alpha(data, name) if _may_have_alpha(data) else None
+        if pixels is None:
+            pixels = _decode(data, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
+        if pixels is None:
+            pixels = _decode_other(data, name, max_pixels)
     _refuse_large(pixels.shape[:2], name, max_pixels)
     return as_photo(pixels, name)
+
+
+def _decode(data: bytes, name: str, flags: int) -> NDArray[Any] | None:
+    """Return the pixels as OpenCV decodes them; None where it cannot."""
+    try:
+        with _silent_opencv():
+            return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(f"{name} cannot be decoded: {one_line(error)}") from error
+
+
+def _decode_alpha(data: bytes, name: str) -> NDArray[Any] | None:
+    """Return the pixels [H,W,4], RGBA, turned upright; None where the file has no alpha."""
+    pixels = _decode(data, name, cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
+        return None
+    return _upright(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA), _exif_orientation(data))
+
+
+def _decode_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
+    # Asked for RGB, OpenCV exchanges red and blue of 16 bits, and decodes no grey numbers of 32 bits.
+    samples = tiff.read_samples(data, name)
+    _refuse_large(samples.size, name, max_pixels)
+    pixels = _decode(samples.data, name, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ImageError(f"{name} is a TIFF file that is damaged or of a kind that cannot be decoded; save it as PNG")
+    return samples.to_rgb(_to_rgb_order(pixels), name)
+
+
+def _decode_avif(data: bytes, name: str) -> NDArray[Any]:
+    # Asked for RGB, OpenCV gives BGR where there is an alpha.
+    pixels = _decode(data, name, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ImageError(
+            f"{name} is an AVIF picture that is damaged, or that this OpenCV does not read; save it as JPEG or PNG"
+        )
+    return _turned(_to_rgb_order(pixels), data)
+
+
+def _to_rgb_order(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Put the channels of BGR or BGRA pixels, of any type, into the order RGB or RGBA."""
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        return np.ascontiguousarray(pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]])
+    return pixels
+
+
+def _decode_other(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
+    """Decode what OpenCV cannot, or say what it is.
+
+    Raises:
+        ImageError: it is no picture, or of a kind that cannot be read here.
+    """
+    if _brands(data) & _HEIC:
+        return _decode_heic(data, name, max_pixels)
+    for magic, kind in _OTHER_KINDS.items():
+        if data.startswith(magic):
+            raise ImageError(f"{name} is {kind}, which ortcam does not read; save it as JPEG or PNG")
+    raise ImageError(f"{name} is no image that can be decoded; expected JPEG, PNG, WebP, TIFF, BMP or GIF")
+
+
+def _brands(data: bytes) -> frozenset[bytes]:
+    """Return the formats that a file of ISO's base media format says it can be read as; none for other files."""
+    if data[4:8] != b"ftyp":
+        return frozenset()
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    return frozenset(data[at : at + 4] for at in range(8, end, 4) if at != 12)  # a version stands at 12
+
+
+def _decode_heic(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            f"{name} is a HEIC picture, which needs a plugin: pip install pillow-heif; or save it as JPEG or PNG"
+        ) from error
+    try:
+        picture = pillow_heif.open_heif(data)
+        _refuse_large(picture.size[::-1], name, max_pixels)
+        return np.asarray(picture)
+    except (ValueError, RuntimeError, OSError, EOFError, SyntaxError) as error:
+        raise ImageError(f"{name} cannot be decoded: {one_line(error)}") from error
+
+
+def _turned(pixels: NDArray[Any], data: bytes) -> NDArray[Any]:
+    """Turn and mirror an AVIF picture as its properties say, which OpenCV passes over."""
+    at = data.find(b"\0\0\0\x09irot", 0, _PROPERTIES)
+    if at >= 0:
+        pixels = np.rot90(pixels, data[at + 8] & 3)
+    at = data.find(b"\0\0\0\x09imir", 0, _PROPERTIES)
+    if at >= 0:
+        pixels = pixels[:, ::-1] if data[at + 8] & 1 else pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _exif_orientation(data: bytes) -> int:
+    """Return the orientation that the EXIF block of a PNG or WebP states."""
+    for mark, skipped in ((b"eXIf", 4), (b"EXIF", 8)):
+        at = data.find(mark)
+        if at >= 0:
+            return tiff.read_orientation(data[at + skipped : at + skipped + _EXIF_BYTES].removeprefix(b"Exif\0\0"))
+    return 1
+
+
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo an orientation as EXIF numbers them."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+@contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """Keep OpenCV's log, which has a level for the whole process, silent in the block, in whatever thread."""
+    global _silent, _level
+    with _lock:
+        if _silent == 0:
+            _level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _silent += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _silent -= 1
+            if _silent == 0:
+                cv2.utils.logging.setLogLevel(_level)
 
 
 def as_photo(pixels: NDArray[Any], name: str = "image") -> Photo:
@@ -174,4 +328,4 @@ def _jpeg_ends(data: bytes) -> bool:
 def _may_have_alpha(data: bytes) -> bool:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return len(data) > 25 and (data[25] in (4, 6) or b"tRNS" in data[:4096])
-    return not data.startswith(b"\xff\xd8") and data[4:8] != b"ftyp"  # JPEG; AVIF, which comes in another order
+    return not data.startswith(b"\xff\xd8")
