@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ortcam import __version__
-from ortcam.cli import console, demo, doctor, explain, export, inspect, pack, page, reproduce
+from ortcam.cli import console, demo, doctor, explain, export, inspect, pack, page, preprocessing, reproduce
 from ortcam.errors import OrtcamError, one_line
 
 app = typer.Typer(
@@ -21,7 +21,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for command in (
-    export.export, inspect.inspect, explain.explain, reproduce.reproduce, pack.pack, page.page, doctor.doctor, demo.demo
+    export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, reproduce.reproduce, pack.pack,
+    page.page, doctor.doctor, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

@@ -24,7 +24,7 @@ from ortcam.files import replace_files
 from ortcam.graph.expose import expose
 from ortcam.graph.layers import FeatureMap, Reading, dims, find_layer, module_outputs
 from ortcam.model import Contract, Layout
-from ortcam.preprocessing import Preprocessing
+from ortcam.preprocessing import NAMES, Preprocessing
 from ortcam.scorecam import ScoreCAM
 
 OPSETS = (18, 19, 20)
@@ -147,7 +147,8 @@ def export(
     notices = [*converted.notices, *exposed.notices]
     if contract.preprocessing is None:
         notices.append(
-            "no preprocessing is known, so only input tensors can be explained; give --preprocess for photos"
+            "no preprocessing is known, so only input tensors can be explained; for photos give --preprocess "
+            f"{', '.join(NAMES)} or a JSON file (what each makes of your photos: ortcam preprocessing {output} photos/)"
         )
     if exposed.classes == 1 and contract.output == "logits":
         notices.append(

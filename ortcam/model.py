@@ -121,7 +121,8 @@ class Contract:
         if self.preprocessing is None:
             raise ImageError(
                 f"{name} does not say how to preprocess a photo; "
-                "export it with --preprocess, or pass a preprocessed input tensor float32 [1,C,H,W]"
+                f"export it with --preprocess (to compare the choices: ortcam preprocessing {name} photos/), or pass a "
+                "preprocessed input tensor float32 [1,C,H,W]"
             )
         return photo, self.preprocessing.apply(photo, self.image_layout), self.preprocessing.crop(*photo.shape[:2])
 

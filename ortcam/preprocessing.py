@@ -22,6 +22,7 @@ from ortcam.processors import translate
 
 Tensor = NDArray[np.float32]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+NAMES = ("imagenet", "tf", "caffe", "lite", "raw")  # of `Preprocessing.named`
 GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G and B
 _ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
 

@@ -346,6 +346,23 @@ class ScoreCAM:
             created=now(),
         )
 
+    def predict(self, image: Any, top_k: int = 1) -> tuple[Target, ...]:
+        """Return the most probable classes of one photo, without explaining them.
+
+        Args:
+            image: as for `explain`.
+            top_k: how many classes.
+
+        Raises:
+            ImageError: the image cannot be read or does not fit the model.
+            ModelError: the model returns NaN or infinite values.
+        """
+        tensor = self.model.prepare(image)[1]
+        plain = self._scorer.forward(tensor).passes[0]
+        if not np.isfinite(plain.logits).all():
+            raise self._not_finite("this image")
+        return tuple(self._target(index, plain) for index in _top(plain.logits, whole("top_k", top_k)))
+
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo: whether this file can be explained at all.
 
