@@ -36,6 +36,7 @@ _OTHER_KINDS = {
 _PROPERTIES = 4096  # the bytes that an AVIF file's properties stand in
 _EXIF_BYTES = 65536
 _lock, _silent, _level = threading.Lock(), 0, 0
+_logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4
 
 # The size at which Pillow refuses to decode (its DecompressionBombError), in pixels.
 MAX_PIXELS = 178_956_970
@@ -235,7 +236,7 @@ def _silent_opencv() -> Iterator[None]:
     global _silent, _level
     with _lock:
         if _silent == 0:
-            _level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            _level = _logging.setLogLevel(0)
         _silent += 1
     try:
         yield
@@ -243,7 +244,7 @@ def _silent_opencv() -> Iterator[None]:
         with _lock:
             _silent -= 1
             if _silent == 0:
-                cv2.utils.logging.setLogLevel(_level)
+                _logging.setLogLevel(_level)
 
 
 def as_photo(pixels: NDArray[Any], name: str = "image") -> Photo:

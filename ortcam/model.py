@@ -311,6 +311,8 @@ def _from_pillow(image: Any) -> np.ndarray[Any, Any]:
     from PIL import ImageOps
 
     image = ImageOps.exif_transpose(image)
+    if image.mode in ("F", "I"):  # which Pillow would cut to 0 to 255
+        raise ValueError(f"mode {image.mode} does not say which values are black and white; scale it to 8 bits first")
     if image.mode in ("LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
     if image.mode not in ("L", "RGB", "RGBA", "I;16"):

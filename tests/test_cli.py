@@ -13,8 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from PIL import Image
+from torch import nn
+
+from ortcam.exporters import export
+from ortcam.image import read_photo
+from ortcam.preprocessing import Preprocessing
 
 ORTCAM = Path(sys.executable).with_name("ortcam")
 
@@ -430,3 +436,42 @@ def test_packing_what_cannot_be_packed(small: Path) -> None:
     assert done.returncode == 2
     assert "leave" in done.stderr
     assert sorted(path.name for path in small.glob("*.onnx")) == ["broken.onnx", "model.onnx", "p.onnx"]
+
+
+def test_preprocessing_shows_every_named_one(tiny: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
+    """Classes and probabilities are those of the model itself on what `Preprocessing.named` makes of the photo."""
+    report = export(tiny, tmp_path / "model.onnx", input_size=(48, 64))
+    assert any("imagenet, tf, caffe, lite, raw" in notice for notice in report.notices)
+    assert any("ortcam preprocessing" in notice for notice in report.notices)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(photos["chelsea"], tmp_path / "photos" / "cat.png")
+    shutil.copy(photos["imagenet_00"], tmp_path / "photos" / "dog.jpg")
+    (tmp_path / "names.txt").write_text("\n".join(f"{index} name {index}" for index in range(10)))
+    arguments = ("preprocessing", "model.onnx", "photos", "--labels", "names.txt")
+    done = run(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for seen in result["photos"]:
+        assert [row["preprocessing"] for row in seen["predictions"]] == ["imagenet", "tf", "caffe", "lite", "raw"]
+        for row in seen["predictions"]:
+            known = Preprocessing.named(row["preprocessing"], 48, 64)
+            logits = session.run(["logits"], {"image": known.apply(read_photo(tmp_path / seen["source"]))})[0][0]
+            probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            order = np.argsort(-logits, kind="stable")[:5]
+            assert [target["index"] for target in row["targets"]] == order.tolist()
+            assert [target["label"] for target in row["targets"]] == [f"name {index}" for index in order]
+            np.testing.assert_allclose([t["probability"] for t in row["targets"]], probabilities[order], rtol=1e-4)
+    tops = [[row["targets"][0]["probability"] for row in seen["predictions"]] for seen in result["photos"]]
+    np.testing.assert_allclose(list(result["mean_top_probability"].values()), np.mean(tops, axis=0))
+    shown = run(*arguments, cwd=tmp_path)
+    assert "proves nothing" in shown.stderr
+    assert "mean of 2 photos" in shown.stdout
+
+
+def test_preprocessing_names_what_the_file_states(small: Path) -> None:
+    done = run("preprocessing", "model.onnx", "cat.png", "none.png", cwd=small)
+    assert_one_line_error(done, 1, "none.png", "no such file")
+    assert "imagenet (the file's own)" in done.stdout
+    onnx.save(onnx.helper.make_model(onnx.load(small / "model.onnx").graph), small / "plain.onnx")
+    assert_one_line_error(run("preprocessing", "plain.onnx", "cat.png", cwd=small), 1, "run `ortcam export")
