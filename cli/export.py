@@ -34,7 +34,12 @@ def export(
     ] = None,
     input_size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels.")] = None,
     opset: Annotated[int, typer.Option(help="18, 19 or 20; an ONNX file keeps its own from 18.")] = 20,
-    preprocess: Annotated[str | None, typer.Option(help="imagenet, tf, caffe, lite, raw, or a JSON file.")] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, tf, caffe, lite, raw, or a JSON file, also Hugging Face's preprocessor_config.json."
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(help="A file of class names: text, CSV or JSON, also a Hugging Face config.json; or `imagenet`."),

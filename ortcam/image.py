@@ -109,11 +109,10 @@ def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
     if _brands(data) & _AVIF:
         pixels = _decode_avif(data, name)
     else:
-        pixels = _decode_alpha(data, name) if _may_have_alpha(data) else None
-        if pixels is None:
-            pixels = _decode(data, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
-        if pixels is None:
-            pixels = _decode_other(data, name, max_pixels)
+        decoded = _decode_alpha(data, name) if _may_have_alpha(data) else None
+        if decoded is None:
+            decoded = _decode(data, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
+        pixels = _decode_other(data, name, max_pixels) if decoded is None else decoded
     _refuse_large(pixels.shape[:2], name, max_pixels)
     return as_photo(pixels, name)
 
@@ -189,7 +188,8 @@ def _decode_heic(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         import pillow_heif
     except ImportError as error:
         raise ImageError(
-            f"{name} is a HEIC picture, which needs a plugin: pip install pillow-heif; or save it as JPEG or PNG"
+            f"{name} is a HEIC picture, which needs a plugin: pip install 'ortcam[heic]' (pillow-heif); or save it as "
+            "JPEG or PNG"
         ) from error
     try:
         picture = pillow_heif.open_heif(data)

@@ -97,22 +97,21 @@ class Preprocessing:
 
     def _checked_resize(self) -> int | tuple[int, int] | None:
         """Return `resize` as a number, a pair or None; JSON has lists for pairs."""
-        sides = tuple(self.resize) if isinstance(self.resize, list | tuple) else (self.resize, self.resize)
         if self.resize is None:
             return None
+        pair = isinstance(self.resize, list | tuple)
+        sides: tuple[Any, ...] = tuple(self.resize) if isinstance(self.resize, list | tuple) else (self.resize,) * 2
         if len(sides) != 2 or not all(_is_length(side) for side in sides):
             raise OptionError(
                 f"preprocessing resize is {self.resize!r}; expected a whole number of pixels from 1, or [height, width]"
             )
-        least = (
-            (self.height, self.width) if isinstance(self.resize, list | tuple) else [max(self.height, self.width)] * 2
-        )
+        least = (self.height, self.width) if pair else (max(self.height, self.width),) * 2
         if any(side < length for side, length in zip(sides, least, strict=True)):
             raise OptionError(
                 f"preprocessing resize is {self.resize}, less than the input size {self.height}x{self.width}; "
                 "expected the length of the photo's shorter side before the crop, or null to stretch"
             )
-        return sides if isinstance(self.resize, list | tuple) else self.resize
+        return (sides[0], sides[1]) if pair else sides[0]
 
     @classmethod
     def named(cls, name: str, height: int, width: int, channels: int = 3) -> Preprocessing:
@@ -359,7 +358,8 @@ SUPPORT: dict[Interpolation, float] = {
 
 
 def _box(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    return ((distance > -0.5) & (distance <= 0.5)).astype(np.float64)
+    weights: NDArray[np.float64] = np.where((distance > -0.5) & (distance <= 0.5), 1.0, 0.0)
+    return weights
 
 
 def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:

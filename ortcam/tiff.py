@@ -76,7 +76,7 @@ class TiffSamples:
             if self.alpha == "premultiplied" or samples.dtype == np.uint8:
                 white = np.iinfo(samples.dtype).max
                 over = samples[:, :, :3].astype(np.uint32) + (white - samples[:, :, 3:].astype(np.uint32))
-                return np.minimum(over, white).astype(samples.dtype)
+                samples = np.minimum(over, white).astype(samples.dtype)
         return samples
 
 
@@ -172,4 +172,5 @@ def _lab_to_rgb(samples: NDArray[Any], kind: int) -> NDArray[np.uint8]:
     xyz = np.where(roots > 6 / 29, roots**3, (roots - 4 / 29) * (3 * (6 / 29) ** 2)) * _D50
     linear = np.clip(xyz @ _XYZ_TO_SRGB.T, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(srgb * 255).astype(np.uint8)
+    photo: NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
+    return photo

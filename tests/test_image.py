@@ -300,7 +300,7 @@ def test_heic_is_read_by_its_plugin_or_names_it(
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pip install pillow-heif"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"pip install 'ortcam\[heic\]' \(pillow-heif\)"),
         (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "is an AVIF picture that is damaged"),
         (b"\xff\x0a", "is a JPEG XL picture"),
         (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a", "is a JPEG XL picture"),
