@@ -13,6 +13,7 @@ import typer
 from ortcam import __version__
 from ortcam.cli import console, demo, doctor, explain, export, inspect, pack, page, preprocessing, reproduce
 from ortcam.errors import OrtcamError, one_line
+from ortcam.native import own_standard_error
 
 app = typer.Typer(
     help="Score-CAM explanations of image classifiers, run entirely in ONNX Runtime.",
@@ -51,6 +52,8 @@ def main() -> None:
     debug = console.debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a photo that cannot be read is reported by us
+    if not debug:
+        own_standard_error()
     for stream in (sys.stdout, sys.stderr):  # a file name need not be text in any encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam import png, tiff
+from ortcam import native, png, tiff
 from ortcam.errors import ImageError, one_line
 
 Photo = NDArray[np.uint8]
@@ -120,7 +120,7 @@ def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
 def _decode(data: bytes, name: str, flags: int) -> NDArray[Any] | None:
     """Return the pixels as OpenCV decodes them; None where it cannot."""
     try:
-        with _silent_opencv():
+        with _silent_opencv(), native.quiet():
             return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise ImageError(f"{name} cannot be decoded: {one_line(error)}") from error

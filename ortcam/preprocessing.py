@@ -363,7 +363,8 @@ def _box(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(1 - np.abs(distance), 0)
+    weights: NDArray[np.float64] = np.maximum(1 - np.abs(distance), 0)
+    return weights
 
 
 def _hamming(distance: NDArray[np.float64]) -> NDArray[np.float64]:

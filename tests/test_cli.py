@@ -475,3 +475,19 @@ def test_preprocessing_names_what_the_file_states(small: Path) -> None:
     assert "imagenet (the file's own)" in done.stdout
     onnx.save(onnx.helper.make_model(onnx.load(small / "model.onnx").graph), small / "plain.onnx")
     assert_one_line_error(run("preprocessing", "plain.onnx", "cat.png", cwd=small), 1, "run `ortcam export")
+
+
+def test_libraries_write_nothing_to_standard_error(small: Path) -> None:
+    """libjpeg's remark on a damaged photo, which no setting of OpenCV turns off."""
+    data = bytearray((small / "dog.jpg").read_bytes())
+    scan = data.find(b"\xff\xda") + 2000
+    data[scan : scan + 4] = b"\0\xff\xd0\0"  # a restart marker where none belongs
+    (small / "damaged.jpg").write_bytes(data)
+    noisy = subprocess.run(
+        [sys.executable, "-c", "import cv2; cv2.imread('damaged.jpg')"], cwd=small, capture_output=True, check=True
+    )
+    assert b"Corrupt JPEG data" in noisy.stderr
+    done = run("explain", "model.onnx", "damaged.jpg", "none.jpg", "--budget", "4", cwd=small)
+    ours = ("error: cannot read none.jpg", "column error", "layer layer4")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(ours)] == []
+    assert "damaged.jpg" in done.stdout

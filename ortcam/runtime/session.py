@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +14,11 @@ import onnxruntime as ort
 from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from ortcam import native
 from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, one_line
 from ortcam.files import replace_files
 from ortcam.runtime.cache import find_graph, seal_graph
+from ortcam.threads import usable_processors
 
 # What a session raises; ONNX Runtime gives them no common base class.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -48,8 +51,12 @@ def running(name: str) -> Iterator[None]:
 
 
 def make_options(threads: int | None) -> ort.SessionOptions:
-    """Return session options with so many CPU threads; None for one per physical core."""
+    """Return session options with `threads` CPU threads; None for one per physical core that may be used."""
     options = ort.SessionOptions()
+    if threads is None and usable_processors() < (os.cpu_count() or 1):
+        # ONNX Runtime would start a thread for each core of the machine, bind the threads to cores that this process
+        # may not use, and print an error for each.
+        threads = usable_processors()
     if threads is not None:
         options.intra_op_num_threads = threads
     # Threads wait busily within a run, which is faster, and not between runs, where the caller's work is.
@@ -87,7 +94,8 @@ def create_session(
         serialized = str(proto) if isinstance(proto, Path) else proto.SerializeToString()
         # Without its fallback, which would print on standard output that it tries the CPU again.
         named = {"providers": providers} if providers else {}
-        return ort.InferenceSession(serialized, options, **named, enable_fallback=False)
+        with native.quiet():
+            return ort.InferenceSession(serialized, options, **named, enable_fallback=False)
     except RUNTIME_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {name}: {one_line(error)}") from error
 

@@ -1,0 +1,60 @@
+"""Lines that C libraries write to standard error by themselves: libjpeg on damaged files, ONNX Runtime on threads.
+
+They go to file descriptor 2, whatever Python does with `sys.stderr`. Only a program that owns its process may turn that
+away, as the command line does; within others' programs nothing is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_lock = threading.Lock()
+_owned = False
+_inside = 0  # how many blocks are open, in all threads
+_kept = -1  # a copy of file descriptor 2 while it is turned away
+
+
+def own_standard_error() -> None:
+    """Let `sys.stderr` write to a copy of file descriptor 2, so that `quiet` never keeps back a line of Python's."""
+    global _owned
+    with suppress(OSError):  # a process that was started without standard error
+        copy = os.dup(2)
+        sys.stderr = os.fdopen(copy, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+        _owned = True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Discard what C libraries write to standard error in the block, where the process is ortcam's own."""
+    if not _owned:
+        yield
+        return
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _inside, _kept
+    with _lock:
+        if _inside == 0:
+            _kept = os.dup(2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        _inside += 1
+
+
+def _leave() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
+        if _inside == 0:
+            os.dup2(_kept, 2)
+            os.close(_kept)
