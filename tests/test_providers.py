@@ -20,6 +20,7 @@ from ortcam.model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import PROVIDERS, Provider, count_nodes
+from ortcam.runtime.session import make_options
 from ortcam.threads import calm_blas
 
 
@@ -223,3 +224,17 @@ def test_blas_threads_come_back() -> None:
     assert count() == 1
     second.__exit__(None, None, None)
     assert count() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs two processors")
+def test_no_more_threads_than_processors_that_may_be_used() -> None:
+    """With more, ONNX Runtime binds threads to processors that a container forbids, and prints an error for each."""
+    may_be_used = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(may_be_used)})
+        assert make_options(None).intra_op_num_threads == 1
+        assert make_options(3).intra_op_num_threads == 3
+    finally:
+        os.sched_setaffinity(0, may_be_used)
+    if len(may_be_used) == os.cpu_count():
+        assert make_options(None).intra_op_num_threads == 0  # ONNX Runtime's own choice: one per physical core
