@@ -347,18 +347,8 @@ class ScoreCAM:
         )
 
     def predict(self, image: Any, top_k: int = 1) -> tuple[Target, ...]:
-        """Return the most probable classes of one photo, without explaining them.
-
-        Args:
-            image: as for `explain`.
-            top_k: how many classes.
-
-        Raises:
-            ImageError: the image cannot be read or does not fit the model.
-            ModelError: the model returns NaN or infinite values.
-        """
-        tensor = self.model.prepare(image)[1]
-        plain = self._scorer.forward(tensor).passes[0]
+        """Return the most probable classes of an image, as `explain` takes it, without a map; errors as `explain`."""
+        plain = self._scorer.forward(self.model.prepare(image)[1]).passes[0]
         if not np.isfinite(plain.logits).all():
             raise self._not_finite("this image")
         return tuple(self._target(index, plain) for index in _top(plain.logits, whole("top_k", top_k)))
