@@ -41,7 +41,10 @@ def explain(
         ),
     ] = Path("explanations"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace explanations of another photo, model, class or option as well.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace explanations of another photo, model, class or option, and other pictures."
+        ),
     ] = False,
     target: Annotated[
         list[str] | None,
@@ -158,7 +161,7 @@ def explain(
                         "directory": str(folders.save(explanation, photo.name, opacity, colormap))
                     }
                 else:
-                    write_picture(explanation, picture, opacity, colormap)
+                    write_picture(explanation, picture, opacity, colormap, overwrite)
                     written = {"directory": None, "picture": str(picture)}
             except OrtcamError as error:
                 report(photo.source, error)

@@ -156,10 +156,11 @@ def check_picture(picture: Path, photos: Sequence[Given], model: Path, classes: 
             raise OptionError(f"-o {picture} is an input, which would be replaced; give another name")
 
 
-def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: str) -> None:
+def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: str, overwrite: bool) -> None:
     """Write the overlay of the first class as PNG or JPEG, whole or not at all.
 
     Raises:
+        OccupiedError: `path` is a file of another content, and `overwrite` is false.
         OutputError: it cannot be written.
     """
     from ortcam.files import replace_files
@@ -167,5 +168,7 @@ def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: s
 
     overlay = explanation.overlay_at(0, opacity, colormap)
     data = encode_png(overlay) if path.suffix.lower() == ".png" else encode_jpeg(overlay)
+    if path.exists() and not overwrite and path.read_bytes() != data:
+        raise OccupiedError(f"cannot write {path}: it is another picture; give another name, or --overwrite")
     with replace_files(path) as folder:
         (folder / path.name).write_bytes(data)

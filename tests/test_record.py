@@ -542,7 +542,7 @@ def test_a_picture_comes_from_standard_input(work: Path, validator: Draft202012V
 def test_one_overlay_is_written_to_a_file(work: Path) -> None:
     explanation = ortcam.ScoreCAM("m.onnx").explain("a/same.png", 3)
     for name in ("new/x.png", "x.PNG", "x.jpg"):
-        for _ in range(2):  # as cp does
+        for _ in range(2):  # the same picture again
             result = call("explain", "m.onnx", "a/same.png", "-t", "3", "-o", name)
             assert result.exit_code == 0, result.stderr
         with Image.open(name) as picture:
@@ -550,6 +550,11 @@ def test_one_overlay_is_written_to_a_file(work: Path) -> None:
         assert difference.mean() <= (3 if name == "x.jpg" else 0)  # JPEG at a quality of 95
     entry = json.loads(call("explain", "m.onnx", "a/same.png", "-t", "3", "-o", "x.png", "--json").stdout)
     assert (entry["explanations"][0]["picture"], entry["explanations"][0]["directory"]) == ("x.png", None)
+    result = call("explain", "m.onnx", "a/same.png", "-t", "4", "-o", "x.png")
+    assert result.exit_code == 1
+    assert "cannot write x.png: it is another picture; give another name, or --overwrite" in result.stderr
+    assert call("explain", "m.onnx", "a/same.png", "-t", "4", "-o", "x.png", "--overwrite").exit_code == 0
+    assert Path("x.png").read_bytes() != Path("new/x.png").read_bytes()
     (work / "link.png").symlink_to("a/same.png")
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     for arguments, said in (
