@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ortcam.cli import console
+
+KINDS = ("logits", "probabilities", "sigmoid")
 
 
 def export(
@@ -22,8 +25,15 @@ def export(
         ),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="The .onnx file to write. Default: SOURCE.cam.onnx.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The .onnx file to write. May be given again as logits, probabilities or sigmoid: see --output-kind. "
+            "Default: SOURCE.cam.onnx.",
+            show_default=False,
+        ),
     ] = None,
     layer: Annotated[
         str, typer.Option(help="auto, a module (a.b), a Keras layer (outer/inner), or a value in the graph.")
@@ -46,6 +56,14 @@ def export(
     ] = None,
     output_name: Annotated[
         str | None, typer.Option(help="Which output holds the class scores. Default: the first that can.")
+    ] = None,
+    output_kind: Annotated[
+        str | None,
+        typer.Option(
+            help="What the scores are: logits (one class a photo), probabilities, or sigmoid (independent logits). "
+            "Default: what the graph shows, else logits.",
+            show_default=False,
+        ),
     ] = None,
     input_layout: Annotated[str | None, typer.Option(help="NCHW or NHWC, where the source leaves it open.")] = None,
     grid: Annotated[
@@ -72,8 +90,11 @@ def export(
 
       ortcam export model.onnx -o model.cam.onnx --preprocess tf
 
+      ortcam export tagger.onnx -o tagger.cam.onnx --output sigmoid
+
       ortcam export model.keras -o model.onnx --layer block5_conv3 --preprocess caffe
     """
+    path, output_kind = split_output(output or [], output_kind)
     size, patches = parse_size(input_size), parse_size(grid)
     from ortcam.exporters import export as run_export
 
@@ -81,7 +102,7 @@ def export(
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own code prints
         report = run_export(
             source,
-            output or default_output(source),
+            path or default_output(source),
             layer,
             weights=weights,
             input_size=size,
@@ -89,6 +110,7 @@ def export(
             preprocess=preprocess,
             labels=labels,
             output_name=output_name,
+            output_kind=output_kind,  # type: ignore[arg-type]
             input_layout=input_layout.upper() if input_layout else None,  # type: ignore[arg-type]
             grid=patches,
             allow_unsafe=allow_unsafe,
@@ -103,6 +125,7 @@ def export(
                 "layer": report.layer,
                 "shape": list(report.shape),
                 "output": report.contract.output,
+                "activation": report.contract.activation,
                 "preprocessing": None
                 if report.contract.preprocessing is None
                 else report.contract.preprocessing.to_dict(),
@@ -113,9 +136,10 @@ def export(
         )
         return
     shape = " x ".join("?" if dim is None else str(dim) for dim in report.shape)
-    agreement = report.agreement
+    agreement, contract = report.agreement, report.contract
+    described = describe_output(contract.output, contract.activation, contract.output_scale)
     inner = "" if agreement.activations is None else f", target layer within {agreement.activations:.1g}"
-    print(f"{report.path}: target layer {report.layer} ({shape}), {report.contract.output}")
+    print(f"{report.path}: target layer {report.layer} ({shape}), {described}")
     print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
 
 
@@ -130,6 +154,28 @@ def default_output(source: str) -> Path:
     if origin and not path.exists():
         return Path(f"{name.rpartition('/')[2]}.cam.onnx")
     return path.with_name(f"{path.name if path.is_dir() else path.stem}.cam.onnx")
+
+
+def split_output(given: list[str], kind: str | None) -> tuple[Path | None, str | None]:
+    """Return the file and the kind of the scores: an --output that is the name of a kind states it."""
+    files = [one for one in given if one not in KINDS]
+    kinds = {one for one in (*given, kind) if one is not None and one not in files}
+    if len(files) > 1:
+        raise typer.BadParameter(f"--output has the files {', '.join(files)}; expected one")
+    if len(kinds) > 1:
+        raise typer.BadParameter(f"the output is stated as {' and '.join(sorted(kinds))}; expected one kind")
+    return Path(files[0]) if files else None, next(iter(kinds), None)
+
+
+def describe_output(output: str, activation: str | None, scale: Sequence[float] | None) -> str:
+    """Return what the first output holds, and what makes probabilities of it."""
+    text = {
+        "logits": f"logits ({activation or 'softmax assumed'})",
+        "log_probabilities": f"logarithms of probabilities ({activation})",
+        "probabilities": "probabilities",
+        "sigmoid": "probabilities of independent sigmoids",
+    }[output]
+    return text if scale is None else f"{text}, times {scale[0]:g} plus {scale[1]:g}"
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

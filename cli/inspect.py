@@ -63,12 +63,14 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is no ONNX model.
     """
-    from ortcam.model import EXPLAINER, PREFIX, Contract, read_proto
+    from ortcam.model import EXPLAINER, PREFIX, Contract, count_scores, read_proto
 
     proto = read_proto(path)
     entries = {entry.key: entry.value for entry in proto.metadata_props}
     contract = Contract.from_metadata(entries, str(path)) if PREFIX + "format" in entries else None
     packed = EXPLAINER in entries
+    if contract is not None and count_scores(proto) == 1:
+        contract = contract.of_single_score()
 
     import onnx_ir as ir
 
@@ -157,11 +159,17 @@ def _describe_contract(contract: Any) -> dict[str, Any]:
     return {**asdict(contract), "labels": None if contract.labels is None else list(contract.labels)}
 
 
+def _describe_output(contract: dict[str, Any]) -> str:
+    from ortcam.cli.export import describe_output
+
+    return describe_output(contract["output"], contract["activation"], contract["output_scale"])
+
+
 def _print_contract(contract: dict[str, Any]) -> None:
     print(f"layer   {contract['layer']} ({contract['value']} in the source graph)")
     print(
         f"layout  image {contract['image_layout']}, activations {contract['activations_layout']}; "
-        f"output: {contract['output']}"
+        f"output: {_describe_output(contract)}"
     )
     preprocessing = contract["preprocessing"]
     if preprocessing is None:

@@ -67,6 +67,8 @@ def pack(
     report = write(
         model, path, preset=preset, budget=budget, raw=raw, batch_size=batch_size, target=target, verify=verify
     )
+    for notice in report.notices:
+        console.note(f"note: {notice}")
     folder = None if triton is None else write_triton(path, triton, tensorrt=triton_tensorrt)
     if as_json:
         console.print_json(
@@ -76,6 +78,7 @@ def pack(
                 "triton": None if folder is None else str(folder),
                 "r": report.r,
                 "largest_difference": report.largest_difference,
+                "notices": list(report.notices),
                 **report.facts,
             }
         )

@@ -17,10 +17,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from ortcam.errors import ExportError, OptionError, one_line
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
+from ortcam.exporters.score_kind import StatedKind, check_kind, check_stated_kind, rename_output, settle_kind
 from ortcam.exporters.shapes import complete_shapes
 from ortcam.exporters.sources import Converted, SourceOptions, convert
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
+from ortcam.graph.ends import read_scores
 from ortcam.graph.expose import expose
 from ortcam.graph.layers import FeatureMap, Reading, dims, find_layer, module_outputs
 from ortcam.model import Contract, Layout
@@ -74,6 +76,7 @@ def export(
     preprocess: str | PathLike[str] | Preprocessing | Mapping[str, Any] | None = None,
     labels: str | PathLike[str] | Sequence[str] | Mapping[Any, Any] | None = None,
     output_name: str | None = None,
+    output_kind: StatedKind | None = None,
     input_layout: Layout | None = None,
     grid: tuple[int, int] | None = None,
     allow_unsafe: bool = False,
@@ -104,6 +107,9 @@ def export(
         labels: class names, a file of them, or ``imagenet``, as `read_labels` takes them; torchvision and timm
             sources bring their own.
         output_name: which output holds the class scores, where there are several; None for the first that can.
+        output_kind: what the class scores are, where the graph does not show it: ``logits`` (a softmax makes them
+            probabilities), ``probabilities`` already, or ``sigmoid`` (logits of independent classes, each with a
+            sigmoid). None for what the graph shows, else a softmax's logits; a single score is a sigmoid's.
         input_layout: ``NCHW`` or ``NHWC``, where the source leaves it open.
         grid: (rows, columns) of a vision transformer's patches, where they are not found.
         allow_unsafe: run the code that a model file may bring along: Keras' Lambda layers and custom objects, pickles
@@ -133,6 +139,7 @@ def export(
         raise OptionError(f"input_layout is {input_layout!r}; expected NCHW or NHWC")
     if precision not in get_args(Precision):
         raise OptionError(f"precision is {precision!r}; expected {' or '.join(get_args(Precision))}")
+    check_stated_kind(output_kind)
     if isinstance(preprocess, Mapping):
         preprocess = Preprocessing.from_dict(preprocess)
     given = None if labels is None else read_labels(labels)
@@ -142,18 +149,13 @@ def export(
     )
     with _graph_errors(source):
         converted = convert(source, options)
-        exposed = _expose(converted, options, given)
+        exposed = _expose(converted, options, given, output_kind)
     contract = exposed.contract
     notices = [*converted.notices, *exposed.notices]
     if contract.preprocessing is None:
         notices.append(
             "no preprocessing is known, so only input tensors can be explained; for photos give --preprocess "
             f"{', '.join(NAMES)} or a JSON file (what each makes of your photos: ortcam preprocessing {output} photos/)"
-        )
-    if exposed.classes == 1 and contract.output == "logits":
-        notices.append(
-            "the model has one score and no sigmoid, so its softmax is always 1: presets that weigh channels by "
-            "probability weigh all alike; explain with --preset paper"
         )
     model = converted.model
     with _graph_errors(converted.name), replace_files(output) as folder:
@@ -167,7 +169,12 @@ def export(
         agreement = verify(draft, converted, exposed.source_layer, exposed.feature_map.tokens)
         contract = replace(contract, layer=exposed.source_layer or agreement.layer or contract.layer)
         contract = replace(contract, verified=agreement.to_dict())
+        contract, more = check_kind(contract, output_kind, agreement.scores)
+        notices += more
         proto = onnx.load(draft, load_external_data=False)
+        if contract.output == "probabilities":
+            rename_output(proto, "probabilities")
+        proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = agreement.scores.shape[1]
         onnx.helper.set_model_props(
             proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
         )
@@ -211,7 +218,6 @@ class _Exposed:
         shape: its dimensions, channels first.
         source_layer: its name among the source's layers, where it has one.
         contract: what the file states.
-        classes: how many scores there are; None where that is not known.
         notices: what the user should know.
     """
 
@@ -219,11 +225,12 @@ class _Exposed:
     shape: tuple[int | None, ...]
     source_layer: str | None
     contract: Contract
-    classes: int | None
     notices: tuple[str, ...]
 
 
-def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None) -> _Exposed:
+def _expose(
+    converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None, stated: StatedKind | None
+) -> _Exposed:
     """Make the target layer an output of the converted graph, in place."""
     model = converted.model
     measured = complete_shapes(model, converted.folder, converted.input_shape)
@@ -242,9 +249,10 @@ def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...
         source=converted.source,
     )
     shape = feature_map.shape
-    contract = expose(model, feature_map, contract)
-    notices = () if notice is None else (notice,)
-    exposed = _Exposed(feature_map, shape, name if name in layers else None, contract, classes, notices)
+    scores, notices = settle_kind(read_scores(model.graph.outputs[0]), stated, classes, converted.name)
+    contract = expose(model, feature_map, contract, scores)
+    notices = notices if notice is None else (notice, *notices)
+    exposed = _Exposed(feature_map, shape, name if name in layers else None, contract, notices)
     RemoveUnusedNodesPass()(model)
     for value in measured:
         if value is not feature_map.value:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, OptionError, nearest
 from ortcam.exporters.sources import SourceOptions
-from ortcam.graph.expose import read_scores
+from ortcam.graph.ends import read_scores
 from ortcam.graph.layers import all_values
 from ortcam.graph.maps import ELEMENTWISE, find_scale
 from ortcam.model import Layout

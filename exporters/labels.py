@@ -75,6 +75,8 @@ def fit_labels(
 ) -> tuple[tuple[str, ...] | None, str | None]:
     """Return the labels if there is one for each class, with a notice where a label was added or left out.
 
+    A single score has two classes: one label names the positive class, two name the negative and the positive class.
+
     Args:
         labels: the class names; None where none are known.
         classes: how many classes the model has; None where that is not known.
@@ -83,9 +85,17 @@ def fit_labels(
     Raises:
         ExportError: the user's labels do not fit.
     """
+    if labels is not None and len(labels) == classes == 1:
+        return (f"not {labels[0]}", labels[0]), None
     if labels is None or classes is None or len(labels) == classes:
         return labels, None
     count = len(labels)
+    if classes == 1 and count == 2:
+        return labels, None
+    if classes == 1 and given:
+        raise ExportError(
+            f"{count} labels were given, but the model has one score; give one label, or two: without it and with it"
+        )
     extra = _is_background(labels[0]) or labels[0].casefold() in _TITLES
     if extra and count == classes + 1 > 2:
         return labels[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,7 @@ class Agreement:
         top1: whether both see the same top class in every input, up to ties within `logits`.
         batches: the batch sizes that were run.
         layer: what the source calls the target layer, where it was found among its tensors.
+        scores: float32 [R,N], what the file returned for all inputs.
     """
 
     logits: float
@@ -77,6 +78,7 @@ class Agreement:
     top1: bool
     batches: tuple[int, ...]
     layer: str | None = None
+    scores: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -109,7 +111,7 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
     proto = onnx.load(path, load_external_data=False)
     session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
     reference, random = converted.reference(layer), np.random.default_rng(0)
-    logits_error, top1, distances, name = 0.0, True, [], None
+    logits_error, top1, distances, returned, name = 0.0, True, [], [], None
     for batch in converted.batches:
         inputs = random.standard_normal((batch, *converted.input_shape)).astype(np.float32)
         if converted.takes_bytes:
@@ -119,6 +121,7 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
         except RUNTIME_ERRORS as error:
             raise ExportError(f"the exported model does not run with a batch of {batch}: {one_line(error)}") from error
         _refuse_odd_outputs(scores, activations, batch)
+        returned.append(scores)
         match = LayerMatch(activations, tokens)
         source_scores = reference(inputs, match)
         if source_scores.shape != scores.shape:
@@ -133,7 +136,7 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
         chosen = source_scores[np.arange(batch), scores.argmax(axis=1)]
         top1 = top1 and bool((source_scores.max(axis=1) - chosen <= tie).all())
     inner = max(distances) if len(distances) == len(converted.batches) else None
-    agreement = Agreement(logits_error, inner, top1, converted.batches, name)
+    agreement = Agreement(logits_error, inner, top1, converted.batches, name, np.concatenate(returned))
     _refuse_disagreement(agreement, converted.tolerance, converted.layer_tolerance)
     return agreement
 

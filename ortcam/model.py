@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from numpy.typing import ArrayLike
 
 from ortcam.errors import (
     ImageError,
@@ -28,6 +29,7 @@ from ortcam.files import Fingerprint
 from ortcam.image import MAX_PIXELS, Photo, as_photo, decode_photo, read_file
 from ortcam.preprocessing import Crop, Preprocessing, Tensor
 from ortcam.record import Origin
+from ortcam.scores import Activation, Doubles, OutputKind, Scale, may_be_several, read_output
 from ortcam.targets import resolve_targets
 
 FORMAT = 1
@@ -35,7 +37,6 @@ PREFIX = "ortcam."
 EXPLAINER = PREFIX + "explainer"  # the metadata entry that only packed explainers have
 EXPLAINER_FORMAT = 1
 Layout = Literal["NCHW", "NHWC"]
-OutputKind = Literal["logits", "probabilities", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,15 @@ class Contract:
         layer: the target layer's name in the source framework, as a user would type it.
         value: the name that the tensor had in the graph before it was exposed.
         image_layout, activations_layout: the order of the dimensions.
-        output: what the first output holds: ``logits``, ``probabilities`` (a softmax) or ``sigmoid``.
+        output: what the first output holds: ``logits``, ``log_probabilities``, ``probabilities`` (of a softmax) or
+            ``sigmoid`` (the probabilities of independent sigmoids).
+        activation: what makes probabilities of the logits: ``softmax`` or ``sigmoid``. None where neither the graph nor
+            the user says: a softmax is assumed then, of a single score a sigmoid.
+        output_scale: (a, b) where the output is a * x + b, and x is what `output` says.
         preprocessing: how a photo becomes an input; None when unknown (only tensors can be explained then).
         labels: the class names by index, or None.
-        logits: the tensor in the graph that the final softmax or sigmoid reads; None where the output is the logits.
+        logits: the tensor in the graph that the final softmax or sigmoid reads; None where the output is the logits, or
+            where no such tensor is in the graph.
         logits_scale: what its integers stand for where it is quantized: scale and zero point.
         source: what the model was made from: kind, name, versions.
         verified: how closely source and file agree, by measure; empty when there was nothing to compare with.
@@ -60,6 +66,8 @@ class Contract:
     image_layout: Layout = "NCHW"
     activations_layout: Layout = "NCHW"
     output: OutputKind = "logits"
+    activation: Activation | None = None
+    output_scale: Scale | None = None
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
     logits: str | None = None
@@ -94,9 +102,32 @@ class Contract:
                 values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             if values.get("labels") is not None:
                 values["labels"] = tuple(values["labels"])
+            for key, known in (("output", get_args(OutputKind)), ("activation", (None, *get_args(Activation)))):
+                if values.get(key, known[0]) not in known:
+                    raise ValueError(f"{key} is {values[key]!r}")
             return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
         except (ValueError, TypeError, AttributeError, OptionError) as error:
             raise ModelError(f"{name} has metadata that cannot be read: {one_line(error)}; export it again") from error
+
+    @property
+    def makes_probabilities(self) -> Activation:
+        """What makes probabilities of the logits, guessed where nothing says it."""
+        return self.activation or ("sigmoid" if self.output == "sigmoid" else "softmax")
+
+    def is_in_doubt(self, classes: int | None) -> bool:
+        """Whether a softmax is assumed of logits that may be independent ones."""
+        return self.output == "logits" and self.activation is None and may_be_several(classes)
+
+    def read_output(self, output: ArrayLike) -> tuple[Doubles, Doubles]:
+        """Return the logits and probabilities, float64 [N], that the model's output [N] stands for."""
+        return read_output(output, self.output, self.makes_probabilities, self.output_scale)
+
+    def of_single_score(self) -> Contract:
+        """Return the contract with what follows from a single score: a sigmoid's, and labels for its two sides."""
+        labels = self.labels
+        if labels is not None and len(labels) == 1:
+            labels = (f"not {labels[0]}", labels[0])
+        return replace(self, activation="sigmoid", labels=labels)
 
     def prepare(
         self, image: Any, input_shape: Sequence[int | None], name: str, max_pixels: int = MAX_PIXELS
@@ -149,7 +180,7 @@ class CamModel:
         input_shape: the dimensions of `image` without the batch; None where the size is free.
         batch: the batch size when the file fixes one, else None.
         activations_shape: the dimensions of `activations` without the batch; None where the size is free.
-        classes: how many classes the model has; None where the file does not say.
+        classes: how many classes the model has, 2 for a single score; None where the file does not say.
         has_external_data: whether weights lie in other files.
         fingerprints: the file, and after it the files of external weights, for their hashes.
     """
@@ -188,8 +219,9 @@ class CamModel:
         self.batch, self.input_shape = shape[0], tuple(shape[1:])
         layer = next(value for value in proto.graph.output if value.name == "activations").type.tensor_type.shape
         self.activations_shape = tuple(dim.dim_value or None for dim in layer.dim[1:])
-        scores = proto.graph.output[0].type.tensor_type.shape.dim
-        self.classes = scores[-1].dim_value or None if scores else None
+        self.classes = count_scores(proto)
+        if self.classes == 1:
+            self.classes, self.contract = 2, self.contract.of_single_score()
         external = external_files(proto)
         self.has_external_data = bool(external)
         self.fingerprints = (fingerprint, *(Fingerprint(self.external_data_directory / name) for name in external))
@@ -255,6 +287,12 @@ class CamModel:
     def resolve_targets(self, targets: Any, classes: int) -> list[int] | None:
         """Return the class indices that `targets` names: `ortcam.targets.resolve_targets`."""
         return resolve_targets(targets, classes, self.labels, self.path.name)
+
+
+def count_scores(proto: onnx.ModelProto) -> int | None:
+    """Return how many scores the first output of a model file has; None where the file does not say."""
+    dims = proto.graph.output[0].type.tensor_type.shape.dim
+    return dims[-1].dim_value or None if dims else None
 
 
 def external_files(proto: onnx.ModelProto) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ortcam.budget import Limits, MakePredictor, Method
 from ortcam.convention import Convention, Floats, resolve_convention
-from ortcam.errors import ModelError, OrtcamError, whole
+from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, whole
 from ortcam.explanation import Explanation, warn_of_flat_maps
 from ortcam.model import CamModel, read_image
 from ortcam.record import Asked, Origin, Provenance, now
@@ -24,6 +25,7 @@ from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_VERSION
+from ortcam.scores import doubt, speaks_against_softmax
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
 from ortcam.targets import Target, for_many
@@ -86,6 +88,7 @@ class ScoreCAM:
         self.provider, self._provider = engine.provider.name, engine.provider
         self._asked_batch_size = batch_size
         self._scorer = engine.scorer
+        self._doubted = self._told = False  # whether photos speak against the softmax that is assumed
         self._workers = self._choosers = Workers(threads)
         self._surrogates: Callable[[], MakePredictor] = lambda: Surrogate  # for a group of photos
         if self.provider in _FREE_THE_PROCESSOR:
@@ -138,6 +141,7 @@ class ScoreCAM:
         if isinstance(explanation, OrtcamError):
             raise explanation
         warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
+        self._warn_of_doubt()
         return explanation
 
     def explain_batch(
@@ -189,6 +193,7 @@ class ScoreCAM:
                     image, outcome = group.popleft()
                     if isinstance(outcome, Explanation):
                         warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
+                        self._warn_of_doubt()
                         yield outcome
                     elif on_error is None:
                         raise outcome
@@ -262,6 +267,8 @@ class ScoreCAM:
         """Return what there is to do for a photo: classes, masks, and the plan of what is run."""
         if not np.isfinite(plain.activations).all() or not np.isfinite(plain.logits).all():
             return self._not_finite("this image")
+        if not self._doubted and self.model.contract.is_in_doubt(len(plain.logits)):
+            self._doubted = speaks_against_softmax(plain.logits)
         classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
@@ -312,7 +319,7 @@ class ScoreCAM:
         return Explanation(
             raw_maps=sums,
             weights=weights,
-            targets=tuple(self._target(index, plain) for index in work.classes),
+            targets=self._targets(work.classes, plain),
             errors=work.errors(),
             source=job.source,
             photo=job.photo,
@@ -371,19 +378,24 @@ class ScoreCAM:
         channels, height, width = plain.activations.shape
         return len(plain.logits), (channels, height, width)
 
-    def _target(self, index: int, plain: ForwardPass) -> Target:
-        labels = self.model.labels
-        logits = plain.logits.astype(np.float64)
-        kind = self.model.contract.output
-        if self.convention.scored == "output" and kind != "logits":
-            probability = float(plain.output[index])
-        elif kind == "sigmoid":
-            probability = float(1 / (1 + np.exp(-logits[index])))
-        else:
-            exponentials = np.exp(logits - logits.max())
-            probability = float(exponentials[index] / exponentials.sum())
-        label = labels[index] if labels is not None and index < len(labels) else None
-        return Target(index, label, float(plain.logits[index]), probability)
+    def _targets(self, classes: list[int], plain: ForwardPass) -> tuple[Target, ...]:
+        labels = self.model.labels or ()
+        _, probabilities = self.model.contract.read_output(plain.output)
+        return tuple(
+            Target(
+                index,
+                labels[index] if index < len(labels) else None,
+                float(plain.logits[index]),
+                float(probabilities[index]),
+            )
+            for index in classes
+        )
+
+    def _warn_of_doubt(self) -> None:
+        """Warn the caller's caller, once, where photos speak against the softmax that is assumed."""
+        if self._doubted and not self._told:
+            self._told = True
+            warnings.warn(doubt(self.model.path.name), OrtcamWarning, stacklevel=3)
 
 
 def _top(logits: Floats, count: int) -> list[int]:

@@ -21,6 +21,7 @@ from ortcam.graph.explainer import Plan, build_explainer
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel, external_files
 from ortcam.runtime.engine import DEFAULT_BATCH
 from ortcam.scorecam import ScoreCAM
+from ortcam.scores import guess
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
 _LEAST_AGREEMENT = 0.999
@@ -36,12 +37,14 @@ class PackReport:
         facts: the metadata entry `ortcam.explainer`: preset, budget, batch size, kind of input, source.
         r: Pearson's correlation of its map with the engine's, on a synthetic photo; None where that was not run.
         largest_difference: of the two maps, in [0,1].
+        notices: what the user should know.
     """
 
     path: Path
     facts: dict[str, Any]
     r: float | None
     largest_difference: float | None
+    notices: tuple[str, ...] = ()
 
 
 def pack(
@@ -128,7 +131,8 @@ def pack(
             OrtcamWarning,
             stacklevel=2,
         )
-    return PackReport(path, facts, r, difference)
+    notices = (guess(known.path.name),) if known.contract.is_in_doubt(classes) else ()
+    return PackReport(path, facts, r, difference, notices)
 
 
 def _default_target(model: CamModel, target: Any, classes: int) -> int:

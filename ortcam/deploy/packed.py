@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import PRESETS, TINY, Convention
-from ortcam.errors import ImageError, ModelError, OptionError, OrtcamError, TargetError, one_line, whole
+from ortcam.convention import PRESETS, Convention
+from ortcam.errors import (
+    ImageError,
+    ModelError,
+    OptionError,
+    OrtcamError,
+    OrtcamWarning,
+    TargetError,
+    one_line,
+    whole,
+)
 from ortcam.explanation import Pictures, warn_of_flat_maps
 from ortcam.files import Fingerprint
 from ortcam.image import Photo, as_photo
@@ -26,6 +36,7 @@ from ortcam.record import Asked, Origin, Provenance, now
 from ortcam.render import place_map
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, make_options
+from ortcam.scores import doubt, speaks_against_softmax
 from ortcam.selection import ErrorEstimate
 from ortcam.targets import Target, for_many, resolve_targets
 from ortcam.threads import thread_count
@@ -128,6 +139,7 @@ class PackedExplainer:
         self.provider, self._provider = found.name, found
         names = [output.name for output in self._session.get_outputs()]
         self._scores, self._states_error = names[0], "error" in names
+        self._told = False
 
     def explain(self, image: Any, targets: Any = None, top_k: int = 1) -> PackedExplanation:
         """Explain one photo.
@@ -161,12 +173,13 @@ class PackedExplainer:
             best = np.argsort(-scores, kind="stable")[:top_k]
             self._check_size(len(best), feed)
             scores, found, maps, scored, errors = self._run(feed, [int(index) for index in best])
+        self._warn_of_doubt(scores)
         if not self.facts["raw"]:
             size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
             maps = np.stack([place_map(one, crop, size) for one in maps])
         return PackedExplanation(
             maps=maps,
-            targets=tuple(self._target(int(index), scores) for index in found),
+            targets=self._targets(found, scores),
             errors=tuple(map(_as_estimate, errors)),
             source=Path(image) if isinstance(image, str | PathLike) else None,
             photo=photo,
@@ -264,18 +277,26 @@ class PackedExplainer:
         unknown = [] if self._states_error else [np.full((len(made[1]), 3), np.nan, np.float32)]
         return (*made, *unknown)
 
-    def _target(self, index: int, scores: NDArray[np.float32]) -> Target:
-        labels, kind = self.contract.labels, self.contract.output
-        values = scores.astype(np.float64)
-        if kind == "logits":
-            exponentials = np.exp(values - values.max())
-            logit, probability = values[index], exponentials[index] / exponentials.sum()
-        else:  # the logit of a softmax up to a constant
-            probability = values[index]
-            logit = np.log(max(probability, TINY))
-            logit -= np.log(max(1 - probability, TINY)) if kind == "sigmoid" else 0.0
-        label = labels[index] if labels is not None and index < len(labels) else None
-        return Target(index, label, float(logit), float(probability))
+    def _targets(self, classes: NDArray[np.int64], scores: NDArray[np.float32]) -> tuple[Target, ...]:
+        labels = self.contract.labels or ()
+        logits, probabilities = self.contract.read_output(scores)
+        return tuple(
+            Target(
+                int(index),
+                labels[index] if index < len(labels) else None,
+                float(logits[index]),
+                float(probabilities[index]),
+            )
+            for index in classes
+        )
+
+    def _warn_of_doubt(self, scores: NDArray[np.float32]) -> None:
+        """Warn, once, where a photo speaks against the softmax that is assumed."""
+        if self._told or not self.contract.is_in_doubt(self.facts["classes"]):
+            return
+        if speaks_against_softmax(scores):
+            self._told = True
+            warnings.warn(doubt(self.facts["source"]["file"]), OrtcamWarning, stacklevel=4)
 
 
 def _as_estimate(values: NDArray[np.float32]) -> ErrorEstimate | None:

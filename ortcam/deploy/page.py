@@ -76,6 +76,8 @@ def write_page(
         "labels": contract.labels,
         "scores": facts["scores"],
         "output": contract.output,
+        "activation": contract.makes_probabilities,
+        "scale": contract.output_scale,
         "examples": list(photos),
         "colours": base64.b64encode(colour_table("turbo").tobytes()).decode(),
         "bytes": len(model),

@@ -25,7 +25,7 @@ from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
 from ortcam.graph.standard import in_order, rename, standardize
-from ortcam.model import Contract, Layout
+from ortcam.model import Contract, Layout, count_scores
 
 _INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
 _OURS = ("image", "target", "target_class", "saliency", "scored", "error")
@@ -73,7 +73,7 @@ class _State(NamedTuple):
 
     Attributes:
         activations: float32 [K,h,w] of the plain pass.
-        output: float32 [N], the model's own.
+        output: float32 [N], the model's own; of a single score [2], with its negation first.
         targets: int64 [T].
         affine, channels, rows: the photo's distinct masks, as `Selection`.
         queue: int64 [q], the distinct masks to run next.
@@ -102,11 +102,11 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> o
         ModelError: the scores cannot be found in the graph.
     """
     proto = standardize(proto)
-    name = proto.graph.output[0].name
+    name, single = proto.graph.output[0].name, count_scores(proto) == 1
     model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
     rename(model.graph, {one: f"{_INNER}{one}" for one in ("activations", name, *_OURS)})
     graph = Builder()
-    writer = _Writer(graph, model.graph, f"{_INNER}{name}", contract, plan)
+    writer = _Writer(graph, model.graph, f"{_INNER}{name}", contract, plan, single)
     writer.write(name)
     made = onnx.ModelProto()
     made.CopyFrom(onnx.ModelProto(ir_version=max(model.ir_version, 8), opset_import=model.opset_import))
@@ -116,8 +116,11 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> o
 
 
 class _Writer:
-    def __init__(self, graph: Builder, model: onnx.GraphProto, result: str, contract: Contract, plan: Plan) -> None:
+    def __init__(
+        self, graph: Builder, model: onnx.GraphProto, result: str, contract: Contract, plan: Plan, single: bool
+    ) -> None:
         self.graph, self.model, self.result, self.contract, self.plan = graph, model, result, contract, plan
+        self.single = single
         self.size = plan.input_size(contract.image_layout)
 
     def write(self, name: str) -> None:
@@ -237,6 +240,8 @@ class _Writer:
         scored = scoring.TARGET_LOG_PROBABILITIES if weight == "probability" else scoring.TARGET_LOGITS
         names = (self.result, scoring.LOGITS, f"{_INNER}activations", scored)
         output, logits, activations, scores = (graph.refer(name, np.float32) for name in names)
+        if self.single:
+            output = self._write_both_sides(output, logits)
         if contract.activations_layout == "NHWC":
             activations = graph.op("Transpose", activations, perm=[0, 3, 1, 2])
         if any(node.op_type == "DequantizeLinear" for node in self.model.node):
@@ -245,6 +250,16 @@ class _Writer:
             row = graph.constant([0])
             output, logits, activations = (graph.gather(value, row) for value in (output, logits, activations))
         return output, logits, activations, scores
+
+    def _write_both_sides(self, output: Value, logits: Value) -> Value:
+        """output [b,1] and its logits [b,2] -> [b,2]: what the model would return for either of its two classes."""
+        graph, contract = self.graph, self.contract
+        factor, offset = contract.output_scale or (1.0, 0.0)
+        if contract.output == "log_probabilities":
+            return graph.op("Softplus", -logits) * -factor + offset
+        both = output * np.array([[-1.0, 1.0]], np.float32)
+        ends = 2 * offset if contract.output == "logits" else factor + 2 * offset  # of what the two sides sum to
+        return both + np.array([[ends, 0.0]], np.float32)
 
     def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> list[Value]:
         """After the plain pass: the classes, and the masks that are to be run."""

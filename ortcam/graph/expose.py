@@ -2,94 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ortcam.errors import LayerError
+from ortcam.graph.ends import Scores
 from ortcam.graph.layers import FeatureMap, all_values
-from ortcam.graph.maps import Tokens, find_scale, read_scale, variable_inputs
-from ortcam.graph.scoring import AFTER_SCORES
-from ortcam.model import PREFIX, Contract, OutputKind
+from ortcam.graph.maps import Tokens, find_scale
+from ortcam.model import PREFIX, Contract
 
 _INTEGERS = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an output of a classifier holds.
-
-    Attributes:
-        kind: logits, or the probabilities of a softmax or a sigmoid.
-        logits: the tensor that the softmax or sigmoid reads; None where the output is the logits.
-        scale: what the integers of that tensor stand for, where it is quantized.
-    """
-
-    kind: OutputKind
-    logits: ir.Value | None = None
-    scale: tuple[float, int] | None = None
-
-
-# Operators that end a classifier; those of quantized graphs have the scale and zero point of what they read behind it.
-_ENDS: dict[str, OutputKind] = {
-    "Softmax": "probabilities",
-    "QLinearSoftmax": "probabilities",
-    "Sigmoid": "sigmoid",
-    "QLinearSigmoid": "sigmoid",
-}
-
-
-def read_scores(output: ir.Value) -> Scores:
-    """Return what an output holds, from the operators that it ends in."""
-    value: ir.Value | None = output
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in _ENDS:
-            scale = read_scale(node, 1, 2) if node.op_type.startswith("QLinear") else None
-            return Scores(_ENDS[node.op_type], node.inputs[0], scale)
-        if node.op_type == "Div" and (logits := _softmax_input(node)) is not None:
-            return Scores("probabilities", logits)
-        if node.op_type not in AFTER_SCORES:
-            break
-        value = node.inputs[0]
-    return Scores("logits")
-
-
-def _softmax_input(division: ir.Node) -> ir.Value | None:
-    """Return x where a division ends exp(x - max(x)) / sum(exp(x - max(x))), with or without the maximum."""
-    exponentials = division.inputs[0]
-    total = _made_by(division.inputs[1], "ReduceSum")
-    if exponentials is None or total is None or total.inputs[0] is not exponentials:
-        return None
-    node = exponentials.producer()
-    if node is None or node.op_type != "Exp":
-        return None
-    shifted = node.inputs[0]
-    subtraction = None if shifted is None else shifted.producer()
-    if subtraction is not None and subtraction.op_type == "Sub":
-        largest = _made_by(subtraction.inputs[1], "ReduceMax")
-        if largest is not None and largest.inputs[0] is subtraction.inputs[0]:
-            return subtraction.inputs[0]
-    return shifted
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """Return the node of that operator behind a value, past operators that only give it back its dimensions."""
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type == op_type:
-            return node
-        if node.op_type not in ("Identity", "Reshape", "Expand", "Unsqueeze", "Squeeze", "Max"):
-            return None
-        inputs = variable_inputs(node) if node.op_type == "Max" else [node.inputs[0]]
-        value = inputs[0] if len(inputs) == 1 else None
-    return None
-
-
-def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract) -> Contract:
+def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract, read: Scores) -> Contract:
     """Make a feature map the output `activations`, in place, rename image and scores, and write the contract.
 
-    Returns the contract, with what the graph's output holds.
+    Returns the contract, with what the graph's output holds: `read`.
 
     The weights and the computation stay as they are; outputs other than the first are dropped. Image, scores and
     activations become float32 where the graph has other types, and patches in rows become a map [batch,h,w,K].
@@ -98,7 +29,6 @@ def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract) -> Cont
         LayerError: the feature map holds numbers that cannot be turned into float32.
     """
     graph = model.graph
-    read = read_scores(graph.outputs[0])
     _make_image_float(graph)
     result = _flatten(_make_float(graph, graph.outputs[0]))
     activations = _make_float(graph, feature_map.value)
@@ -106,14 +36,20 @@ def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract) -> Cont
         activations = _place_tokens(activations, feature_map.tokens)
     if activations is result:
         result = _append(result, "Identity", [result])
-    scores = "logits" if read.kind == "logits" else "probabilities"
+    scores = "probabilities" if read.kind in ("probabilities", "sigmoid") else "logits"
     _rename(graph, {"image": graph.inputs[0], "activations": activations, scores: result})
     graph.outputs[:] = [result, activations]
     for named in (graph.inputs[0], result, activations):
         if named.shape is not None and len(named.shape) and not isinstance(named.shape[0], int):
             named.shape = ir.Shape(["batch", *list(named.shape)[1:]])
-    logits = None if read.logits is None else read.logits.name
-    contract = replace(contract, output=read.kind, logits=logits, logits_scale=read.scale)
+    contract = replace(
+        contract,
+        output=read.kind,
+        activation=read.activation,
+        output_scale=read.output_scale,
+        logits=None if read.logits is None else read.logits.name,
+        logits_scale=read.scale,
+    )
     for key in [key for key in model.metadata_props if key.startswith(PREFIX)]:
         del model.metadata_props[key]
     model.metadata_props.update(contract.to_metadata())

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import onnx
 from onnx import TensorProto, helper
 
-from ortcam.errors import ModelError
+from ortcam.convention import TINY
 from ortcam.graph.fused import FUSED_CONVOLUTION
-from ortcam.model import CamModel, Contract
+from ortcam.model import CamModel, Contract, count_scores
 
 PHOTOS = "ortcam.photos"  # [P,C,H,W] or [P,H,W,C]
 PHOTO_INDEX = "ortcam.photo_index"  # int64 [B], or [1] for all rows
@@ -35,11 +35,11 @@ AFFINE = "ortcam.affine"  # [B,3,1,1]: shift, scale, offset
 ROWS = "ortcam.rows"  # [1,1,H,h], or [B,1,H,h] with the same matrix for every row
 COLUMNS = "ortcam.columns"  # [w,W]
 TARGETS = "ortcam.targets"  # int64 [B,T]
-LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from
+LOGITS = "ortcam.logits"  # [B,N]: what the scores are taken from; [B,2] of a single score, its negation first
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
 
-VERSION = 5  # of the graph built here, and of what is measured with it: what is kept of an older one is not used
+VERSION = 6  # of the graph built here, and of what is measured with it: what is kept of an older one is not used
 
 # Operators that may stand between the softmax or sigmoid of a classifier and its output.
 AFTER_SCORES = frozenset(
@@ -70,16 +70,14 @@ def build_scoring_graph(
         contract: its contract.
         scored: take the scores from the ``logits`` (before a final softmax or sigmoid), or from the ``output``.
 
-    Raises:
-        ModelError: the logits are asked for and the graph ends in something else than the contract says.
+    A single score is a sigmoid's and has two classes, whatever `scored` is: a softmax over itself would be 1.
     """
     graph = proto.graph
-    result = graph.output[0].name
+    single = count_scores(proto) == 1
     image = next(value for value in graph.input if value.name == "image")
     photo_type = image.type.tensor_type
     image_dims = [dim.dim_value or dim.dim_param or None for dim in photo_type.shape.dim]
-    takes_output = scored == "output" or contract.output == "logits"
-    logits = result if takes_output else _find_logits(graph, result, contract)
+    scores = _score_nodes(contract, graph, single, scored == "output" and not single)
 
     graph.input.remove(image)
     graph.input.extend(
@@ -102,7 +100,7 @@ def build_scoring_graph(
     del graph.node[:]
     graph.node.extend(_masking_nodes(contract))
     graph.node.extend(model_nodes)
-    graph.node.extend(_score_nodes(contract, logits, scored))
+    graph.node.extend(scores)
     graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None])
         for name in (LOGITS, TARGET_LOGITS, TARGET_LOG_PROBABILITIES)
@@ -173,16 +171,30 @@ def _masking_nodes(contract: Contract) -> list[onnx.NodeProto]:
     return nodes
 
 
-def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.NodeProto]:
-    """logits [B,N] -> those of the targets, and the logs of the targets' probabilities, both [B,T]."""
-    scale = contract.logits_scale if logits == contract.logits else None
-    nodes = [
-        _node("Flatten", [logits], "flat_logits", axis=1),  # a convolutional head has [B,N,1,1] before its softmax
-        _node("Cast", ["ortcam.flat_logits"], "logits" if scale is None else "integers", to=TensorProto.FLOAT),
-        *([] if scale is None else _dequantizing_nodes(*scale)),
-        _node("GatherElements", [LOGITS, TARGETS], "target_logits", axis=1),
-    ]
-    if contract.output == "sigmoid" and scored == "logits":  # log sigmoid(f) = f - log(1 + exp(f))
+def _score_nodes(contract: Contract, graph: onnx.GraphProto, single: bool, takes_output: bool) -> list[onnx.NodeProto]:
+    """scores [B,N] -> the logits of the targets, and the logs of the targets' probabilities, both [B,T]."""
+    result = graph.output[0].name
+    stated = takes_output or (contract.output == "logits" and contract.logits is None)
+    logits = result if stated else _find_logits(graph, result, contract)
+    scale = contract.logits_scale if logits is not None and logits == contract.logits else None
+    made = "scores" if single else "logits"
+    # A convolutional head has [B,N,1,1] before its softmax.
+    nodes = [_node("Flatten", [logits or result], "flat_logits", axis=1)]
+    if logits is None:
+        nodes.append(_node("Cast", ["ortcam.flat_logits"], "output", to=TensorProto.FLOAT))
+        nodes.extend(_inverting_nodes(contract, made))
+    else:
+        nodes.append(_node("Cast", ["ortcam.flat_logits"], made if scale is None else "integers", to=TensorProto.FLOAT))
+        nodes.extend([] if scale is None else _dequantizing_nodes(*scale, made))
+    if single:  # a product, since a Concat is not known to do as a CUDA graph
+        sides = helper.make_tensor("sides", TensorProto.FLOAT, [1, 2], [-1, 1])
+        nodes.append(_node("Constant", [], "sides", value=sides))
+        nodes.append(_node("Mul", ["ortcam.scores", "ortcam.sides"], "logits"))
+    nodes.append(_node("GatherElements", [LOGITS, TARGETS], "target_logits", axis=1))
+    activation = "softmax" if takes_output else "sigmoid" if single else contract.makes_probabilities
+    if activation == "softmax" and logits is None:  # they are the logs of the probabilities already
+        return [*nodes, _node("Identity", [TARGET_LOGITS], "target_log_probabilities")]
+    if activation == "sigmoid":  # log sigmoid(f) = f - log(1 + exp(f)), and ONNX Runtime's Softplus never overflows
         nodes.append(_node("Softplus", [TARGET_LOGITS], "normalizer"))
     else:
         axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
@@ -191,12 +203,40 @@ def _score_nodes(contract: Contract, logits: str, scored: str) -> list[onnx.Node
     return [*nodes, _node("Sub", [TARGET_LOGITS, "ortcam.normalizer"], "target_log_probabilities")]
 
 
-def _dequantizing_nodes(scale: float, zero_point: int) -> list[onnx.NodeProto]:
+def _inverting_nodes(contract: Contract, made: str) -> list[onnx.NodeProto]:
+    """output [B,N] -> logits, where no tensor of the graph holds them: `ortcam.scores.read_output`."""
+    nodes, name = [], "ortcam.output"
+
+    def append(op_type: str, inputs: list[str], output: str) -> str:
+        nodes.append(_node(op_type, inputs, output))
+        return f"ortcam.{output}"
+
+    def constant(output: str, number: float) -> str:
+        nodes.append(_node("Constant", [], output, value_float=number))
+        return f"ortcam.{output}"
+
+    if contract.output_scale is not None:
+        factor, offset = contract.output_scale
+        name = append("Sub", [name, constant("output_offset", offset)], "output_shifted")
+        name = append("Div", [name, constant("output_factor", factor)], "output_unscaled")
+    tiny, one = constant("tiny", float(TINY)), constant("one", 1.0)
+    if contract.output == "log_probabilities":
+        name = append("Exp", [name], "output_exp")
+    likely = append("Clip", [name, tiny, one], "probabilities")
+    if contract.makes_probabilities == "softmax":
+        append("Log", [likely], made)
+        return nodes
+    unlikely = append("Max", [append("Sub", [one, likely], "one_less"), tiny], "complements")
+    append("Sub", [append("Log", [likely], "log_likely"), append("Log", [unlikely], "log_unlikely")], made)
+    return nodes
+
+
+def _dequantizing_nodes(scale: float, zero_point: int, made: str) -> list[onnx.NodeProto]:
     return [
         _node("Constant", [], "logits_zero", value_float=float(zero_point)),
         _node("Constant", [], "logits_scale", value_float=scale),
         _node("Sub", ["ortcam.integers", "ortcam.logits_zero"], "levels"),
-        _node("Mul", ["ortcam.levels", "ortcam.logits_scale"], "logits"),
+        _node("Mul", ["ortcam.levels", "ortcam.logits_scale"], made),
     ]
 
 
@@ -204,11 +244,14 @@ def _node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> on
     return helper.make_node(op_type, inputs, [f"ortcam.{output}"], name=f"ortcam.{output}", **attributes)
 
 
-def _find_logits(graph: onnx.GraphProto, result: str, contract: Contract) -> str:
-    """Return the tensor that the final softmax or sigmoid reads: the one that the contract names, else its input."""
+def _find_logits(graph: onnx.GraphProto, result: str, contract: Contract) -> str | None:
+    """Return the tensor that the final softmax or sigmoid reads: the one that the contract names, else its input.
+
+    None where there is none, and the logits are to be made of the output.
+    """
     if contract.logits is not None and any(contract.logits in node.output for node in graph.node):
         return contract.logits
-    wanted = "Softmax" if contract.output == "probabilities" else "Sigmoid"
+    wanted = {"probabilities": "Softmax", "sigmoid": "Sigmoid"}.get(contract.output)
     producers = {name: node for node in graph.node for name in node.output}
     name = result
     while name in producers:
@@ -218,6 +261,4 @@ def _find_logits(graph: onnx.GraphProto, result: str, contract: Contract) -> str
         if node.op_type not in AFTER_SCORES:
             break
         name = node.input[0]
-    raise ModelError(
-        f"the output {result!r} is stated to be {contract.output}, but no {wanted} makes it; export it again"
-    )
+    return result if contract.output == "logits" else None

@@ -1,0 +1,145 @@
+"""What an output holds, from what the graph shows, what the user states and what a run shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+import onnx
+
+from ortcam.convention import Floats
+from ortcam.errors import ExportError, OptionError
+from ortcam.graph.ends import Scores
+from ortcam.model import Contract
+from ortcam.scores import guess
+
+StatedKind = Literal["logits", "probabilities", "sigmoid"]
+
+_SUM_TOLERANCE = 1e-2  # of probabilities in half precision or of 8 bits, whose sum is off by their rounding
+_ENDS = {"probabilities": "a softmax", "sigmoid": "a sigmoid", "log_probabilities": "the logarithms of probabilities"}
+
+
+def check_stated_kind(stated: str | None) -> None:
+    """Refuse a kind that does not exist.
+
+    Raises:
+        OptionError: it is none of the three.
+    """
+    if stated is not None and stated not in get_args(StatedKind):
+        raise OptionError(f"output_kind is {stated!r}; expected {', '.join(get_args(StatedKind))}")
+
+
+def settle_kind(
+    read: Scores, stated: StatedKind | None, classes: int | None, name: str
+) -> tuple[Scores, tuple[str, ...]]:
+    """Return what an output holds, and what the user should know.
+
+    Args:
+        read: what the graph shows.
+        stated: what the user says, which counts more.
+        classes: how many scores there are; a single one is a sigmoid's.
+        name: what messages call the model.
+
+    Raises:
+        OptionError: the two cannot both be true.
+        ExportError: the output is 1 for every photo.
+    """
+    found, single = read.kind != "logits", classes == 1
+    if single and read.activation == "softmax":
+        raise ExportError(
+            f"{name} ends in a softmax over one class, which is 1 for every photo, so there is nothing to explain; "
+            "expected a sigmoid, or the score without the softmax"
+        )
+    if stated == "logits":
+        kind = Scores(activation="sigmoid" if single else "softmax")
+        if not found or (read.kind == "log_probabilities" and read.activation == "softmax"):
+            return (read if found else kind), ()
+        note = (
+            f"{name} ends in {_ENDS[read.kind]}, and its output is taken for logits all the same, as stated: the "
+            f"probabilities shown are a {kind.activation} of it; leave --output {stated} out for the model's own"
+        )
+        return kind, (note,)
+    if stated == "probabilities":
+        if read.kind == "log_probabilities":
+            raise OptionError(
+                f"output_kind is {stated!r}, but {name} ends in logarithms of probabilities, which are recognised; "
+                "leave it out"
+            )
+        return (
+            read if found else Scores("sigmoid" if single else "probabilities", "sigmoid" if single else "softmax")
+        ), ()
+    if stated == "sigmoid" and read.activation == "softmax":
+        raise OptionError(
+            f"output_kind is {stated!r}, but {name} ends in a softmax, whose classes exclude each other; leave it out"
+        )
+    if found:
+        return read, ()
+    return Scores(activation="sigmoid" if single or stated == "sigmoid" else None), ()
+
+
+def check_kind(contract: Contract, stated: StatedKind | None, scores: Floats) -> tuple[Contract, tuple[str, ...]]:
+    """Hold the kind to what a run returned, where the graph does not show it.
+
+    Args:
+        contract: what is known so far.
+        stated: what the user says.
+        scores: float32 [R,N], the file's output for random inputs.
+
+    Returns:
+        The contract, with what the run decided, and what the user should know.
+
+    Raises:
+        OptionError: probabilities were stated, and a score is below 0 or above 1.
+    """
+    if contract.logits is not None or contract.output_scale is not None or contract.output == "log_probabilities":
+        return contract, ()
+    name, count = contract.source.get("name", "the model"), scores.shape[1]
+    lowest, highest = float(scores.min()), float(scores.max())
+    within = lowest >= 0 and highest <= 1
+    sums = scores.sum(axis=1)
+    whole = within and count > 1 and bool(np.abs(sums - 1).max() < _SUM_TOLERANCE)
+    if contract.output == "probabilities" and stated == "probabilities":
+        if not within:
+            raise _no_probabilities(lowest, highest)
+        if not whole:
+            note = (
+                f"the probabilities sum to {sums.min():.3g} to {sums.max():.3g}, not to 1, so they are taken for "
+                "those of independent classes"
+            )
+            return replace(contract, output="sigmoid", activation="sigmoid"), (note,)
+    if contract.output == "sigmoid" and stated == "probabilities" and not within:
+        raise _no_probabilities(lowest, highest)
+    if contract.output != "logits" or stated == "logits":
+        return contract, ()
+    if whole and stated is None:
+        note = "the scores are from 0 to 1 and sum to 1, so they are taken for probabilities; --output logits denies it"
+        return replace(contract, output="probabilities", activation="softmax"), (note,)
+    if within:
+        taken = "sigmoid" if contract.activation == "sigmoid" else "softmax"
+        note = (
+            f"all scores of {len(scores)} random inputs are from 0 to 1, and a {taken} is taken of them; if they are "
+            "probabilities already, export with --output probabilities"
+        )
+        return contract, (note,)
+    return contract, (guess(str(name)),) if contract.is_in_doubt(count) else ()
+
+
+def _no_probabilities(lowest: float, highest: float) -> OptionError:
+    return OptionError(
+        f"output_kind is 'probabilities', but the model returns {lowest:.3g} to {highest:.3g}; expected numbers from 0 "
+        "to 1: state logits (one class a photo) or sigmoid (independent classes)"
+    )
+
+
+def rename_output(proto: onnx.ModelProto, name: str) -> None:
+    """Give the first output of a model file another name, in place."""
+    old = proto.graph.output[0].name
+    if old == name:
+        return
+    proto.graph.output[0].name = name
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            for at, one in enumerate(names):
+                if one == old:
+                    names[at] = name

