@@ -163,7 +163,7 @@ def split_output(given: list[str], kind: str | None) -> tuple[Path | None, str |
     if len(files) > 1:
         raise typer.BadParameter(f"--output has the files {', '.join(files)}; expected one")
     if len(kinds) > 1:
-        raise typer.BadParameter(f"the output is stated as {' and '.join(sorted(kinds))}; expected one kind")
+        raise typer.BadParameter(f"the scores are stated to be {' and '.join(sorted(kinds))}; expected one of them")
     return Path(files[0]) if files else None, next(iter(kinds), None)
 
 
