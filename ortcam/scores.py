@@ -77,7 +77,7 @@ def may_be_several(classes: int | None) -> bool:
 def speaks_against_softmax(logits: ArrayLike) -> bool:
     """Whether the logits [N] of a photo look like those of independent sigmoids.
 
-    Either at least two classes are likely by their sigmoids, nearly all others are unlikely, and a softmax names no
+    Either all are from 0 to 1, as probabilities are; or at least two classes are likely by their sigmoids, nearly all others are unlikely, and a softmax names no
     class clearly; or the logits are not centred. Training with a softmax leaves them centred. Photos for which both
     readings show the same probabilities say nothing. See docs/scores.md.
     """
@@ -90,7 +90,8 @@ def speaks_against_softmax(logits: ArrayLike) -> bool:
     several = likely.sum() >= 2 and between.mean() < _SHARE_BETWEEN
     unclear = shares.max() < _CLEAR
     shifted = abs(values.mean()) > max(_LARGEST_MEAN * values.std(), _LEAST_MEAN)
-    return bool((several and unclear) or shifted)
+    within = values.min() >= 0 and values.max() <= 1
+    return bool(within or (several and unclear) or shifted)
 
 
 def guess(model: str) -> str:
@@ -104,7 +105,7 @@ def guess(model: str) -> str:
 def doubt(model: str) -> str:
     """Return what to tell the user of a model whose photos speak against a softmax."""
     return (
-        f"nothing in {model} says whether its classes exclude each other, so a softmax is assumed, but its scores look "
-        "independent; export it again with --output sigmoid if one photo may show several classes, or with --output "
-        "logits if it shows one"
+        f"nothing in {model} says what its scores are, so a softmax is assumed, but they do not look like it; export it "
+        "again with --output sigmoid if one photo may show several classes, with --output logits if it shows one, or with "
+        "--output probabilities if they are probabilities"
     )

@@ -383,7 +383,7 @@ def test_a_guess_is_told_where_it_is_made(tmp_path: Path) -> None:
     assert ["a softmax is assumed" in notice for notice in packed.notices] == [True]
     photos = np.random.default_rng(0).integers(0, 255, (3, 40, 40, 3), dtype=np.uint8)
     for explainer in (ortcam.ScoreCAM(report.path), ortcam.PackedExplainer(packed.path)):
-        with pytest.warns(OrtcamWarning, match="its scores look independent; .* --output sigmoid") as told:
+        with pytest.warns(OrtcamWarning, match=r"they do not look like it; .* --output sigmoid") as told:
             assert len(list(explainer.explain_batch(photos))) == 3
             explainer.explain(photos[0])
         assert len(told) == 1
@@ -436,6 +436,7 @@ def test_what_speaks_against_a_softmax() -> None:
     assert speaks_against_softmax([3, 3, -3, -3, -3]), "two present"
     assert speaks_against_softmax([-3, -4, -2, -5]), "none present"
     assert speaks_against_softmax([4, 5, 3]), "all present"
+    assert speaks_against_softmax([0.1, 0.9, 0.8, 0.02]), "probabilities already"
 
 
 def test_files_from_before(tmp_path: Path) -> None:
