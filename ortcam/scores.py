@@ -77,9 +77,10 @@ def may_be_several(classes: int | None) -> bool:
 def speaks_against_softmax(logits: ArrayLike) -> bool:
     """Whether the logits [N] of a photo look like those of independent sigmoids.
 
-    Either all are from 0 to 1, as probabilities are; or at least two classes are likely by their sigmoids, nearly all others are unlikely, and a softmax names no
-    class clearly; or the logits are not centred. Training with a softmax leaves them centred. Photos for which both
-    readings show the same probabilities say nothing. See docs/scores.md.
+    One of three things is seen. All numbers are from 0 to 1, as probabilities are. Or at least two classes are likely
+    by their sigmoids, nearly all others are unlikely, and a softmax names no class clearly. Or the logits are not
+    centred; training with a softmax leaves them centred. Photos for which both readings show the same probabilities
+    say nothing. See docs/scores.md.
     """
     values = np.asarray(logits, np.float64)
     sigmoids, shares = to_probabilities(values, "sigmoid"), to_probabilities(values, "softmax")
@@ -105,7 +106,7 @@ def guess(model: str) -> str:
 def doubt(model: str) -> str:
     """Return what to tell the user of a model whose photos speak against a softmax."""
     return (
-        f"nothing in {model} says what its scores are, so a softmax is assumed, but they do not look like it; export it "
-        "again with --output sigmoid if one photo may show several classes, with --output logits if it shows one, or with "
-        "--output probabilities if they are probabilities"
+        f"nothing in {model} says what its scores are, so a softmax is assumed, but they do not look like it; export "
+        "it again with --output sigmoid if one photo may show several classes, with --output logits if it shows one, "
+        "or with --output probabilities if they are probabilities"
     )
