@@ -99,7 +99,8 @@ class Provenance:
         photo: what was explained.
         model: the model file, and after it the files of its external weights.
         packed: whether the model file is a packed explainer.
-        output: what the model's scores are: ``logits``, ``probabilities`` or ``sigmoid``.
+        output: what the model's output holds: ``logits``, ``log_probabilities``, ``probabilities`` or ``sigmoid``.
+        activation: what makes probabilities of logits, ``softmax`` or ``sigmoid``, guessed where nothing says it.
         preprocessing: `Preprocessing.to_dict()`; None where it is unknown.
         asked: what the caller asked for.
         batch_size: masked inputs in a batch, at most, as it was run.
@@ -113,6 +114,7 @@ class Provenance:
     model: tuple[Fingerprint, ...]
     packed: bool
     output: str
+    activation: str
     preprocessing: Mapping[str, Any] | None
     asked: Asked
     batch_size: int
@@ -202,6 +204,7 @@ def outline(explanation: Recordable) -> dict[str, Any]:
             "packed": known.packed,
             "layer": e.layer,
             "output": known.output,
+            "activation": known.activation,
         },
         "preprocessing": known.preprocessing,
         "preset": {"name": e.preset} if e.convention is None else asdict(e.convention),

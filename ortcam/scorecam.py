@@ -28,7 +28,7 @@ from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.scores import doubt, speaks_against_softmax
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
-from ortcam.targets import Target, for_many
+from ortcam.targets import for_many, make_targets
 from ortcam.threads import Workers, calm_blas, thread_count, usable_processors
 from ortcam.work import Job, Work, in_turn, prepared_ahead
 
@@ -315,11 +315,12 @@ class ScoreCAM:
         sums = np.tensordot(weights, plain.activations, axes=1)
         if not work.masks.live.any():
             sums[:] = 0  # else the map would show how the sum of constants is rounded
+        _, probabilities = self.model.contract.read_output(plain.output)
         flat = tuple(bool(self.convention.saliency(one, plain.size).max() <= 0) for one in sums[:, None])
         return Explanation(
             raw_maps=sums,
             weights=weights,
-            targets=self._targets(work.classes, plain),
+            targets=make_targets(work.classes, self.model.labels, plain.logits, probabilities),
             errors=work.errors(),
             source=job.source,
             photo=job.photo,
@@ -344,6 +345,7 @@ class ScoreCAM:
             model=self.model.fingerprints,
             packed=False,
             output=contract.output,
+            activation=contract.makes_probabilities,
             preprocessing=None if contract.preprocessing is None else contract.preprocessing.to_dict(),
             asked=asked,
             batch_size=self.batch_size,
@@ -377,19 +379,6 @@ class ScoreCAM:
         plain = group.passes[0]
         channels, height, width = plain.activations.shape
         return len(plain.logits), (channels, height, width)
-
-    def _targets(self, classes: list[int], plain: ForwardPass) -> tuple[Target, ...]:
-        labels = self.model.labels or ()
-        _, probabilities = self.model.contract.read_output(plain.output)
-        return tuple(
-            Target(
-                index,
-                labels[index] if index < len(labels) else None,
-                float(plain.logits[index]),
-                float(probabilities[index]),
-            )
-            for index in classes
-        )
 
     def _warn_of_doubt(self) -> None:
         """Warn the caller's caller, once, where photos speak against the softmax that is assumed."""

@@ -9,6 +9,8 @@ from numbers import Integral
 from os import PathLike
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ortcam.errors import OptionError, TargetError, nearest
 
 _LONGEST_SHOWN = 100  # characters of an unknown label
@@ -35,6 +37,17 @@ class Target:
     def name(self) -> str:
         """The label's first synonym, or ``class N``."""
         return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
+
+
+def make_targets(
+    classes: Iterable[int], labels: Sequence[str] | None, logits: NDArray[Any], probabilities: NDArray[Any]
+) -> tuple[Target, ...]:
+    """Return what is said of classes, from the logits and probabilities of all classes, [N] each."""
+    names = labels or ()
+    return tuple(
+        Target(index, names[index] if index < len(names) else None, float(logits[index]), float(probabilities[index]))
+        for index in map(int, classes)
+    )
 
 
 def for_many(images: Any, targets: Any, classes: int | None, labels: Sequence[str] | None, model: str) -> Any:

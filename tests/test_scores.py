@@ -203,6 +203,8 @@ def test_independent_logits_that_are_stated(tmp_path: Path) -> None:
     packed = ortcam.PackedExplainer(pack(report.path, tmp_path / "packed.onnx", raw=False).path).explain(INPUT, "all")
     np.testing.assert_allclose([target.probability for target in packed.targets], expected, rtol=1e-5)
     np.testing.assert_allclose(packed.maps, explanation.maps, atol=1e-5)
+    for record in (explanation.to_dict(), packed.to_dict()):
+        assert (record["model"]["output"], record["model"]["activation"]) == ("logits", "sigmoid")
     # tf-keras-vis takes a softmax of whatever the model returns; the probabilities shown are the model's all the same.
     theirs = ortcam.ScoreCAM(report.path, preset="tf-keras-vis").explain(INPUT, targets="all")
     np.testing.assert_allclose([target.probability for target in theirs.targets], expected, rtol=1e-5)

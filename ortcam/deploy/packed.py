@@ -38,7 +38,7 @@ from ortcam.runtime.providers import Provider, create_on, open_on_provider, reso
 from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, make_options
 from ortcam.scores import doubt, speaks_against_softmax
 from ortcam.selection import ErrorEstimate
-from ortcam.targets import Target, for_many, resolve_targets
+from ortcam.targets import Target, for_many, make_targets, resolve_targets
 from ortcam.threads import thread_count
 
 # What the metadata entry `ortcam.explainer` states.
@@ -179,7 +179,7 @@ class PackedExplainer:
             maps = np.stack([place_map(one, crop, size) for one in maps])
         return PackedExplanation(
             maps=maps,
-            targets=self._targets(found, scores),
+            targets=make_targets(found, self.contract.labels, *self.contract.read_output(scores)),
             errors=tuple(map(_as_estimate, errors)),
             source=Path(image) if isinstance(image, str | PathLike) else None,
             photo=photo,
@@ -207,6 +207,7 @@ class PackedExplainer:
             model=(self._fingerprint,),
             packed=True,
             output=self.contract.output,
+            activation=self.contract.makes_probabilities,
             preprocessing=None if known is None else known.to_dict(),
             asked=asked,
             batch_size=self.facts["batch_size"],
@@ -276,19 +277,6 @@ class PackedExplainer:
             raise ModelError(f"{self.path.name}: {said[1]}") from error
         unknown = [] if self._states_error else [np.full((len(made[1]), 3), np.nan, np.float32)]
         return (*made, *unknown)
-
-    def _targets(self, classes: NDArray[np.int64], scores: NDArray[np.float32]) -> tuple[Target, ...]:
-        labels = self.contract.labels or ()
-        logits, probabilities = self.contract.read_output(scores)
-        return tuple(
-            Target(
-                int(index),
-                labels[index] if index < len(labels) else None,
-                float(logits[index]),
-                float(probabilities[index]),
-            )
-            for index in classes
-        )
 
     def _warn_of_doubt(self, scores: NDArray[np.float32]) -> None:
         """Warn, once, where a photo speaks against the softmax that is assumed."""
