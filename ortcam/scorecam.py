@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ortcam.budget import Limits, MakePredictor, Method
 from ortcam.convention import Convention, Floats, resolve_convention
-from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, whole
+from ortcam.errors import ModelError, OrtcamError, whole
 from ortcam.explanation import Explanation, warn_of_flat_maps
 from ortcam.model import CamModel, read_image
 from ortcam.record import Asked, Origin, Provenance, now
@@ -25,10 +24,10 @@ from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_VERSION
-from ortcam.scores import doubt, speaks_against_softmax
+from ortcam.scores import Doubt
 from ortcam.selection import select_distinct
 from ortcam.surrogate import Surrogate
-from ortcam.targets import for_many, make_targets
+from ortcam.targets import Target, for_many, make_targets
 from ortcam.threads import Workers, calm_blas, thread_count, usable_processors
 from ortcam.work import Job, Work, in_turn, prepared_ahead
 
@@ -88,7 +87,7 @@ class ScoreCAM:
         self.provider, self._provider = engine.provider.name, engine.provider
         self._asked_batch_size = batch_size
         self._scorer = engine.scorer
-        self._doubted = self._told = False  # whether photos speak against the softmax that is assumed
+        self._doubt = Doubt(self.model.path.name)
         self._workers = self._choosers = Workers(threads)
         self._surrogates: Callable[[], MakePredictor] = lambda: Surrogate  # for a group of photos
         if self.provider in _FREE_THE_PROCESSOR:
@@ -141,7 +140,7 @@ class ScoreCAM:
         if isinstance(explanation, OrtcamError):
             raise explanation
         warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
-        self._warn_of_doubt()
+        self._doubt.tell()
         return explanation
 
     def explain_batch(
@@ -193,7 +192,7 @@ class ScoreCAM:
                     image, outcome = group.popleft()
                     if isinstance(outcome, Explanation):
                         warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
-                        self._warn_of_doubt()
+                        self._doubt.tell()
                         yield outcome
                     elif on_error is None:
                         raise outcome
@@ -267,8 +266,8 @@ class ScoreCAM:
         """Return what there is to do for a photo: classes, masks, and the plan of what is run."""
         if not np.isfinite(plain.activations).all() or not np.isfinite(plain.logits).all():
             return self._not_finite("this image")
-        if not self._doubted and self.model.contract.is_in_doubt(len(plain.logits)):
-            self._doubted = speaks_against_softmax(plain.logits)
+        if self.model.contract.is_in_doubt(len(plain.logits)):
+            self._doubt.see(plain.logits)
         classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
@@ -315,12 +314,11 @@ class ScoreCAM:
         sums = np.tensordot(weights, plain.activations, axes=1)
         if not work.masks.live.any():
             sums[:] = 0  # else the map would show how the sum of constants is rounded
-        _, probabilities = self.model.contract.read_output(plain.output)
         flat = tuple(bool(self.convention.saliency(one, plain.size).max() <= 0) for one in sums[:, None])
         return Explanation(
             raw_maps=sums,
             weights=weights,
-            targets=make_targets(work.classes, self.model.labels, plain.logits, probabilities),
+            targets=self._targets(work.classes, plain),
             errors=work.errors(),
             source=job.source,
             photo=job.photo,
@@ -360,7 +358,11 @@ class ScoreCAM:
         plain = self._scorer.forward(self.model.prepare(image)[1]).passes[0]
         if not np.isfinite(plain.logits).all():
             raise self._not_finite("this image")
-        return tuple(self._target(index, plain) for index in _top(plain.logits, whole("top_k", top_k)))
+        return self._targets(_top(plain.logits, whole("top_k", top_k)), plain)
+
+    def _targets(self, classes: list[int], plain: ForwardPass) -> tuple[Target, ...]:
+        _, probabilities = self.model.contract.read_output(plain.output)
+        return make_targets(classes, self.model.labels, plain.logits, probabilities)
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo: whether this file can be explained at all.
@@ -379,12 +381,6 @@ class ScoreCAM:
         plain = group.passes[0]
         channels, height, width = plain.activations.shape
         return len(plain.logits), (channels, height, width)
-
-    def _warn_of_doubt(self) -> None:
-        """Warn the caller's caller, once, where photos speak against the softmax that is assumed."""
-        if self._doubted and not self._told:
-            self._told = True
-            warnings.warn(doubt(self.model.path.name), OrtcamWarning, stacklevel=3)
 
 
 def _top(logits: Floats, count: int) -> list[int]:

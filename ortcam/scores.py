@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ortcam.convention import TINY
+from ortcam.errors import OrtcamWarning
 
 # What an output holds. `sigmoid` is the probabilities of independent sigmoids, `probabilities` those of a softmax.
 OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoid"]
@@ -103,10 +105,25 @@ def guess(model: str) -> str:
     )
 
 
-def doubt(model: str) -> str:
-    """Return what to tell the user of a model whose photos speak against a softmax."""
-    return (
-        f"nothing in {model} says what its scores are, so a softmax is assumed, but they do not look like it; export "
-        "it again with --output sigmoid if one photo may show several classes, with --output logits if it shows one, "
-        "or with --output probabilities if they are probabilities"
-    )
+class Doubt:
+    """Collects whether photos speak against the softmax that is assumed, and tells it once."""
+
+    def __init__(self, model: str) -> None:
+        """Begin without a photo; `model` is what the warning calls the model."""
+        self._model, self._seen, self._told = model, False, False
+
+    def see(self, logits: ArrayLike) -> None:
+        """Take the logits [N] of a photo into account."""
+        self._seen = self._seen or speaks_against_softmax(logits)
+
+    def tell(self) -> None:
+        """Warn the caller's caller, the first time that there is something to tell."""
+        if not self._seen or self._told:
+            return
+        self._told = True
+        message = (
+            f"nothing in {self._model} says what its scores are, so a softmax is assumed, but they do not look like "
+            "it; export it again with --output sigmoid if one photo may show several classes, with --output logits if "
+            "it shows one, or with --output probabilities if they are probabilities"
+        )
+        warnings.warn(message, OrtcamWarning, stacklevel=3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,6 @@ from ortcam.errors import (
     ModelError,
     OptionError,
     OrtcamError,
-    OrtcamWarning,
     TargetError,
     one_line,
     whole,
@@ -36,7 +34,7 @@ from ortcam.record import Asked, Origin, Provenance, now
 from ortcam.render import place_map
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, make_options
-from ortcam.scores import doubt, speaks_against_softmax
+from ortcam.scores import Doubt
 from ortcam.selection import ErrorEstimate
 from ortcam.targets import Target, for_many, make_targets, resolve_targets
 from ortcam.threads import thread_count
@@ -139,7 +137,7 @@ class PackedExplainer:
         self.provider, self._provider = found.name, found
         names = [output.name for output in self._session.get_outputs()]
         self._scores, self._states_error = names[0], "error" in names
-        self._told = False
+        self._doubt = Doubt(self.facts["source"]["file"])
 
     def explain(self, image: Any, targets: Any = None, top_k: int = 1) -> PackedExplanation:
         """Explain one photo.
@@ -156,6 +154,7 @@ class PackedExplainer:
         """
         explanation = self._explain(image, targets, top_k)
         warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
+        self._doubt.tell()
         return explanation
 
     def _explain(self, image: Any, targets: Any, top_k: int) -> PackedExplanation:
@@ -173,7 +172,8 @@ class PackedExplainer:
             best = np.argsort(-scores, kind="stable")[:top_k]
             self._check_size(len(best), feed)
             scores, found, maps, scored, errors = self._run(feed, [int(index) for index in best])
-        self._warn_of_doubt(scores)
+        if self.contract.is_in_doubt(len(scores)):
+            self._doubt.see(scores)
         if not self.facts["raw"]:
             size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
             maps = np.stack([place_map(one, crop, size) for one in maps])
@@ -239,6 +239,7 @@ class PackedExplainer:
                 if on_progress is not None:
                     on_progress(done)
             warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
+            self._doubt.tell()
             yield explanation
 
     def _check_size(self, targets: int, feed: NDArray[Any]) -> None:
@@ -277,14 +278,6 @@ class PackedExplainer:
             raise ModelError(f"{self.path.name}: {said[1]}") from error
         unknown = [] if self._states_error else [np.full((len(made[1]), 3), np.nan, np.float32)]
         return (*made, *unknown)
-
-    def _warn_of_doubt(self, scores: NDArray[np.float32]) -> None:
-        """Warn, once, where a photo speaks against the softmax that is assumed."""
-        if self._told or not self.contract.is_in_doubt(self.facts["classes"]):
-            return
-        if speaks_against_softmax(scores):
-            self._told = True
-            warnings.warn(doubt(self.facts["source"]["file"]), OrtcamWarning, stacklevel=4)
 
 
 def _as_estimate(values: NDArray[np.float32]) -> ErrorEstimate | None:
