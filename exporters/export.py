@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.errors import ExportError, OptionError, one_line
+from ortcam.exporters.batches import settle_batch
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
 from ortcam.exporters.shapes import complete_shapes
@@ -73,7 +74,7 @@ def export(
     opset: int = 20,
     preprocess: str | PathLike[str] | Preprocessing | Mapping[str, Any] | None = None,
     labels: str | PathLike[str] | Sequence[str] | Mapping[Any, Any] | None = None,
-    output_name: str | None = None,
+    output_name: str | int | None = None,
     input_layout: Layout | None = None,
     grid: tuple[int, int] | None = None,
     allow_unsafe: bool = False,
@@ -103,7 +104,9 @@ def export(
             torchvision and timm sources bring their own.
         labels: class names, a file of them, or ``imagenet``, as `read_labels` takes them; torchvision and timm
             sources bring their own.
-        output_name: which output holds the class scores, where there are several; None for the first that can.
+        output_name: which output holds the class scores, by its name or index. A module that returns a dict, a tuple
+            or the like has outputs by key or index (nested: ``outer.inner``). None to decide by the number of labels,
+            by which output is computed from the others, and by name.
         input_layout: ``NCHW`` or ``NHWC``, where the source leaves it open.
         grid: (rows, columns) of a vision transformer's patches, where they are not found.
         allow_unsafe: run the code that a model file may bring along: Keras' Lambda layers and custom objects, pickles
@@ -138,7 +141,16 @@ def export(
     given = None if labels is None else read_labels(labels)
     size, rows_and_columns = _as_pair(input_size, "input_size", "pixels"), _as_pair(grid, "grid", "patches")
     options = SourceOptions(
-        weights, size, opset, preprocess, layer, output_name, input_layout, rows_and_columns, allow_unsafe
+        weights,
+        size,
+        opset,
+        preprocess,
+        layer,
+        None if output_name is None else str(output_name),
+        input_layout,
+        rows_and_columns,
+        allow_unsafe,
+        None if given is None else len(given),
     )
     with _graph_errors(source):
         converted = convert(source, options)
@@ -165,9 +177,13 @@ def export(
             converted = _halve(draft, converted, external)
             contract = replace(contract, source=contract.source | {"precision": precision})
         agreement = verify(draft, converted, exposed.source_layer, exposed.feature_map.tokens)
+        proto = onnx.load(draft, load_external_data=False)
+        notice = settle_batch(proto, draft, converted, agreement)
+        if notice is not None:
+            notices.append(notice)
+            agreement = replace(agreement, batches=(1,))
         contract = replace(contract, layer=exposed.source_layer or agreement.layer or contract.layer)
         contract = replace(contract, verified=agreement.to_dict())
-        proto = onnx.load(draft, load_external_data=False)
         onnx.helper.set_model_props(
             proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
         )
@@ -262,7 +278,10 @@ def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:
 
 
 def _count_classes(model: ir.Model) -> int | None:
-    """Return how many scores [batch,N], or [batch,N,1,1], there are; None where that is not known."""
+    """Return how many scores [batch,N], [batch,N,1,1] or [batch] there are; None where that is not known."""
+    shape = model.graph.outputs[0].shape
+    if shape is not None and len(shape) == 1:
+        return shape[0] if isinstance(shape[0], int) else 1
     counts = [dim for dim in dims(model.graph.outputs[0]) if dim != 1]
     return 1 if not counts and dims(model.graph.outputs[0]) else counts[0] if len(counts) == 1 else None
 

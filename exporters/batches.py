@@ -1,0 +1,285 @@
+"""Batches: graphs that were written for one picture, and scores that depend on the other pictures of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ortcam.convention import Floats
+from ortcam.errors import ExportError, ModelError
+from ortcam.exporters.verify import TOLERANCE, Agreement, explain_randomness, make_pictures, relative_error
+from ortcam.graph.layers import all_values
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
+
+if TYPE_CHECKING:
+    from ortcam.exporters.sources import Converted
+
+ROWS = 3  # how many pictures a freed graph is tried with
+ROUNDING = 0.05  # relatively, of scores, where rounding to 8 bits goes the other way here and there
+# Nodes that read a size: what they return is the same for every picture.
+_SIZES = {"Shape", "Size"}
+# Where nodes take the shape of what they return.
+_SHAPE_PLACES = {"Reshape": 1, "Expand": 1, "Resize": 3}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Pictures by which to tell whether a graph runs a batch as it should.
+
+    Attributes:
+        pictures: [3,...], as the graph's input takes them.
+        expected: returns the scores [3,N] that the source gives them, one picture at a time where it takes no more.
+        decode: turns what the graph returns into float scores.
+        tolerance: how far the scores may be from the expected ones, relatively.
+        folder: where external weights are.
+    """
+
+    pictures: NDArray[Any]
+    expected: Callable[[], Floats]
+    decode: Callable[[NDArray[Any]], Floats]
+    tolerance: float
+    folder: Path
+
+
+def set_batch(model: ir.Model, image: ir.Value, shape: tuple[int, ...], batch: int | str) -> None:
+    """Make the image the only input, with this batch, in place; other shapes carry the old batch and are forgotten."""
+    image.shape = ir.Shape([batch, *shape])
+    model.graph.inputs[:] = [image]
+    for value in all_values(model.graph):
+        value.shape = None
+
+
+def free_batch(model: ir.Model, trial: Trial) -> bool:
+    """Make the batch of a graph free that was written for one picture, in place; whether that gives the same scores.
+
+    Exporters write the batch that they traced into shapes, and fold tensors that were expanded to it. Reshapes whose
+    shapes begin with a 1 are changed first, then all that begin with a number.
+
+    Args:
+        model: the graph; its only input has a free batch, its first output are the scores.
+        trial: pictures and their scores.
+    """
+    dependent = _from_image(model.graph)
+    shapes = _measure(model, dependent, trial)
+    if shapes is None:
+        return False
+    batch: list[ir.Value] = []
+    expected = None
+    for only_ones in (True, False):
+        changed = _free_shapes(model, dependent, shapes, only_ones, batch)
+        if only_ones:
+            _spread_constants(model, dependent, batch)
+        elif not changed:
+            return False
+        scores = _run(model, trial)
+        if scores is None:
+            continue
+        expected = trial.expected() if expected is None else expected
+        fits = len(scores) == len(expected) and scores.size == expected.size
+        if fits and relative_error(scores.reshape(expected.shape), expected) <= trial.tolerance:
+            return True
+    return False
+
+
+def _from_image(graph: ir.Graph) -> set[ir.Value]:
+    """Return the tensors whose numbers depend on the picture, not on its size alone."""
+    reached: set[ir.Value] = {graph.inputs[0]}
+    for node in graph:
+        if node.op_type not in _SIZES and any(value in reached for value in node.inputs):
+            reached.update(node.outputs)
+    return reached
+
+
+def _measure(model: ir.Model, dependent: set[ir.Value], trial: Trial) -> dict[ir.Value, list[int]] | None:
+    """Return, for one picture, the shapes that nodes are given and return; None where the graph does not run."""
+    wanted: list[ir.Value] = []
+    for node in model.graph:
+        place = _SHAPE_PLACES.get(node.op_type)
+        if place is not None and len(node.inputs) > place and node.inputs[0] in dependent:
+            given = node.inputs[place]
+            wanted += [node.outputs[0]] if given is None else [given, node.outputs[0]]
+    known = {value: tensor for value in wanted if (tensor := ir.convenience.get_const_tensor(value)) is not None}
+    wanted = list(dict.fromkeys(value for value in wanted if value not in known and value.name))
+    proto = ir.to_proto(model)
+    names = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in wanted if value.name not in names)
+    try:
+        session = create_session(proto, CPU, "the model", trial.folder, log_severity=4)
+        feed = {model.graph.inputs[0].name: trial.pictures[:1]}
+        results = session.run([value.name for value in wanted], feed) if wanted else []
+    except RUNTIME_ERRORS + (ModelError,):  # noqa: RUF005 (mypy reads the sum, not the star)
+        return None
+    shapes = {value: [int(number) for number in tensor.numpy().reshape(-1)] for value, tensor in known.items()}
+    for value, result in zip(wanted, results, strict=True):
+        is_shape = value not in dependent
+        shapes[value] = [int(number) for number in result.reshape(-1)] if is_shape else list(result.shape)
+    return shapes
+
+
+def _free_shapes(
+    model: ir.Model,
+    dependent: set[ir.Value],
+    shapes: dict[ir.Value, list[int]],
+    only_ones: bool,
+    batch: list[ir.Value],
+) -> bool:
+    """Let reshapes and resizes take the batch that comes in; whether there are any that hold it as a number."""
+    changed = False
+    for node in list(model.graph):
+        place = _SHAPE_PLACES.get(node.op_type)
+        if place is None or len(node.inputs) <= place or node.inputs[0] not in dependent:
+            continue
+        given, made = node.inputs[place], shapes.get(node.outputs[0])
+        told = None if given is None else shapes.get(given)
+        if not told or not made or len(made) != len(told) or told[0] < 1 or (only_ones and made[0] != 1):
+            continue
+        if node.op_type == "Reshape":
+            node.attributes.pop("allowzero", None)  # without a 0 in the shape it says nothing
+            free = _constant(model.graph, f"{node.outputs[0].name}.free_batch", [-1, *made[1:]])
+        elif made[0] == 1 and told[0] == 1:
+            free = _with_batch(model.graph, node, made[1:], batch)
+        else:
+            continue
+        node.replace_input_with(place, free)
+        changed = True
+    return changed
+
+
+def _spread_constants(model: ir.Model, dependent: set[ir.Value], batch: list[ir.Value]) -> None:
+    """Repeat constants of a batch of 1, such as class tokens, where they are joined to pictures' tensors."""
+    for node in list(model.graph):
+        if node.op_type != "Concat" or node.outputs[0] not in dependent:
+            continue
+        ranks = [len(shape) for value in node.inputs if value is not None and (shape := _shape_of(value)) is not None]
+        axis = node.attributes["axis"].as_int()
+        if axis == 0 or (axis < 0 and (not ranks or axis == -ranks[0])):
+            continue
+        for place, value in enumerate(node.inputs):
+            shape = None if value is None or value in dependent else _shape_of(value)
+            if value is not None and shape is not None and shape[:1] == [1]:
+                target = _with_batch(model.graph, node, [1] * (len(shape) - 1), batch)
+                spread = ir.node("Expand", [value, target])
+                spread.outputs[0].name = f"{node.outputs[0].name}.spread.{place}"
+                model.graph.insert_before(node, spread)
+                node.replace_input_with(place, spread.outputs[0])
+
+
+def _shape_of(value: ir.Value) -> list[int] | None:
+    """Return the shape of a constant, or of a tensor that nodes make of constants, as far as it is known."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return list(tensor.shape.numpy())
+    node = value.producer()
+    if node is not None and node.op_type == "Expand":
+        told = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
+        return None if told is None else [int(number) for number in told.numpy().reshape(-1)]
+    if node is not None and node.op_type in ("Identity", "Tile", "Cast") and node.inputs[0] is not None:
+        return _shape_of(node.inputs[0])
+    return None
+
+
+def _with_batch(graph: ir.Graph, before: ir.Node, rest: list[int], batch: list[ir.Value]) -> ir.Value:
+    """Return the shape [batch, *rest]; the batch is read off the image once."""
+    if not batch:
+        start, end = _constant(graph, "free_batch.start", [0]), _constant(graph, "free_batch.end", [1])
+        shape = ir.node("Shape", [graph.inputs[0]])
+        cut = ir.node("Slice", [shape.outputs[0], start, end])
+        shape.outputs[0].name, cut.outputs[0].name = "free_batch.shape", "free_batch.batch"
+        graph.insert_before(graph[0], [shape, cut])
+        batch.append(cut.outputs[0])
+    if not rest:
+        return batch[0]
+    name = f"{before.outputs[0].name}.free_batch.{sum(1 for _ in graph)}"
+    joined = ir.node("Concat", [batch[0], _constant(graph, f"{name}.rest", rest)], {"axis": 0})
+    joined.outputs[0].name = name
+    graph.insert_before(before, joined)
+    return joined.outputs[0]
+
+
+def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def _run(model: ir.Model, trial: Trial) -> Floats | None:
+    """Return the scores of all pictures at once; None where the graph does not run them."""
+    try:
+        session = create_session(ir.to_proto(model), CPU, "the model", trial.folder, log_severity=4)
+        (scores,) = session.run([model.graph.outputs[0].name], {model.graph.inputs[0].name: trial.pictures})
+    except RUNTIME_ERRORS + (ModelError,):  # noqa: RUF005 (mypy reads the sum, not the star)
+        return None
+    return trial.decode(np.asarray(scores))
+
+
+def settle_batch(proto: onnx.ModelProto, draft: Path, converted: Converted, agreement: Agreement) -> str | None:
+    """Fix the batch of a written file to 1, in place, where its scores depend on the other pictures of a batch.
+
+    Args:
+        proto: the file; `draft` is where it lies.
+        converted: the source.
+        agreement: what its verification measured.
+
+    Returns:
+        What the user should know; None where each picture has scores of its own.
+
+    Raises:
+        ExportError: a picture's scores are random, or say nothing of the picture where it is alone.
+    """
+    nodes = list(_nodes(proto.graph))
+    if agreement.mixing <= _most_mixing({node.op_type for node in nodes}, converted.tolerance):
+        return None
+    difference = f"a picture's scores differ by {agreement.mixing:.1g} with the other pictures of its batch"
+    training = [node.name or node.output[0] for node in nodes if _normalizes_as_in_training(node)]
+    if training:
+        raise ExportError(
+            f"{converted.name} is in training mode: {len(training)} BatchNormalization with training_mode=1 "
+            f"({training[0]}), so {difference}; export the source again after model.eval()"
+        )
+    session = create_session(proto, CPU, "the exported model", draft.resolve().parent, log_severity=4)
+    pictures = make_pictures(converted, np.random.default_rng(2), ROWS)
+    alone = [session.run(None, {"image": picture[None]})[0] for picture in (*pictures, pictures[0])]
+    if relative_error(alone[-1], alone[0]) > TOLERANCE:
+        raise ExportError(f"{converted.name} {explain_randomness(alone[-1], alone[0])}")
+    if max(relative_error(scores, alone[0]) for scores in alone[1:]) < TOLERANCE:
+        raise ExportError(
+            f"{converted.name} compares the pictures of a batch: {difference}, and alone all pictures have the same "
+            "scores; expected a model that scores each picture by itself"
+        )
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    return f"{difference}: masked images are run one at a time, each alone in its batch"
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes, also those of subgraphs."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _most_mixing(operators: set[str], tolerance: float) -> float:
+    """Return how far a picture's scores alone may be from those in a batch, relatively.
+
+    Static quantization rounds at every layer, so the last bits of a float decide on a whole step here and there.
+    Dynamic quantization measures the largest number of the batch, which is a real dependence.
+    """
+    if "DynamicQuantizeLinear" in operators:
+        return TOLERANCE
+    is_quantized = any(name == "QuantizeLinear" or name.startswith("QLinear") for name in operators)
+    return max(tolerance, ROUNDING if is_quantized else TOLERANCE)
+
+
+def _normalizes_as_in_training(node: onnx.NodeProto) -> bool:
+    return node.op_type == "BatchNormalization" and any(
+        attribute.name == "training_mode" and attribute.i == 1 for attribute in node.attribute
+    )
