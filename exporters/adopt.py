@@ -6,6 +6,7 @@ exporter for exported programs return.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import inliner
+from onnx_ir.serde import SerdeError
 
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
@@ -85,7 +87,11 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     labels = foreign.labels or unwrap_outputs(foreign.proto)
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     classes = options.classes or (None if labels is None else len(labels))
-    scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes)
+    try:
+        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes)
+    except ExportError:
+        _refuse_odd_input(foreign, original, options)  # what is no image is no classifier either
+        raise
     notices = [notice] if notice else []
     if {value.name for value in original.get_inputs()} - {value.name for value in foreign.proto.graph.input}:
         # Other inputs were for other outputs.
@@ -143,6 +149,11 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
         layer_tolerance=foreign.layer_tolerance or tolerance,
         notices=tuple(notices),
     )
+
+
+def _refuse_odd_input(foreign: ForeignGraph, session: Any, options: SourceOptions) -> None:
+    with contextlib.suppress(SerdeError):  # onnx-ir reads no maps
+        read_input(ir.from_proto(foreign.proto), session, options, foreign.name)
 
 
 def _set_batch(model: ir.Model, image: ImageInput, batch: int | str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ortcam.exporters.sources import SourceOptions
 from ortcam.graph.maps import ELEMENTWISE, find_scale
 from ortcam.model import Layout
 
+FIX_INPUT = " (in the ONNX file: add an initializer of the input's name, and remove the input)"
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -114,7 +116,7 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
     inputs = session.get_inputs()
     if len(inputs) != 1:
         shown = {value.name: f"{_type_name(value)} {value.shape}" for value in inputs}
-        raise ExportError(explain_inputs(name, shown))
+        raise ExportError(explain_inputs(name, shown) + (FIX_INPUT if len(shown) > 1 else ""))
     entry, shape = inputs[0], [dim if isinstance(dim, int) and dim > 0 else None for dim in inputs[0].shape or ()]
     if len(shape) != 4 or entry.type not in _DTYPES:
         known = shape or "unknown"
@@ -141,14 +143,24 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
 
 
 def explain_inputs(name: str, inputs: Mapping[str, str]) -> str:
-    """Say what a model with several inputs, or none, takes, and what to do; `inputs` are their descriptions by name."""
-    shown = ", ".join(f"{key!r} ({what})" for key, what in list(inputs.items())[:5])
+    """Say what a model with several inputs, or none, takes, and what to do; `inputs` are their shapes by name."""
+    shown = ", ".join(f"{key!r} {what}".rstrip() for key, what in list(inputs.items())[:5])
     if not inputs:
         return f"{name} takes no input; expected one, the image: {ONLY_CLASSIFIERS}"
     return (
-        f"{name} takes {len(inputs)} inputs: {shown}; expected one, the image: fix the others to a constant in a model "
-        "around it, or in the file (an initializer of the input's name), and export that"
+        f"{name} takes {len(inputs)} inputs: {shown}; expected one, the image: export a model around it that takes the "
+        "image alone and fills in the others with constants"
     )
+
+
+def required_arguments(function: Any) -> dict[str, str]:
+    """Return the arguments that a function cannot do without, as `explain_inputs` takes them."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions of C code have no signature
+        return {}
+    return {entry.name: "" for entry in parameters if entry.default is entry.empty and entry.kind not in variadic}
 
 
 def _type_name(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.batches import ROWS, Trial, free_batch, set_batch
+from ortcam.exporters.interface import explain_inputs, required_arguments
 from ortcam.exporters.outputs import flatten
 from ortcam.exporters.pytorch_outputs import describe, find_tensors, keep_scores, may_be_scores, narrow, returning
 from ortcam.exporters.pytorch_sources import LoadedModule
@@ -102,17 +102,9 @@ def _try(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | Non
 
 def _explain_failure(module: nn.Module, name: str, shape: list[Any], failure: Exception) -> str:
     """Say why a module does not run on an image; one that needs more than the image is told so."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    needed = [entry.name for entry in parameters if entry.default is entry.empty and entry.kind not in _VARIADIC]
-    if isinstance(failure, TypeError) and len(needed) > 1:
-        return (
-            f"{name} takes {len(needed)} inputs: {', '.join(needed)}; expected one, the image: give a module around it "
-            f"that fills in the others (FILE.py:CALLABLE)"
-        )
+    if isinstance(failure, TypeError) and len(needed := required_arguments(module.forward)) > 1:
+        return explain_inputs(name, needed)
     return f"{name} does not run on an input {shape}: {one_line(failure)}"
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _export(module: nn.Module, example: torch.Tensor, keys: list[str], opset: int, name: str) -> tuple[ir.Model, bool]:

@@ -85,10 +85,9 @@ def narrow(returned: Any, batch: int, name: str, options: SourceOptions) -> list
         fitting = [output for output in fitting if output is chosen]
         outputs = [chosen]
     if not fitting:
-        what = "" if isinstance(returned, torch.Tensor) else f"{type(returned).__name__}: "
-        raise ExportError(
-            f"{name} returns {what}{list_outputs(outputs)}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}"
-        )
+        is_tensor = isinstance(returned, torch.Tensor)
+        what = list(returned.shape) if is_tensor else f"{type(returned).__name__}: {list_outputs(outputs)}"
+        raise ExportError(f"{name} returns {what}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}")
     return [output.name for output in fitting]
 
 
