@@ -29,6 +29,10 @@ _SIZES = {"Shape", "Size"}
 _SHAPE_PLACES = {"Reshape": 1, "Expand": 1, "Resize": 3}
 
 
+# Tensors of a graph, as they are for one picture.
+_Measured = dict[ir.Value | None, NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class Trial:
     """Pictures by which to tell whether a graph runs a batch as it should.
@@ -67,15 +71,15 @@ def free_batch(model: ir.Model, trial: Trial) -> bool:
         trial: pictures and their scores.
     """
     dependent = _from_image(model.graph)
-    shapes = _measure(model, dependent, trial)
-    if shapes is None:
+    measured = _measure(model, dependent, trial)
+    if measured is None:
         return False
     batch: list[ir.Value] = []
     expected = None
     for only_ones in (True, False):
-        changed = _free_shapes(model, dependent, shapes, only_ones, batch)
+        changed = _free_shapes(model, dependent, measured, only_ones, batch)
         if only_ones:
-            _spread_constants(model, dependent, batch)
+            _spread_constants(model, dependent, measured, batch)
         elif not changed:
             return False
         scores = _run(model, trial)
@@ -97,54 +101,60 @@ def _from_image(graph: ir.Graph) -> set[ir.Value]:
     return reached
 
 
-def _measure(model: ir.Model, dependent: set[ir.Value], trial: Trial) -> dict[ir.Value, list[int]] | None:
-    """Return, for one picture, the shapes that nodes are given and return; None where the graph does not run."""
-    wanted: list[ir.Value] = []
+def _measure(model: ir.Model, dependent: set[ir.Value], trial: Trial) -> _Measured | None:
+    """Return, for one picture, the tensors around the nodes that may hold the batch; None where the graph does not run.
+
+    These are the shapes that reshapes and the like are given, what they return, and what is joined or cut.
+    """
+    wanted: dict[ir.Value | None, None] = {}
     for node in model.graph:
-        place = _SHAPE_PLACES.get(node.op_type)
-        if place is not None and len(node.inputs) > place and node.inputs[0] in dependent:
-            given = node.inputs[place]
-            wanted += [node.outputs[0]] if given is None else [given, node.outputs[0]]
-    known = {value: tensor for value in wanted if (tensor := ir.convenience.get_const_tensor(value)) is not None}
-    wanted = list(dict.fromkeys(value for value in wanted if value not in known and value.name))
+        if node.op_type in (*_SHAPE_PLACES, "Concat", "Slice") and node.outputs[0] in dependent:
+            around = [node.inputs[0]] if node.op_type == "Slice" else list(set(node.inputs) - dependent)
+            wanted |= dict.fromkeys([*around, node.outputs[0]] if around else [])
+    values = [value for value in wanted if value is not None and value.name and not value.is_graph_input()]
+    constants = {value: ir.convenience.get_const_tensor(value) for value in values}
+    found: _Measured = {value: tensor.numpy() for value, tensor in constants.items() if tensor is not None}
+    run = [value for value in values if value not in found]
     proto = ir.to_proto(model)
     names = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in wanted if value.name not in names)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in run if value.name not in names)
     try:
         session = create_session(proto, CPU, "the model", trial.folder, log_severity=4)
         feed = {model.graph.inputs[0].name: trial.pictures[:1]}
-        results = session.run([value.name for value in wanted], feed) if wanted else []
+        results = session.run([value.name for value in run], feed) if run else []
     except RUNTIME_ERRORS + (ModelError,):  # noqa: RUF005 (mypy reads the sum, not the star)
         return None
-    shapes = {value: [int(number) for number in tensor.numpy().reshape(-1)] for value, tensor in known.items()}
-    for value, result in zip(wanted, results, strict=True):
-        is_shape = value not in dependent
-        shapes[value] = [int(number) for number in result.reshape(-1)] if is_shape else list(result.shape)
-    return shapes
+    return found | dict(zip(run, results, strict=True))
 
 
 def _free_shapes(
     model: ir.Model,
     dependent: set[ir.Value],
-    shapes: dict[ir.Value, list[int]],
+    measured: _Measured,
     only_ones: bool,
     batch: list[ir.Value],
 ) -> bool:
-    """Let reshapes and resizes take the batch that comes in; whether there are any that hold it as a number."""
+    """Let reshapes, resizes and cuts take the batch that comes in; whether there are any that hold it as a number."""
     changed = False
     for node in list(model.graph):
+        made = measured.get(node.outputs[0])
+        if node.op_type == "Slice" and made is not None and node.inputs[0] is not None:
+            read = measured.get(node.inputs[0])
+            if read is not None and read.shape == made.shape:  # it cuts the only picture out
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            continue
         place = _SHAPE_PLACES.get(node.op_type)
-        if place is None or len(node.inputs) <= place or node.inputs[0] not in dependent:
+        if place is None or made is None or len(node.inputs) <= place or node.inputs[0] not in dependent:
             continue
-        given, made = node.inputs[place], shapes.get(node.outputs[0])
-        told = None if given is None else shapes.get(given)
-        if not told or not made or len(made) != len(told) or told[0] < 1 or (only_ones and made[0] != 1):
+        told = measured.get(node.inputs[place])
+        if told is None or told.size != made.ndim or not told.size or told[0] < 1 or (only_ones and made.shape[0] != 1):
             continue
+        rest = list(made.shape[1:])
         if node.op_type == "Reshape":
             node.attributes.pop("allowzero", None)  # without a 0 in the shape it says nothing
-            free = _constant(model.graph, f"{node.outputs[0].name}.free_batch", [-1, *made[1:]])
-        elif made[0] == 1 and told[0] == 1:
-            free = _with_batch(model.graph, node, made[1:], batch)
+            free = _constant(model.graph, f"{node.outputs[0].name}.free_batch", [-1, *rest])
+        elif told[0] == 1:
+            free = _with_batch(model.graph, node, rest, batch)
         else:
             continue
         node.replace_input_with(place, free)
@@ -152,37 +162,20 @@ def _free_shapes(
     return changed
 
 
-def _spread_constants(model: ir.Model, dependent: set[ir.Value], batch: list[ir.Value]) -> None:
+def _spread_constants(model: ir.Model, dependent: set[ir.Value], measured: _Measured, batch: list[ir.Value]) -> None:
     """Repeat constants of a batch of 1, such as class tokens, where they are joined to pictures' tensors."""
     for node in list(model.graph):
-        if node.op_type != "Concat" or node.outputs[0] not in dependent:
-            continue
-        ranks = [len(shape) for value in node.inputs if value is not None and (shape := _shape_of(value)) is not None]
-        axis = node.attributes["axis"].as_int()
-        if axis == 0 or (axis < 0 and (not ranks or axis == -ranks[0])):
+        made = measured.get(node.outputs[0])
+        if node.op_type != "Concat" or made is None or node.attributes["axis"].as_int() in (0, -made.ndim):
             continue
         for place, value in enumerate(node.inputs):
-            shape = None if value is None or value in dependent else _shape_of(value)
-            if value is not None and shape is not None and shape[:1] == [1]:
-                target = _with_batch(model.graph, node, [1] * (len(shape) - 1), batch)
+            constant = None if value is None or value in dependent else measured.get(value)
+            if constant is not None and constant.shape[:1] == (1,):
+                target = _with_batch(model.graph, node, [1] * (constant.ndim - 1), batch)
                 spread = ir.node("Expand", [value, target])
                 spread.outputs[0].name = f"{node.outputs[0].name}.spread.{place}"
                 model.graph.insert_before(node, spread)
                 node.replace_input_with(place, spread.outputs[0])
-
-
-def _shape_of(value: ir.Value) -> list[int] | None:
-    """Return the shape of a constant, or of a tensor that nodes make of constants, as far as it is known."""
-    tensor = ir.convenience.get_const_tensor(value)
-    if tensor is not None:
-        return list(tensor.shape.numpy())
-    node = value.producer()
-    if node is not None and node.op_type == "Expand":
-        told = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
-        return None if told is None else [int(number) for number in told.numpy().reshape(-1)]
-    if node is not None and node.op_type in ("Identity", "Tile", "Cast") and node.inputs[0] is not None:
-        return _shape_of(node.inputs[0])
-    return None
 
 
 def _with_batch(graph: ir.Graph, before: ir.Node, rest: list[int], batch: list[ir.Value]) -> ir.Value:

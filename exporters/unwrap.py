@@ -120,14 +120,27 @@ def _find_scores(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -
 
 
 def _find_tensors(name: str, producers: dict[str, onnx.NodeProto]) -> list[str]:
-    """Return the tensors that a map, a sequence or an optional holds; a tensor's own name for a tensor."""
+    """Return the tensors that a map, a sequence or an optional holds; a tensor's own name for a tensor.
+
+    The largest numbers of a tensor stand for the tensor: they are sorted, so their places are no classes.
+    """
     node = producers.get(name)
     if node is not None and node.op_type in ("ZipMap", "SequenceConstruct", "Optional"):
         return [inner for given in node.input for inner in _find_tensors(given, producers)]
+    if node is not None and _is_best(node, producers):
+        return [node.input[0]]
     if node is not None and node.op_type == "Identity":  # of a sequence as well
         inner = _find_tensors(node.input[0], producers)
         return [name] if inner == [node.input[0]] else inner
     return [name]
+
+
+def _is_best(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether a node returns the largest of some scores: TopK, or a maximum beside the index of the maximum."""
+    if node.input[:1] and node.input[0] not in producers:
+        return False
+    siblings = {other.op_type for other in producers.values() if other.input[:1] == node.input[:1]}
+    return node.op_type == "TopK" or (node.op_type == "ReduceMax" and "ArgMax" in siblings)
 
 
 def _find_labels(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> tuple[str, ...] | None:

@@ -691,7 +691,9 @@ def test_two_inputs(tmp_path: Path) -> None:
     proto = graph_of(CLASSIFIER, IMAGE)
     proto.graph.input.add().CopyFrom(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n", 4]))
     onnx.save(proto, tmp_path / "plain.onnx")
-    shown = r"takes 2 inputs: 'x' float32 \['n', 3, 16, 16\], 'mask' float32 \['n', 4\]; expected one, the image: export"
+    shown = (
+        r"takes 2 inputs: 'x' float32 \['n', 3, 16, 16\], 'mask' float32 \['n', 4\]; expected one, the image: export"
+    )
     with pytest.raises(ExportError, match=shown):
         export(tmp_path / "plain.onnx", tmp_path / "out.onnx")
 
