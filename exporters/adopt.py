@@ -22,7 +22,7 @@ from onnx_ir.serde import SerdeError
 
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
-from ortcam.exporters.batches import ROWS, Trial, free_batch, set_batch
+from ortcam.exporters.batches import ROWS, Trial, free_batch, leave_training, set_batch
 from ortcam.exporters.interface import ImageInput, Numbers, read_input
 from ortcam.exporters.outputs import Output, choose_scores, flatten
 from ortcam.exporters.sources import Converted, SourceOptions, choose_preprocessing
@@ -96,6 +96,8 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     if {value.name for value in original.get_inputs()} - {value.name for value in foreign.proto.graph.input}:
         # Other inputs were for other outputs.
         original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
+    training = leave_training(foreign.proto, foreign.name)
+    notices += [training] if training else []
     model = make_editable(foreign.proto, folder, foreign.name)
     image = read_input(model, original, options, foreign.name)
     preprocessing = _fitting_preprocessing(foreign, options, image)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, ModelError
@@ -226,16 +227,9 @@ def settle_batch(proto: onnx.ModelProto, draft: Path, converted: Converted, agre
     Raises:
         ExportError: a picture's scores are random, or say nothing of the picture where it is alone.
     """
-    nodes = list(_nodes(proto.graph))
-    if agreement.mixing <= _most_mixing({node.op_type for node in nodes}, converted.tolerance):
+    if agreement.mixing <= _most_mixing({node.op_type for node in _nodes(proto.graph)}, converted.tolerance):
         return None
     difference = f"a picture's scores differ by {agreement.mixing:.1g} with the other pictures of its batch"
-    training = [node.name or node.output[0] for node in nodes if _normalizes_as_in_training(node)]
-    if training:
-        raise ExportError(
-            f"{converted.name} is in training mode: {len(training)} BatchNormalization with training_mode=1 "
-            f"({training[0]}), so {difference}; export the source again after model.eval()"
-        )
     session = create_session(proto, CPU, "the exported model", draft.resolve().parent, log_severity=4)
     pictures = make_pictures(converted, np.random.default_rng(2), ROWS)
     alone = [session.run(None, {"image": picture[None]})[0] for picture in (*pictures, pictures[0])]
@@ -272,7 +266,29 @@ def _most_mixing(operators: set[str], tolerance: float) -> float:
     return max(tolerance, ROUNDING if is_quantized else TOLERANCE)
 
 
-def _normalizes_as_in_training(node: onnx.NodeProto) -> bool:
-    return node.op_type == "BatchNormalization" and any(
-        attribute.name == "training_mode" and attribute.i == 1 for attribute in node.attribute
-    )
+def leave_training(proto: onnx.ModelProto, name: str) -> str | None:
+    """Switch off dropout that is in training mode, in place; return what the user should know.
+
+    Raises:
+        ExportError: a BatchNormalization is in training mode. It normalises by the batch, and ONNX Runtime changes its
+            statistics at every run.
+    """
+    weights = {weight.name: weight for weight in proto.graph.initializer}
+    weights |= {node.output[0]: node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant"}
+    dropped, normalized = [], []
+    for node in _nodes(proto.graph):
+        if node.op_type == "Dropout" and node.input[2:]:
+            if node.input[2] not in weights or numpy_helper.to_array(weights[node.input[2]]).any():
+                dropped.append(node)
+            del node.input[2:]
+        elif node.op_type == "BatchNormalization" and (
+            len(node.output) > 1 or any(entry.name == "training_mode" and entry.i for entry in node.attribute)
+        ):
+            normalized.append(node)
+    if normalized:
+        raise ExportError(
+            f"{name} is in training mode: {len(normalized)} BatchNormalization normalise by the batch that is run "
+            f"(first: {normalized[0].name or normalized[0].output[0]}); export the source again after model.eval(), "
+            "with running statistics"
+        )
+    return f"{name} has {len(dropped)} Dropout in training mode, which are switched off" if dropped else None

@@ -187,8 +187,9 @@ class _Reference:
         try:
             returned = self._module(torch.from_numpy(inputs).to(self._device))
         except Exception as error:  # whatever the user's own code raises
+            hint = "; expected a model that scores a picture by itself" if len(inputs) == 1 else ""
             shape = list(inputs.shape)
-            raise ExportError(f"{self._name} does not run on an input {shape}: {one_line(error)}") from error
+            raise ExportError(f"{self._name} does not run on an input {shape}: {one_line(error)}{hint}") from error
         return flatten(find_tensors(returned)[self._key].cpu().numpy(), len(inputs))
 
     def named(self, layer: str | None) -> Reference:

@@ -147,9 +147,10 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
     try:
         _refuse_disagreement(agreement, converted.tolerance, converted.layer_tolerance)
     except ExportError as error:
-        again = session.run(None, {"image": inputs})[0]
-        if relative_error(again, scores) > TOLERANCE:
-            raise ExportError(f"{error}; it {explain_randomness(again, scores)}") from error
+        again, source_again = session.run(None, {"image": inputs})[0], reference(inputs, match)
+        for what, first, second in (("it", scores, again), ("the source", source_scores, source_again)):
+            if relative_error(second, first) > TOLERANCE:
+                raise ExportError(f"{error}; {what} {explain_randomness(second, first)}") from error
         raise
     return agreement
 
