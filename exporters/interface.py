@@ -18,7 +18,6 @@ from ortcam.exporters.sources import SourceOptions
 from ortcam.graph.maps import ELEMENTWISE, find_scale
 from ortcam.model import Layout
 
-FIX_INPUT = " (in the ONNX file: add an initializer of the input's name, and remove the input)"
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -116,7 +115,7 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
     inputs = session.get_inputs()
     if len(inputs) != 1:
         shown = {value.name: f"{_type_name(value)} {value.shape}" for value in inputs}
-        raise ExportError(explain_inputs(name, shown) + (FIX_INPUT if len(shown) > 1 else ""))
+        raise ExportError(explain_inputs(name, shown))
     entry, shape = inputs[0], [dim if isinstance(dim, int) and dim > 0 else None for dim in inputs[0].shape or ()]
     if len(shape) != 4 or entry.type not in _DTYPES:
         known = shape or "unknown"
@@ -147,9 +146,10 @@ def explain_inputs(name: str, inputs: Mapping[str, str]) -> str:
     shown = ", ".join(f"{key!r} {what}".rstrip() for key, what in list(inputs.items())[:5])
     if not inputs:
         return f"{name} takes no input; expected one, the image: {ONLY_CLASSIFIERS}"
+    hint = " (or, in the file, turn their inputs into initializers)" if name.lower().endswith(".onnx") else ""
     return (
         f"{name} takes {len(inputs)} inputs: {shown}; expected one, the image: export a model around it that takes the "
-        "image alone and fills in the others with constants"
+        f"image alone and fills in the others with constants{hint}"
     )
 
 

@@ -282,12 +282,13 @@ def _trace(
 
     def trace(inputs: Any) -> dict[str, Any]:
         with _recorded(layers if target is None else {target: layers[target]}) as results:
-            outputs = _flat(model(inputs, training=False))
+            returned = model(inputs, training=False)
+        outputs = _flat(returned)
         paths.clear()
         for path, result in results.items():  # of layers that return the same tensor, the first made it
             if tf.is_tensor(result):
                 paths.setdefault(result.name, path)
-        named = dict(zip(_output_names(model, len(outputs)), outputs, strict=True))
+        named = dict(zip(_output_names(model, returned, len(outputs)), outputs, strict=True))
         if target is None:
             return named
         result = results.get(target)
@@ -308,7 +309,10 @@ def _flat(results: Any) -> list[Any]:
     return flat
 
 
-def _output_names(model: Any, count: int) -> list[str]:
+def _output_names(model: Any, returned: Any, count: int) -> list[str]:
+    """Return the keys of a dict that a model returns, else what Keras calls its outputs."""
+    if isinstance(returned, Mapping) and len(returned) == count:
+        return sorted(map(str, returned))  # the order in which TensorFlow flattens it
     names = [str(name) for name in getattr(model, "output_names", ())]
     return names if len(set(names)) == count else [f"output_{index}" for index in range(count)]
 
