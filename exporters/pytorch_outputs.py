@@ -126,5 +126,10 @@ def keep_scores(model: ir.Model, keys: Sequence[str], name: str, options: Source
         outputs.append(Output(key, "float32", (None, *dims[1:]), value))
     chosen, notice = choose_scores(outputs, name, None, options.classes, prefer_logits=True)
     assert chosen.value is not None
+    producer = chosen.value.producer()
+    if producer is not None and producer.op_type == "TopK":
+        raise ExportError(
+            f"{name} returns its largest scores, sorted ({chosen.name}); expected the scores of all classes, in order"
+        )
     model.graph.outputs[:] = [chosen.value]
     return chosen.name, notice

@@ -495,7 +495,7 @@ def segmenter(path: Path) -> None:
         (no_weights, ".keras", "cannot be loaded by Keras"),
         (hdf5_inside, ".keras", r"is HDF5 inside; .* ends in \.h5"),
         (text_model, ".keras", r"takes int32 \[None, 10\]; expected images"),
-        (two_inputs, ".keras", "takes 2 inputs .*; expected one, the image"),
+        (two_inputs, ".keras", "takes 2 inputs: .*; expected one, the image"),
         (segmenter, ".keras", "expected class scores"),
     ],
 )
