@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     classes = options.classes or (None if labels is None else len(labels))
     try:
-        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes)
+        shown = set(foreign.layers.values())
+        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes, shown)
     except ExportError:
         _refuse_odd_input(foreign, original, options)  # what is no image is no classifier either
         raise
@@ -163,7 +164,12 @@ def _set_batch(model: ir.Model, image: ImageInput, batch: int | str) -> None:
 
 
 def keep_scores(
-    proto: onnx.ModelProto, session: Any, name: str, wanted: str | None = None, classes: int | None = None
+    proto: onnx.ModelProto,
+    session: Any,
+    name: str,
+    wanted: str | None = None,
+    classes: int | None = None,
+    layers: Collection[str] = (),
 ) -> tuple[str, str | None]:
     """Make the class scores a graph's only output, in place; return their name and what the user should know.
 
@@ -171,6 +177,7 @@ def keep_scores(
         proto: the graph.
         session: a session of it, which knows the types and shapes of its outputs.
         name, wanted, classes: as `choose_scores` takes them.
+        layers: tensors that are kept although the scores need none of them.
 
     Raises:
         OptionError, ExportError: as `choose_scores` does.
@@ -184,7 +191,7 @@ def keep_scores(
     if not entry.type.WhichOneof("value"):
         dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(chosen.dtype))
         entry = onnx.helper.make_tensor_value_info(chosen.name, dtype, chosen.shape or None)
-    keep_outputs(proto, [entry])
+    keep_outputs(proto, [entry], layers)
     return chosen.name, notice
 
 

@@ -6,7 +6,7 @@ the opset's converter nor the engine takes these; the scores are in front of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,15 +42,15 @@ def unwrap_outputs(proto: onnx.ModelProto) -> tuple[str, ...] | None:
     return labels
 
 
-def keep_outputs(proto: onnx.ModelProto, outputs: list[onnx.ValueInfoProto]) -> None:
+def keep_outputs(proto: onnx.ModelProto, outputs: list[onnx.ValueInfoProto], layers: Collection[str] = ()) -> None:
     """Make these the only outputs, in place, and remove the nodes, weights and inputs that nothing else needs.
 
-    An input that no node reads at all stays.
+    An input that no node reads at all stays, and so do the tensors `layers`.
     """
     graph = proto.graph
     entries = [onnx.ValueInfoProto.FromString(output.SerializeToString()) for output in outputs]
     read_before = {name for node in graph.node for name in _read(node)}
-    needed = {output.name for output in entries}
+    needed = {output.name for output in entries} | set(layers)
     nodes = []
     for node in reversed(graph.node):
         if any(name in needed for name in node.output):
