@@ -84,7 +84,8 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     folder = (foreign.folder or Path()).resolve()
     refuse_escapes(foreign.proto, foreign.name)
     places = [output.name for output in foreign.proto.graph.output]
-    labels = foreign.labels or unwrap_outputs(foreign.proto)
+    found = unwrap_outputs(foreign.proto) if foreign.run is None else None  # converters write tensors
+    labels = foreign.labels or found
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     classes = options.classes or (None if labels is None else len(labels))
     try:
