@@ -76,15 +76,18 @@ def describe(path: Path) -> dict[str, Any]:
 
     from ortcam.errors import ModelError, one_line
     from ortcam.exporters.shapes import complete_shapes
+    from ortcam.exporters.unwrap import unwrap_outputs
     from ortcam.graph.layers import Reading, find_candidates
 
     try:
+        if contract is None:
+            unwrap_outputs(proto)
         model = ir.from_proto(proto)
         inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
         reading = Reading("NCHW" if contract is None else contract.image_layout)
         size = None if contract is None else _size(inputs)
         if contract is None:
-            reading, size = _read_foreign(model, proto, path)
+            model, reading, size = _read_foreign(model, proto, path)
         candidates = []
         if inputs and outputs and not packed:
             complete_shapes(model, path.resolve().parent, size)
@@ -109,24 +112,38 @@ def _size(inputs: list[ir.Value]) -> tuple[int, ...] | None:
     return sides if len(sides) == len(dims) == 3 else None
 
 
-def _read_foreign(model: ir.Model, proto: Any, path: Path) -> tuple[Reading, tuple[int, ...] | None]:
-    """Read image and scores of a file that ortcam did not write as `export` does; its graph keeps these alone."""
+def _read_foreign(model: ir.Model, proto: Any, path: Path) -> tuple[ir.Model, Reading, tuple[int, ...] | None]:
+    """Read image and scores of a file that ortcam did not write as `export` does; return a graph of these alone."""
+    import onnx_ir as ir
+
     from ortcam.errors import OrtcamError
-    from ortcam.exporters.interface import choose_scores, read_input
+    from ortcam.exporters.adopt import keep_scores
+    from ortcam.exporters.interface import read_input
     from ortcam.exporters.sources import SourceOptions
     from ortcam.graph.layers import Reading
     from ortcam.runtime.session import CPU, create_session
 
-    weights = set(model.graph.initializers)
-    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in weights]
+    folder = path.resolve().parent
     try:
-        session = create_session(proto, CPU, str(path), path.resolve().parent, log_severity=4)
-        choose_scores(model, session, None, str(path))
+        session = create_session(proto, CPU, str(path), folder, log_severity=4)
+        several = len(proto.graph.output) > 1
+        keep_scores(proto, session, str(path))
+        if several:
+            model = ir.from_proto(proto)
+            session = create_session(proto, CPU, str(path), folder, log_severity=4)
+        _drop_weights(model)
         image = read_input(model, session, SourceOptions(), str(path))
     except OrtcamError as error:
         console.note(f"export would refuse this file: {error}")
-        return Reading(), _size(list(model.graph.inputs))
-    return Reading(image.layout), image.shape
+        _drop_weights(model)
+        return model, Reading(), _size(list(model.graph.inputs))
+    return model, Reading(image.layout), image.shape
+
+
+def _drop_weights(model: ir.Model) -> None:
+    """Take the weights off the inputs, where old files list them."""
+    weights = set(model.graph.initializers)
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in weights]
 
 
 def _describe_candidate(candidate: Candidate) -> dict[str, Any]:

@@ -6,8 +6,10 @@ exporter for exported programs return.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx import inliner
+from onnx_ir.serde import SerdeError
 
 from ortcam.convention import Floats
-from ortcam.errors import ExportError, ModelError, one_line
-from ortcam.exporters.interface import ImageInput, Numbers, choose_scores, read_input
+from ortcam.errors import ExportError, one_line
+from ortcam.exporters.batches import ROWS, Trial, free_batch, leave_training, set_batch
+from ortcam.exporters.interface import ImageInput, Numbers, read_input
+from ortcam.exporters.outputs import Output, choose_scores, flatten
 from ortcam.exporters.sources import Converted, SourceOptions, choose_preprocessing
+from ortcam.exporters.unwrap import keep_outputs, unwrap_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
-from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference, relative_error
+from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference
 from ortcam.graph.layers import all_values, module_outputs
-from ortcam.graph.maps import constant_ints
 from ortcam.preprocessing import Preprocessing
 from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
@@ -31,10 +37,11 @@ from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 # EfficientNet-Lite0 differs by 2.6e-4.
 HALF_TOLERANCE = 1e-2
 
-# Runs the source on a batch of inputs, in the layout and dtype of the graph's own input. Returns the class scores
-# [B,N], and what the source framework's layers return [B,...], by name; no layers where it cannot show them. A name
-# that begins with a colon is of a tensor that no layer returns.
-Run = Callable[[NDArray[Any]], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
+# Runs the source on a batch of inputs, in the layout and dtype of the graph's own input. The number is the place of the
+# class scores among the graph's outputs, as the converter returned them. Returns the scores [B,N], and what the source
+# framework's layers return [B,...], by name; no layers where it cannot show them. A name that begins with a colon is of
+# a tensor that no layer returns.
+Run = Callable[[NDArray[Any], int], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,25 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     """
     folder = (foreign.folder or Path()).resolve()
     refuse_escapes(foreign.proto, foreign.name)
+    places = [output.name for output in foreign.proto.graph.output]
+    found = unwrap_outputs(foreign.proto) if foreign.run is None else None  # converters write tensors
+    labels = foreign.labels or found
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
+    classes = options.classes or (None if labels is None else len(labels))
+    try:
+        shown = set(foreign.layers.values())
+        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes, shown)
+    except ExportError:
+        _refuse_odd_input(foreign, original, options)  # what is no image is no classifier either
+        raise
+    notices = [notice] if notice else []
+    if {value.name for value in original.get_inputs()} - {value.name for value in foreign.proto.graph.input}:
+        # Other inputs were for other outputs.
+        original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
+    training = leave_training(foreign.proto, foreign.name)
+    notices += [training] if training else []
     model = make_editable(foreign.proto, folder, foreign.name)
     image = read_input(model, original, options, foreign.name)
-    notices = []
-    scores, notice = choose_scores(model, original, options.output, foreign.name)
-    notices += [notice] if notice else []
     preprocessing = _fitting_preprocessing(foreign, options, image)
     opset = opset_of(foreign.proto)
     if opset > NEWEST_OPSET:
@@ -89,18 +109,29 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
 
     tolerance = max(foreign.tolerance, HALF_TOLERANCE if _is_half(model) else 0.0)
     numbers = Numbers.of(model.graph.outputs[0])
-    run = foreign.run or _run_of(original, scores)
-    rows_at_once = foreign.runs_batch if foreign.run is not None else image.batch
+    pictures = image.random(np.random.default_rng(1), ROWS)
+    is_fixed = image.batch is not None or not _runs_together(original, scores, image, pictures)
+    if foreign.run is None:
+        run, rows_at_once = _run_of(original, scores), 1 if is_fixed else None
+    else:
+        run, rows_at_once = functools.partial(_run_at, foreign.run, places.index(scores)), foreign.runs_batch
     reference = _reference(run, rows_at_once, image, numbers)
     batches: tuple[int, ...] = BATCHES
-    image.shape_model(model, "batch")
-    if image.batch is not None:
-        if _free_batch(model, image, folder, reference, tolerance):
-            notices.append(f"the batch of 1 that {foreign.name} fixes was made free")
+    _set_batch(model, image, "batch")
+    if is_fixed:
+        trial = Trial(
+            image.numbers.encode(pictures),
+            lambda: reference(pictures)[0],
+            numbers.decode,
+            tolerance,
+            folder,
+        )
+        where = "fixes" if image.batch is not None else "has inside its graph"
+        if free_batch(model, trial):
+            notices.append(f"the batch of 1 that {foreign.name} {where} was made free")
         else:
             model, batches = make_editable(foreign.proto, folder, foreign.name), (1,)
-            choose_scores(model, original, options.output, foreign.name)
-            image.shape_model(model, 1)
+            _set_batch(model, image, 1)
             notices.append(f"{foreign.name} fixes a batch of 1 in its graph: masked images are run one at a time")
     values = {value.name: value for value in all_values(model.graph)}
     layers = {name: _behind_transposes(values[value]) for name, value in foreign.layers.items() if value in values}
@@ -113,7 +144,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
         reference=lambda layer: _named_reference(reference, layer),
         source=foreign.source,
         preprocessing=preprocessing,
-        labels=foreign.labels,
+        labels=labels,
         layers=layers,
         image_layout=image.layout,
         batches=batches,
@@ -122,6 +153,57 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
         layer_tolerance=foreign.layer_tolerance or tolerance,
         notices=tuple(notices),
     )
+
+
+def _refuse_odd_input(foreign: ForeignGraph, session: Any, options: SourceOptions) -> None:
+    with contextlib.suppress(SerdeError):  # onnx-ir reads no maps
+        read_input(ir.from_proto(foreign.proto), session, options, foreign.name)
+
+
+def _set_batch(model: ir.Model, image: ImageInput, batch: int | str) -> None:
+    set_batch(model, next(value for value in model.graph.inputs if value.name == image.name), image.shape, batch)
+
+
+def keep_scores(
+    proto: onnx.ModelProto,
+    session: Any,
+    name: str,
+    wanted: str | None = None,
+    classes: int | None = None,
+    layers: Collection[str] = (),
+) -> tuple[str, str | None]:
+    """Make the class scores a graph's only output, in place; return their name and what the user should know.
+
+    Args:
+        proto: the graph.
+        session: a session of it, which knows the types and shapes of its outputs.
+        name, wanted, classes: as `choose_scores` takes them.
+        layers: tensors that are kept although the scores need none of them.
+
+    Raises:
+        OptionError, ExportError: as `choose_scores` does.
+    """
+    outputs = [Output(value.name, _dtype_of(value.type), _shape_of(value.shape)) for value in session.get_outputs()]
+    if wanted is None and sum(output.may_be_scores for output in outputs) > 1:
+        graph = ir.from_proto(inliner.inline_local_functions(proto) if proto.functions else proto).graph
+        outputs = [replace(output, value=value) for output, value in zip(outputs, graph.outputs, strict=True)]
+    chosen, notice = choose_scores(outputs, name, wanted, classes)
+    entry = next(output for output in proto.graph.output if output.name == chosen.name)
+    if not entry.type.WhichOneof("value"):
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(chosen.dtype))
+        entry = onnx.helper.make_tensor_value_info(chosen.name, dtype, chosen.shape or None)
+    keep_outputs(proto, [entry], layers)
+    return chosen.name, notice
+
+
+def _dtype_of(kind: str) -> str:
+    """Return NumPy's name for ONNX Runtime's type of a tensor; another type as it is."""
+    plain = kind.removeprefix("tensor(").removesuffix(")") if kind.startswith("tensor(") else kind
+    return {"float": "float32", "double": "float64"}.get(plain, plain)
+
+
+def _shape_of(shape: Sequence[Any] | None) -> tuple[int | None, ...]:
+    return tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in shape or ())
 
 
 def _is_half(model: ir.Model) -> bool:
@@ -151,7 +233,11 @@ def _fitting_preprocessing(foreign: ForeignGraph, options: SourceOptions, image:
     return preprocessing
 
 
-def _run_of(session: Any, scores: str) -> Run:
+# Runs the source on a batch, in the dtype of its own input; returns the scores and layers.
+_ScoresRun = Callable[[NDArray[Any]], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
+
+
+def _run_of(session: Any, scores: str) -> _ScoresRun:
     """Run the graph as it was."""
 
     def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
@@ -160,11 +246,24 @@ def _run_of(session: Any, scores: str) -> Run:
     return run
 
 
+def _run_at(run: Run, place: int, inputs: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+    return run(inputs, place)
+
+
+def _runs_together(session: Any, scores: str, image: ImageInput, pictures: Floats) -> bool:
+    """Whether a graph whose batch is free takes several pictures, and returns scores for each."""
+    try:
+        (found,) = session.run([scores], {image.name: image.numbers.encode(pictures)})
+    except RUNTIME_ERRORS:
+        return False
+    return found.ndim > 0 and len(found) == len(pictures)
+
+
 # Runs the source on float32 inputs [B,...]; returns float scores [B,N] and layers, as `Run` does.
 _FloatRun = Callable[[Floats], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
 
 
-def _reference(run: Run, rows_at_once: int | None, image: ImageInput, numbers: Numbers) -> _FloatRun:
+def _reference(run: _ScoresRun, rows_at_once: int | None, image: ImageInput, numbers: Numbers) -> _FloatRun:
     def run_floats(inputs: Floats) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         step = rows_at_once or len(inputs)
         chunks = [inputs[row : row + step] for row in range(0, len(inputs), step)]
@@ -172,13 +271,11 @@ def _reference(run: Run, rows_at_once: int | None, image: ImageInput, numbers: N
             results = [run(image.numbers.encode(chunk)) for chunk in chunks]
         except RUNTIME_ERRORS as error:
             raise ExportError(f"the original model does not run: {one_line(error)}") from error
-        scores = numbers.decode(np.concatenate([np.asarray(result[0]) for result in results]))
-        flat = (
-            scores.reshape(len(scores), -1)
-            if scores.ndim > 2 and scores.size == scores.shape[0] * max(scores.shape[1:])
-            else scores
+        arrays = [np.asarray(result[0]) for result in results]
+        scores = numbers.decode(
+            np.concatenate([flatten(array, len(chunk)) for array, chunk in zip(arrays, chunks, strict=True)])
         )
-        return flat, {name: np.concatenate([result[1][name] for result in results]) for name in results[0][1]}
+        return scores, {name: np.concatenate([result[1][name] for result in results]) for name in results[0][1]}
 
     return run_floats
 
@@ -192,34 +289,6 @@ def _named_reference(run: _FloatRun, layer: str | None) -> Reference:
         return scores
 
     return reference
-
-
-def _free_batch(model: ir.Model, image: ImageInput, folder: Path, reference: _FloatRun, tolerance: float) -> bool:
-    """Make the batch of a graph free that was written for one image, in place; whether that gives the same scores.
-
-    Converters write the batch into the shapes of reshapes; there it becomes the batch that comes in.
-    """
-    for node in model.graph:
-        shape = constant_ints(node.inputs[1]) if node.op_type == "Reshape" and len(node.inputs) == 2 else None
-        empties = "allowzero" in node.attributes and node.attributes["allowzero"].as_int() == 1
-        if not shape or len(shape) < 2 or shape[0] != 1 or (empties and 0 in shape):
-            continue
-        node.attributes.pop("allowzero", None)  # without a 0 in the shape it says nothing
-        free = ir.Value(name=f"{node.outputs[0].name}.free_batch")
-        free.const_value = ir.tensor(np.array([0 if -1 in shape else -1, *shape[1:]], np.int64), name=free.name)
-        model.graph.register_initializer(free)
-        node.replace_input_with(1, free)
-    inputs = image.random(np.random.default_rng(1), 3)
-    try:
-        session = create_session(ir.to_proto(model), CPU, "the model", folder, log_severity=4)
-        scores = session.run(None, {model.graph.inputs[0].name: image.numbers.encode(inputs)})[0]
-    except RUNTIME_ERRORS + (ModelError,):  # noqa: RUF005 (mypy reads the sum, not the star)
-        return False
-    expected = reference(inputs)[0]
-    decoded = Numbers.of(model.graph.outputs[0]).decode(scores)
-    if decoded.size != expected.size or len(decoded) != len(expected):
-        return False
-    return relative_error(decoded.reshape(expected.shape), expected) <= tolerance
 
 
 def _behind_transposes(value: ir.Value) -> ir.Value:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.errors import ExportError, OptionError, one_line
+from ortcam.exporters.batches import settle_batch
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
 from ortcam.exporters.score_kind import StatedKind, check_kind, check_stated_kind, rename_output, settle_kind
@@ -75,7 +76,7 @@ def export(
     opset: int = 20,
     preprocess: str | PathLike[str] | Preprocessing | Mapping[str, Any] | None = None,
     labels: str | PathLike[str] | Sequence[str] | Mapping[Any, Any] | None = None,
-    output_name: str | None = None,
+    output_name: str | int | None = None,
     output_kind: StatedKind | None = None,
     input_layout: Layout | None = None,
     grid: tuple[int, int] | None = None,
@@ -106,7 +107,9 @@ def export(
             torchvision and timm sources bring their own.
         labels: class names, a file of them, or ``imagenet``, as `read_labels` takes them; torchvision and timm
             sources bring their own.
-        output_name: which output holds the class scores, where there are several; None for the first that can.
+        output_name: which output holds the class scores, by its name or index. A module that returns a dict, a tuple
+            or the like has outputs by key or index (nested: ``outer.inner``). None to decide by the number of labels,
+            by which output is computed from the others, and by name.
         output_kind: what the class scores are, where the graph does not show it: ``logits`` (a softmax makes them
             probabilities), ``probabilities`` already, or ``sigmoid`` (logits of independent classes, each with a
             sigmoid). None for what the graph shows, else a softmax's logits; a single score is a sigmoid's.
@@ -145,7 +148,16 @@ def export(
     given = None if labels is None else read_labels(labels)
     size, rows_and_columns = _as_pair(input_size, "input_size", "pixels"), _as_pair(grid, "grid", "patches")
     options = SourceOptions(
-        weights, size, opset, preprocess, layer, output_name, input_layout, rows_and_columns, allow_unsafe
+        weights,
+        size,
+        opset,
+        preprocess,
+        layer,
+        None if output_name is None else str(output_name),
+        input_layout,
+        rows_and_columns,
+        allow_unsafe,
+        None if given is None else len(given),
     )
     with _graph_errors(source):
         converted = convert(source, options)
@@ -167,11 +179,15 @@ def export(
             converted = _halve(draft, converted, external)
             contract = replace(contract, source=contract.source | {"precision": precision})
         agreement = verify(draft, converted, exposed.source_layer, exposed.feature_map.tokens)
+        proto = onnx.load(draft, load_external_data=False)
+        notice = settle_batch(proto, draft, converted, agreement)
+        if notice is not None:
+            notices.append(notice)
+            agreement = replace(agreement, batches=(1,))
         contract = replace(contract, layer=exposed.source_layer or agreement.layer or contract.layer)
         contract = replace(contract, verified=agreement.to_dict())
         contract, more = check_kind(contract, output_kind, agreement.scores)
         notices += more
-        proto = onnx.load(draft, load_external_data=False)
         if contract.output == "probabilities":
             rename_output(proto, "probabilities")
         proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = agreement.scores.shape[1]
@@ -270,7 +286,10 @@ def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:
 
 
 def _count_classes(model: ir.Model) -> int | None:
-    """Return how many scores [batch,N], or [batch,N,1,1], there are; None where that is not known."""
+    """Return how many scores [batch,N], [batch,N,1,1] or [batch] there are; None where that is not known."""
+    shape = model.graph.outputs[0].shape
+    if shape is not None and len(shape) == 1:
+        return shape[0] if isinstance(shape[0], int) else 1
     counts = [dim for dim in dims(model.graph.outputs[0]) if dim != 1]
     return 1 if not counts and dims(model.graph.outputs[0]) else counts[0] if len(counts) == 1 else None
 

@@ -1,24 +1,23 @@
-"""What goes into a classifier's graph and what comes out of it: the image, the class scores."""
+"""What goes into a classifier's graph: the image."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ortcam.convention import Floats
-from ortcam.errors import ExportError, OptionError, nearest
+from ortcam.errors import ExportError
+from ortcam.exporters.outputs import ONLY_CLASSIFIERS
 from ortcam.exporters.sources import SourceOptions
-from ortcam.graph.ends import read_scores
-from ortcam.graph.layers import all_values
 from ortcam.graph.maps import ELEMENTWISE, find_scale
 from ortcam.model import Layout
 
-ONLY_CLASSIFIERS = "ortcam explains image classifiers"
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -100,14 +99,6 @@ class ImageInput:
             return generator.integers(0, 256, (batch, *self.shape)).astype(np.float32)
         return generator.standard_normal((batch, *self.shape)).astype(np.float32)
 
-    def shape_model(self, model: ir.Model, batch: int | str) -> None:
-        """Make the image the only input, with this batch; other shapes carry the file's batch and are forgotten."""
-        entry = next(value for value in model.graph.inputs if value.name == self.name)
-        entry.shape = ir.Shape([batch, *self.shape])
-        model.graph.inputs[:] = [entry]
-        for value in all_values(model.graph):
-            value.shape = None
-
 
 def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str) -> ImageInput:
     """Return the one image input of a graph.
@@ -123,15 +114,14 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
     """
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise ExportError(
-            f"{name} has the inputs {[value.name for value in inputs][:5]}; expected one, the image: {ONLY_CLASSIFIERS}"
-        )
+        shown = {value.name: f"{_type_name(value)} {value.shape}" for value in inputs}
+        raise ExportError(explain_inputs(name, shown))
     entry, shape = inputs[0], [dim if isinstance(dim, int) and dim > 0 else None for dim in inputs[0].shape or ()]
     if len(shape) != 4 or entry.type not in _DTYPES:
-        kind, known = entry.type.removeprefix("tensor(").removesuffix(")"), shape or "unknown"
+        known = shape or "unknown"
         raise ExportError(
-            f"{name} takes {entry.name!r}, {kind} of shape {known}; expected an image, float32, float16 or uint8, "
-            f"[batch,channels,height,width] or [batch,height,width,channels]: {ONLY_CLASSIFIERS}"
+            f"{name} takes {entry.name!r}, {_type_name(entry)} of shape {known}; expected an image, float32, float16 "
+            f"or uint8, [batch,channels,height,width] or [batch,height,width,channels]: {ONLY_CLASSIFIERS}"
         )
     value = next(value for value in model.graph.inputs if value.name == entry.name)
     layout, channels = _read_channels(value, shape, options.input_layout, name)
@@ -149,6 +139,33 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
         raise ExportError(f"{name} fixes a batch of {shape[0]}; expected a free batch or a batch of 1")
     numbers = Numbers.of(value)
     return ImageInput(entry.name, layout, channels, height, width, shape[0], numbers)
+
+
+def explain_inputs(name: str, inputs: Mapping[str, str]) -> str:
+    """Say what a model with several inputs, or none, takes, and what to do; `inputs` are their shapes by name."""
+    shown = ", ".join(f"{key!r} {what}".rstrip() for key, what in list(inputs.items())[:5])
+    if not inputs:
+        return f"{name} takes no input; expected one, the image: {ONLY_CLASSIFIERS}"
+    hint = " (or, in the file, turn their inputs into initializers)" if name.lower().endswith(".onnx") else ""
+    return (
+        f"{name} takes {len(inputs)} inputs: {shown}; expected one, the image: export a model around it that takes the "
+        f"image alone and fills in the others with constants{hint}"
+    )
+
+
+def required_arguments(function: Any) -> dict[str, str]:
+    """Return the arguments that a function cannot do without, as `explain_inputs` takes them."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions of C code have no signature
+        return {}
+    return {entry.name: "" for entry in parameters if entry.default is entry.empty and entry.kind not in variadic}
+
+
+def _type_name(value: Any) -> str:
+    kind: str = value.type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(kind, kind)
 
 
 def _read_channels(image: ir.Value, shape: list[int | None], given: Layout | None, name: str) -> tuple[Layout, int]:
@@ -198,55 +215,3 @@ def _follow_to_convolution(image: ir.Value) -> tuple[Layout | None, int | None]:
             elif node.op_type in ELEMENTWISE | {"Pad"}:
                 waiting.append((node.outputs[0], layout))
     return None, None
-
-
-def choose_scores(model: ir.Model, session: Any, wanted: str | None, name: str) -> tuple[str, str | None]:
-    """Make the class scores the only output, in place; return its name and what the user should know.
-
-    Args:
-        model: the graph.
-        session: a session of it, which knows the shapes.
-        wanted: the output that the user named; None for the first of the right shape, but one that ends in a softmax
-            or a sigmoid before others.
-        name: what messages call the model.
-
-    Raises:
-        OptionError: no output has that name.
-        ExportError: no output can be class scores.
-    """
-    outputs = {value.name: value for value in session.get_outputs()}
-    if wanted is not None and wanted not in outputs:
-        raise OptionError(f"{name} has no output {wanted!r}; expected {', '.join(outputs)}{nearest(wanted, outputs)}")
-    fitting = [key for key, value in outputs.items() if _may_be_scores(value) and wanted in (None, key)]
-    if not fitting:
-        shown = "; ".join(
-            f"{key} {value.type} {value.shape}" for key, value in list(outputs.items())[:4] if wanted in (None, key)
-        )
-        raise ExportError(f"{name} returns {shown}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}")
-    values = {value.name: value for value in model.graph.outputs}
-    ended = [key for key in fitting if key in values and read_scores(values[key]).kind != "logits"]
-    chosen = (ended or fitting)[0]
-    others = [key for key in fitting if key != chosen]
-    model.graph.outputs[:] = [value for value in model.graph.outputs if value.name == chosen]
-    if not others:
-        return chosen, None
-    return chosen, f"{chosen!r} is taken for the class scores, not {', '.join(others[:4])}; --output-name chooses"
-
-
-def find_place_of_scores(proto: onnx.ModelProto, wanted: str | None) -> int:
-    """Return the place, among a converter's outputs, of the one that `choose_scores` will take for the scores."""
-    outputs = ir.from_proto(proto).graph.outputs
-    names = [output.name for output in outputs]
-    if wanted in names:
-        return names.index(wanted)
-    flat = [place for place, output in enumerate(outputs) if output.shape is not None and len(output.shape) == 2]
-    ended = [place for place in flat if read_scores(outputs[place]).kind != "logits"]
-    return (ended or flat or [0])[0]
-
-
-def _may_be_scores(output: Any) -> bool:
-    """Whether an output can hold [batch,classes], or [batch,classes,1,1]."""
-    shape = output.shape
-    if output.type not in _DTYPES:
-        return False
-    return not shape or len(shape) == 2 or (len(shape) == 4 and sum(dim != 1 for dim in shape[1:]) <= 1)

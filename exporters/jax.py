@@ -25,6 +25,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.adopt import ForeignGraph, Run, adopt
+from ortcam.exporters.interface import explain_inputs, required_arguments
+from ortcam.exporters.outputs import ONLY_CLASSIFIERS, Output, list_outputs
 from ortcam.exporters.quiet import quiet
 from ortcam.exporters.sources import DEFAULT_SIDE, Converted, SourceOptions, choose_preprocessing
 from ortcam.exporters.verify import TOLERANCE, relative_error
@@ -55,8 +57,10 @@ def convert_function(model: Any, name: str, options: SourceOptions) -> Converted
         )
     if isinstance(model, nnx.Module):
         _refuse_training(model, name)
-    shape = _find_input_shape(model, name, options)
+    shape, keys = _find_input_shape(model, name, options)
     proto, run = _convert(model, shape, options.opset, name), _runner(model)
+    if len(keys) > 1:
+        _name_outputs(proto, keys)
     packages = {package: metadata.version(package) for package in ("jax", "flax", "jax2onnx")}
     return adopt(
         ForeignGraph(
@@ -79,8 +83,8 @@ def _refuse_training(model: nnx.Module, name: str) -> None:
             raise ExportError(f"{name} is in training mode ({part}); call model.eval() before the export")
 
 
-def _find_input_shape(function: Function, name: str, options: SourceOptions) -> tuple[int, int, int]:
-    """Return the first likely shape of the input, without the batch, that the function runs on.
+def _find_input_shape(function: Function, name: str, options: SourceOptions) -> tuple[tuple[int, int, int], list[str]]:
+    """Return the first likely shape of the input, without the batch, that the function runs on, and its results' keys.
 
     Nothing is computed: JAX only infers shapes.
     """
@@ -95,8 +99,7 @@ def _find_input_shape(function: Function, name: str, options: SourceOptions) -> 
             shape = (*size, channels) if layout == "NHWC" else (channels, *size)
             result, failure = _infer(function, shape)
             if failure is None:
-                _refuse_odd_results(result, shape, name)
-                return shape
+                return shape, _read_keys(result, shape, name)
             if isinstance(failure, TraceContextError):
                 raise ExportError(
                     f"{name} changes its own state when it runs, as modules do in training mode; call model.eval() "
@@ -104,6 +107,8 @@ def _find_input_shape(function: Function, name: str, options: SourceOptions) -> 
                 ) from failure
             if isinstance(failure, _VALUE_ERRORS):
                 raise ExportError(_explain_value_error(name, failure)) from failure
+            if isinstance(failure, TypeError) and len(needed := required_arguments(function)) > 1:
+                raise ExportError(explain_inputs(name, needed)) from failure
             if not tried:
                 first = failure
             tried.append(shape)
@@ -122,13 +127,21 @@ def _infer(function: Function, shape: tuple[int, int, int]) -> tuple[Any, Except
         return None, error
 
 
-def _refuse_odd_results(result: Any, shape: tuple[int, int, int], name: str) -> None:
-    if not isinstance(result, jax.ShapeDtypeStruct) or result.ndim != 2 or len(result) != _BATCH:
-        what = list(result.shape) if isinstance(result, jax.ShapeDtypeStruct) else type(result).__name__
+def _read_keys(result: Any, shape: tuple[int, int, int], name: str) -> list[str]:
+    """Return the keys of the arrays that a function returns (nested: ``outer.inner``), one of which may be scores."""
+    outputs = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(result):
+        key = ".".join(jax.tree_util.keystr((part,), simple=True) for part in path) or "output"
+        dims = (None, *leaf.shape[1:]) if leaf.shape[:1] == (_BATCH,) else leaf.shape
+        outputs.append(Output(key, str(leaf.dtype), dims))
+    if not any(output.may_be_scores and output.shape[:1] == (None,) for output in outputs):
+        is_array = isinstance(result, jax.ShapeDtypeStruct)
+        what = list(result.shape) if is_array else f"{type(result).__name__}: {list_outputs(outputs)}"
         raise ExportError(
-            f"{name} returns {what} for an input {[_BATCH, *shape]}; expected class scores [batch,classes]: "
-            "ortcam explains image classifiers"
+            f"{name} returns {what} for an input {[_BATCH, *shape]}; expected class scores "
+            f"[batch,classes]: {ONLY_CLASSIFIERS}"
         )
+    return [output.name for output in outputs]
 
 
 def _explain_value_error(name: str, error: Exception) -> str:
@@ -152,7 +165,7 @@ def _convert(function: Function, shape: tuple[int, int, int], opset: int, name: 
     try:
         with quiet():
             traced = jax.make_jaxpr(lambda x: function(x))(image)
-        for candidate in (function, lambda x: jaxpr_as_fun(traced)(x)[0]):
+        for candidate in (function, lambda x: tuple(jaxpr_as_fun(traced)(x))):
             try:
                 with quiet():
                     return _with_flat_pools(jax2onnx.to_onnx(candidate, inputs=[image], opset=opset))
@@ -161,6 +174,20 @@ def _convert(function: Function, shape: tuple[int, int, int], opset: int, name: 
     except Exception as error:  # noqa: BLE001 (the user's code, which ran with a number for the batch)
         failures.append(error)
     raise ExportError(f"{name} cannot be converted: {_explain(failures)}") from failures[-1]
+
+
+def _name_outputs(proto: onnx.ModelProto, keys: list[str]) -> None:
+    """Give the graph's outputs the keys by which the function returns them, in place."""
+    graph = proto.graph
+    names = {output.name: key for output, key in zip(graph.output, keys, strict=True)}
+    taken = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    if len(names) != len(keys) or not taken.isdisjoint(keys):
+        return
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    for output in graph.output:
+        output.name = names[output.name]
 
 
 def _with_flat_pools(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -209,15 +236,16 @@ def _explain(failures: list[Exception]) -> str:
 def _runner(model: Any) -> Run:
     """Return what runs the function itself, in full float32 precision on any device, and shows the tensors in it."""
 
-    def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+    def run(inputs: NDArray[Any], place: int) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         with jax.default_matmul_precision("highest"), quiet():
             traced, names = _trace(model, inputs.shape)
+            count = len(traced.jaxpr.outvars) - len(names)
             jaxpr = traced.jaxpr
             inner = [variable for equation in jaxpr.eqns for variable in equation.outvars if _is_map(variable)]
             shown = jaxpr.replace(outvars=[*jaxpr.outvars, *inner], debug_info=None)
-            scores, *arrays = map(_as_numpy, eval_jaxpr(shown, traced.consts, jnp.asarray(inputs)))
+            arrays = list(map(_as_numpy, eval_jaxpr(shown, traced.consts, jnp.asarray(inputs))))
         names += [f":{number}" for number in range(len(inner))]  # of no module
-        return scores, dict(zip(names, arrays, strict=True))
+        return arrays[place], dict(zip(names, arrays[count:], strict=True))
 
     return run
 
@@ -229,14 +257,14 @@ def _is_map(variable: Any) -> bool:
 
 
 def _trace(model: Any, shape: tuple[int, ...]) -> tuple[ClosedJaxpr, list[str]]:
-    """Return the operators of a function that returns the scores, then what its NNX modules return; their names."""
+    """Return the operators of a function that returns the model's results, then its NNX modules'; their names."""
     names: list[str] = []
 
     def show(x: Any) -> tuple[Any, list[Any]]:
         with _recorded(model) as results:
-            scores = model(x)
+            returned = model(x)
         names[:] = results
-        return scores, list(results.values())
+        return returned, list(results.values())
 
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     try:
@@ -289,7 +317,7 @@ def _find_tensors(proto: onnx.ModelProto, run: Run, shape: tuple[int, int, int],
     found = zip(inner, session.run(inner, {proto.graph.input[0].name: image}), strict=True)
     maps = [(tensor, array) for tensor, array in found if array.ndim in (3, 4) and array.dtype == np.float32]
     layers: dict[str, str] = {}
-    for layer, result in run(image)[1].items():
+    for layer, result in run(image, 0)[1].items():
         if layer.startswith(":") or result.ndim not in (3, 4):
             continue
         orders = [result, result.transpose(0, 3, 1, 2)] if result.ndim == 4 else [result]

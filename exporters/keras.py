@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, LayerError, OptionError, nearest
 from ortcam.exporters.adopt import ForeignGraph, adopt
-from ortcam.exporters.interface import ONLY_CLASSIFIERS, find_place_of_scores
+from ortcam.exporters.interface import explain_inputs
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
     VERSIONS,
@@ -189,10 +189,9 @@ def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> 
     if path is None and options.layer not in ("auto", *values):
         short = [known.rpartition("/")[2] for known in layers]
         raise LayerError(f"layer {options.layer!r} is not in {name}{nearest(options.layer, [*layers, *short])}")
-    place = find_place_of_scores(traced.proto, options.output)
     run_maps = show_maps(traced, paths)
 
-    def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+    def run(inputs: NDArray[Any], place: int) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         with quiet():
             scores = to_numpy(_flat(model(tf.constant(inputs), training=False))[place])
         maps = run_maps(inputs)
@@ -228,7 +227,12 @@ def _input_spec(model: Any, name: str, options: SourceOptions) -> tf.TensorSpec:
             "model.build((None, height, width, channels)), before the export"
         )
     if len(shapes) > 1:
-        raise ExportError(f"{name} takes {len(shapes)} inputs {shapes}; expected one, the image: {ONLY_CLASSIFIERS}")
+        names = [str(getattr(entry, "name", "")) for entry in inputs or ()] or [
+            f"input {place}" for place in range(len(shapes))
+        ]
+        raise ExportError(
+            explain_inputs(name, {key: str(list(shape)) for key, shape in zip(names, shapes, strict=True)})
+        )
     return sized(shapes[0], dtype, options.input_size, name)
 
 
@@ -278,12 +282,13 @@ def _trace(
 
     def trace(inputs: Any) -> dict[str, Any]:
         with _recorded(layers if target is None else {target: layers[target]}) as results:
-            outputs = _flat(model(inputs, training=False))
+            returned = model(inputs, training=False)
+        outputs = _flat(returned)
         paths.clear()
         for path, result in results.items():  # of layers that return the same tensor, the first made it
             if tf.is_tensor(result):
                 paths.setdefault(result.name, path)
-        named = dict(zip(_output_names(model, len(outputs)), outputs, strict=True))
+        named = dict(zip(_output_names(model, returned, len(outputs)), outputs, strict=True))
         if target is None:
             return named
         result = results.get(target)
@@ -304,7 +309,10 @@ def _flat(results: Any) -> list[Any]:
     return flat
 
 
-def _output_names(model: Any, count: int) -> list[str]:
+def _output_names(model: Any, returned: Any, count: int) -> list[str]:
+    """Return the keys of a dict that a model returns, else what Keras calls its outputs."""
+    if isinstance(returned, Mapping) and len(returned) == count:
+        return sorted(map(str, returned))  # the order in which TensorFlow flattens it
     names = [str(name) for name in getattr(model, "output_names", ())]
     return names if len(set(names)) == count else [f"output_{index}" for index in range(count)]
 

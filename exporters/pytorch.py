@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ortcam.convention import Floats
 from ortcam.errors import ExportError, one_line
+from ortcam.exporters.batches import ROWS, Trial, free_batch, set_batch
+from ortcam.exporters.interface import explain_inputs, required_arguments
+from ortcam.exporters.outputs import flatten
+from ortcam.exporters.pytorch_outputs import describe, find_tensors, keep_scores, may_be_scores, narrow, returning
 from ortcam.exporters.pytorch_sources import LoadedModule
 from ortcam.exporters.quiet import quiet
 from ortcam.exporters.sources import DEFAULT_SIDE, Converted, SourceOptions, choose_preprocessing
-from ortcam.exporters.verify import LayerMatch, Reference
+from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference
 from ortcam.graph.layers import SCOPES
 
 
 def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
     """Turn a module in eval mode into an ONNX graph with a symbolic batch.
 
+    A module whose code fixes the batch is exported for one picture. The batch of that graph is made free if its scores
+    stay the same.
+
     Raises:
-        ExportError: the module is in training mode, does not run, or cannot be exported.
+        ExportError: the module is in training mode, does not run, returns no class scores, or cannot be exported.
+        OptionError: it returns no entry of the key that the user wants.
     """
-    module = loaded.module
-    _refuse_training(module, loaded.name)
+    module, name = loaded.module, loaded.name
+    _refuse_training(module, name)
     parameter = next(module.parameters(), torch.zeros(1))
     if parameter.dtype != torch.float32:
-        raise ExportError(f"{loaded.name} has {parameter.dtype} weights; expected float32: call module.float() first")
+        raise ExportError(f"{name} has {parameter.dtype} weights; expected float32: call module.float() first")
     for channels in (3, 1):  # a colour photo if the module takes one, else a grey one
         preprocessing = choose_preprocessing(options.preprocess, loaded.preprocessing, options.input_size, channels)
         if preprocessing is not None:
@@ -39,23 +48,40 @@ def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
         else:
             size = options.input_size or (DEFAULT_SIDE, DEFAULT_SIDE)
         example = torch.zeros((2, channels, *size), device=parameter.device)
-        result, failure = _try(module, example)
+        returned, failure = _try(module, example)
+        if failure is not None or not any(map(may_be_scores, describe(returned, 2))):
+            alone, worse = _try(module, example[:1])  # its code may fix a batch of 1
+            if worse is None and (failure is not None or any(map(may_be_scores, describe(alone, 1)))):
+                example, returned, failure = example[:1], alone, None
         if failure is None:
             break
     if failure is not None:
-        shape = [2, "3 or 1" if preprocessing is None else channels, *size]
-        raise ExportError(f"{loaded.name} does not run on an input {shape}: {one_line(failure)}") from failure
-    _refuse_odd_results(result, example, loaded.name)
-    model = _export(module, example, options.opset, loaded.name)
+        channels_tried = "3 or 1" if preprocessing is None else channels
+        raise ExportError(_explain_failure(module, name, [2, channels_tried, *size], failure)) from failure
+    keys = narrow(returned, len(example), name, options)
+    model, is_free = _export(module, example, keys, options.opset, name)
+    key, notice = keep_scores(model, keys, name, options)
+    notices = [notice] if notice else []
+    reference = _Reference(module, name, key, one_by_one=len(example) == 1)
+    batches: tuple[int, ...] = BATCHES
+    if not is_free and _free_batch(model, reference, (channels, *size)):
+        notices.append(f"{name} fixes a batch of 1 in its code; the batch was made free in the graph")
+    elif not is_free:
+        model, batches = _convert(module, example[:1], keys, options.opset, name), (1,)
+        keep_scores(model, keys, name, options)
+        notices.append(f"{name} fixes a batch of 1 in its code: masked images are run one at a time")
+    keep_module_names(model)
     versions = {"torch": torch.__version__, **loaded.source.get("versions", {})}
     return Converted(
-        name=loaded.name,
+        name=name,
         model=model,
         input_shape=(channels, *size),
-        reference=lambda layer: _reference(module, layer),
+        reference=reference.named,
         source={**loaded.source, "versions": versions},
         preprocessing=preprocessing,
         labels=loaded.labels,
+        batches=batches,
+        notices=tuple(notices),
     )
 
 
@@ -74,38 +100,50 @@ def _try(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | Non
         return None, error
 
 
-def _refuse_odd_results(result: Any, example: torch.Tensor, name: str) -> None:
-    if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(example):
-        what = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-        raise ExportError(
-            f"{name} returns {what} for an input {list(example.shape)}; expected class scores [batch,classes]: "
-            "ortcam explains image classifiers"
-        )
+def _explain_failure(module: nn.Module, name: str, shape: list[Any], failure: Exception) -> str:
+    """Say why a module does not run on an image; one that needs more than the image is told so."""
+    if isinstance(failure, TypeError) and len(needed := required_arguments(module.forward)) > 1:
+        return explain_inputs(name, needed)
+    return f"{name} does not run on an input {shape}: {one_line(failure)}"
 
 
-def _export(module: nn.Module, example: torch.Tensor, opset: int, name: str) -> ir.Model:
+def _export(module: nn.Module, example: torch.Tensor, keys: list[str], opset: int, name: str) -> tuple[ir.Model, bool]:
+    """Return the graph, and whether its batch is free; a module that fixes its batch is exported for one picture."""
+    if len(example) > 1:
+        with contextlib.suppress(_FixedBatchError):
+            model = _convert(module, example, keys, opset, name, ({0: torch.export.Dim("batch", min=1)},))
+            batch = model.graph.inputs[0].shape
+            if batch is not None and not isinstance(batch[0], int):
+                return model, True
+    return _convert(module, example[:1], keys, opset, name), False
+
+
+class _FixedBatchError(ExportError):
+    """The code of a module fixes the batch size."""
+
+
+def _convert(
+    module: nn.Module, example: torch.Tensor, keys: list[str], opset: int, name: str, dynamic_shapes: Any = None
+) -> ir.Model:
+    """Return the graph of a module; it returns the tensors of `keys`."""
+    options: dict[str, Any] = {"opset_version": opset, "dynamic_shapes": dynamic_shapes, "verbose": False}
     try:
-        with quiet():
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                verbose=False,
-            )
+        with quiet(), returning(module, keys):
+            program = torch.onnx.export(module, (example,), dynamo=True, **options)
     except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"{name} cannot be exported: {explain_export_error(error)}") from error
+        reason = explain_export_error(error)
+        kind = _FixedBatchError if reason.startswith("its code fixes the batch") else ExportError
+        raise kind(f"{name} cannot be exported: {reason}") from error
     if program is None:
         raise ExportError(f"{name} cannot be exported: torch returned nothing")
-    model = program.model
-    batch = model.graph.inputs[0].shape
-    if batch is None or isinstance(batch[0], int):
-        raise ExportError(
-            f"{name} cannot be exported: its batch size is baked in as {batch}; use x.shape[0] or -1 in its code"
-        )
-    keep_module_names(model)
-    return model
+    return program.model
+
+
+def _free_batch(model: ir.Model, reference: _Reference, shape: tuple[int, ...]) -> bool:
+    """Make the batch of a graph free that was exported for one picture, in place; whether that works."""
+    pictures = np.random.default_rng(1).standard_normal((ROWS, *shape)).astype(np.float32)
+    set_batch(model, model.graph.inputs[0], shape, "batch")
+    return free_batch(model, Trial(pictures, lambda: reference.scores(pictures), np.asarray, TOLERANCE, Path()))
 
 
 def keep_module_names(model: ir.Model) -> None:
@@ -130,33 +168,56 @@ def explain_export_error(error: BaseException) -> str:
     return one_line(cause)
 
 
-def _reference(module: nn.Module, layer: str | None) -> Reference:
-    """Run the module itself, eagerly, and show the target layer's tensor in that run.
+class _Reference:
+    """Runs a module itself, eagerly, and shows the target layer's tensor in that run."""
 
-    A module that the layer is gets hooked, and its last output counts. A tensor that no module returns is looked for
-    among the results of every operator.
-    """
-    hooked = None if layer is None else dict(module.named_modules()).get(layer)
-    device = next(module.parameters(), torch.zeros(1)).device
+    def __init__(self, module: nn.Module, name: str, key: str, one_by_one: bool) -> None:
+        """Take the class scores from the entry `key` of what the module returns; `one_by_one` runs pictures alone."""
+        self._module, self._name, self._key, self._one_by_one = module, name, key, one_by_one
+        self._device = next(module.parameters(), torch.zeros(1)).device
 
-    def run(inputs: Floats, match: LayerMatch) -> Any:
-        returned: list[Any] = []
-        with contextlib.ExitStack() as stack:
-            if hooked is not None:
-                hook = hooked.register_forward_hook(lambda _module, _inputs, result: returned.append(_as_numpy(result)))
-                stack.callback(hook.remove)
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            watched = LayerMatch(match.activations, match.tokens)
-            stack.enter_context(_OperatorResults(watched))
-            scores = module(torch.from_numpy(inputs).to(device))
-        if returned and isinstance(returned[-1], np.ndarray):
-            match.see(returned[-1], layer)
-        if match.distance is None:
-            match.distance = watched.distance
-        return scores.cpu().numpy()
+    def scores(self, inputs: Floats) -> Any:
+        """Return the scores [B,N] of inputs [B,C,H,W]."""
+        step = 1 if self._one_by_one else len(inputs)
+        rows = [inputs[row : row + step] for row in range(0, len(inputs), step)]
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            return np.concatenate([self._run(batch) for batch in rows])
 
-    return run
+    def _run(self, inputs: Floats) -> Any:
+        try:
+            returned = self._module(torch.from_numpy(inputs).to(self._device))
+        except Exception as error:  # whatever the user's own code raises
+            hint = "; expected a model that scores a picture by itself" if len(inputs) == 1 else ""
+            shape = list(inputs.shape)
+            raise ExportError(f"{self._name} does not run on an input {shape}: {one_line(error)}{hint}") from error
+        return flatten(find_tensors(returned)[self._key].cpu().numpy(), len(inputs))
+
+    def named(self, layer: str | None) -> Reference:
+        """Return what runs the module and shows the layer.
+
+        A module that the layer is gets hooked, and its last output counts. A tensor that no module returns is looked
+        for among the results of every operator.
+        """
+        hooked = None if layer is None else dict(self._module.named_modules()).get(layer)
+
+        def run(inputs: Floats, match: LayerMatch) -> Any:
+            returned: list[Any] = []
+            with contextlib.ExitStack() as stack:
+                if hooked is not None:
+                    seen = hooked.register_forward_hook(
+                        lambda _module, _inputs, result: returned.append(_as_numpy(result))
+                    )
+                    stack.callback(seen.remove)
+                watched = LayerMatch(match.activations, match.tokens)
+                stack.enter_context(_OperatorResults(watched))
+                scores = self.scores(inputs)
+            if returned and isinstance(returned[-1], np.ndarray):
+                match.see(returned[-1], layer)
+            if match.distance is None:
+                match.distance = watched.distance
+            return scores
+
+        return run
 
 
 def _as_numpy(result: Any) -> Any:

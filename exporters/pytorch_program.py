@@ -23,16 +23,18 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive import PT2ArchiveReader
 from torch.utils import _pytree as pytree
 
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.adopt import ForeignGraph, Run, adopt
-from ortcam.exporters.interface import find_place_of_scores
 from ortcam.exporters.pytorch import explain_export_error, keep_module_names
+from ortcam.exporters.pytorch_outputs import find_tensors
 from ortcam.exporters.quiet import quiet
 from ortcam.exporters.sources import Converted, SourceOptions
+from ortcam.graph.layers import all_values
 
 # The files of an archive, under its root folder: JSON, raw tensors, and tensors that torch.save wrote (.pt).
 _JSON = re.compile(r"(models/model|data/(weights|constants)/model_\w+_config)\.json")
@@ -75,7 +77,7 @@ def convert_program(path: Path, options: SourceOptions) -> Converted:
             name=path.name,
             proto=proto,
             source={"kind": "pytorch program", "name": path.name, "versions": {"torch": torch.__version__}},
-            run=_runner(program, find_place_of_scores(proto, options.output)),
+            run=_runner(program),
             runs_batch=_fixed_batch(proto),
         ),
         options,
@@ -245,7 +247,25 @@ def _convert(program: ExportedProgram, opset: int, name: str) -> onnx.ModelProto
     if converted is None:
         raise ExportError(f"{name} cannot be converted: torch returned nothing")
     keep_module_names(converted.model)
+    _name_outputs(converted.model, program)
     return ir.serde.serialize_model(converted.model)
+
+
+def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
+    """Give the graph's outputs the keys by which the program returns them, in place."""
+    spec = program.call_spec.out_spec
+    if spec is None or len(model.graph.outputs) < 2:
+        return
+    results = [output.arg for output in program.graph_signature.output_specs if output.kind == OutputKind.USER_OUTPUT]
+    leaves = [torch.zeros(0) if isinstance(result, TensorArgument) else None for result in results]
+    keys = list(find_tensors(pytree.tree_unflatten(leaves, spec)))
+    if len(keys) != len(model.graph.outputs):
+        return
+    for value in all_values(model.graph):
+        if value.name in keys:
+            value.name = f"{value.name}.value"
+    for key, output in zip(keys, model.graph.outputs, strict=True):
+        output.name = key
 
 
 def _fixed_batch(proto: onnx.ModelProto) -> int | None:
@@ -253,14 +273,15 @@ def _fixed_batch(proto: onnx.ModelProto) -> int | None:
     return dimensions[0].dim_value or None if dimensions else None
 
 
-def _runner(program: ExportedProgram, place: int) -> Run:
-    """Return what runs the program itself and shows the tensors in it; the class scores are its result at `place`."""
+def _runner(program: ExportedProgram) -> Run:
+    """Return what runs the program itself and shows the tensors in it."""
     module = program.module(check_guards=False)
 
-    def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    def run(inputs: NDArray[Any], place: int) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         recorder = _Recorder(module)
         with torch.no_grad(), quiet():
-            results = pytree.tree_leaves(recorder.run(torch.from_numpy(inputs)))
+            returned = find_tensors(recorder.run(torch.from_numpy(inputs)))
+        results = list(returned.values())
         return _as_numpy(results[place]), recorder.layers | recorder.others
 
     return run

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters.adopt import ForeignGraph, adopt
-from ortcam.exporters.interface import ONLY_CLASSIFIERS, find_place_of_scores
+from ortcam.exporters.interface import explain_inputs
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import VERSIONS, quiet, reason, show_maps, sized, tf, to_numpy, to_onnx
 
@@ -40,18 +40,19 @@ def convert_saved_model(path: Path, options: SourceOptions) -> Converted:
     signature = _choose_signature(loaded, name)
     inputs = signature.structured_input_signature[1]
     if len(inputs) != 1:
-        raise ExportError(f"{name} takes the inputs {sorted(inputs)}; expected one, the image: {ONLY_CLASSIFIERS}")
+        shown = {key: f"{entry.dtype.name} {entry.shape}" for key, entry in sorted(inputs.items())}
+        raise ExportError(explain_inputs(name, shown))
     ((key, entry),) = inputs.items()
     shape = None if entry.shape.rank is None else entry.shape.as_list()
     image = sized(shape, entry.dtype, options.input_size, name)
     traced = to_onnx(lambda values: signature(**{key: values}), image, name)
-    scores = traced.proto.graph.output[find_place_of_scores(traced.proto, options.output)].name
+    names = [output.name for output in traced.proto.graph.output]
     run_maps = show_maps(traced, {})
 
-    def run(values: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+    def run(values: NDArray[Any], place: int) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         with quiet():
             assert loaded is not None  # its variables live as long as it does
-            result = to_numpy(signature(**{key: tf.constant(values)})[scores])
+            result = to_numpy(signature(**{key: tf.constant(values)})[names[place]])
         return result, run_maps(values)
 
     foreign = ForeignGraph(

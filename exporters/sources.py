@@ -33,11 +33,12 @@ class SourceOptions:
         opset: 18, 19 or 20, for sources that are converted.
         preprocess: a name, a JSON file or a Preprocessing.
         layer: the target layer as the user named it, or ``auto``.
-        output: the name of the output that holds the class scores.
+        output: the name, the key or the index of the output that holds the class scores.
         input_layout: the order of the input's dimensions, where the file leaves it open.
         grid: (rows, columns) of the patches of a vision transformer.
         allow_unsafe: whether code that a model file brings along (Keras' Lambda layers and custom objects, the pickles
             of a .pt2 file) may be run.
+        classes: how many labels there are.
     """
 
     weights: str | PathLike[str] | None = None
@@ -49,6 +50,7 @@ class SourceOptions:
     input_layout: Layout | None = None
     grid: tuple[int, int] | None = None
     allow_unsafe: bool = False
+    classes: int | None = None
 
 
 @dataclass(frozen=True)

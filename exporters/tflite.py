@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters.adopt import ForeignGraph, adopt
-from ortcam.exporters.interface import find_place_of_scores
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
     NEWEST_OPSET,
@@ -51,16 +50,11 @@ def convert_tflite(path: Path, options: SourceOptions) -> Converted:
         raise OptionError(f"weights are for models that code builds; {path} has its own")
     interpreter = _Interpreter(path)
     proto = _convert(path)
-    place = find_place_of_scores(proto, options.output)
-
-    def run(values: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
-        return interpreter.run(values, place)
-
     foreign = ForeignGraph(
         name=str(path),
         proto=proto,
         source={"kind": "tflite", "name": path.name, "versions": VERSIONS},
-        run=run,
+        run=interpreter.run,
         runs_batch=1,
         layers=_find_tensors(proto, interpreter.names),
         tolerance=QUANTIZED_TOLERANCE if interpreter.is_quantized else TOLERANCE,

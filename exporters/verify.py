@@ -71,6 +71,7 @@ class Agreement:
         batches: the batch sizes that were run.
         layer: what the source calls the target layer, where it was found among its tensors.
         scores: float32 [R,N], what the file returned for all inputs.
+        mixing: how far scores and target layer of a picture alone are from its own in a batch, relatively.
     """
 
     logits: float
@@ -79,6 +80,7 @@ class Agreement:
     batches: tuple[int, ...]
     layer: str | None = None
     scores: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32), compare=False, repr=False)
+    mixing: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -97,7 +99,9 @@ def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
 
 
 def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens | None) -> Agreement:
-    """Compare an exported file with its source on standard normal inputs (on bytes, where the source takes these).
+    """Compare an exported file with its source on random inputs (see `make_pictures`).
+
+    The picture that is run alone is run among others as well, so that its scores there can be compared with its own.
 
     Args:
         path: the file.
@@ -112,16 +116,22 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
     session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
     reference, random = converted.reference(layer), np.random.default_rng(0)
     logits_error, top1, distances, returned, name = 0.0, True, [], [], None
+    mixing, alone = 0.0, []
+    pictures = make_pictures(converted, random, max(converted.batches))
+    middle = len(pictures) // 2  # a batch may be read from its front or its end
     for batch in converted.batches:
-        inputs = random.standard_normal((batch, *converted.input_shape)).astype(np.float32)
-        if converted.takes_bytes:
-            inputs = random.integers(0, 256, inputs.shape).astype(np.float32)
+        inputs = pictures[middle : middle + 1] if batch == 1 else pictures
         try:
-            scores, activations = session.run(None, {"image": inputs})
+            scores, activations = results = session.run(None, {"image": inputs})
         except RUNTIME_ERRORS as error:
             raise ExportError(f"the exported model does not run with a batch of {batch}: {one_line(error)}") from error
         _refuse_odd_outputs(scores, activations, batch)
         returned.append(scores)
+        if batch == 1:
+            alone = results
+        elif 1 in converted.batches:
+            pairs = zip(results, alone, strict=True)
+            mixing = max(relative_error(together[middle : middle + 1], own) for together, own in pairs)
         match = LayerMatch(activations, tokens)
         source_scores = reference(inputs, match)
         if source_scores.shape != scores.shape:
@@ -136,9 +146,41 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
         chosen = source_scores[np.arange(batch), scores.argmax(axis=1)]
         top1 = top1 and bool((source_scores.max(axis=1) - chosen <= tie).all())
     inner = max(distances) if len(distances) == len(converted.batches) else None
-    agreement = Agreement(logits_error, inner, top1, converted.batches, name, np.concatenate(returned))
-    _refuse_disagreement(agreement, converted.tolerance, converted.layer_tolerance)
+    agreement = Agreement(logits_error, inner, top1, converted.batches, name, np.concatenate(returned), mixing)
+    try:
+        _refuse_disagreement(agreement, converted.tolerance, converted.layer_tolerance)
+    except ExportError as error:
+        again, source_again = session.run(None, {"image": inputs})[0], reference(inputs, match)
+        for what, first, second in (("it", scores, again), ("the source", source_scores, source_again)):
+            if relative_error(second, first) > TOLERANCE:
+                raise ExportError(f"{error}; {what} {explain_randomness(second, first)}") from error
+        raise
     return agreement
+
+
+def make_pictures(converted: Converted, random: np.random.Generator, count: int) -> Floats:
+    """Return random inputs [count,...]: the middle one standard normal, or of bytes where the source takes these.
+
+    The others are brighter, darker and of another contrast, so that statistics over the batch are not the middle one's.
+    """
+    shape = (count, *converted.input_shape)
+    if converted.takes_bytes:
+        pictures = random.integers(0, 256, shape).astype(np.float32)
+        pictures[: count // 2] = pictures[: count // 2] // 2 + 128
+        pictures[count // 2 + 1 :] //= 2
+        return pictures
+    pictures = random.standard_normal(shape).astype(np.float32)
+    pictures[: count // 2] = 2 * pictures[: count // 2] + 1
+    pictures[count // 2 + 1 :] = pictures[count // 2 + 1 :] / 2 - 1
+    return pictures
+
+
+def explain_randomness(scores: Floats, again: Floats) -> str:
+    """Say of a model that two equal runs of it differ, and what to do."""
+    return (
+        f"draws random numbers: two equal runs differ by {relative_error(scores, again):.2g} of the largest score; "
+        "export the source in evaluation mode, without dropout or noise"
+    )
 
 
 def _refuse_disagreement(agreement: Agreement, tolerance: float, layer_tolerance: float) -> None:

@@ -286,9 +286,11 @@ def test_two_heads(tmp_path: Path) -> None:
     image = keras.Input((32, 32, 3))
     features = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(image))
     model = keras.Model(image, [layers.Dense(4, name="shape")(features), layers.Dense(6, name="colour")(features)])
-    first = export(model, tmp_path / "first.onnx")
+    with pytest.raises(ExportError, match=r"returns shape \[\?,4\]; colour \[\?,6\]; ortcam cannot tell which"):
+        export(model, tmp_path / "first.onnx")
+    first = export(model, tmp_path / "first.onnx", labels=list("abcd"))
     assert any("'shape' is taken for the class scores, not colour" in notice for notice in first.notices)
-    second = export(model, tmp_path / "second.onnx", output_name="colour")
+    second = export(model, tmp_path / "second.onnx", output_name=1)
     shapes = [
         onnx.load(report.path).graph.output[0].type.tensor_type.shape.dim[-1].dim_value for report in (first, second)
     ]
@@ -493,7 +495,7 @@ def segmenter(path: Path) -> None:
         (no_weights, ".keras", "cannot be loaded by Keras"),
         (hdf5_inside, ".keras", r"is HDF5 inside; .* ends in \.h5"),
         (text_model, ".keras", r"takes int32 \[None, 10\]; expected images"),
-        (two_inputs, ".keras", "takes 2 inputs .*; expected one, the image"),
+        (two_inputs, ".keras", "takes 2 inputs: .*; expected one, the image"),
         (segmenter, ".keras", "expected class scores"),
     ],
 )
@@ -620,7 +622,7 @@ class Pair(tf.Module):
         (Writer, r"\(WriteFile\) and is not loaded; use --allow-unsafe"),
         (Jpeg, r"takes string \[\]; expected images"),
         (Bessel, "ONNX has no counterpart of BesselJ0"),
-        (Pair, r"takes the inputs \['extra', 'image'\]"),
+        (Pair, r"takes 2 inputs: 'extra' float32 .*, 'image' float32 .*; expected one, the image"),
         (None, r"has no signature; save it with model\.export"),
     ],
 )

@@ -30,7 +30,7 @@ def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract, read: S
     """
     graph = model.graph
     _make_image_float(graph)
-    result = _flatten(_make_float(graph, graph.outputs[0]))
+    result = _flatten(graph, _make_float(graph, graph.outputs[0]))
     activations = _make_float(graph, feature_map.value)
     if feature_map.tokens is not None:
         activations = _place_tokens(activations, feature_map.tokens)
@@ -149,13 +149,19 @@ def _make_float(graph: ir.Graph, value: ir.Value) -> ir.Value:
     return _append(value, "DequantizeLinear", [value, *_scale_inputs(graph, value, scale)], ir.DataType.FLOAT)
 
 
-def _flatten(scores: ir.Value) -> ir.Value:
-    """Return scores [batch,N,1,1] as [batch,N]."""
-    if scores.shape is None or len(scores.shape) <= 2:
+def _flatten(graph: ir.Graph, scores: ir.Value) -> ir.Value:
+    """Return scores [batch], [N] that lost a batch of 1, or [batch,N,1,1] as [batch,N]."""
+    if scores.shape is None or len(scores.shape) == 2:
         return scores
-    flat = _append(scores, "Flatten", [scores], axis=1)
-    classes = [dim for dim in list(scores.shape)[1:] if dim != 1] or [1]
-    flat.shape = ir.Shape([scores.shape[0], classes[0]])
+    dims = list(scores.shape)
+    known = [dim for dim in dims[1:] if dim != 1] or [1]
+    if len(dims) == 1:  # a batch is free or 1
+        known = [dims[0] if isinstance(dims[0], int) else 1]
+        shape = _constant(graph, "ortcam.scores_shape", [-1, known[0]])
+        flat = _append(scores, "Reshape", [scores, shape])
+    else:
+        flat = _append(scores, "Flatten", [scores], axis=1)
+    flat.shape = ir.Shape([dims[0] if len(dims) > 1 or not isinstance(dims[0], int) else 1, known[0]])
     return flat
 
 

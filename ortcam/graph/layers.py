@@ -22,7 +22,7 @@ from ortcam.model import Layout
 # Nodes that read a tensor's size only: no information about the photo passes through them.
 _SIZE_ONLY = {"Shape", "Size", "ConstantOfShape"}
 # Nodes that hold weights, when one of their inputs is an initializer: features become other features.
-_WEIGHTED = {
+WEIGHTED = {
     "Conv",
     "Gemm",
     "MatMul",
@@ -356,7 +356,7 @@ def _weights_follow(value: ir.Value, path: dict[ir.Node, None]) -> bool:
         if node in seen or node not in path:
             continue
         seen.add(node)
-        if node.op_type in _WEIGHTED and len(variable_inputs(node)) < len(node.inputs):
+        if node.op_type in WEIGHTED and len(variable_inputs(node)) < len(node.inputs):
             return True
         waiting.extend(use.node for output in node.outputs for use in output.uses())
     return False
