@@ -15,14 +15,15 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.errors import ExportError, OptionError, one_line
+from ortcam.exporters.choice import LayerChoice, Target
 from ortcam.exporters.labels import fit_labels, read_labels
+from ortcam.exporters.places import Places
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
-from ortcam.exporters.shapes import complete_shapes
 from ortcam.exporters.sources import Converted, SourceOptions, convert
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
 from ortcam.graph.expose import expose
-from ortcam.graph.layers import FeatureMap, Reading, dims, find_layer, module_outputs
+from ortcam.graph.layers import FeatureMap, dims
 from ortcam.model import Contract, Layout
 from ortcam.preprocessing import NAMES, Preprocessing
 from ortcam.scorecam import ScoreCAM
@@ -52,6 +53,7 @@ class ExportReport:
         shape: its channels, height and width; None where they are free.
         contract: what the file's metadata states.
         agreement: how closely the file and its source agree.
+        places: whether the layer's cells are places of the image.
         notices: what the user should know.
     """
 
@@ -60,6 +62,7 @@ class ExportReport:
     shape: tuple[int | None, ...]
     contract: Contract
     agreement: Agreement
+    places: Places
     notices: tuple[str, ...]
 
 
@@ -142,7 +145,8 @@ def export(
     )
     with _graph_errors(source):
         converted = convert(source, options)
-        exposed = _expose(converted, options, given)
+        choice = LayerChoice(converted, options)
+        exposed = _expose(choice.choose(), given)
     contract = exposed.contract
     notices = [*converted.notices, *exposed.notices]
     if contract.preprocessing is None:
@@ -155,29 +159,42 @@ def export(
             "the model has one score and no sigmoid, so its softmax is always 1: presets that weigh channels by "
             "probability weigh all alike; explain with --preset paper"
         )
-    model = converted.model
     with _graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
-        external = _weight_bytes(model) > external_data_bytes
-        ir.external_data.load_to_model(model)  # the weights move with the graph
-        ir.save(model, draft, external_data=f"{output.name}.data" if external else None)
+        written = _write(draft, converted, precision, external_data_bytes)
+        checked = choice.check(draft, written, exposed.feature_map)
+        if checked.better is not None:
+            exposed = _expose(checked.better, given)
+            contract = exposed.contract
+            written = _write(draft, checked.better.converted, precision, external_data_bytes)
         if precision == "fp16":
-            converted = _halve(draft, converted, external)
             contract = replace(contract, source=contract.source | {"precision": precision})
-        agreement = verify(draft, converted, exposed.source_layer, exposed.feature_map.tokens)
-        contract = replace(contract, layer=exposed.source_layer or agreement.layer or contract.layer)
-        contract = replace(contract, verified=agreement.to_dict())
+        agreement = verify(draft, written, exposed.source_layer, exposed.feature_map.tokens)
+        contract = replace(
+            contract,
+            layer=exposed.source_layer or agreement.layer or contract.layer,
+            activations_layout=checked.layout,
+            verified=agreement.to_dict() | checked.places.to_dict(),
+        )
         proto = onnx.load(draft, load_external_data=False)
         onnx.helper.set_model_props(
             proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
         )
         onnx.save(proto, draft)
         ScoreCAM(draft, provider="cpu").rehearse()
-    return ExportReport(output, contract.layer, exposed.shape, contract, agreement, tuple(notices))
+    notices += checked.notices
+    shape = replace(exposed.feature_map, layout=checked.layout).shape
+    return ExportReport(output, contract.layer, shape, contract, agreement, checked.places, tuple(notices))
 
 
-def _halve(draft: Path, converted: Converted, external: bool) -> Converted:
-    """Turn a written file into float16, and allow for that when it is verified."""
+def _write(draft: Path, converted: Converted, precision: Precision, external_data_bytes: int) -> Converted:
+    """Write the graph of a source; return the source with the tolerances of the file's precision."""
+    model = converted.model
+    external = _weight_bytes(model) > external_data_bytes
+    ir.external_data.load_to_model(model)  # the weights move with the graph
+    ir.save(model, draft, external_data=f"{draft.name}.data" if external else None)
+    if precision == "fp32":
+        return converted
     if external:
         raise ExportError("a model with external weights cannot be turned into float16; export it as fp32")
     onnx.save(to_float16(onnx.load(draft)), draft)
@@ -208,7 +225,6 @@ class _Exposed:
 
     Attributes:
         feature_map: the target layer.
-        shape: its dimensions, channels first.
         source_layer: its name among the source's layers, where it has one.
         contract: what the file states.
         classes: how many scores there are; None where that is not known.
@@ -216,24 +232,20 @@ class _Exposed:
     """
 
     feature_map: FeatureMap
-    shape: tuple[int | None, ...]
     source_layer: str | None
     contract: Contract
     classes: int | None
     notices: tuple[str, ...]
 
 
-def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None) -> _Exposed:
-    """Make the target layer an output of the converted graph, in place."""
+def _expose(target: Target, labels: tuple[str, ...] | None) -> _Exposed:
+    """Make the target layer an output of its graph, in place."""
+    converted, feature_map = target.converted, target.feature_map
     model = converted.model
-    measured = complete_shapes(model, converted.folder, converted.input_shape)
-    reading = Reading(converted.image_layout, options.grid)
-    feature_map, name = find_layer(model, options.layer, converted.name, reading, converted.layers)
-    layers = module_outputs(model.graph) if converted.layers is None else converted.layers
     classes = _count_classes(model)
     fitting, notice = fit_labels(labels or converted.labels, classes, labels is not None)
     contract = Contract(
-        layer=name,
+        layer=target.name,
         value=feature_map.value.name or "",
         image_layout=converted.image_layout,
         activations_layout=feature_map.layout,
@@ -241,12 +253,12 @@ def _expose(converted: Converted, options: SourceOptions, labels: tuple[str, ...
         labels=fitting,
         source=converted.source,
     )
-    shape = feature_map.shape
     contract = expose(model, feature_map, contract)
     notices = () if notice is None else (notice,)
-    exposed = _Exposed(feature_map, shape, name if name in layers else None, contract, classes, notices)
+    name = target.name if target.name in target.layers else None
+    exposed = _Exposed(feature_map, name, contract, classes, notices)
     RemoveUnusedNodesPass()(model)
-    for value in measured:
+    for value in target.measured:
         if value is not feature_map.value:
             value.shape = None
     return exposed
