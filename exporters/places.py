@@ -221,7 +221,7 @@ def _nearness(side: int, height: int, width: int, reach: float) -> Floats:
 
 
 def _level(answers: NDArray[np.floating]) -> Floats | None:
-    """Take away what a cell answers to every patch, and what every cell answers to a patch; None where nothing is left."""
+    """Take away what a cell answers to every patch, and all cells to a patch; None where nothing is left."""
     answers = answers.astype(np.float64)
     floor = 1e-9 * float(answers.max())
     if not floor > 0:
