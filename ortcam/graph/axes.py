@@ -88,10 +88,31 @@ def grid_of(axes: Axes) -> tuple[int, int] | None:
     return (rows.size, columns.size) if is_known((rows,), "rows") and is_known((columns,), "columns") else None
 
 
+def is_map(axes: Axes) -> bool:
+    """Whether a tensor is known to be a map, or a sequence of its places."""
+    if len(axes) == 3:
+        return grid_of(axes) is not None
+    unknown = any(part.kind == "unknown" for axis in axes for part in axis)
+    return len(axes) == 4 and not unknown and len(possible_layouts(axes)) == 1
+
+
 def may_be_sequence(axes: Axes) -> bool:
     """Whether a tensor [batch,T,D] may be a sequence of places, as far as its axes are known."""
     unknown = any(part.kind == "unknown" for part in axes[1])
     return axes[0] == () and may_be(axes[2], "channels") and (unknown or grid_of(axes) is not None)
+
+
+def restores_map(value: ir.Value, known: Mapping[ir.Value, Axes]) -> bool:
+    """Whether a map is put together here of windows or the like: no tensor that it only reorders was a map before."""
+    if not is_map(known.get(value, ())):
+        return False
+    node = value.producer()
+    while node is not None and (node.op_type in _REGROUPING or node.op_type in ("Transpose", "Identity")):
+        before = node.inputs[0]
+        if before is None or is_map(known.get(before, ())):
+            return False
+        node = before.producer()
+    return node is not None
 
 
 def find_axes(graph: ir.Graph, image_layout: Layout) -> dict[ir.Value, Axes]:
@@ -159,7 +180,7 @@ def _regroup(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
     filled = _filled(sizes, math.prod(map(size_of, given)))
     if filled is None:
         return None
-    waiting = [part for axis in given for part in axis]
+    waiting = _joined([part for axis in given for part in axis])
     axes = []
     for size in filled:
         axis: list[Part] = []
@@ -177,13 +198,21 @@ def _regroup(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
             elif missing % part.size:
                 return None
             missing //= part.size
-            last = axis[-1] if axis else None
-            if last and (last.kind, last.whole, last.stride) == (part.kind, part.whole, part.size * part.stride):
-                part = replace(part, size=last.size * part.size)
-                axis.pop()
             axis.append(part)
-        axes.append(tuple(axis))
+        axes.append(tuple(_joined(axis)))
     return tuple(axes)
+
+
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    """Return parts of which those that follow each other in the image as well are one."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last and (last.kind, last.whole, last.stride) == (part.kind, part.whole, part.size * part.stride):
+            joined[-1] = replace(part, size=last.size * part.size)
+        else:
+            joined.append(part)
+    return joined
 
 
 def _permute(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
@@ -291,7 +320,7 @@ def _multiply(node: ir.Node, sizes: _Sizes, found: Mapping[ir.Value, Axes]) -> A
             return None
         return (*given[:-1], other[-1])
     if given is not None and sizes[-1] is not None:
-        kind: Kind = "channels" if may_be(given[-1], "channels") else "unknown"
+        kind: Kind = "channels" if is_known(given[-1], "channels") else "unknown"
         return (*map(_settled, given[:-1]), Part.full(kind, sizes[-1]))
     if other is not None and len(sizes) == len(other) > 1 and sizes[-2] is not None:
         return (*other[:-2], Part.full("unknown", sizes[-2]), other[-1])

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ortcam.errors import LayerError, nearest
-from ortcam.graph.axes import Axes, find_axes, grid_of, may_be_sequence, possible_layouts
+from ortcam.graph.axes import Axes, find_axes, grid_of, may_be_sequence, possible_layouts, restores_map
 from ortcam.graph.maps import Tokens, find_layout, find_tokens, guess_layout, places_matter, variable_inputs
 from ortcam.model import Layout
 
@@ -146,7 +146,9 @@ def find_candidates(
     found = []
     for value in _bottlenecks(model.graph, path):
         producer = value.producer()
-        if producer is None or producer.op_type in _PASSIVE or _is_unfinished(value):
+        if producer is None or _is_unfinished(value):
+            continue
+        if producer.op_type in _PASSIVE and not restores_map(value, axes):
             continue
         settled = _dequantized(value)
         feature_map = _read_map(model, settled, path, reading, axes, guess=False)
