@@ -77,18 +77,18 @@ class LayerChoice:
         chosen = find_layer(converted.model, self._layer, converted.name, self._reading, converted.layers)
         return self._target(converted, *chosen)
 
-    def check(self, draft: Path, source: Converted, exposed: FeatureMap) -> Checked:
+    def check(self, draft: Path, source: Converted, chosen: Target) -> Checked:
         """Check the cells of the exposed layer; where they are no places, look for a layout or a layer that is right.
 
         Args:
             draft: the exported file.
             source: what images it takes, and the batches it can run.
-            exposed: the layer, as it was chosen.
+            chosen: the exposed layer.
 
         Raises:
             LayerError: the layer was to be found, and no candidate's cells are places of the image.
         """
-        own = Cells("activations", exposed.layout)
+        own = Cells("activations", chosen.feature_map.layout)
         (places,) = check_places(draft, draft.parent, source, [own])
         if not places.is_wrong:
             return Checked(places, own.layout)
@@ -103,13 +103,13 @@ class LayerChoice:
         right = [pair for pair in zip(others, of_others, strict=True) if pair[1].verdict == "confirmed"]
         if self._layer != "auto":
             instead = f"; the next best layer is {right[0][0].name}" if right else ""
-            notice = f"layer {self._layer!r} of {source.name} shows wrong places: {places.reason}{instead}"
+            notice = f"the maps of layer {self._layer!r} show wrong places: {places.reason}{instead}"
             return Checked(places, own.layout, notices=(notice,))
         if not right:
-            first = exposed.value.name if not others else ", ".join(other.name for other in others[:_MOST_LISTED])
+            tried = ", ".join([chosen.name, *(other.name for other in others)][:_MOST_LISTED])
             raise LayerError(
-                f"no layer of {source.name} has cells that answer where the image changes ({places.reason}; tried "
-                f"{first}); to explain one all the same, name it with --layer"
+                f"no candidate layer of {source.name} shows places of the image ({tried}: {places.reason}); to explain "
+                "one all the same, name it with --layer"
             )
         better, of_better = right[0]
         return Checked(of_better, better.feature_map.layout, self._target(self._spare, better.feature_map, better.name))

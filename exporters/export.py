@@ -19,7 +19,7 @@ from ortcam.exporters.choice import LayerChoice, Target
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.places import Places
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
-from ortcam.exporters.sources import Converted, SourceOptions, convert
+from ortcam.exporters.sources import Converted, SourceOptions, convert, find_layer_name
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
 from ortcam.graph.expose import expose
@@ -69,7 +69,7 @@ class ExportReport:
 def export(
     source: Any,
     output: str | PathLike[str],
-    layer: str = "auto",
+    layer: Any = "auto",
     *,
     weights: str | PathLike[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
@@ -95,8 +95,9 @@ def export(
             ``.hdf5``, ``.tflite``, ``.pt2``, or the folder of a TensorFlow SavedModel.
         output: the file to write, ``.onnx``; its folder is made. Weights of more than 1.9 GB go beside it, to
             ``NAME.onnx.data``.
-        layer: ``auto`` (the last spatial feature map after its activation function), a dotted module name, a Keras
-            layer (nested: ``outer/inner``), or the name of a value in the graph.
+        layer: ``auto`` (the last spatial feature map after its activation function whose cells are places of the
+            image), a dotted module name, a Keras layer (nested: ``outer/inner``), the name of a value in the graph, or
+            for a model in memory the module or Keras layer itself, such as ``model.layer4``.
         weights: for a PyTorch module, a state dict file, loaded with ``weights_only=True``; for a Keras model that a
             callable builds, a weights file; ``random`` (seeded) leaves a torchvision or timm network untrained.
             None: those come with their default trained weights.
@@ -116,7 +117,7 @@ def export(
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.
-        LayerError: the layer does not exist.
+        LayerError: the layer does not exist, or ``auto`` finds none whose cells are places of the image.
         OptionError: an argument makes no sense.
         OutputError: the file cannot be written.
     """
@@ -131,7 +132,7 @@ def export(
             "lose GPU kernels in ONNX Runtime"
         )
     if not isinstance(layer, str):
-        raise OptionError(f"layer is {layer!r}; expected a name, or 'auto'")
+        layer = find_layer_name(source, layer)
     if input_layout not in (None, "NCHW", "NHWC"):
         raise OptionError(f"input_layout is {input_layout!r}; expected NCHW or NHWC")
     if precision not in get_args(Precision):
@@ -146,7 +147,8 @@ def export(
     with _graph_errors(source):
         converted = convert(source, options)
         choice = LayerChoice(converted, options)
-        exposed = _expose(choice.choose(), given)
+        target = choice.choose()
+        exposed = _expose(target, given)
     contract = exposed.contract
     notices = [*converted.notices, *exposed.notices]
     if contract.preprocessing is None:
@@ -162,7 +164,7 @@ def export(
     with _graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
         written = _write(draft, converted, precision, external_data_bytes)
-        checked = choice.check(draft, written, exposed.feature_map)
+        checked = choice.check(draft, written, target)
         if checked.better is not None:
             exposed = _expose(checked.better, given)
             contract = exposed.contract

@@ -94,9 +94,7 @@ class Places:
     @property
     def reason(self) -> str:
         """What is wrong, as part of a message."""
-        if self.verdict == "moved":
-            return self.order
-        return "its cells do not answer where the image changes; it may mix all of the image, or their order is unknown"
+        return self.order or "the cells do not answer where the image changes"
 
     def to_dict(self) -> dict[str, Any]:
         return {"places": self.order or self.verdict, "places_correlation": round(self.correlation, 3)}
