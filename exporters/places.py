@@ -141,8 +141,8 @@ def _pictures(converted: Converted) -> Iterator[tuple[Floats, Floats]]:
     for attempt in range(2):
         pair = []
         for _ in range(2):
-            octaves = [random.standard_normal((channels, 2**n, 2**n)) * 0.6**n for n in range(1, 7)]
-            noise = np.sum([upsample(octave, (height, width)) for octave in octaves], axis=0)
+            octaves = [random.standard_normal((channels, 2**n, 2**n), np.float32) * 0.6**n for n in range(1, 7)]
+            noise = np.sum([upsample(octave.astype(np.float32), (height, width)) for octave in octaves], axis=0)
             noise /= noise.std()
             photo = np.clip(127.5 + 64 * noise, 0, 255).astype(np.uint8)
             if converted.preprocessing is not None:
@@ -197,8 +197,8 @@ def judge(answers: NDArray[np.floating], largest: float = 0.0) -> Places:
     for cells, axis in ((height, 0), (width, 1)):  # a map whose rows are right and whose columns are not is wrong
         along = _level(answers.mean(2 - axis))
         if cells > 1 and along is not None:
-            shape = (cells, 1) if axis == 0 else (1, cells)
-            own.append(_fit(along, [_nearness(side, *shape, reach) for reach in _REACHES]))
+            high, wide = (cells, 1) if axis == 0 else (1, cells)
+            own.append(_fit(along, [_nearness(side, high, wide, reach) for reach in _REACHES]))
     weakest = min(own)
     if weakest < PLAINLY:
         best, name = _best_other_order(centred, height, width)
