@@ -42,7 +42,7 @@ _REACHES = (0.03, 0.15)
 # Answers below this part of the largest activation are rounding errors of float32.
 _ROUNDING = 1e-5
 # Of larger layers so many cells are compared with other orders.
-_MANY_CELLS = 1024
+_MANY_CELLS = 256
 _IMAGES_AT_ONCE = 4
 
 
@@ -288,8 +288,10 @@ def _other_orders(height: int, width: int) -> Iterator[tuple[str, int, int, NDAr
 
 
 def _grids(height: int, width: int) -> list[tuple[int, int]]:
-    """Return the grids of as many cells: the layer's own and those whose sides differ by a factor of at most 3."""
+    """Return the layer's own grid and, of a small layer, other grids of as many cells, not much longer than wide."""
     cells = height * width
+    if cells > 4 * _MANY_CELLS:
+        return [(height, width)]
     grids = [(rows, cells // rows) for rows in _divisors(cells) if cells <= 3 * rows**2 <= 9 * cells]
     return list(dict.fromkeys([(height, width), *grids]))
 
