@@ -101,9 +101,9 @@ class LayerChoice:
         if of_turned.verdict == "confirmed":
             return Checked(of_turned, turned.layout)
         right = [pair for pair in zip(others, of_others, strict=True) if pair[1].verdict == "confirmed"]
-        if self._layer != "auto":
+        if self._layer != "auto" or (self._reading.grid is not None and not right):  # the user's word
             instead = f"; the next best layer is {right[0][0].name}" if right else ""
-            notice = f"the maps of layer {self._layer!r} show wrong places: {places.reason}{instead}"
+            notice = f"the maps of layer {chosen.name!r} show wrong places: {places.reason}{instead}"
             return Checked(places, own.layout, notices=(notice,))
         if not right:
             tried = ", ".join([chosen.name, *(other.name for other in others)][:_MOST_LISTED])
