@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from ortcam.graph.layers import Candidate, Reading
 
 
+# What the check of places at the export found; other texts say in which wrong order the cells are.
+_PLACES = {
+    "confirmed": "confirmed: the layer's cells answer where the image changes",
+    "none": "none: the layer's cells do not answer where the image changes",
+    "silent": "not checked: the layer hardly changes with the image",
+}
+
+
 def inspect(
     model: Annotated[Path, typer.Argument(help="An ONNX file, exported by ortcam or not.", show_default=False)],
     every: Annotated[bool, typer.Option("--all", help="List every candidate layer, not only the best ten.")] = False,
@@ -212,6 +220,8 @@ def _print_contract(contract: dict[str, Any]) -> None:
             + ("" if inner is None else f", target layer within {inner:g}")
             + f" (relative) of the source, batches {verified['batches']}"
         )
+    if "places" in verified:
+        print(f"places  {_PLACES.get(verified['places'], 'wrong: ' + verified['places'])}")
 
 
 def _explainer_facts(entries: dict[str, str], path: Path) -> dict[str, Any]:

@@ -16,16 +16,17 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.errors import ExportError, OptionError, one_line
 from ortcam.exporters.batches import settle_batch
+from ortcam.exporters.choice import LayerChoice, Target
 from ortcam.exporters.labels import fit_labels, read_labels
+from ortcam.exporters.places import Places
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
 from ortcam.exporters.score_kind import StatedKind, check_kind, check_stated_kind, rename_output, settle_kind
-from ortcam.exporters.shapes import complete_shapes
-from ortcam.exporters.sources import Converted, SourceOptions, convert
+from ortcam.exporters.sources import Converted, SourceOptions, convert, find_layer_name
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
 from ortcam.graph.ends import read_scores
 from ortcam.graph.expose import expose
-from ortcam.graph.layers import FeatureMap, Reading, dims, find_layer, module_outputs
+from ortcam.graph.layers import FeatureMap, dims
 from ortcam.model import Contract, Layout
 from ortcam.preprocessing import NAMES, Preprocessing
 from ortcam.scorecam import ScoreCAM
@@ -55,6 +56,7 @@ class ExportReport:
         shape: its channels, height and width; None where they are free.
         contract: what the file's metadata states.
         agreement: how closely the file and its source agree.
+        places: whether the layer's cells are places of the image.
         notices: what the user should know.
     """
 
@@ -63,13 +65,14 @@ class ExportReport:
     shape: tuple[int | None, ...]
     contract: Contract
     agreement: Agreement
+    places: Places
     notices: tuple[str, ...]
 
 
 def export(
     source: Any,
     output: str | PathLike[str],
-    layer: str = "auto",
+    layer: Any = "auto",
     *,
     weights: str | PathLike[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
@@ -96,8 +99,9 @@ def export(
             ``.hdf5``, ``.tflite``, ``.pt2``, or the folder of a TensorFlow SavedModel.
         output: the file to write, ``.onnx``; its folder is made. Weights of more than 1.9 GB go beside it, to
             ``NAME.onnx.data``.
-        layer: ``auto`` (the last spatial feature map after its activation function), a dotted module name, a Keras
-            layer (nested: ``outer/inner``), or the name of a value in the graph.
+        layer: ``auto`` (the last spatial feature map after its activation function whose cells are places of the
+            image), a dotted module name, a Keras layer (nested: ``outer/inner``), the name of a value in the graph, or
+            for a model in memory the module or Keras layer itself, such as ``model.layer4``.
         weights: for a PyTorch module, a state dict file, loaded with ``weights_only=True``; for a Keras model that a
             callable builds, a weights file; ``random`` (seeded) leaves a torchvision or timm network untrained.
             None: those come with their default trained weights.
@@ -122,7 +126,7 @@ def export(
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.
-        LayerError: the layer does not exist.
+        LayerError: the layer does not exist, or ``auto`` finds none whose cells are places of the image.
         OptionError: an argument makes no sense.
         OutputError: the file cannot be written.
     """
@@ -137,7 +141,7 @@ def export(
             "lose GPU kernels in ONNX Runtime"
         )
     if not isinstance(layer, str):
-        raise OptionError(f"layer is {layer!r}; expected a name, or 'auto'")
+        layer = find_layer_name(source, layer)
     if input_layout not in (None, "NCHW", "NHWC"):
         raise OptionError(f"input_layout is {input_layout!r}; expected NCHW or NHWC")
     if precision not in get_args(Precision):
@@ -161,7 +165,9 @@ def export(
     )
     with _graph_errors(source):
         converted = convert(source, options)
-        exposed = _expose(converted, options, given, output_kind)
+        choice = LayerChoice(converted, options)
+        target = choice.choose()
+        exposed = _expose(target, given, output_kind)
     contract = exposed.contract
     notices = [*converted.notices, *exposed.notices]
     if contract.preprocessing is None:
@@ -169,23 +175,28 @@ def export(
             "no preprocessing is known, so only input tensors can be explained; for photos give --preprocess "
             f"{', '.join(NAMES)} or a JSON file (what each makes of your photos: ortcam preprocessing {output} photos/)"
         )
-    model = converted.model
     with _graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
-        external = _weight_bytes(model) > external_data_bytes
-        ir.external_data.load_to_model(model)  # the weights move with the graph
-        ir.save(model, draft, external_data=f"{output.name}.data" if external else None)
+        written = _write(draft, converted, precision, external_data_bytes)
+        checked = choice.check(draft, written, target)
+        if checked.better is not None:
+            exposed = _expose(checked.better, given, output_kind)
+            contract = exposed.contract
+            written = _write(draft, checked.better.converted, precision, external_data_bytes)
         if precision == "fp16":
-            converted = _halve(draft, converted, external)
             contract = replace(contract, source=contract.source | {"precision": precision})
-        agreement = verify(draft, converted, exposed.source_layer, exposed.feature_map.tokens)
+        agreement = verify(draft, written, exposed.source_layer, exposed.feature_map.tokens)
         proto = onnx.load(draft, load_external_data=False)
-        notice = settle_batch(proto, draft, converted, agreement)
+        notice = settle_batch(proto, draft, written, agreement)
         if notice is not None:
             notices.append(notice)
             agreement = replace(agreement, batches=(1,))
-        contract = replace(contract, layer=exposed.source_layer or agreement.layer or contract.layer)
-        contract = replace(contract, verified=agreement.to_dict())
+        contract = replace(
+            contract,
+            layer=exposed.source_layer or agreement.layer or contract.layer,
+            activations_layout=checked.layout,
+            verified=agreement.to_dict() | checked.places.to_dict(),
+        )
         contract, more = check_kind(contract, output_kind, agreement.scores)
         notices += more
         if contract.output == "probabilities":
@@ -196,11 +207,19 @@ def export(
         )
         onnx.save(proto, draft)
         ScoreCAM(draft, provider="cpu").rehearse()
-    return ExportReport(output, contract.layer, exposed.shape, contract, agreement, tuple(notices))
+    notices += checked.notices
+    shape = replace(exposed.feature_map, layout=checked.layout).shape
+    return ExportReport(output, contract.layer, shape, contract, agreement, checked.places, tuple(notices))
 
 
-def _halve(draft: Path, converted: Converted, external: bool) -> Converted:
-    """Turn a written file into float16, and allow for that when it is verified."""
+def _write(draft: Path, converted: Converted, precision: Precision, external_data_bytes: int) -> Converted:
+    """Write the graph of a source; return the source with the tolerances of the file's precision."""
+    model = converted.model
+    external = _weight_bytes(model) > external_data_bytes
+    ir.external_data.load_to_model(model)  # the weights move with the graph
+    ir.save(model, draft, external_data=f"{draft.name}.data" if external else None)
+    if precision == "fp32":
+        return converted
     if external:
         raise ExportError("a model with external weights cannot be turned into float16; export it as fp32")
     onnx.save(to_float16(onnx.load(draft)), draft)
@@ -231,32 +250,25 @@ class _Exposed:
 
     Attributes:
         feature_map: the target layer.
-        shape: its dimensions, channels first.
         source_layer: its name among the source's layers, where it has one.
         contract: what the file states.
         notices: what the user should know.
     """
 
     feature_map: FeatureMap
-    shape: tuple[int | None, ...]
     source_layer: str | None
     contract: Contract
     notices: tuple[str, ...]
 
 
-def _expose(
-    converted: Converted, options: SourceOptions, labels: tuple[str, ...] | None, stated: StatedKind | None
-) -> _Exposed:
-    """Make the target layer an output of the converted graph, in place."""
+def _expose(target: Target, labels: tuple[str, ...] | None, stated: StatedKind | None) -> _Exposed:
+    """Make the target layer an output of its graph, in place."""
+    converted, feature_map = target.converted, target.feature_map
     model = converted.model
-    measured = complete_shapes(model, converted.folder, converted.input_shape)
-    reading = Reading(converted.image_layout, options.grid)
-    feature_map, name = find_layer(model, options.layer, converted.name, reading, converted.layers)
-    layers = module_outputs(model.graph) if converted.layers is None else converted.layers
     classes = _count_classes(model)
     fitting, notice = fit_labels(labels or converted.labels, classes, labels is not None)
     contract = Contract(
-        layer=name,
+        layer=target.name,
         value=feature_map.value.name or "",
         image_layout=converted.image_layout,
         activations_layout=feature_map.layout,
@@ -264,13 +276,13 @@ def _expose(
         labels=fitting,
         source=converted.source,
     )
-    shape = feature_map.shape
     scores, notices = settle_kind(read_scores(model.graph.outputs[0]), stated, classes, converted.name)
     contract = expose(model, feature_map, contract, scores)
     notices = notices if notice is None else (notice, *notices)
-    exposed = _Exposed(feature_map, shape, name if name in layers else None, contract, notices)
+    name = target.name if target.name in target.layers else None
+    exposed = _Exposed(feature_map, name, contract, notices)
     RemoveUnusedNodesPass()(model)
-    for value in measured:
+    for value in target.measured:
         if value is not feature_map.value:
             value.shape = None
     return exposed

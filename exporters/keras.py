@@ -182,7 +182,7 @@ def _load_weights(model: Any, weights: str | PathLike[str], name: str) -> None:
 def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> Converted:
     """Convert a model; a target layer that is a Keras layer is traced as one more output, so it surely is a tensor."""
     image = _input_spec(model, name, options)
-    layers = _find_layers(model)
+    layers = find_layers(model)
     path = _find_path(layers, options.layer)
     traced, paths = _trace(model, image, name, layers, path)
     values = [value for node in traced.proto.graph.node for value in node.output]
@@ -236,7 +236,7 @@ def _input_spec(model: Any, name: str, options: SourceOptions) -> tf.TensorSpec:
     return sized(shapes[0], dtype, options.input_size, name)
 
 
-def _find_layers(parent: Any, prefix: str = "") -> dict[str, Any]:
+def find_layers(parent: Any, prefix: str = "") -> dict[str, Any]:
     """Return all layers by name, nested ones as ``outer/inner``, and each once; outer ones first."""
     found: dict[str, Any] = {}
     waiting = [(prefix, parent)]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ortcam.errors import ExportError
+from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters.quiet import environment
 from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
 from ortcam.model import Layout
@@ -155,6 +155,40 @@ def _convert_object(model: Any, name: str, options: SourceOptions) -> Converted:
         f"{name} is of no known kind ({type(model).__name__}); expected an nn.Module, a Keras model, a Flax NNX module "
         "or a function of JAX arrays"
     )
+
+
+def find_layer_name(model: Any, layer: Any) -> str:
+    """Return the name of a layer that the user gave as an object: an nn.Module, a Keras layer or a Flax NNX module.
+
+    Args:
+        model: the model in memory that holds it.
+        layer: the object.
+
+    Raises:
+        LayerError: the model does not hold it, or is not in memory.
+        OptionError: it is no layer.
+    """
+    roots = {base.__module__.partition(".")[0] for base in type(layer).__mro__}
+    if not roots & {"torch", "keras", "tf_keras", "flax"}:
+        raise OptionError(f"layer is {layer!r}; expected a name, 'auto', or a module or layer of the model itself")
+    if isinstance(model, str | PathLike):
+        raise LayerError(f"layer is a {type(layer).__name__}, but the model is {model}; give the layer's name instead")
+    named: Iterable[tuple[str, Any]] = ()
+    if hasattr(model, "named_modules"):
+        named = model.named_modules()
+    elif roots & {"keras", "tf_keras"}:
+        named = _load("keras", "find_layers", "tensorflow", "tf2onnx", type(model).__name__)(model).items()
+    elif "flax" in roots:
+        from flax import nnx
+
+        named = ((".".join(map(str, path)), part) for path, part in nnx.iter_graph(model))
+    name = next((name for name, part in named if part is layer and name), None)
+    if name is None:
+        raise LayerError(
+            f"layer is a {type(layer).__name__} that is not inside the {type(model).__name__}; expected one of its own "
+            "layers, or a name"
+        )
+    return name
 
 
 def _convert_with(

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ortcam.errors import LayerError, nearest
+from ortcam.graph.axes import Axes, find_axes, grid_of, may_be_sequence, possible_layouts, restores_map
 from ortcam.graph.maps import Tokens, find_layout, find_tokens, guess_layout, places_matter, variable_inputs
 from ortcam.model import Layout
 
@@ -139,15 +140,18 @@ def find_candidates(
     """
     reading = reading or Reading()
     path = _path_to_scores(model.graph)
+    axes = find_axes(model.graph, reading.image_layout)
     named = module_outputs(model.graph) if layers is None else layers
     modules = {named[name]: name for name in reversed(list(named))}
     found = []
     for value in _bottlenecks(model.graph, path):
         producer = value.producer()
-        if producer is None or producer.op_type in _PASSIVE or _is_unfinished(value):
+        if producer is None or _is_unfinished(value):
+            continue
+        if producer.op_type in _PASSIVE and not restores_map(value, axes):
             continue
         settled = _dequantized(value)
-        feature_map = _read_map(model, settled, path, reading, guess=False)
+        feature_map = _read_map(model, settled, path, reading, axes, guess=False)
         if feature_map is None or not is_spatial(feature_map):
             continue
         followed = _weights_follow(value, path)
@@ -197,7 +201,8 @@ def find_layer(
     if value is None:
         names = [*named, *(name for name in values if name)]
         raise LayerError(f"layer {layer!r} is not in {model_name}{nearest(layer, names)} (see: ortcam inspect)")
-    feature_map = _read_map(model, value, _path_to_scores(model.graph), reading)
+    axes = find_axes(model.graph, reading.image_layout)
+    feature_map = _read_map(model, value, _path_to_scores(model.graph), reading, axes, guess=True)
     if feature_map is None:
         rank = 0 if value.shape is None else len(value.shape)
         hint = "; if it holds patches, give their rows and columns with --grid" if rank == 3 else ""
@@ -209,16 +214,28 @@ def find_layer(
 
 
 def _read_map(
-    model: ir.Model, value: ir.Value, path: dict[ir.Node, None], reading: Reading, guess: bool = True
+    model: ir.Model,
+    value: ir.Value,
+    path: dict[ir.Node, None],
+    reading: Reading,
+    axes: Mapping[ir.Value, Axes],
+    guess: bool,
 ) -> FeatureMap | None:
     """Return a tensor as a map: of unknown rank it is taken for one, of other ranks than 4 and 3 it is none.
 
-    Where its operators do not tell where its channels are, as inside an attention [batch,heads,T,d], it is only taken
-    for a map if the layout may be guessed.
+    A tensor of which the graph tells that its axes are no rows and columns, or does not tell where its channels are, as
+    inside an attention [batch,heads,T,d], is only taken for a map if that may be guessed.
     """
     image = model.graph.inputs[0]
     rank = None if value.shape is None else len(value.shape)
+    known = axes.get(value)
     if rank == 3:
+        if known is not None and reading.grid is None:
+            grid = grid_of(known)
+            if grid is not None:
+                return FeatureMap(value, "NHWC", Tokens(0, *grid))
+            if not guess and not may_be_sequence(known):
+                return None
         places = [dim if isinstance(dim, int) else None for dim in image.shape or ()]
         places = places[2:] if reading.image_layout == "NCHW" else places[1:3]
         size = (places[0], places[1]) if len(places) == 2 and places[0] and places[1] else None
@@ -226,6 +243,12 @@ def _read_map(
         return None if tokens is None else FeatureMap(value, "NHWC", tokens)
     if rank not in (4, None):
         return None
+    if known is not None:
+        layouts = possible_layouts(known)
+        if len(layouts) == 1:
+            return FeatureMap(value, layouts[0])
+        if not layouts and not guess:
+            return None
     layout = find_layout(value, image, reading.image_layout) or (guess_layout(value) if guess else None)
     return None if layout is None else FeatureMap(value, layout)
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ortcam.model import Layout
 
 # Operators whose input and output are [batch,channels,height,width] by ONNX's definition.
-_CHANNELS_FIRST = {
+CHANNELS_FIRST = {
     "Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "BatchNormalization", "InstanceNormalization",
     "GroupNormalization", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "LRN",
     "DepthToSpace", "SpaceToDepth",
@@ -78,7 +78,7 @@ def _layout_behind(value: ir.Value, image: ir.Value, image_layout: Layout) -> La
         if node is None:
             continue
         perm = _permutation(node)
-        if node.op_type in _CHANNELS_FIRST:
+        if node.op_type in CHANNELS_FIRST:
             return _layout_of(axes[1])
         if _channels_last(node) and len(tensor.shape or ()) == 4:
             return _layout_of(axes[3])
@@ -102,7 +102,7 @@ def _layout_ahead(value: ir.Value) -> Layout | None:
         for use in tensor.uses():
             node = use.node
             perm = _permutation(node)
-            if node.op_type in _CHANNELS_FIRST and use.idx == 0:
+            if node.op_type in CHANNELS_FIRST and use.idx == 0:
                 return _layout_of(axes[1])
             if _channels_last(node) and use.idx == 0:
                 return _layout_of(axes[3])

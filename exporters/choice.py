@@ -1,0 +1,138 @@
+"""Which layer is exposed: the one that was named, or the best candidate whose cells are places of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ortcam.errors import LayerError
+from ortcam.exporters.places import Cells, Places, check_places
+from ortcam.exporters.shapes import complete_shapes
+from ortcam.exporters.sources import Converted, SourceOptions
+from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find_candidates, find_layer, module_outputs
+from ortcam.model import Layout
+
+# How many candidates are checked in place of one that fails, and how many a message lists.
+_MOST_OTHERS = 8
+_MOST_LISTED = 3
+
+
+@dataclass(frozen=True)
+class Target:
+    """A graph, and the tensor in it that is to be exposed.
+
+    Attributes:
+        converted: the source with its graph.
+        feature_map: the tensor.
+        name: what the user would call it.
+        layers: the source framework's layers.
+        measured: the tensors whose shape was measured with one image.
+    """
+
+    converted: Converted
+    feature_map: FeatureMap
+    name: str
+    layers: Mapping[str, ir.Value]
+    measured: tuple[ir.Value, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a file says of the places of its target layer.
+
+    Attributes:
+        places: whether the layer's cells are places of the image.
+        layout: where the layer's channels are.
+        better: the layer to expose instead; None for the one that is exposed.
+        notices: what the user should know.
+    """
+
+    places: Places
+    layout: Layout
+    better: Target | None = None
+    notices: tuple[str, ...] = ()
+
+
+class LayerChoice:
+    """The layers of a source that can be exposed."""
+
+    def __init__(self, converted: Converted, options: SourceOptions) -> None:
+        """Complete the shapes of the source's graph, in place, and keep a copy: exposing a layer edits a graph."""
+        self._layer, self._reading = options.layer, Reading(converted.image_layout, options.grid)
+        measured = complete_shapes(converted.model, converted.folder, converted.input_shape)
+        self._measured = {value.name for value in measured}
+        self._converted, self._spare = converted, _copy(converted)
+
+    def choose(self) -> Target:
+        """Return the layer that the user named, or the best candidate.
+
+        Raises:
+            LayerError: there is none.
+        """
+        converted = self._converted
+        chosen = find_layer(converted.model, self._layer, converted.name, self._reading, converted.layers)
+        return self._target(converted, *chosen)
+
+    def check(self, draft: Path, source: Converted, chosen: Target) -> Checked:
+        """Check the cells of the exposed layer; where they are no places, look for a layout or a layer that is right.
+
+        Args:
+            draft: the exported file.
+            source: what images it takes, and the batches it can run.
+            chosen: the exposed layer.
+
+        Raises:
+            LayerError: the layer was to be found, and no candidate's cells are places of the image.
+        """
+        own = Cells("activations", chosen.feature_map.layout)
+        (places,) = check_places(draft, draft.parent, source, [own])
+        if not places.is_wrong:
+            return Checked(places, own.layout)
+        proto = onnx.load(draft, load_external_data=False)
+        others = self._others(proto)
+        turned = Cells(own.name, "NHWC" if own.layout == "NCHW" else "NCHW")
+        cells = [turned, *(Cells(other.value, other.feature_map.layout, other.feature_map.tokens) for other in others)]
+        proto.graph.output.extend(onnx.ValueInfoProto(name=other.value) for other in others)
+        of_turned, *of_others = check_places(proto, draft.parent, source, cells)
+        if of_turned.verdict == "confirmed":
+            return Checked(of_turned, turned.layout)
+        right = [pair for pair in zip(others, of_others, strict=True) if pair[1].verdict == "confirmed"]
+        if self._layer != "auto" or (self._reading.grid is not None and not right):  # the user's word
+            instead = f"; the next best layer is {right[0][0].name}" if right else ""
+            notice = f"the maps of layer {chosen.name!r} show wrong places: {places.reason}{instead}"
+            return Checked(places, own.layout, notices=(notice,))
+        if not right:
+            tried = ", ".join([chosen.name, *(other.name for other in others)][:_MOST_LISTED])
+            raise LayerError(
+                f"no candidate layer of {source.name} shows places of the image ({tried}: {places.reason}); to explain "
+                "one all the same, name it with --layer"
+            )
+        better, of_better = right[0]
+        return Checked(of_better, better.feature_map.layout, self._target(self._spare, better.feature_map, better.name))
+
+    def _target(self, converted: Converted, feature_map: FeatureMap, name: str) -> Target:
+        layers = module_outputs(converted.model.graph) if converted.layers is None else converted.layers
+        measured = tuple(value for value in all_values(converted.model.graph) if value.name in self._measured)
+        return Target(converted, feature_map, name, layers, measured)
+
+    def _others(self, proto: onnx.ModelProto) -> list[Candidate]:
+        """Return the best candidates of the copy that an exported file still computes under their own names."""
+        spare = self._spare
+        computed = {name for node in proto.graph.node for name in node.output}
+        computed -= {value.name for value in proto.graph.output}
+        found = find_candidates(spare.model, self._reading, spare.layers)
+        return [candidate for candidate in found if candidate.value in computed][:_MOST_OTHERS]
+
+
+def _copy(converted: Converted) -> Converted:
+    """Return a source with a copy of its graph; the two share their weights."""
+    model = converted.model.clone()
+    if converted.layers is None:
+        return replace(converted, model=model)
+    values = {value.name: value for value in [*model.graph.inputs, *all_values(model.graph)]}
+    layers = {name: values[value.name] for name, value in converted.layers.items() if value.name in values}
+    return replace(converted, model=model, layers=layers)
