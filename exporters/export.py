@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from ortcam.errors import ExportError, OptionError, one_line
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
-from ortcam.exporters.shapes import complete_shapes
+from ortcam.exporters.quiet import home_directory
 from ortcam.exporters.sources import Converted, SourceOptions, convert
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
@@ -25,6 +25,7 @@ from ortcam.graph.expose import expose
 from ortcam.graph.layers import FeatureMap, Reading, dims, find_layer, module_outputs
 from ortcam.model import Contract, Layout
 from ortcam.preprocessing import NAMES, Preprocessing
+from ortcam.runtime.shapes import complete_shapes
 from ortcam.scorecam import ScoreCAM
 
 OPSETS = (18, 19, 20)
@@ -140,7 +141,7 @@ def export(
     options = SourceOptions(
         weights, size, opset, preprocess, layer, output_name, input_layout, rows_and_columns, allow_unsafe
     )
-    with _graph_errors(source):
+    with _graph_errors(source), home_directory():
         converted = convert(source, options)
         exposed = _expose(converted, options, given)
     contract = exposed.contract
