@@ -15,7 +15,7 @@ from ortcam.errors import whole
 Result = TypeVar("Result")
 
 _lock = threading.Lock()
-_inside = 0  # how many blocks are open, in all threads
+_inside = 0  # how many blocks are open, in all threads of this process
 _limiter: Any = None
 
 
@@ -35,9 +35,22 @@ def calm_blas() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _inside -= 1
+            _inside = max(_inside - 1, 0)  # 0 already in a child that was forked in the block
             if _inside == 0:
                 _limiter.restore_original_limits()
+
+
+def _in_forked_child() -> None:
+    """Forget the blocks that are open: the parent's other threads do not exist here."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside:
+        _inside = 0
+        _limiter.restore_original_limits()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 @cache

@@ -18,9 +18,10 @@ from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.files import replace_files
 from ortcam.graph.explainer import Plan, build_explainer
-from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel, external_files
+from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel
 from ortcam.runtime.engine import DEFAULT_BATCH
 from ortcam.scorecam import ScoreCAM
+from ortcam.source import external_files
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
 _LEAST_AGREEMENT = 0.999
@@ -89,11 +90,11 @@ def pack(
     classes, layer = cam.rehearse()
     if raw and known.contract.preprocessing is None:
         raise OptionError(
-            f"{known.path} does not say how to preprocess a photo; export it with --preprocess, "
+            f"{known.shown} does not say how to preprocess a photo; export it with --preprocess, "
             "or pack it for preprocessed tensors (--no-raw, raw=False)"
         )
     if known.batch and batch_size not in (None, known.batch):
-        raise OptionError(f"batch_size is {batch_size}; {known.path.name} knows only batches of {known.batch}")
+        raise OptionError(f"batch_size is {batch_size}; {known.name} knows only batches of {known.batch}")
     plan = Plan(
         convention=convention,
         budget=None if budget is None else min(budget, _LARGEST_BUDGET),
@@ -147,7 +148,7 @@ def _check_path(path: Path, model: CamModel) -> None:
         raise OptionError(f"{path} has the suffix {path.suffix!r}; expected a file name that ends in .onnx")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
-    if path.exists() and path.samefile(model.path):
+    if path.exists() and model.path is not None and path.samefile(model.path):
         raise OptionError(f"{path} is the model that is packed; give the explainer another name")
 
 
@@ -156,7 +157,7 @@ def _input_shape(model: CamModel) -> tuple[int, int, int]:
     first, second, third = model.usual_shape
     if first is None or second is None or third is None:
         raise ModelError(
-            f"{model.path} leaves its input size free, {list(model.input_shape)}, and an explainer is made for one; "
+            f"{model.shown} leaves its input size free, {list(model.input_shape)}, and an explainer is made for one; "
             "export it with --input-size or --preprocess"
         )
     return first, second, third
@@ -165,13 +166,13 @@ def _input_shape(model: CamModel) -> tuple[int, int, int]:
 def _read_whole(model: CamModel) -> onnx.ModelProto:
     """Return the parsed file with its weights inside."""
     proto = model.take_proto()
-    size = model.path.stat().st_size
+    size = model.source.size
     if model.has_external_data:
         folder = model.external_data_directory
         size += sum((folder / name).stat().st_size for name in external_files(proto))
     if size > _MOST_BYTES:
         raise ModelError(
-            f"{model.path.name} has {size / 1e9:.1f} GB; an explainer is one file, and protobuf's end at 2 GB: "
+            f"{model.name} has {size / 1e9:.1f} GB; an explainer is one file, and protobuf's end at 2 GB: "
             "export it with --precision fp16"
         )
     if model.has_external_data:
@@ -191,7 +192,7 @@ def _describe(model: CamModel, plan: Plan, scores: str, classes: int) -> dict[st
         "input_shape": list(plan.input_shape),
         "classes": classes,
         "scores": scores,
-        "source": {"file": model.path.name, "sha256": model.sha256},
+        "source": {"file": model.name, "sha256": model.sha256},
         "ortcam": ortcam.__version__,
     }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from ortcam import NO_RUNTIME
 
+_VARIABLE = "ORT_DISABLE_TELEMETRY"
 # ONNX Runtime 1.32 sends usage data to its maker, from a thread that makes a forked child hang at its exit. The
 # variable is read when onnxruntime is first imported; a value that is there already stays.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+_found = os.environ.get(_VARIABLE) if "onnxruntime" in sys.modules else os.environ.setdefault(_VARIABLE, "1")
+HAS_TELEMETRY = _found != "1"
 
 try:
     import onnxruntime  # noqa: F401
