@@ -29,6 +29,7 @@ def calm_blas() -> Iterator[None]:
     global _inside, _limiter
     with _lock:
         if _inside == 0:
+            _take_control()
             _limiter = _controller().limit(limits=1, user_api="blas")
         _inside += 1
     try:
@@ -37,7 +38,18 @@ def calm_blas() -> Iterator[None]:
         with _lock:
             _inside = max(_inside - 1, 0)  # 0 already in a child that was forked in the block
             if _inside == 0:
+                _take_control()
                 _limiter.restore_original_limits()
+
+
+def _take_control() -> None:
+    """Let this thread set the number of OpenBLAS's threads.
+
+    Since threadpoolctl 3.7, only the first thread that set it may set it again; it does nothing in others.
+    """
+    for library in _controller().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
 
 
 def _in_forked_child() -> None:
@@ -46,6 +58,7 @@ def _in_forked_child() -> None:
     _lock = threading.Lock()
     if _inside:
         _inside = 0
+        _take_control()
         _limiter.restore_original_limits()
 
 
