@@ -230,6 +230,11 @@ class CamModel:
         return other
 
     @property
+    def edited_layer(self) -> str | None:
+        """The value that is the target layer, where it is not the layer that the file exposes itself."""
+        return None if self._edit is None else self.contract.value
+
+    @property
     def path(self) -> Path | None:
         """The file; None where the model came as bytes or as an onnx.ModelProto."""
         return self.source.path

@@ -57,11 +57,12 @@ class ScoreCAM:
         preset: str | Convention = "official",
         batch_size: int | Literal["auto"] | None = None,
         threads: int | None = None,
+        layer: str | None = None,
     ) -> None:
         """Load a model file.
 
         Args:
-            model: a file that ortcam exported, or its CamModel.
+            model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
             provider: ``auto`` (the best that loads), ``cpu``, ``cuda``, ``tensorrt``, ..., or an `ortcam.Provider`
                 with options.
             preset: a name in `ortcam.PRESETS`, or a Convention.
@@ -71,8 +72,11 @@ class ScoreCAM:
             threads: CPU threads, at most one per processor; None for one per physical core, and for what is done with
                 several photos at once between passes one per processor (at most 4 beside a GPU).
 
+            layer: the target layer, where it is another than the file exposes: a module that the file names, or a value
+                of its graph (see: ortcam inspect).
+
         Raises:
-            ModelError: the file cannot be used.
+            ModelError: the file cannot be used; a LayerError where it has no such layer.
             ProviderError: the provider does not exist or does not load.
             OptionError: the preset does not exist, or a number makes no sense.
         """
@@ -82,6 +86,10 @@ class ScoreCAM:
         self.convention = resolve_convention(preset)
         provider = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
+        if layer is not None:
+            from ortcam.runtime.layer import with_layer
+
+            self.model = with_layer(self.model, layer)
         scored = self.convention.scored
         running = run_model(self.model, scored, provider, batch_size, threads)
         self.provider, self._provider = running.provider.name, running.provider
@@ -112,8 +120,8 @@ class ScoreCAM:
         """Explain one photo.
 
         Args:
-            image: a path, an RGB photo uint8 [H,W,3], a Pillow image, or a preprocessed input tensor, float
-                [1,C,H,W] (or the model's own layout).
+            image: a path, the bytes of a picture, a binary file that is open, an RGB photo uint8 [H,W,3], a Pillow
+                image, or a preprocessed input tensor, float [1,C,H,W] (or the model's own layout).
             targets: class indices or labels, one or several, or ``"all"``; all of them come from the same forward
                 passes. None for the most probable classes.
             top_k: how many those are.

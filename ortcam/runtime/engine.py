@@ -142,7 +142,7 @@ class Engine:
         return enabled | dict.fromkeys(("trt_engine_cache_path", "trt_timing_cache_path"), folder)
 
     def _key(self, purpose: str, *more: Any) -> str:
-        versions = (ortcam.__version__, ort.__version__, scoring.VERSION)
+        versions = (ortcam.__version__, ort.__version__, scoring.VERSION, self._model.edited_layer)
         return cache.make_key(purpose, self._model.sha256, self._scored, *versions, *more)
 
     def _best_batch(self) -> int:
