@@ -229,6 +229,10 @@ class CamModel:
         other._read_shapes(proto)
         return other
 
+    def exposes(self, layer: str) -> bool:
+        """Whether `layer` is a name of the target layer that the model has already."""
+        return layer in (self.contract.layer, self.contract.value, "activations")
+
     @property
     def edited_layer(self) -> str | None:
         """The value that is the target layer, where it is not the layer that the file exposes itself."""

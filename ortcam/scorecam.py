@@ -30,7 +30,7 @@ from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.selection import select_distinct
 from ortcam.targets import Target, for_many
 from ortcam.threads import calm_blas, thread_count
-from ortcam.work import Job, Work, in_turn, prepared_ahead
+from ortcam.work import Job, Work, in_turn, prepared_ahead, share_of, shifted
 
 MOST_PHOTOS = 16  # in a group
 Stage = tuple[int, Work, NDArray[np.intp]]  # the number of a photo, its work, and the masks to run
@@ -86,7 +86,7 @@ class ScoreCAM:
         self.convention = resolve_convention(preset)
         provider = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
-        if layer is not None:
+        if layer is not None and not self.model.exposes(layer):
             from ortcam.runtime.layer import with_layer
 
             self.model = with_layer(self.model, layer)
@@ -181,7 +181,7 @@ class ScoreCAM:
 
         def explain(group: list[tuple[Any, Job | OrtcamError]]) -> deque[tuple[Any, Explanation | OrtcamError]]:
             ready = [job for _, job in group if not isinstance(job, OrtcamError)]
-            report = None if on_progress is None or on_device else _share(on_progress, done, len(ready))
+            report = None if on_progress is None or on_device else share_of(on_progress, done, len(ready))
             explained = self._explain_together(ready, targets, top_k, limits, report)
             return deque((image, job if isinstance(job, OrtcamError) else next(explained)) for image, job in group)
 
@@ -301,7 +301,7 @@ class ScoreCAM:
         stages = running.choosers.map(go_on, range(len(works)), works)
         while ready := [stage for stage in stages if stage is not None and len(stage[2])]:
             rows = Rows.join([work.rows(index, chosen) for index, work, chosen in ready])
-            report = None if on_progress is None else _shifted(on_progress, done, total)
+            report = None if on_progress is None else shifted(on_progress, done, total)
             align_corners = self.convention.mask_align_corners
             logits, log_probabilities = running.scorer.score(group, rows, align_corners, report)
             scores = log_probabilities if self.convention.weight == "probability" else logits
@@ -401,13 +401,3 @@ class ScoreCAM:
 def _top(logits: Floats, count: int) -> list[int]:
     """Return the classes with the highest logits, best first; the lower index first among equals."""
     return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]
-
-
-def _shifted(on_progress: Progress, done: int, total: int) -> Progress:
-    """Count the masked inputs of one stage on from those of earlier stages."""
-    return lambda now, _: on_progress(done + now, total)
-
-
-def _share(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:
-    """Count photos instead of masked inputs."""
-    return lambda now, total: on_progress(done + photos * now / total)

@@ -55,6 +55,7 @@ def pack(
     batch_size: int | None = None,
     target: Any = None,
     verify: bool = True,
+    layer: str | None = None,
 ) -> PackReport:
     """Write a model file and Score-CAM around it as one ordinary ONNX file that needs no Python.
 
@@ -73,6 +74,7 @@ def pack(
         batch_size: masked images a turn; None for 8, or the model's own fixed batch.
         target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;
             runtimes for JavaScript know no inputs that may be left out.
+        layer: the target layer, as for `ScoreCAM`.
         verify: explain a synthetic photo with the file and with the engine, and refuse a file that differs.
 
     Raises:
@@ -84,10 +86,10 @@ def pack(
     path = Path(path)
     convention = resolve_convention(preset)
     budget = None if budget is None else whole("budget", budget)
-    cam = ScoreCAM(model, provider="cpu", preset=convention)
+    cam = ScoreCAM(model, provider="cpu", preset=convention, layer=layer)
     known = cam.model
     _check_path(path, known)
-    classes, layer = cam.rehearse()
+    classes, shape = cam.rehearse()
     if raw and known.contract.preprocessing is None:
         raise OptionError(
             f"{known.shown} does not say how to preprocess a photo; export it with --preprocess, "
@@ -98,12 +100,12 @@ def pack(
     plan = Plan(
         convention=convention,
         budget=None if budget is None else min(budget, _LARGEST_BUDGET),
-        batch_size=known.batch or min(layer[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
+        batch_size=known.batch or min(shape[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
         fixed_batch=known.batch is not None,
         raw=raw,
         target=None if target is None else _default_target(known, target, classes),
         input_shape=_input_shape(known),
-        layer_size=layer[1:],
+        layer_size=shape[1:],
     )
     source = _read_whole(known)
     explainer = build_explainer(source, known.contract, plan)

@@ -18,7 +18,13 @@ from ortcam.graph.layers import Reading, find_layer, module_outputs
 from ortcam.model import CamModel, Contract
 from ortcam.runtime.shapes import complete_shapes
 
-_GRAPH_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)  # of a graph that breaks ONNX's rules
+_GRAPH_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)  # of a graph that breaks ONNX's rules
 
 
 def with_layer(model: CamModel, layer: str) -> CamModel:
@@ -32,9 +38,9 @@ def with_layer(model: CamModel, layer: str) -> CamModel:
     Raises:
         LayerError: there is no such layer, or it is no feature map.
     """
-    own = model.contract
-    if layer in (own.layer, own.value, "activations"):
+    if model.exposes(layer):
         return model
+    own = model.contract
     size = tuple(dim for dim in model.usual_shape if dim is not None)
     edit = partial(
         _expose, contract=own, layer=layer, name=model.name, folder=model.external_data_directory,

@@ -1,7 +1,7 @@
 """What belongs to one process: sessions, which neither survive a fork nor can be pickled, are opened again.
 
-ONNX Runtime's threads do not exist in a forked child. A run that waits for them hangs, and so does the end of a session,
-which joins them. So a child forgets the sessions that it was given without ending them, and opens its own.
+ONNX Runtime's threads do not exist in a forked child. A run that waits for them hangs. The end of a session
+joins them, so it hangs as well. So a child forgets the sessions that it was given without ending them, and opens its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Reopened(Generic[Opened]):
             opened: what is open.
             forks: whether it can be opened again in a forked child.
         """
-        self._reopen, self._opened, self.forks = reopen, opened, forks
+        self._reopen, self.forks = reopen, forks
+        self._opened: Opened | None = opened
         self._lock, self._forked, self._mark = Lock(), False, ""
         _held.add(self)
 
@@ -50,7 +51,7 @@ class Reopened(Generic[Opened]):
             OrtcamError: it cannot be opened here.
         """
         global _last
-        opened: Opened | None = self._opened
+        opened = self._opened
         if opened is not None:
             return opened
         with self._lock:
@@ -75,7 +76,11 @@ class Reopened(Generic[Opened]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._opened, self._lock, self._forked = None, Lock(), False  # opened when it is used, not while it is unpickled
+        self._opened, self._lock, self._forked = (
+            None,
+            Lock(),
+            False,
+        )  # opened when it is used, not while it is unpickled
         _held.add(self)
 
     def _forget(self) -> None:
