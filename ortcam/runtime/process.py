@@ -1,7 +1,7 @@
 """What belongs to one process: sessions, which neither survive a fork nor can be pickled, are opened again.
 
 ONNX Runtime's threads do not exist in a forked child. A run that waits for them hangs. The end of a session
-joins them, so it hangs as well. So a child forgets the sessions that it was given without ending them, and opens its own.
+joins them, so it hangs as well. A child therefore keeps its parent's sessions from ending, and opens its own.
 """
 
 from __future__ import annotations
