@@ -30,7 +30,7 @@ from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.selection import select_distinct
 from ortcam.targets import Target, for_many
 from ortcam.threads import calm_blas, thread_count
-from ortcam.work import Job, Work, in_turn, prepared_ahead, share_of, shifted
+from ortcam.work import Job, Work, in_turn, prepared_ahead, share_of, shifted, top_classes
 
 MOST_PHOTOS = 16  # in a group
 Stage = tuple[int, Work, NDArray[np.intp]]  # the number of a photo, its work, and the masks to run
@@ -271,7 +271,7 @@ class ScoreCAM:
         """Return what there is to do for a photo: classes, masks, and the plan of what is run."""
         if not np.isfinite(plain.activations).all() or not np.isfinite(plain.logits).all():
             return self._not_finite("this image")
-        classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
+        classes = self.model.resolve_targets(targets, len(plain.logits)) or top_classes(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
         plan = limits.plan(plain.activations, selection, surrogate)
@@ -363,7 +363,7 @@ class ScoreCAM:
         plain = self._scorer.forward(self.model.prepare(image)[1]).passes[0]
         if not np.isfinite(plain.logits).all():
             raise self._not_finite("this image")
-        return tuple(self._target(index, plain) for index in _top(plain.logits, whole("top_k", top_k)))
+        return tuple(self._target(index, plain) for index in top_classes(plain.logits, whole("top_k", top_k)))
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo: whether this file can be explained at all.
@@ -396,8 +396,3 @@ class ScoreCAM:
             probability = float(exponentials[index] / exponentials.sum())
         label = labels[index] if labels is not None and index < len(labels) else None
         return Target(index, label, float(plain.logits[index]), probability)
-
-
-def _top(logits: Floats, count: int) -> list[int]:
-    """Return the classes with the highest logits, best first; the lower index first among equals."""
-    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]

@@ -140,3 +140,8 @@ def shifted(on_progress: Progress, done: int, total: int) -> Progress:
 def share_of(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:
     """Count photos instead of masked inputs."""
     return lambda now, total: on_progress(done + photos * now / total)
+
+
+def top_classes(logits: Floats, count: int) -> list[int]:
+    """Return the classes with the highest logits, best first; the lower index first among equals."""
+    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]

@@ -204,7 +204,7 @@ def _load(made: Path, model: CamModel, refusal: str | None) -> PackedExplainer:
         return PackedExplainer(made, provider="cpu")
     except ModelError as error:
         reason = refusal or str(error).replace(str(made), made.name)
-        raise ModelError(f"{model.path.name} cannot be packed: {reason}") from error
+        raise ModelError(f"{model.name} cannot be packed: {reason}") from error
 
 
 def _refusal(explainer: onnx.ModelProto) -> str | None:
