@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ortcam import __version__
+from ortcam import NO_RUNTIME, __version__
 from ortcam.cli import console, demo, doctor, explain, export, inspect, pack, page, preprocessing, reproduce
 from ortcam.errors import OrtcamError, one_line
 from ortcam.native import own_standard_error
@@ -31,6 +32,8 @@ for command in (
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"ortcam {__version__}")
+        if importlib.util.find_spec("onnxruntime") is None:
+            console.warn(NO_RUNTIME)
         raise typer.Exit
 
 

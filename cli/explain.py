@@ -68,6 +68,7 @@ def explain(
             help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis. Default: official.", show_default=False
         ),
     ] = None,
+    layer: options.LayerName = None,
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,
     device_id: options.DeviceId = 0,
@@ -115,15 +116,20 @@ def explain(
     limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
     cam: ScoreCAM | PackedExplainer
     try:
-        cam = ScoreCAM(model, provider=where, preset=preset or "official", batch_size=size, threads=threads)
+        cam = ScoreCAM(
+            model, provider=where, preset=preset or "official", batch_size=size, threads=threads, layer=layer
+        )
     except PackedModelError:
         from ortcam.deploy.packed import PackedExplainer
 
         given = {"--budget": budget, "--tolerance": tolerance, "--preset": preset, "--batch-size": size}
+        given["--layer"] = layer
         given |= {"--selection": None if selection == "predict" else selection}
         for name, value in given.items():
             if value is not None:
-                raise typer.BadParameter(f"{model} is packed with its preset and budget; leave {name} out") from None
+                raise typer.BadParameter(
+                    f"{model} is packed with its layer, preset and budget; leave {name} out"
+                ) from None
         cam = PackedExplainer(model, where, threads)
         limits = {}
     done: list[dict[str, Any]] = []

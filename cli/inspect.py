@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ortcam import NO_RUNTIME
 from ortcam.cli import console
 
 if TYPE_CHECKING:
@@ -83,22 +85,31 @@ def describe(path: Path) -> dict[str, Any]:
     import onnx_ir as ir
 
     from ortcam.errors import ModelError, one_line
-    from ortcam.exporters.shapes import complete_shapes
-    from ortcam.exporters.unwrap import unwrap_outputs
-    from ortcam.graph.layers import Reading, find_candidates
+    from ortcam.graph.layers import Reading, find_candidates, infer_shapes
+
+    runs = importlib.util.find_spec("onnxruntime") is not None
+    if not runs:
+        console.warn(f"{NO_RUNTIME}; only what the file itself states is shown")
 
     try:
-        if contract is None:
+        if contract is None and runs:
+            from ortcam.exporters.unwrap import unwrap_outputs
+
             unwrap_outputs(proto)
         model = ir.from_proto(proto)
         inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
         reading = Reading("NCHW" if contract is None else contract.image_layout)
         size = None if contract is None else _size(inputs)
-        if contract is None:
+        if contract is None and runs:
             model, reading, size = _read_foreign(model, proto, path)
         candidates = []
         if inputs and outputs and not packed:
-            complete_shapes(model, path.resolve().parent, size)
+            if runs:
+                from ortcam.runtime.shapes import complete_shapes
+
+                complete_shapes(model, path.resolve().parent, size)
+            else:
+                infer_shapes(model)
             candidates = find_candidates(model, reading)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{path} has a graph that cannot be read: {one_line(error)}") from error

@@ -18,6 +18,15 @@ ProviderOptions = Annotated[
         show_default=False,
     ),
 ]
+LayerName = Annotated[
+    str | None,
+    typer.Option(
+        "--layer",
+        help="Another target layer of the model's graph: a module or a value (see: ortcam inspect). "
+        "Default: the layer that the file exposes.",
+        show_default=False,
+    ),
+]
 DeviceId = Annotated[int, typer.Option(min=0, help="Which of several devices.")]
 
 

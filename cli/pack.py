@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ortcam.cli import console
+from ortcam.cli import console, options
 
 
 def pack(
@@ -19,6 +19,7 @@ def pack(
     preset: Annotated[
         str, typer.Option(help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
     ] = "official",
+    layer: options.LayerName = None,
     budget: Annotated[
         int | None,
         typer.Option(min=1, help="Run at most so many masked inputs. Default: all, the exact map.", show_default=False),
@@ -65,7 +66,15 @@ def pack(
 
     path = output or model.with_name(f"{model.stem}.explainer.onnx")
     report = write(
-        model, path, preset=preset, budget=budget, raw=raw, batch_size=batch_size, target=target, verify=verify
+        model,
+        path,
+        preset=preset,
+        budget=budget,
+        raw=raw,
+        batch_size=batch_size,
+        target=target,
+        verify=verify,
+        layer=layer,
     )
     for notice in report.notices:
         console.note(f"note: {notice}")

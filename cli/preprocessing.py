@@ -88,7 +88,7 @@ def _candidates(model: CamModel) -> dict[str, Preprocessing]:
     shape, stated = model.usual_shape, model.contract.preprocessing
     channels, height, width = shape if model.contract.image_layout == "NCHW" else (shape[2], *shape[:2])
     if channels not in (None, 1, 3):
-        raise ImageError(f"{model.path} takes {channels} channels; expected 1 or 3, as photos have")
+        raise ImageError(f"{model.shown} takes {channels} channels; expected 1 or 3, as photos have")
     found = {name: Preprocessing.named(name, height or 224, width or 224, channels=channels or 3) for name in NAMES}
     if stated is None:
         return found
@@ -167,7 +167,7 @@ def _print_results(seen: list[dict[str, Any]], sure: dict[str, float], model: Ca
         "Take the preprocessing that the model was trained with. If nobody knows it, take the one whose classes are\n"
         "what the photos show, on many photos."
     )
-    console.note(f"To set it: ortcam export {model.path} -o {model.path.stem}.cam.onnx --preprocess NAME")
+    console.note(f"To set it: ortcam export {model.shown} -o {Path(model.shown).stem}.cam.onnx --preprocess NAME")
 
 
 def _show(index: int, label: str | None) -> str:

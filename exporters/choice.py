@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from ortcam.errors import LayerError
 from ortcam.exporters.places import Cells, Places, check_places
-from ortcam.exporters.shapes import complete_shapes
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find_candidates, find_layer, module_outputs
 from ortcam.model import Layout
+from ortcam.runtime.shapes import complete_shapes
 
 # How many candidates are checked in place of one that fails, and how many a message lists.
 _MOST_OTHERS = 8

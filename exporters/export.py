@@ -20,6 +20,7 @@ from ortcam.exporters.choice import LayerChoice, Target
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.places import Places
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
+from ortcam.exporters.quiet import home_directory
 from ortcam.exporters.score_kind import StatedKind, check_kind, check_stated_kind, rename_output, settle_kind
 from ortcam.exporters.sources import Converted, SourceOptions, convert, find_layer_name
 from ortcam.exporters.verify import Agreement, verify
@@ -163,7 +164,7 @@ def export(
         allow_unsafe,
         None if given is None else len(given),
     )
-    with _graph_errors(source):
+    with _graph_errors(source), home_directory():
         converted = convert(source, options)
         choice = LayerChoice(converted, options)
         target = choice.choose()

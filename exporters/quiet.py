@@ -1,4 +1,4 @@
-"""Keeping what frameworks and the user's own code print off the screen, and their settings as they were."""
+"""What frameworks need around them: silence on the screen, variables of the environment, a home directory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import contextlib
 import io
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+
+from ortcam.runtime.cache import cache_directory
 
 
 @contextlib.contextmanager
@@ -40,3 +44,19 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def home_directory() -> Iterator[None]:
+    """Give frameworks a temporary home directory for a while, where the user has none.
+
+    Without one, Keras and torch.hub make a folder that is named `~`, and timm fails.
+    """
+    cache_directory()  # warns that nothing is kept
+    try:
+        Path.home()
+    except RuntimeError:
+        with tempfile.TemporaryDirectory(prefix="ortcam-home-") as folder, environment(HOME=folder):
+            yield
+    else:
+        yield

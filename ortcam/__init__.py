@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from importlib import import_module
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,14 +80,30 @@ _NEEDS_RUNTIME = set(_HOME) - {
 }
 NO_RUNTIME = "no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"
 
-if importlib.util.find_spec("onnxruntime") is None:
-    warnings.warn(NO_RUNTIME, RuntimeWarning, stacklevel=2)
+
+def _has_runtime() -> bool:
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def _warn_of_no_runtime() -> None:
+    """Warn as one line, without the path and the line of code that Python's own format has."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"ortcam: {message}\n"
+    try:
+        warnings.warn(NO_RUNTIME, RuntimeWarning, stacklevel=2)
+    finally:
+        warnings.formatwarning = usual
+
+
+# The command line says it itself, in the command's own error.
+if not _has_runtime() and PurePath(*getattr(sys, "argv", ())[:1]).stem != "ortcam":
+    _warn_of_no_runtime()
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ortcam' has no attribute {name!r}")
-    if name in _NEEDS_RUNTIME and importlib.util.find_spec("onnxruntime") is None:
+    if name in _NEEDS_RUNTIME and not _has_runtime():
         raise ImportError(NO_RUNTIME)
     value = getattr(import_module(f"ortcam.{_HOME[name]}"), name)
     globals()[name] = value

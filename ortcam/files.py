@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from ortcam.errors import OccupiedError, OutputError
 
@@ -129,17 +130,36 @@ class Fingerprint:
     The hash is computed when it is first asked for, and at most once a process for a file that does not change.
 
     Attributes:
-        path: the absolute path of the file.
+        path: the absolute path of the file; None for bytes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - the name as given: links are not followed
+        self.path: Path | None = Path(os.path.abspath(path))  # noqa: PTH100 - as given: links are not followed
         self._state = _state_of(self.path)
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> Fingerprint:
+        """Return the fingerprint of bytes that lie in no file."""
+        made = cls.__new__(cls)
+        made.path, made._state = None, None
+        made.__dict__["sha256"] = hashlib.sha256(data).hexdigest()  # where the cached property keeps it
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The hash goes with it: the file need not lie where it is unpickled."""
+        return {"path": self.path, "_state": self._state, "sha256": self.sha256}
+
+    def holds(self) -> bool:
+        """Whether the file is still the same; true where there was none. Another copy of it is the same."""
+        if self.path is None or self._state is None or _state_of(self.path) == self._state:
+            return True
+        found = Fingerprint(self.path)
+        return found.sha256 is not None and found.sha256 == self.__dict__.get("sha256")
 
     @cached_property
     def sha256(self) -> str | None:
         """The hash in hexadecimal digits; None where the file changed before it was computed."""
-        if self._state is None:
+        if self._state is None or self.path is None:
             return None
         try:
             found = _hash(self.path, self._state)

@@ -95,6 +95,29 @@ def read_file(path: str | PathLike[str]) -> bytes:
         raise ImageError(f"cannot read {path}: {reason}") from error
 
 
+def read_stream(stream: Any) -> bytes:
+    """Return the bytes that are left in a binary file: an open file, io.BytesIO, an upload.
+
+    Raises:
+        ImageError: it cannot be read, is at its end, or returns no bytes.
+    """
+    try:
+        data = stream.read()
+        passed = not data and hasattr(stream, "tell") and stream.tell() > 0
+    except Exception as error:  # whatever the caller's own class raises
+        raise ImageError(f"image, a {type(stream).__name__}, cannot be read: {one_line(error)}") from error
+    if passed:
+        raise ImageError("image is a file that was read to its end; go back to its beginning with seek(0)")
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    if hasattr(data, "close") and hasattr(data, "__await__"):
+        data.close()  # else Python warns of a coroutine that nobody waited for
+    raise ImageError(
+        f"image, a {type(stream).__name__}, returns a {type(data).__name__} from read(); expected bytes: "
+        "open a file with mode 'rb', and await an asynchronous upload first"
+    )
+
+
 def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> Photo:
     """Decode the bytes of an image file; as `read_photo`, with `name` standing in the error messages."""
     if not data:

@@ -6,8 +6,9 @@ entries with the prefix ``ortcam.`` whose values are JSON. See docs/model-file.m
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import ArrayLike
 
 from ortcam.errors import (
@@ -26,10 +26,12 @@ from ortcam.errors import (
     one_line,
 )
 from ortcam.files import Fingerprint
-from ortcam.image import MAX_PIXELS, Photo, as_photo, decode_photo, read_file
+from ortcam.image import MAX_PIXELS, Photo, as_photo, decode_photo, read_file, read_stream
 from ortcam.preprocessing import Crop, Preprocessing, Tensor
 from ortcam.record import Origin
 from ortcam.scores import Activation, Doubles, OutputKind, Scale, may_be_several, read_output
+from ortcam.source import ModelSource, external_files
+from ortcam.source import read_proto as read_proto
 from ortcam.targets import resolve_targets
 
 FORMAT = 1
@@ -80,16 +82,22 @@ class Contract:
         return {PREFIX + key: json.dumps(value) for key, value in {"format": FORMAT, **asdict(self)}.items()}
 
     @classmethod
-    def from_metadata(cls, entries: dict[str, str], name: str) -> Contract:
-        """Read the metadata entries of the file `name`.
+    def from_metadata(cls, entries: dict[str, str], name: str, is_file: bool = True) -> Contract:
+        """Read the metadata entries of a model.
+
+        Args:
+            entries: names with prefix, values JSON.
+            name: what error messages call the model.
+            is_file: whether that is a file's name.
 
         Raises:
             ModelError: there are none, they are of a newer format, or they cannot be read.
         """
         if PREFIX + "format" not in entries:
+            advice = f"run `ortcam export {name} -o {Path(name).stem}.cam.onnx` (see: ortcam inspect {name})"
             raise ModelError(
-                f"{name} exposes no target layer; expected a file that ortcam wrote: "
-                f"run `ortcam export {name} -o {Path(name).stem}.cam.onnx` (see: ortcam inspect {name})"
+                f"{name} exposes no target layer; expected a model that ortcam wrote: "
+                + (advice if is_file else "save it to a file, and export the file with `ortcam export`")
             )
         try:
             values = {
@@ -174,8 +182,10 @@ class Contract:
 class CamModel:
     """An ONNX file with an exposed target layer.
 
+    It can be pickled: a file is read again where it is needed, bytes are kept.
+
     Attributes:
-        path: the file.
+        source: where it came from.
         contract: what its metadata states.
         input_shape: the dimensions of `image` without the batch; None where the size is free.
         batch: the batch size when the file fixes one, else None.
@@ -185,36 +195,49 @@ class CamModel:
         fingerprints: the file, and after it the files of external weights, for their hashes.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, model: str | PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto) -> None:
         """Read the file's structure and contract; the weights go to ONNX Runtime later.
+
+        Args:
+            model: the path of the file, its bytes, or an onnx.ModelProto; the last two without external weights.
 
         Raises:
             ModelError: the file is missing, no ONNX model, or exposes no target layer; a PackedModelError where it
                 is a packed explainer.
         """
-        if not isinstance(path, str | PathLike):
-            raise ModelError(f"model is a {type(path).__name__}; expected the path of an ONNX file")
-        self.path = Path(path)
-        fingerprint = Fingerprint(self.path)  # before the file is read, so that a later change is noticed
-        proto = read_proto(self.path)
+        self.source = ModelSource(model)
+        name, proto = self.shown, self.source.read()
         entries = {entry.key: entry.value for entry in proto.metadata_props}
         if EXPLAINER in entries:
             raise PackedModelError(
-                f"{path} is a packed explainer; expected the model file that it was made from "
+                f"{name} is a packed explainer; expected the model file that it was made from "
                 "(ortcam explain and ortcam.PackedExplainer run it as it is)"
             )
-        self.contract = Contract.from_metadata(entries, str(path))
+        self.contract = Contract.from_metadata(entries, name, self.path is not None)
+        external = external_files(proto)
+        self.has_external_data = bool(external)
+        folder = self.external_data_directory
+        self.fingerprints = (self.source.fingerprint, *(Fingerprint(folder / file) for file in external))
+        self._edit: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+        self._read_shapes(proto)
+        self._fresh: onnx.ModelProto | None = proto
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fresh": None}
+
+    def _read_shapes(self, proto: onnx.ModelProto) -> None:
         inputs = {value.name: value for value in proto.graph.input}
         outputs = [value.name for value in proto.graph.output]
         if "image" not in inputs or "activations" not in outputs:
             raise ModelError(
-                f"{path} has inputs {list(inputs)} and outputs {outputs}; "
+                f"{self.shown} has inputs {list(inputs)} and outputs {outputs}; "
                 "expected the input 'image' and the output 'activations': export it again"
             )
         shape = [dim.dim_value or None for dim in inputs["image"].type.tensor_type.shape.dim]
         if len(shape) != 4:
             raise ModelError(
-                f"{path} takes an input of rank {len(shape)}; expected 4 dimensions ({self.contract.image_layout})"
+                f"{self.shown} takes an input of rank {len(shape)}; "
+                f"expected 4 dimensions ({self.contract.image_layout})"
             )
         self.batch, self.input_shape = shape[0], tuple(shape[1:])
         layer = next(value for value in proto.graph.output if value.name == "activations").type.tensor_type.shape
@@ -222,10 +245,45 @@ class CamModel:
         self.classes = count_scores(proto)
         if self.classes == 1:
             self.classes, self.contract = 2, self.contract.of_single_score()
-        external = external_files(proto)
-        self.has_external_data = bool(external)
-        self.fingerprints = (fingerprint, *(Fingerprint(self.external_data_directory / name) for name in external))
-        self._fresh: onnx.ModelProto | None = proto
+
+    def with_layer(
+        self, contract: Contract, proto: onnx.ModelProto, edit: Callable[[onnx.ModelProto], onnx.ModelProto]
+    ) -> CamModel:
+        """Return the same model with another target layer.
+
+        Args:
+            contract: what it states now.
+            proto: the model with that layer as `activations`.
+            edit: makes `proto` of the model as it was read; can be pickled.
+        """
+        other = copy.copy(self)
+        other.contract, other._edit, other._fresh = contract, edit, proto
+        other._read_shapes(proto)
+        return other
+
+    def exposes(self, layer: str) -> bool:
+        """Whether `layer` is a name of the target layer that the model has already."""
+        return layer in (self.contract.layer, self.contract.value, "activations")
+
+    @property
+    def edited_layer(self) -> str | None:
+        """The value that is the target layer, where it is not the layer that the file exposes itself."""
+        return None if self._edit is None else self.contract.value
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None where the model came as bytes or as an onnx.ModelProto."""
+        return self.source.path
+
+    @property
+    def name(self) -> str:
+        """What short messages call it: the file's name."""
+        return self.source.name
+
+    @property
+    def shown(self) -> str:
+        """What messages call it that tell where it lies: the path."""
+        return self.source.shown
 
     @property
     def channels(self) -> int | None:
@@ -257,18 +315,21 @@ class CamModel:
         """
         found = self.fingerprints[0].sha256
         if found is None:
-            raise ModelError(f"{self.path} changed while it was loaded; load it again")
+            raise ModelError(f"{self.shown} changed while it was loaded; load it again")
         return found
 
     @property
     def external_data_directory(self) -> Path:
         """The directory that external weights, if there are any, are read from."""
-        return self.path.resolve().parent
+        return self.source.folder
 
     def take_proto(self) -> onnx.ModelProto:
         """Return the parsed file for the caller to edit: no copy of the weights is kept here."""
-        proto, self._fresh = self._fresh or read_proto(self.path), None
-        return proto
+        proto, self._fresh = self._fresh, None
+        if proto is not None:
+            return proto
+        proto = self.source.read()
+        return proto if self._edit is None else self._edit(proto)
 
     def forget_proto(self) -> None:
         """Let the parsed weights go, where nobody took them."""
@@ -282,11 +343,11 @@ class CamModel:
         Raises:
             ImageError: it is none of these, or does not fit the model.
         """
-        return self.contract.prepare(image, self.input_shape, str(self.path), max_pixels)
+        return self.contract.prepare(image, self.input_shape, self.shown, max_pixels)
 
     def resolve_targets(self, targets: Any, classes: int) -> list[int] | None:
         """Return the class indices that `targets` names: `ortcam.targets.resolve_targets`."""
-        return resolve_targets(targets, classes, self.labels, self.path.name)
+        return resolve_targets(targets, classes, self.labels, self.name)
 
 
 def count_scores(proto: onnx.ModelProto) -> int | None:
@@ -295,20 +356,8 @@ def count_scores(proto: onnx.ModelProto) -> int | None:
     return dims[-1].dim_value or None if dims else None
 
 
-def external_files(proto: onnx.ModelProto) -> list[str]:
-    """Return the names of the files that external weights lie in, sorted, relative to the model's folder."""
-    names = {
-        entry.value
-        for tensor in proto.graph.initializer
-        if tensor.data_location == tensor.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sorted(names)
-
-
 def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray[Any, Any], Origin | None]:
-    """Return the pixels of a path, the bytes of a picture, a Pillow image, a torch tensor or an array.
+    """Return the pixels of a path, of a picture's bytes or binary file, of a Pillow image, a torch tensor or an array.
 
     Also return the origin of a picture file, hashed from the very bytes that are decoded; None for other images,
     whose origin is their pixels or values.
@@ -319,15 +368,19 @@ def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray[Any
     if isinstance(image, str | PathLike):
         data = read_file(image)
         return decode_photo(data, str(image), max_pixels), Origin.of_file(data, image)
-    if isinstance(image, bytes | bytearray | memoryview):
-        data = bytes(image)
+    if isinstance(image, bytes | bytearray | memoryview) or _is_stream(image):
+        data = read_stream(image) if _is_stream(image) else bytes(image)
         return decode_photo(data, "image", max_pixels), Origin.of_file(data)
     return read_pixels(image), None
 
 
+def _is_stream(image: Any) -> bool:
+    return hasattr(image, "read") and not hasattr(image, "__array__")
+
+
 def read_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
     """Return the pixels of any image that `read_image` takes."""
-    if isinstance(image, str | PathLike | bytes | bytearray | memoryview):
+    if isinstance(image, str | PathLike | bytes | bytearray | memoryview) or _is_stream(image):
         return read_image(image, max_pixels)[0]
     try:
         if hasattr(image, "convert") and hasattr(image, "getbands"):
@@ -340,7 +393,8 @@ def read_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any
     except Exception as error:  # whatever Pillow, which decodes a file only now, torch and others raise
         raise ImageError(f"image, a {type(image).__name__}, cannot be read: {one_line(error)}") from error
     raise ImageError(
-        f"image is a {type(image).__name__}; expected a path, an RGB photo uint8 [H,W,3] or an input tensor"
+        f"image is a {type(image).__name__}; expected a path, the bytes of a picture, an RGB photo uint8 [H,W,3] "
+        "or an input tensor"
     )
 
 
@@ -356,24 +410,3 @@ def _from_pillow(image: Any) -> np.ndarray[Any, Any]:
     if image.mode not in ("L", "RGB", "RGBA", "I;16"):
         image = image.convert("RGB")
     return np.asarray(image)
-
-
-def read_proto(path: Path) -> onnx.ModelProto:
-    """Parse an ONNX file; weights in external files stay there.
-
-    Raises:
-        ModelError: it is missing, cannot be read, or is no ONNX model.
-    """
-    if path.is_dir():
-        raise ModelError(f"{path} is a directory; expected an ONNX file")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelError(f"cannot read {path}: no such file") from error
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {one_line(error)}") from error
-    except (DecodeError, ValueError) as error:
-        raise ModelError(f"{path} is no ONNX model, or cut short: {one_line(error)}") from error
-    if not proto.graph.node or not proto.graph.output:
-        raise ModelError(f"{path} is no ONNX model: it has no graph")
-    return proto

@@ -240,10 +240,12 @@ def _describe_files(files: Sequence[Fingerprint]) -> dict[str, Any]:
         return {"name": None, "path": None, "sha256": None, "external_data": []}
     model, *external = files
     return {
-        "name": model.path.name,
-        "path": str(model.path),
+        "name": None if model.path is None else model.path.name,
+        "path": None if model.path is None else str(model.path),
         "sha256": model.sha256,
-        "external_data": [{"name": file.path.name, "sha256": file.sha256} for file in external],
+        "external_data": [
+            {"name": None if file.path is None else file.path.name, "sha256": file.sha256} for file in external
+        ],
     }
 
 

@@ -198,12 +198,10 @@ def _open(
     if len(record["preset"]) == 1:
         raise OutputError(f"the record holds no more of the preset than its name, {record['preset']['name']!r}")
     try:
-        cam = ScoreCAM(model, provider, Convention.from_dict(record["preset"]), run["batch_size"])
+        convention, layer = Convention.from_dict(record["preset"]), record["model"]["layer"]
+        cam = ScoreCAM(model, provider, convention, run["batch_size"], layer=layer)
     except PackedModelError as error:
         raise ModelError(f"{model} is a packed explainer; expected the model file {record['model']['name']}") from error
-    layer = cam.model.contract.layer
-    if layer != record["model"]["layer"]:
-        raise ModelError(f"{model} exposes layer {layer}; the record is of layer {record['model']['layer']}")
     return cam, {name: asked[name] for name in ("budget", "tolerance", "selection")}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -20,21 +22,19 @@ from ortcam.errors import ModelError, OrtcamError, whole
 from ortcam.explanation import Explanation, warn_of_flat_maps
 from ortcam.model import CamModel, read_image
 from ortcam.record import Asked, Origin, Provenance, now
-from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows
-from ortcam.runtime.engine import Engine
+from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows, Scorer
+from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import Provider, resolve_provider
+from ortcam.runtime.running import FREE_THE_PROCESSOR, Running, run_model
 from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.scores import Doubt
 from ortcam.selection import select_distinct
-from ortcam.surrogate import Surrogate
 from ortcam.targets import Target, for_many, make_targets
-from ortcam.threads import Workers, calm_blas, thread_count, usable_processors
-from ortcam.work import Job, Work, in_turn, prepared_ahead
+from ortcam.threads import calm_blas, thread_count
+from ortcam.work import Job, Work, in_turn, prepared_ahead, share_of, shifted, top_classes
 
 MOST_PHOTOS = 16  # in a group
 Stage = tuple[int, Work, NDArray[np.intp]]  # the number of a photo, its work, and the masks to run
-_FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need it, or may not be run in two threads
-_ENOUGH_THREADS = 4  # beside a device: more of them wait for Python's lock only
 _GROUPS_ON_DEVICES = 2  # at once: while the device scores one, the processor prepares the other
 
 
@@ -58,11 +58,12 @@ class ScoreCAM:
         preset: str | Convention = "official",
         batch_size: int | Literal["auto"] | None = None,
         threads: int | None = None,
+        layer: str | None = None,
     ) -> None:
         """Load a model file.
 
         Args:
-            model: a file that ortcam exported, or its CamModel.
+            model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
             provider: ``auto`` (the best that loads), ``cpu``, ``cuda``, ``tensorrt``, ..., or an `ortcam.Provider`
                 with options.
             preset: a name in `ortcam.PRESETS`, or a Convention.
@@ -71,9 +72,11 @@ class ScoreCAM:
                 cache directory.
             threads: CPU threads, at most one per processor; None for one per physical core, and for what is done with
                 several photos at once between passes one per processor (at most 4 beside a GPU).
+            layer: the target layer, where it is another than the file exposes: a module that the file names, or a value
+                of its graph (see: ortcam inspect).
 
         Raises:
-            ModelError: the file cannot be used.
+            ModelError: the file cannot be used; a LayerError where it has no such layer.
             ProviderError: the provider does not exist or does not load.
             OptionError: the preset does not exist, or a number makes no sense.
         """
@@ -83,24 +86,26 @@ class ScoreCAM:
         self.convention = resolve_convention(preset)
         provider = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
-        engine = Engine(self.model, self.convention.scored, provider, batch_size, threads)
-        self.provider, self._provider = engine.provider.name, engine.provider
-        self._asked_batch_size = batch_size
-        self._scorer = engine.scorer
-        self._doubt = Doubt(self.model.path.name)
-        self._workers = self._choosers = Workers(threads)
-        self._surrogates: Callable[[], MakePredictor] = lambda: Surrogate  # for a group of photos
-        if self.provider in _FREE_THE_PROCESSOR:
-            from ortcam.runtime.surrogate import DeviceSurrogates
+        if layer is not None and not self.model.exposes(layer):
+            from ortcam.runtime.layer import with_layer
 
-            self._workers = Workers(threads or min(usable_processors(), _ENOUGH_THREADS))
-            self._choosers = Workers(1)
-            self._surrogates = DeviceSurrogates(engine.provider.device).group
+            self.model = with_layer(self.model, layer)
+        scored = self.convention.scored
+        running = run_model(self.model, scored, provider, batch_size, threads)
+        self.provider, self._provider = running.provider.name, running.provider
+        self._asked_batch_size, self._batch_size = batch_size, running.scorer.batch_size
+        reopen = partial(run_model, self.model, scored, running.provider, self._batch_size, threads)
+        self._running = Reopened(reopen, running, forks=self.provider == "cpu")
+        self._doubt = Doubt(self.model.name)
 
     @property
     def batch_size(self) -> int:
         """How many masked images a run has at most."""
-        return self._scorer.batch_size
+        return self._batch_size
+
+    @property
+    def _scorer(self) -> Scorer:
+        return self._running.get().scorer
 
     def explain(
         self,
@@ -116,8 +121,8 @@ class ScoreCAM:
         """Explain one photo.
 
         Args:
-            image: a path, an RGB photo uint8 [H,W,3], a Pillow image, or a preprocessed input tensor, float
-                [1,C,H,W] (or the model's own layout).
+            image: a path, the bytes of a picture, a binary file that is open, an RGB photo uint8 [H,W,3], a Pillow
+                image, or a preprocessed input tensor, float [1,C,H,W] (or the model's own layout).
             targets: class indices or labels, one or several, or ``"all"``; all of them come from the same forward
                 passes. None for the most probable classes.
             top_k: how many those are.
@@ -170,15 +175,15 @@ class ScoreCAM:
         Yields:
             An Explanation per image that could be explained, in order; `source` tells which.
         """
-        targets = for_many(images, targets, self.model.classes, self.model.labels, self.model.path.name)
+        targets = for_many(images, targets, self.model.classes, self.model.labels, self.model.name)
         limits, top_k = Limits(budget, tolerance, selection), whole("top_k", top_k)
         done = 0
-        on_device = self.provider in _FREE_THE_PROCESSOR
-        at_once, decoders = (_GROUPS_ON_DEVICES, self._workers.count) if on_device else (1, 1)
+        on_device, process = self.provider in FREE_THE_PROCESSOR, os.getpid()
+        at_once, decoders = (_GROUPS_ON_DEVICES, self._running.get().workers.count) if on_device else (1, 1)
 
         def explain(group: list[tuple[Any, Job | OrtcamError]]) -> deque[tuple[Any, Explanation | OrtcamError]]:
             ready = [job for _, job in group if not isinstance(job, OrtcamError)]
-            report = None if on_progress is None or on_device else _share(on_progress, done, len(ready))
+            report = None if on_progress is None or on_device else share_of(on_progress, done, len(ready))
             explained = self._explain_together(ready, targets, top_k, limits, report)
             return deque((image, job if isinstance(job, OrtcamError) else next(explained)) for image, job in group)
 
@@ -199,6 +204,8 @@ class ScoreCAM:
                     else:
                         on_error(image, outcome)
                     del image, outcome
+                    if os.getpid() != process:
+                        raise OrtcamError("this explain_batch was begun before a fork; begin another one in the child")
 
     def _prepare(self, image: Any) -> Job:
         begin = time.perf_counter()
@@ -235,14 +242,15 @@ class ScoreCAM:
     ) -> list[Explanation | OrtcamError]:
         begin = time.perf_counter()
         with calm_blas():
-            group = self._scorer.forward(np.concatenate([job.tensor for job in jobs]))
-            surrogate = self._surrogates()
+            running = self._running.get()
+            group = running.scorer.forward(np.concatenate([job.tensor for job in jobs]))
+            surrogate = running.surrogates()
 
             def start(plain: ForwardPass) -> Work | OrtcamError:
                 return self._begin(plain, targets, top_k, limits, surrogate)
 
-            works = self._workers.map(start, group.passes)
-            seconds_scoring = self._score(group, works, on_progress)
+            works = running.workers.map(start, group.passes)
+            seconds_scoring = self._score(running, group, works, on_progress)
             share = (time.perf_counter() - begin) / len(jobs)
 
             def finish(job: Job, work: Work | OrtcamError) -> Explanation | OrtcamError:
@@ -258,7 +266,7 @@ class ScoreCAM:
                 )
                 return self._finish(job, work, share, seconds_scoring / len(jobs), asked)
 
-            return self._workers.map(finish, jobs, works)
+            return running.workers.map(finish, jobs, works)
 
     def _begin(
         self, plain: ForwardPass, targets: Any, top_k: int, limits: Limits, surrogate: MakePredictor
@@ -268,16 +276,18 @@ class ScoreCAM:
             return self._not_finite("this image")
         if self.model.contract.is_in_doubt(len(plain.logits)):
             self._doubt.see(plain.logits)
-        classes = self.model.resolve_targets(targets, len(plain.logits)) or _top(plain.logits, top_k)
+        classes = self.model.resolve_targets(targets, len(plain.logits)) or top_classes(plain.logits, top_k)
         masks = self.convention.masks(plain.activations, plain.size)
         selection = select_distinct(plain.activations, masks, self.convention)
         plan = limits.plan(plain.activations, selection, surrogate)
         return Work(plain, classes, masks, selection, plan, limits.most(selection))
 
     def _not_finite(self, what: str) -> ModelError:
-        return ModelError(f"{self.model.path.name} returns NaN or infinite values for {what}")
+        return ModelError(f"{self.model.name} returns NaN or infinite values for {what}")
 
-    def _score(self, group: Group, works: list[Work | OrtcamError], on_progress: Progress | None) -> float:
+    def _score(
+        self, running: Running, group: Group, works: list[Work | OrtcamError], on_progress: Progress | None
+    ) -> float:
         """Run the stages of all photos, each stage of all photos together; return the seconds of that."""
         begin, done = time.perf_counter(), 0
         total = sum(work.most for work in works if isinstance(work, Work))
@@ -293,15 +303,16 @@ class ScoreCAM:
         def go_on(index: int, work: Work | OrtcamError) -> Stage | None:
             return (index, work, work.plan.next()) if isinstance(work, Work) else None
 
-        stages = self._choosers.map(go_on, range(len(works)), works)
+        stages = running.choosers.map(go_on, range(len(works)), works)
         while ready := [stage for stage in stages if stage is not None and len(stage[2])]:
             rows = Rows.join([work.rows(index, chosen) for index, work, chosen in ready])
-            report = None if on_progress is None else _shifted(on_progress, done, total)
-            logits, log_probabilities = self._scorer.score(group, rows, self.convention.mask_align_corners, report)
+            report = None if on_progress is None else shifted(on_progress, done, total)
+            align_corners = self.convention.mask_align_corners
+            logits, log_probabilities = running.scorer.score(group, rows, align_corners, report)
             scores = log_probabilities if self.convention.weight == "probability" else logits
             ends = np.cumsum([len(chosen) for *_, chosen in ready])
-            self._choosers.map(observe, ready, np.split(scores, ends[:-1]))  # all, before any goes on
-            stages = self._choosers.map(go_on, range(len(works)), works)
+            running.choosers.map(observe, ready, np.split(scores, ends[:-1]))  # all, before any goes on
+            stages = running.choosers.map(go_on, range(len(works)), works)
             done += len(rows)
         if on_progress is not None and done < total:
             on_progress(total, total)
@@ -358,7 +369,7 @@ class ScoreCAM:
         plain = self._scorer.forward(self.model.prepare(image)[1]).passes[0]
         if not np.isfinite(plain.logits).all():
             raise self._not_finite("this image")
-        return self._targets(_top(plain.logits, whole("top_k", top_k)), plain)
+        return self._targets(top_classes(plain.logits, whole("top_k", top_k)), plain)
 
     def _targets(self, classes: list[int], plain: ForwardPass) -> tuple[Target, ...]:
         _, probabilities = self.model.contract.read_output(plain.output)
@@ -381,18 +392,3 @@ class ScoreCAM:
         plain = group.passes[0]
         channels, height, width = plain.activations.shape
         return len(plain.logits), (channels, height, width)
-
-
-def _top(logits: Floats, count: int) -> list[int]:
-    """Return the classes with the highest logits, best first; the lower index first among equals."""
-    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]
-
-
-def _shifted(on_progress: Progress, done: int, total: int) -> Progress:
-    """Count the masked inputs of one stage on from those of earlier stages."""
-    return lambda now, _: on_progress(done + now, total)
-
-
-def _share(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:
-    """Count photos instead of masked inputs."""
-    return lambda now, total: on_progress(done + photos * now / total)

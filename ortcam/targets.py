@@ -59,11 +59,13 @@ def for_many(images: Any, targets: Any, classes: int | None, labels: Sequence[st
         classes: how many classes the model has; None where the model file does not say, so nothing can be checked yet.
 
     Raises:
-        OptionError: `images` is a single path.
+        OptionError: `images` is a single path, the bytes of one picture, or one binary file.
         TargetError: as `resolve_targets`, once instead of for each image.
     """
     if isinstance(images, str | PathLike):
         raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
+    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
+        raise OptionError(f"images is one {type(images).__name__}; expected several pictures, or use explain")
     if isinstance(targets, Iterator):
         targets = list(targets)
     return targets if classes is None else resolve_targets(targets, classes, labels, model)

@@ -15,7 +15,7 @@ from ortcam.errors import whole
 Result = TypeVar("Result")
 
 _lock = threading.Lock()
-_inside = 0  # how many blocks are open, in all threads
+_inside = 0  # how many blocks are open, in all threads of this process
 _limiter: Any = None
 
 
@@ -29,15 +29,41 @@ def calm_blas() -> Iterator[None]:
     global _inside, _limiter
     with _lock:
         if _inside == 0:
+            _take_control()
             _limiter = _controller().limit(limits=1, user_api="blas")
         _inside += 1
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
+            _inside = max(_inside - 1, 0)  # 0 already in a child that was forked in the block
             if _inside == 0:
+                _take_control()
                 _limiter.restore_original_limits()
+
+
+def _take_control() -> None:
+    """Let this thread set the number of OpenBLAS's threads.
+
+    Since threadpoolctl 3.7, only the first thread that set it may set it again; it does nothing in others.
+    """
+    for library in _controller().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
+
+
+def _in_forked_child() -> None:
+    """Forget the blocks that are open: the parent's other threads do not exist here."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside:
+        _inside = 0
+        _take_control()
+        _limiter.restore_original_limits()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 @cache

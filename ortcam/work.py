@@ -18,7 +18,7 @@ from ortcam.errors import OrtcamError
 from ortcam.image import Photo
 from ortcam.preprocessing import Crop, Tensor
 from ortcam.record import Origin
-from ortcam.runtime.binding import ForwardPass, Rows
+from ortcam.runtime.binding import ForwardPass, Progress, Rows
 from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection
 
 Given = TypeVar("Given")
@@ -130,3 +130,18 @@ def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once
             raise failure
     finally:  # also where the caller stops early
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def shifted(on_progress: Progress, done: int, total: int) -> Progress:
+    """Count the masked inputs of one stage on from those of earlier stages."""
+    return lambda now, _: on_progress(done + now, total)
+
+
+def share_of(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:
+    """Count photos instead of masked inputs."""
+    return lambda now, total: on_progress(done + photos * now / total)
+
+
+def top_classes(logits: Floats, count: int) -> list[int]:
+    """Return the classes with the highest logits, best first; the lower index first among equals."""
+    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]

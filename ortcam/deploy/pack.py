@@ -18,10 +18,11 @@ from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.files import replace_files
 from ortcam.graph.explainer import Plan, build_explainer
-from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel, external_files
+from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel
 from ortcam.runtime.engine import DEFAULT_BATCH
 from ortcam.scorecam import ScoreCAM
 from ortcam.scores import guess
+from ortcam.source import external_files
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
 _LEAST_AGREEMENT = 0.999
@@ -57,6 +58,7 @@ def pack(
     batch_size: int | None = None,
     target: Any = None,
     verify: bool = True,
+    layer: str | None = None,
 ) -> PackReport:
     """Write a model file and Score-CAM around it as one ordinary ONNX file that needs no Python.
 
@@ -75,6 +77,7 @@ def pack(
         batch_size: masked images a turn; None for 8, or the model's own fixed batch.
         target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;
             runtimes for JavaScript know no inputs that may be left out.
+        layer: the target layer, as for `ScoreCAM`.
         verify: explain a synthetic photo with the file and with the engine, and refuse a file that differs.
 
     Raises:
@@ -86,26 +89,26 @@ def pack(
     path = Path(path)
     convention = resolve_convention(preset)
     budget = None if budget is None else whole("budget", budget)
-    cam = ScoreCAM(model, provider="cpu", preset=convention)
+    cam = ScoreCAM(model, provider="cpu", preset=convention, layer=layer)
     known = cam.model
     _check_path(path, known)
-    classes, layer = cam.rehearse()
+    classes, shape = cam.rehearse()
     if raw and known.contract.preprocessing is None:
         raise OptionError(
-            f"{known.path} does not say how to preprocess a photo; export it with --preprocess, "
+            f"{known.shown} does not say how to preprocess a photo; export it with --preprocess, "
             "or pack it for preprocessed tensors (--no-raw, raw=False)"
         )
     if known.batch and batch_size not in (None, known.batch):
-        raise OptionError(f"batch_size is {batch_size}; {known.path.name} knows only batches of {known.batch}")
+        raise OptionError(f"batch_size is {batch_size}; {known.name} knows only batches of {known.batch}")
     plan = Plan(
         convention=convention,
         budget=None if budget is None else min(budget, _LARGEST_BUDGET),
-        batch_size=known.batch or min(layer[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
+        batch_size=known.batch or min(shape[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
         fixed_batch=known.batch is not None,
         raw=raw,
         target=None if target is None else _default_target(known, target, classes),
         input_shape=_input_shape(known),
-        layer_size=layer[1:],
+        layer_size=shape[1:],
     )
     source = _read_whole(known)
     explainer = build_explainer(source, known.contract, plan)
@@ -131,7 +134,7 @@ def pack(
             OrtcamWarning,
             stacklevel=2,
         )
-    notices = (guess(known.path.name),) if known.contract.is_in_doubt(classes) else ()
+    notices = (guess(known.name),) if known.contract.is_in_doubt(classes) else ()
     return PackReport(path, facts, r, difference, notices)
 
 
@@ -151,7 +154,7 @@ def _check_path(path: Path, model: CamModel) -> None:
         raise OptionError(f"{path} has the suffix {path.suffix!r}; expected a file name that ends in .onnx")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
-    if path.exists() and path.samefile(model.path):
+    if path.exists() and model.path is not None and path.samefile(model.path):
         raise OptionError(f"{path} is the model that is packed; give the explainer another name")
 
 
@@ -160,7 +163,7 @@ def _input_shape(model: CamModel) -> tuple[int, int, int]:
     first, second, third = model.usual_shape
     if first is None or second is None or third is None:
         raise ModelError(
-            f"{model.path} leaves its input size free, {list(model.input_shape)}, and an explainer is made for one; "
+            f"{model.shown} leaves its input size free, {list(model.input_shape)}, and an explainer is made for one; "
             "export it with --input-size or --preprocess"
         )
     return first, second, third
@@ -169,13 +172,13 @@ def _input_shape(model: CamModel) -> tuple[int, int, int]:
 def _read_whole(model: CamModel) -> onnx.ModelProto:
     """Return the parsed file with its weights inside."""
     proto = model.take_proto()
-    size = model.path.stat().st_size
+    size = model.source.size
     if model.has_external_data:
         folder = model.external_data_directory
         size += sum((folder / name).stat().st_size for name in external_files(proto))
     if size > _MOST_BYTES:
         raise ModelError(
-            f"{model.path.name} has {size / 1e9:.1f} GB; an explainer is one file, and protobuf's end at 2 GB: "
+            f"{model.name} has {size / 1e9:.1f} GB; an explainer is one file, and protobuf's end at 2 GB: "
             "export it with --precision fp16"
         )
     if model.has_external_data:
@@ -195,7 +198,7 @@ def _describe(model: CamModel, plan: Plan, scores: str, classes: int) -> dict[st
         "input_shape": list(plan.input_shape),
         "classes": classes,
         "scores": scores,
-        "source": {"file": model.path.name, "sha256": model.sha256},
+        "source": {"file": model.name, "sha256": model.sha256},
         "ortcam": ortcam.__version__,
     }
 
@@ -205,7 +208,7 @@ def _load(made: Path, model: CamModel, refusal: str | None) -> PackedExplainer:
         return PackedExplainer(made, provider="cpu")
     except ModelError as error:
         reason = refusal or str(error).replace(str(made), made.name)
-        raise ModelError(f"{model.path.name} cannot be packed: {reason}") from error
+        raise ModelError(f"{model.name} cannot be packed: {reason}") from error
 
 
 def _refusal(explainer: onnx.ModelProto) -> str | None:

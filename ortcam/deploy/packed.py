@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,17 @@ from ortcam.errors import (
     whole,
 )
 from ortcam.explanation import Pictures, warn_of_flat_maps
-from ortcam.files import Fingerprint
 from ortcam.image import Photo, as_photo
 from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_image, read_proto
 from ortcam.preprocessing import Crop
 from ortcam.record import Asked, Origin, Provenance, now
 from ortcam.render import place_map
+from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, make_options
 from ortcam.scores import Doubt
 from ortcam.selection import ErrorEstimate
+from ortcam.source import ModelSource
 from ortcam.targets import Target, for_many, make_targets, resolve_targets
 from ortcam.threads import thread_count
 
@@ -125,17 +126,14 @@ class PackedExplainer:
             ProviderError: the provider does not load.
         """
         self.path = Path(path)
-        self._fingerprint = Fingerprint(self.path)  # before the file is read, so that a later change is noticed
+        source = ModelSource(self.path)
+        self._fingerprint = source.fingerprint
         self.contract, self.facts = read_facts(self.path)
         threads = thread_count(threads)
-
-        def create(provider: Provider, devices: list[Any], log_severity: int) -> Any:
-            folder = self.path.resolve().parent
-            return create_on(provider, devices, self.path, str(path), folder, make_options(threads), log_severity)
-
-        self._session, found = open_on_provider(resolve_provider(provider), create)
+        session, found = _open(source, resolve_provider(provider), threads)
         self.provider, self._provider = found.name, found
-        names = [output.name for output in self._session.get_outputs()]
+        self._running = Reopened(partial(_open, source, found, threads), (session, found), forks=found.name == "cpu")
+        names = [output.name for output in session.get_outputs()]
         self._scores, self._states_error = names[0], "error" in names
         self._doubt = Doubt(self.facts["source"]["file"])
 
@@ -270,7 +268,8 @@ class PackedExplainer:
         names = [self._scores, "target_class", "saliency", "scored", *(["error"] if self._states_error else [])]
         inputs = {"image": np.ascontiguousarray(feed), "target": np.array(targets, np.int64)}
         try:
-            made = self._session.run(names, inputs)
+            session, _ = self._running.get()
+            made = session.run(names, inputs)
         except RUNTIME_ERRORS as error:
             said = re.search(r"Name:'ortcam: ([^']*)'", str(error))
             if said is None:
@@ -282,6 +281,19 @@ class PackedExplainer:
 
 def _as_estimate(values: NDArray[np.float32]) -> ErrorEstimate | None:
     return None if np.isnan(values).any() else ErrorEstimate(*map(float, values))
+
+
+def _open(source: ModelSource, wanted: Provider, threads: int | None) -> tuple[Any, Provider]:
+    """Return a session of a packed explainer, and the provider that it runs on."""
+    source.check_unchanged()
+    path = source.path
+    assert path is not None
+
+    def create(provider: Provider, devices: list[Any], log_severity: int) -> Any:
+        options = make_options(threads)
+        return create_on(provider, devices, path, source.shown, source.folder, options, log_severity)
+
+    return open_on_provider(wanted, create)
 
 
 def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:

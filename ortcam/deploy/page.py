@@ -11,6 +11,7 @@ import base64
 import contextlib
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -161,7 +162,9 @@ def _fetch(scratch: Path) -> Path:
     command = ["npm", "pack", "--silent", f"onnxruntime-web@{RUNTIME_VERSION}"]
     advice = f"give the npm package onnxruntime-web {RUNTIME_VERSION} with --runtime"
     try:
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=scratch, env=_npm_environment(scratch), capture_output=True, text=True, check=False
+        )
     except OSError as error:
         raise OptionError(f"npm cannot be run ({error.strerror}), which fetches the runtime; {advice}") from error
     fetched = scratch / name
@@ -173,3 +176,14 @@ def _fetch(scratch: Path) -> Path:
     with contextlib.suppress(OutputError, OSError), replace_files(kept / name) as folder:  # else it is fetched again
         shutil.copyfile(fetched, folder / name)
     return fetched
+
+
+def _npm_environment(scratch: Path) -> dict[str, str]:
+    """Return the environment for npm, which refuses to run where it cannot write to a home directory."""
+    home = Path("~")
+    with contextlib.suppress(RuntimeError):  # neither HOME nor an entry in the list of users
+        home = home.expanduser()
+    own = {} if home.is_absolute() else {"HOME": str(scratch)}
+    if not os.access(home, os.W_OK):
+        own["npm_config_cache"] = str(scratch / "npm")
+    return {**os.environ, **own}

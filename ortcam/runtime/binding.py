@@ -177,7 +177,7 @@ class Scorer:
         self._device = device
         self._padding = padding
         self._result = session.get_outputs()[0].name
-        self._name = model.path.name
+        self._name = model.name
         self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
         # Two runs at once would take twice the memory of a GPU, and are no faster.
         self._turn = nullcontext() if device.type == "cpu" else Lock()
@@ -302,7 +302,7 @@ class Scorer:
         return {scoring.ROWS: rows, scoring.COLUMNS: interpolation_matrix(size[1], small[1], align_corners).T}
 
     def _check_shapes(self, output: Floats, activations: Floats) -> None:
-        name = self._model.path.name
+        name = self._model.name
         if activations.ndim != 4:
             raise ModelError(
                 f"{name}: the target layer has the shape {list(activations.shape)}; "

@@ -23,18 +23,45 @@ from ortcam.files import replace_files
 
 _VARIABLE = "ORTCAM_CACHE"
 _MOST_BYTES = 2 << 30
+_unusable: set[str] = set()  # places that a warning was given of, in this process
 
 
 def cache_directory() -> Path | None:
-    """Return where things are kept; None when the cache is turned off."""
+    """Return where things are kept; None when the cache is turned off, or where no directory can be found for it."""
     chosen = os.environ.get(_VARIABLE)
     if chosen is None:
-        return Path(platformdirs.user_cache_dir("ortcam", appauthor=False))
+        return _users_directory()
     try:
         return Path(chosen).expanduser() if chosen else None
     except RuntimeError:  # another user's home, and there is no such user
-        _warn(f"{_VARIABLE} is {chosen!r}, which is no directory that can be found; nothing is kept")
+        _warn_once(chosen, f"{_VARIABLE} is {chosen!r}, which is no directory that can be found; nothing is kept")
         return None
+
+
+def _users_directory() -> Path | None:
+    """Return the platform's cache directory of this user; None, and a warning, where the user has none.
+
+    In a container, a user may have neither the variable HOME nor an entry in the list of users.
+    """
+    try:
+        directory = Path(platformdirs.user_cache_dir("ortcam", appauthor=False))
+    except (RuntimeError, KeyError, OSError):  # no home; a RuntimeError since platformdirs 4.11
+        directory = Path()
+    if directory.is_absolute():
+        return directory
+    _warn_once("", f"this user has no home directory, so nothing is kept; set {_VARIABLE} to a directory to keep it in")
+    return None
+
+
+def cannot_write(path: Path, error: Exception) -> None:
+    """Warn that `path` cannot be kept, once a process for all that cannot be kept in its directory."""
+    directory = str(path.parent)
+    reason = str(error).replace(f"cannot write {path}: ", "")
+    _warn_once(
+        directory,
+        f"{directory} cannot be written ({reason}), so nothing is kept; "
+        f"set {_VARIABLE} to another directory, or to nothing to keep nothing",
+    )
 
 
 def make_key(*parts: Any) -> str:
@@ -44,16 +71,16 @@ def make_key(*parts: Any) -> str:
 
 
 def read_entry(key: str) -> dict[str, Any] | None:
-    """Return what was kept under `key`; None where nothing is, and a warning where it cannot be read."""
+    """Return what was kept under `key`; None where nothing is, and a warning where it makes no sense."""
     directory = cache_directory()
     if directory is None:
         return None
     path = directory / f"{key}.json"
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except OSError:  # it is missing, or may not be read: it is made again, and who writes it will say what is wrong
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         complain(path, type(error).__name__)
         return None
     if not isinstance(entry, dict):
@@ -77,11 +104,17 @@ def write_entry(key: str, entry: Mapping[str, Any]) -> None:
         with replace_files(path) as folder:
             (folder / path.name).write_text(json.dumps(entry), encoding="utf-8")
     except (OSError, OrtcamError) as error:
-        _warn(f"{path} cannot be written ({error}); it will be measured again next time")
+        cannot_write(path, error)
 
 
 def _warn(message: str) -> None:
     warnings.warn(f"cache: {message}", OrtcamWarning, stacklevel=4)
+
+
+def _warn_once(place: str, message: str) -> None:
+    if place not in _unusable:
+        _unusable.add(place)
+        _warn(message)
 
 
 def _processor() -> str:
@@ -103,7 +136,8 @@ def find_graph(kept: Path) -> Path | None:
     try:
         for path in sorted(kept.parent.glob(f"{kept.stem}-*{kept.suffix}")):
             if path == _sealed(kept, path):
-                os.utime(path)  # what was used last is kept longest
+                with contextlib.suppress(PermissionError):  # somebody else's file, that may be read
+                    os.utime(path)  # what was used last is kept longest
                 return path
             _warn(f"{path} is damaged; it is made again")
             path.unlink()

@@ -85,7 +85,7 @@ class Engine:
             self.scorer.batch_size = self._best_batch()
 
     def _create(self, provider: Provider, devices: list[Any], log_severity: int) -> ort.InferenceSession:
-        name, folder = str(self._model.path), self._model.external_data_directory
+        name, folder = self._model.shown, self._model.external_data_directory
         kept = self._kept_graph() if provider.name == "cpu" else None
         if kept is not None:
             session = load_prepared(kept, name, folder, self._options)
@@ -102,7 +102,7 @@ class Engine:
 
     def _create_on_cuda(self, provider: Provider, graph: onnx.ModelProto, log_severity: int) -> ort.InferenceSession:
         """Create a session that captures CUDA graphs if the options want that, or leave it open and the graph can."""
-        name, folder = str(self._model.path), self._model.external_data_directory
+        name, folder = self._model.shown, self._model.external_data_directory
         if provider.fuses:
             fuse_convolutions(graph)
         captures = not scoring.not_captured(graph) if provider.captures is None else provider.captures
@@ -128,10 +128,9 @@ class Engine:
     def _kept_graph(self) -> Path | None:
         """Return where the graph that ONNX Runtime optimised for this processor is kept; None for nowhere."""
         directory = cache.cache_directory()
-        path = self._model.path
         if directory is None or self._record_assignment or self._model.has_external_data:
             return None
-        return None if path.stat().st_size > _MOST_KEPT_BYTES else directory / f"{self._key('graph')}.onnx"
+        return None if self._model.source.size > _MOST_KEPT_BYTES else directory / f"{self._key('graph')}.onnx"
 
     def _engine_cache(self, provider: Provider) -> dict[str, str]:
         """Return where TensorRT keeps what it built: a folder of this model's own, since engines hold weights."""
@@ -143,7 +142,7 @@ class Engine:
         return enabled | dict.fromkeys(("trt_engine_cache_path", "trt_timing_cache_path"), folder)
 
     def _key(self, purpose: str, *more: Any) -> str:
-        versions = (ortcam.__version__, ort.__version__, scoring.VERSION)
+        versions = (ortcam.__version__, ort.__version__, scoring.VERSION, self._model.edited_layer)
         return cache.make_key(purpose, self._model.sha256, self._scored, *versions, *more)
 
     def _best_batch(self) -> int:

@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from ortcam import native
 from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, one_line
 from ortcam.files import replace_files
-from ortcam.runtime.cache import find_graph, seal_graph
+from ortcam.runtime.cache import cannot_write, find_graph, seal_graph
 from ortcam.threads import usable_processors
 
 # What a session raises; ONNX Runtime gives them no common base class.
@@ -143,5 +143,5 @@ def prepare(
             return session
     except (OrtcamError, OSError) as error:
         session = create_session(proto, CPU, name, external_data, make_options(), log_severity=4)
-        warnings.warn(f"cache: {kept} cannot be written ({error})", OrtcamWarning, stacklevel=2)
+        cannot_write(kept, error)
         return session

@@ -1,0 +1,118 @@
+"""What belongs to one process: sessions, which neither survive a fork nor can be pickled, are opened again.
+
+ONNX Runtime's threads do not exist in a forked child. A run that waits for them hangs. The end of a session
+joins them, so it hangs as well. A child therefore keeps its parent's sessions from ending, and opens its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import weakref
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+from ortcam.errors import ProviderError
+from ortcam.runtime import HAS_TELEMETRY
+
+Opened = TypeVar("Opened")
+
+_held: weakref.WeakSet[Reopened[Any]] = weakref.WeakSet()
+_last: tuple[str, Any] | None = None  # what was opened last for an unpickled object, and the object's mark
+
+
+class Reopened(Generic[Opened]):
+    """Something that is open in one process, and is opened again in another one when it is first used there.
+
+    Attributes:
+        forks: whether it can be opened again in a forked child.
+    """
+
+    def __init__(self, reopen: Callable[[], Opened], opened: Opened, forks: bool) -> None:
+        """Hold what is open in this process.
+
+        Args:
+            reopen: opens it again; can be pickled.
+            opened: what is open.
+            forks: whether it can be opened again in a forked child.
+        """
+        self._reopen, self.forks = reopen, forks
+        self._opened: Opened | None = opened
+        self._lock, self._forked, self._mark = Lock(), False, ""
+        _held.add(self)
+
+    def get(self) -> Opened:
+        """Return what is open in this process.
+
+        Raises:
+            OrtcamError: it cannot be opened here.
+        """
+        global _last
+        opened = self._opened
+        if opened is not None:
+            return opened
+        with self._lock:
+            if self._opened is None:
+                if self._forked and not self.forks:
+                    raise ProviderError(
+                        "this process was forked from the process that opened the model, and only the provider 'cpu' "
+                        "can be used again after a fork; start processes with spawn or forkserver"
+                    )
+                # A pool unpickles its function for every task: a session of the same origin is used again.
+                again = _last is not None and self._mark and _last[0] == self._mark
+                self._opened = _last[1] if again and _last is not None else self._reopen()
+                if self._mark:
+                    _last = (self._mark, self._opened)
+            opened = self._opened
+            assert opened is not None
+            return opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._mark = self._mark or secrets.token_hex(8)
+        return {"_reopen": self._reopen, "forks": self.forks, "_mark": self._mark}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._opened, self._lock, self._forked = None, Lock(), False  # opened when it is used
+        _held.add(self)
+
+    def _forget(self) -> None:
+        """In a forked child, let what is open be, for ever: to end it would hang."""
+        if self._opened is not None:
+            _keep(self._opened)
+            self._opened, self._forked = None, True
+        self._lock = Lock()  # another thread may have held it
+
+
+def _keep(thing: Any) -> None:
+    """Keep an object from being freed, even when the interpreter ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _in_forked_child() -> None:
+    global _last
+    for one in list(_held):
+        one._forget()
+    if _last is not None:
+        _keep(_last[1])
+        _last = None
+    if HAS_TELEMETRY:  # at the exit, it joins a thread that the child lacks
+        _skip_exit_handlers()
+
+
+def _skip_exit_handlers() -> None:
+    """Let this process end, once Python itself has ended, without the exit handlers that C code registered so far.
+
+    `on_exit` is glibc's: the function that it was given last runs first, and gets the exit status.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.on_exit(libc._exit, None)
+        libc.on_exit(libc.fcloseall, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
