@@ -211,9 +211,11 @@ def _print_contract(contract: dict[str, Any]) -> None:
     if preprocessing is None:
         print("photos  no preprocessing is known: only input tensors can be explained")
     else:
-        how = (
-            "stretched" if preprocessing["resize"] is None else f"shorter side to {preprocessing['resize']}, centre cut"
-        )
+        how, resize = "stretched", preprocessing["resize"]
+        if isinstance(resize, list | tuple):
+            how = f"stretched to {resize[0]}x{resize[1]}, centre cut"
+        elif resize is not None:
+            how = f"shorter side to {resize}, centre cut"
         scale, mean, std = f"{preprocessing['scale']:.6g}", _short(preprocessing["mean"]), _short(preprocessing["std"])
         print(
             f"photos  {preprocessing['channels']} {preprocessing['height']}x{preprocessing['width']}, {how}, "

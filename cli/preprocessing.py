@@ -158,6 +158,7 @@ def _print_results(seen: list[dict[str, Any]], sure: dict[str, float], model: Ca
             table.add_row(Path(photo["source"]).name if row == 0 else "", prediction["preprocessing"], *cells)
     console.print_table(table)
     if len(seen) > 1:
+        print()
         table = console.make_table("preprocessing", f"how sure of the top class, mean of {len(seen)} photos")
         for name, mean in sure.items():
             table.add_row(name, f"{mean:.1%}")

@@ -215,7 +215,7 @@ def _from_lines(lines: list[str]) -> list[str]:
         indexed = _indexed(_without_synsets(part))
         if indexed is not None:
             ordered = sorted(indexed)
-            above = [first] if _is_background(first) and len(part) < len(lines) and ordered[0][0] == 1 else []
+            above = [first] if _is_background(first) and len(part) < len(lines) else []
             return above + _unquoted(_without_synsets([name for _, name in ordered]))
     return _unquoted(_without_synsets(lines))
 

@@ -117,6 +117,8 @@ def test_one_label_too_many_at_the_top_is_left_out(extra: str) -> None:
 def test_a_background_above_numbered_lines_is_class_0(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("background\n1 tench\n2 cat fish\n3 dog")
     assert read_labels(tmp_path / "labels.txt") == ("background", *NAMES)
+    (tmp_path / "labels.txt").write_text("background\n0 tench\n1 cat fish\n2 dog")
+    assert fit_labels(read_labels(tmp_path / "labels.txt"), 3, given=True)[0] == NAMES
 
 
 def test_imagenet_labels_for_1001_classes() -> None:
