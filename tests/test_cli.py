@@ -492,3 +492,12 @@ def test_libraries_write_nothing_to_standard_error(small: Path) -> None:
     ours = ("error: cannot read none.jpg", "column error", "layer layer4")
     assert [line for line in done.stderr.splitlines() if not line.startswith(ours)] == []
     assert "damaged.jpg" in done.stdout
+
+
+def test_inspect_prints_a_stretched_crop(tiny: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "DeiTImageProcessor", "size": 40, "crop_size": 32}'
+    )
+    export(tiny, tmp_path / "model.onnx", preprocess=tmp_path / "preprocessor_config.json")
+    done = run("inspect", "model.onnx", cwd=tmp_path)
+    assert "photos  RGB 32x32, stretched to 40x40, centre cut, bicubic; (value * 0.00392157 - 0.5) / 0.5" in done.stdout
