@@ -21,7 +21,9 @@ _kept = -1  # a copy of file descriptor 2 while it is turned away
 def own_standard_error() -> None:
     """Let `sys.stderr` write to a copy of file descriptor 2, so that `quiet` never keeps back a line of Python's."""
     global _owned
-    with suppress(OSError):  # a process that was started without standard error
+    if sys.stderr is None:  # a process that was started without standard error
+        return
+    with suppress(OSError):
         copy = os.dup(2)
         sys.stderr = os.fdopen(copy, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
         _owned = True
