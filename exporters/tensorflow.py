@@ -24,6 +24,7 @@ from ortcam.exporters.quiet import quiet as quiet_python
 __all__ = [
     "NEWEST_OPSET",
     "VERSIONS",
+    "SavedModel",
     "Traced",
     "keras",
     "quiet",
@@ -65,6 +66,7 @@ with quiet(), environment(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3"):
     import keras
     import tensorflow as tf
     import tf2onnx
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     with contextlib.suppress(RuntimeError):  # a process that uses TensorFlow already has chosen its devices

@@ -365,7 +365,7 @@ def test_a_bad_callable_or_weights(
         ("nothing.py:build", "no such file"),
         ("no.such.package:build", "cannot import"),
         ("resnet18", "no known kind"),
-        ("model.pkl", "no known kind"),
+        ("model.pkl", "it is a pickle"),
         (42, "no known kind"),
         (None, "no known kind"),
     ],
