@@ -6,8 +6,13 @@ import contextlib
 import io
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+
+from ortcam.errors import ExportError
 
 
 @contextlib.contextmanager
@@ -40,3 +45,20 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a temporary folder, which is gone after the block.
+
+    Raises:
+        ExportError: there is no folder for temporary files that can be written.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="ortcam-")
+    except OSError as error:
+        raise ExportError(f"{error}") from error
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
