@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -47,18 +48,38 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def require_temporary_folder() -> None:
+    """Refuse to go on where no folder for temporary files can be written: frameworks fail in odd ways without one.
+
+    Raises:
+        ExportError: where Python looked, and what to set.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise ExportError(f"the export needs a folder for temporary files: {_advise(error)}") from error
+
+
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Give a temporary folder, which is gone after the block.
 
     Raises:
-        ExportError: there is no folder for temporary files that can be written.
+        ExportError: no folder for temporary files can be written.
     """
     try:
-        folder = tempfile.mkdtemp(prefix="ortcam-")
+        folder = Path(tempfile.mkdtemp(prefix="ortcam-"))
     except OSError as error:
-        raise ExportError(f"{error}") from error
+        raise ExportError(f"the export needs a folder for temporary files: {_advise(error)}") from error
     try:
-        yield Path(folder)
+        yield folder
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise ExportError(f"cannot write temporary files to {folder.parent}: {_advise(error)}") from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _advise(error: OSError) -> str:
+    return f"{error.strerror or error}; set TMPDIR to a folder that can be written"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters.other_files import refuse_other_file
-from ortcam.exporters.quiet import environment
+from ortcam.exporters.quiet import environment, require_temporary_folder
 from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
 from ortcam.model import Layout
 from ortcam.preprocessing import Preprocessing
@@ -205,6 +205,8 @@ def _convert_with(
 
 def _load(module: str, function: str, extra: str | None, package: str | None, source: Any) -> Any:
     """Return a function of an exporter's module; a framework that is missing is a line that names its extra."""
+    if package is not None:
+        require_temporary_folder()
     if package is not None and importlib.util.find_spec(package) is None:
         raise ExportError(f"exporting {source} needs {package}, which is not installed: pip install 'ortcam[{extra}]'")
     try:
