@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError, nearest
 from ortcam.exporters.adopt import ForeignGraph, adopt
-from ortcam.exporters.interface import ONLY_CLASSIFIERS, find_place_of_scores
+from ortcam.exporters.outputs import ONLY_CLASSIFIERS
 from ortcam.exporters.saved_model import UNSAFE
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
@@ -66,13 +66,13 @@ def convert_frozen_graph(path: Path, options: SourceOptions) -> Converted:
     image = sized(shape, placeholder.dtype, options.input_size, name)
     function = imported.prune(placeholder, {each: imported.graph.get_tensor_by_name(f"{each}:0") for each in outputs})
     traced = to_onnx(lambda values: {each: function(values)[each] for each in outputs}, image, name)
-    scores = traced.proto.graph.output[find_place_of_scores(traced.proto, options.output)].name
+    names = [output.name for output in traced.proto.graph.output]
     layers = _find_tensors(traced.proto, {node.name for node in graph_def.node})
     run_maps = show_maps(traced, {tensor: node for node, tensor in layers.items()})
 
-    def run(values: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+    def run(values: NDArray[Any], place: int) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         with quiet():
-            result = to_numpy(function(tf.constant(values))[scores])
+            result = to_numpy(function(tf.constant(values))[names[place]])
         return result, run_maps(values)
 
     foreign = ForeignGraph(
