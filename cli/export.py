@@ -19,8 +19,8 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="A file (.onnx, .keras, .h5, .hdf5, .tflite, .pt2), the folder of a SavedModel, torchvision:NAME, "
-            "timm:NAME, FILE.py:CALLABLE or package.module:CALLABLE.",
+            help="A file (.onnx, .keras, .h5, .hdf5, .tflite, .pt2, .pb), the folder of a SavedModel, "
+            "torchvision:NAME, timm:NAME, FILE.py:CALLABLE or package.module:CALLABLE.",
             show_default=False,
         ),
     ],
@@ -40,7 +40,9 @@ def export(
     ] = "auto",
     weights: Annotated[
         str | None,
-        typer.Option(help="A state dict or Keras weights file, or `random`. Default: a zoo's own trained weights."),
+        typer.Option(
+            help="A checkpoint (.pth, .ckpt, .safetensors, ...), Keras weights, or `random`. Default: a zoo's own."
+        ),
     ] = None,
     input_size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels.")] = None,
     opset: Annotated[int, typer.Option(help="18, 19 or 20; an ONNX file keeps its own from 18.")] = 20,

@@ -97,14 +97,15 @@ def export(
         source: a model in memory: an nn.Module in eval mode, a Keras model, a Flax NNX module, or a function of a
             JAX array; ``torchvision:NAME``, ``timm:NAME``; ``FILE.py:CALLABLE`` or ``package.module:CALLABLE``, a
             function without arguments that returns such a model; or a file: ``.onnx``, ``.keras``, ``.h5``,
-            ``.hdf5``, ``.tflite``, ``.pt2``, or the folder of a TensorFlow SavedModel.
+            ``.hdf5``, ``.tflite``, ``.pt2``, ``.pb`` (a frozen graph), or the folder of a TensorFlow SavedModel.
         output: the file to write, ``.onnx``; its folder is made. Weights of more than 1.9 GB go beside it, to
             ``NAME.onnx.data``.
         layer: ``auto`` (the last spatial feature map after its activation function whose cells are places of the
             image), a dotted module name, a Keras layer (nested: ``outer/inner``), the name of a value in the graph, or
             for a model in memory the module or Keras layer itself, such as ``model.layer4``.
-        weights: for a PyTorch module, a state dict file, loaded with ``weights_only=True``; for a Keras model that a
-            callable builds, a weights file; ``random`` (seeded) leaves a torchvision or timm network untrained.
+        weights: for a PyTorch module, a checkpoint of torch.save (read with ``weights_only=True``) or a
+            ``.safetensors`` file; for a Keras model that a callable builds, a weights file; ``random`` (seeded) leaves
+            a torchvision or timm network untrained.
             None: those come with their default trained weights.
         input_size: the side, or (height, width), of the input in pixels.
         opset: 18, 19 or 20, for sources that are converted; an ONNX file keeps its own from 18.

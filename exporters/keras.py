@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ortcam.errors import ExportError, LayerError, OptionError, nearest
 from ortcam.exporters.adopt import ForeignGraph, adopt
 from ortcam.exporters.interface import explain_inputs
+from ortcam.exporters.keras2 import CODE, SAVED_MODEL, is_old, modernise
+from ortcam.exporters.quiet import temporary_folder
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
     VERSIONS,
@@ -32,8 +34,6 @@ from ortcam.exporters.tensorflow import (
 )
 
 BUILDER = "give FILE.py:CALLABLE that builds the model, and the weights with --weights"
-# Layers that hold code, or the path of code; Keras refuses them too, unless told that they are safe.
-_CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper"}
 
 
 def convert_keras_file(path: Path, options: SourceOptions) -> Converted:
@@ -47,19 +47,38 @@ def convert_keras_file(path: Path, options: SourceOptions) -> Converted:
     """
     if options.weights is not None:
         raise OptionError(f"weights are for models that code builds; {path} has its own")
-    config = _read_config(path)
+    config, version = _read_config(path)
+    old = is_old(version)
+    newer = modernise(config, path) if old else config
     if not options.allow_unsafe:
-        _refuse_code(config, path)
+        _refuse_code(newer, path)
     _refuse_other_backends()
     try:
-        with quiet():
-            model = keras.saving.load_model(path, compile=False, safe_mode=not options.allow_unsafe)
+        with _described_as(newer, path) if newer != config else contextlib.nullcontext(path) as readable, quiet():
+            model = keras.saving.load_model(readable, compile=False, safe_mode=not options.allow_unsafe)
     except Exception as error:
+        advice = f"if it needs code of its own, {BUILDER} {path}"
         raise ExportError(
-            f"{path} cannot be loaded by Keras {keras.__version__}: {reason(error)}; if it needs code of its own, "
-            f"{BUILDER} {path}"
+            f"{path} cannot be loaded by Keras {keras.__version__}: {reason(error)}; "
+            + (f"Keras {version or 'before 2'} wrote it: {SAVED_MODEL}" if old else advice)
         ) from error
     return _convert(model, str(path), path.name, options)
+
+
+@contextlib.contextmanager
+def _described_as(config: Any, path: Path) -> Iterator[Path]:
+    """Give a copy of a file with another description of its layers; the copy is gone after the block."""
+    with temporary_folder() as folder:
+        readable = folder / path.name
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive, zipfile.ZipFile(readable, "w") as copied:
+                for name in archive.namelist():
+                    copied.writestr(name, json.dumps(config) if name == "config.json" else archive.read(name))
+        else:
+            readable.write_bytes(path.read_bytes())
+            with h5py.File(readable, "r+") as file:
+                file.attrs["model_config"] = json.dumps(config)
+        yield readable
 
 
 def convert_keras_model(model: Any, name: str, options: SourceOptions) -> Converted:
@@ -86,8 +105,8 @@ def convert_keras_model(model: Any, name: str, options: SourceOptions) -> Conver
     return _convert(model, name, name, options)
 
 
-def _read_config(path: Path) -> Any:
-    """Return the JSON that describes the layers of a file, as lists and dicts; nothing is built of it.
+def _read_config(path: Path) -> tuple[Any, str | None]:
+    """Return the JSON that describes the layers of a file, and the version of Keras that wrote it; nothing is built.
 
     Raises:
         ExportError: the file is missing, is no Keras file, or has weights only.
@@ -96,13 +115,15 @@ def _read_config(path: Path) -> Any:
         if h5py.is_hdf5(path):
             _refuse_wrong_suffix(path, "HDF5", (".h5", ".hdf5"))
             with h5py.File(path) as file:
-                text = file.attrs.get("model_config")
+                text, version = file.attrs.get("model_config"), file.attrs.get("keras_version")
         elif zipfile.is_zipfile(path):
             _refuse_wrong_suffix(path, "a zip", (".keras",))
             with zipfile.ZipFile(path) as archive:
                 if "config.json" not in archive.namelist():
                     raise ExportError(f"{path} is a zip without config.json; expected a file that model.save() wrote")
                 text = archive.read("config.json")
+                metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
+                version = metadata.get("keras_version", "3")
         else:
             size = path.stat().st_size  # of a missing file: the OSError below
             raise ExportError(
@@ -111,7 +132,7 @@ def _read_config(path: Path) -> Any:
             )
         if text is None:
             raise ExportError(f"{path} has weights only, no model; {BUILDER} {path}")
-        return json.loads(text)
+        return json.loads(text), version.decode() if isinstance(version, bytes) else version
     except FileNotFoundError as error:
         raise ExportError(f"cannot read {path}: no such file") from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
@@ -146,7 +167,7 @@ def _find_code(config: Any) -> Iterator[tuple[str, Literal["code", "object"]]]:
             name = config.get("config")
         package = module.partition(".")[0] if isinstance(module, str) else ""
         custom = next((text for text in (name, registered) if isinstance(text, str) and ">" in text), None)
-        if isinstance(name, str) and name in _CODE:
+        if isinstance(name, str) and name in CODE:
             yield name.strip("_").capitalize() if name == "__lambda__" else name, "code"
         elif custom is not None:
             yield custom, "object"

@@ -81,7 +81,7 @@ def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
         preprocessing=preprocessing,
         labels=loaded.labels,
         batches=batches,
-        notices=tuple(notices),
+        notices=(*loaded.notices, *notices),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ortcam.errors import ExportError, OptionError, nearest, one_line
+from ortcam.exporters.checkpoints import load_weights
 from ortcam.exporters.sources import SourceOptions
 from ortcam.preprocessing import Preprocessing
 
@@ -25,6 +26,7 @@ class LoadedModule:
     source: dict[str, Any]
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
+    notices: tuple[str, ...] = ()
 
 
 def load_zoo_module(zoo: str, name: str, options: SourceOptions) -> LoadedModule:
@@ -53,9 +55,9 @@ def load_given_module(module: Any, name: str, options: SourceOptions) -> LoadedM
 
 
 def _with_weights(loaded: LoadedModule, options: SourceOptions) -> LoadedModule:
-    if options.weights is not None and options.weights != "random":
-        _load_weights(loaded.module, Path(options.weights))
-    return loaded
+    if options.weights is None or options.weights == "random":
+        return loaded
+    return replace(loaded, notices=load_weights(loaded.module, Path(options.weights)))
 
 
 def _from_torchvision(name: str, pretrained: bool) -> LoadedModule:
@@ -123,26 +125,3 @@ def _build(source: str, create: Callable[[], Any]) -> nn.Module:
             "or --weights random for an untrained network"
         ) from error
     return module.eval()
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    """Load a state dict, also one that a training loop wrapped in a dictionary."""
-    if not path.is_file():
-        raise ExportError(f"cannot read the weights {path}: no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises pickle's, zipfile's and its own errors
-        raise ExportError(
-            f"cannot read the weights {path}: {one_line(error)}; expected a state dict that torch.save wrote"
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise ExportError(f"the weights {path} hold a {type(state).__name__}; expected a state dict")
-    if state and all(key.startswith("module.") for key in state):  # saved from DataParallel
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    try:
-        module.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise ExportError(f"the weights {path} do not fit {type(module).__name__}: {one_line(error)}") from error

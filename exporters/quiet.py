@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from ortcam.errors import ExportError
 from ortcam.runtime.cache import cache_directory
 
 
@@ -46,6 +49,39 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def require_temporary_folder() -> None:
+    """Refuse to go on where no folder for temporary files can be written: frameworks fail in odd ways without one.
+
+    Raises:
+        ExportError: where Python looked, and what to set.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise ExportError(f"the export needs a folder for temporary files: {_advise(error)}") from error
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a temporary folder, which is gone after the block.
+
+    Raises:
+        ExportError: no folder for temporary files can be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="ortcam-"))
+    except OSError as error:
+        raise ExportError(f"the export needs a folder for temporary files: {_advise(error)}") from error
+    try:
+        yield folder
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise ExportError(f"cannot write temporary files to {folder.parent}: {_advise(error)}") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def home_directory() -> Iterator[None]:
     """Give frameworks a temporary home directory for a while, where the user has none.
@@ -56,7 +92,11 @@ def home_directory() -> Iterator[None]:
     try:
         Path.home()
     except RuntimeError:
-        with tempfile.TemporaryDirectory(prefix="ortcam-home-") as folder, environment(HOME=folder):
+        with temporary_folder() as folder, environment(HOME=str(folder)):
             yield
     else:
         yield
+
+
+def _advise(error: OSError) -> str:
+    return f"{error.strerror or error}; set TMPDIR to a folder that can be written"

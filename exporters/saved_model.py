@@ -69,10 +69,6 @@ def _load(path: Path, allow_unsafe: bool) -> Any:
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise ExportError(f"cannot read {path}: no such file")
-    if path.is_file() and path.name != "saved_model.pb":
-        raise ExportError(
-            f"{path} is not named saved_model.pb, so it may be a frozen graph; expected the folder of a SavedModel"
-        )
     if not any((folder / f"saved_model.{suffix}").is_file() for suffix in ("pb", "pbtxt")):
         raise ExportError(f"{folder} has no saved_model.pb; expected the folder of a SavedModel, or a file of a model")
     if not allow_unsafe:

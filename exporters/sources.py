@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortcam.errors import ExportError, LayerError, OptionError
-from ortcam.exporters.quiet import environment
+from ortcam.exporters.other_files import refuse_other_file
+from ortcam.exporters.quiet import environment, require_temporary_folder
 from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
 from ortcam.model import Layout
 from ortcam.preprocessing import Preprocessing
@@ -94,8 +95,9 @@ class Converted:
 
 KINDS = (
     "torchvision:NAME, timm:NAME, FILE.py:CALLABLE, package.module:CALLABLE, or a file: .onnx, .keras, .h5, .hdf5, "
-    ".tflite, .pt2, or the folder of a TensorFlow SavedModel"
+    ".tflite, .pt2, .pb (frozen graph), or the folder of a TensorFlow SavedModel"
 )
+_SAVED_MODEL = ("saved_model", "convert_saved_model", "tensorflow", "tf2onnx")
 # What converts a file of each kind, the extra that it needs, and a package by which to know whether it is there.
 _FILES = {
     ".onnx": ("onnx_file", "convert_onnx_file", None, None),
@@ -103,7 +105,8 @@ _FILES = {
     ".h5": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
     ".hdf5": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
     ".tflite": ("tflite", "convert_tflite", "tensorflow", "tf2onnx"),
-    ".pb": ("saved_model", "convert_saved_model", "tensorflow", "tf2onnx"),
+    ".pb": ("frozen_graph", "convert_frozen_graph", "tensorflow", "tf2onnx"),
+    ".pbtxt": ("frozen_graph", "convert_frozen_graph", "tensorflow", "tf2onnx"),
     ".pt2": ("pytorch_program", "convert_program", "torch", "torch"),
     ".pt": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
     ".pth": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
@@ -123,10 +126,12 @@ def convert(source: Any, options: SourceOptions) -> Converted:
     path = Path(source)
     if not str(source).strip():
         raise ExportError(f"the source is empty; expected {KINDS}")
-    if path.is_dir():
-        return _convert_with(*_FILES[".pb"], source, path, options)
-    if path.suffix.lower() in _FILES:
-        return _convert_with(*_FILES[path.suffix.lower()], source, path, options)
+    suffix = path.suffix.lower()
+    refuse_other_file(path, is_source=suffix in _FILES and not path.is_dir())
+    if path.is_dir() or path.name in ("saved_model.pb", "saved_model.pbtxt"):
+        return _convert_with(*_SAVED_MODEL, source, path, options)
+    if suffix in _FILES:
+        return _convert_with(*_FILES[suffix], source, path, options)
     origin, colon, name = str(source).rpartition(":")
     if not colon or not origin:
         raise ExportError(f"source {str(source)!r} is of no known kind; expected {KINDS}")
@@ -200,6 +205,8 @@ def _convert_with(
 
 def _load(module: str, function: str, extra: str | None, package: str | None, source: Any) -> Any:
     """Return a function of an exporter's module; a framework that is missing is a line that names its extra."""
+    if package is not None:
+        require_temporary_folder()
     if package is not None and importlib.util.find_spec(package) is None:
         raise ExportError(f"exporting {source} needs {package}, which is not installed: pip install 'ortcam[{extra}]'")
     try:

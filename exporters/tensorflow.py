@@ -24,6 +24,10 @@ from ortcam.exporters.quiet import quiet as quiet_python
 __all__ = [
     "NEWEST_OPSET",
     "VERSIONS",
+    "BuiltinOperator",
+    "Model",
+    "SavedModel",
+    "TensorType",
     "Traced",
     "keras",
     "quiet",
@@ -65,7 +69,11 @@ with quiet(), environment(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3"):
     import keras
     import tensorflow as tf
     import tf2onnx
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    from tf2onnx.tflite.BuiltinOperator import BuiltinOperator
+    from tf2onnx.tflite.Model import Model
+    from tf2onnx.tflite.TensorType import TensorType
 
     with contextlib.suppress(RuntimeError):  # a process that uses TensorFlow already has chosen its devices
         tf.config.set_visible_devices([], "GPU")

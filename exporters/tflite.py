@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -12,12 +13,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ortcam.errors import ExportError, OptionError
+from ortcam.errors import ExportError, OptionError, OrtcamError
 from ortcam.exporters.adopt import ForeignGraph, adopt
+from ortcam.exporters.quiet import temporary_folder
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
     NEWEST_OPSET,
     VERSIONS,
+    BuiltinOperator,
+    Model,
+    TensorType,
     quiet,
     reason,
     refuse_unconverted,
@@ -34,6 +39,9 @@ from ortcam.exporters.verify import TOLERANCE
 # from its reference ones in the last feature map.
 QUANTIZED_TOLERANCE = 0.25
 QUANTIZED_LAYER_TOLERANCE = 0.5
+
+_HYBRID = {BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED}  # LiteRT loads no others with such weights
+_TYPE_FIELD = 6  # where a tensor's table in the file notes its type (schema.fbs: Tensor.type)
 
 # What tf2onnx calls the activation function that it splits off a fused operator.
 _SPLIT_OFF = re.compile(r"(Relu|Tanh|Sign)\w*__\d+")
@@ -64,13 +72,47 @@ def convert_tflite(path: Path, options: SourceOptions) -> Converted:
 
 
 def _convert(path: Path) -> onnx.ModelProto:
+    content = path.read_bytes()
+    signed = _with_signed_weights(content)
     try:
-        with quiet():
-            proto, _ = tf2onnx.convert.from_tflite(str(path), opset=NEWEST_OPSET)
+        with contextlib.ExitStack() as stack:
+            if signed != content:
+                path_read = stack.enter_context(temporary_folder()) / path.name
+                path_read.write_bytes(signed)
+            else:
+                path_read = path
+            stack.enter_context(quiet())
+            proto, _ = tf2onnx.convert.from_tflite(str(path_read), opset=NEWEST_OPSET)
+    except OrtcamError:
+        raise
     except Exception as error:  # tf2onnx raises all kinds
         raise ExportError(f"{path} cannot be converted: {reason(error)}") from error
     converted: onnx.ModelProto = refuse_unconverted(proto, str(path))
     return converted
+
+
+def _with_signed_weights(content: bytes) -> bytes:
+    """Return a file whose uint8 weights are int8 where LiteRT reads them as int8; the bytes of the weights stay.
+
+    Older converters wrote the signed weights of dynamic-range models (float activations) with the type uint8, the zero
+    point 0 and one scale. LiteRT's hybrid kernels take the bytes for int8 (tensorflow/lite/kernels: conv.cc and
+    fully_connected.cc).
+    """
+    changed = bytearray(content)
+    model = Model.GetRootAsModel(content, 0)
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    hybrid = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) in _HYBRID for code in codes]
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            if not hybrid[operator.OpcodeIndex()] or operator.InputsLength() < 2:
+                continue
+            image, weights = graph.Tensors(operator.Inputs(0)), graph.Tensors(operator.Inputs(1))
+            quantization = weights.Quantization()
+            one_scale = quantization is not None and quantization.ScaleLength() == 1
+            signed = one_scale and (quantization.ZeroPointLength() == 0 or not quantization.ZeroPoint(0))
+            if image.Type() == TensorType.FLOAT32 and weights.Type() == TensorType.UINT8 and signed:
+                changed[weights._tab.Pos + weights._tab.Offset(_TYPE_FIELD)] = TensorType.INT8
+    return bytes(changed)
 
 
 def _find_tensors(proto: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:

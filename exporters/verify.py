@@ -185,9 +185,11 @@ def explain_randomness(scores: Floats, again: Floats) -> str:
 
 def _refuse_disagreement(agreement: Agreement, tolerance: float, layer_tolerance: float) -> None:
     if not agreement.logits <= tolerance or not agreement.top1:
+        # `top1` counts ties within the error as agreement, so it says nothing where the error itself is too large
+        top = "" if agreement.top1 else "; the top class differs by more than that"
         raise ExportError(
             f"the exported model does not agree with its source: scores differ by {agreement.logits:.2g} of the "
-            f"largest (at most {tolerance:g} allowed), same top class: {agreement.top1}"
+            f"largest (at most {tolerance:g} allowed){top}"
         )
     if agreement.activations is not None and not agreement.activations <= layer_tolerance:
         raise ExportError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 import ortcam
 from ortcam.errors import ExportError, LayerError, ModelError, OptionError, OutputError
 from ortcam.exporters import export
+from ortcam.exporters.quiet import temporary_folder
 from ortcam.model import CamModel
 
 
@@ -365,7 +367,7 @@ def test_a_bad_callable_or_weights(
         ("nothing.py:build", "no such file"),
         ("no.such.package:build", "cannot import"),
         ("resnet18", "no known kind"),
-        ("model.pkl", "no known kind"),
+        ("model.pkl", "it is a pickle"),
         (42, "no known kind"),
         (None, "no known kind"),
     ],
@@ -569,3 +571,16 @@ def test_float16_refuses_what_it_cannot_do(tiny: nn.Module, tmp_path: Path) -> N
     with pytest.raises(ExportError, match="external weights"):
         export(tiny, tmp_path / "a.onnx", input_size=32, precision="fp16", external_data_bytes=10)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_for_temporary_files(tiny: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch, TensorFlow and JAX write temporary files; where they cannot, torch speaks of artifacts."""
+    missing = str(tmp_path / "missing")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [missing])
+    for source in (tiny, "net.keras", "net.tflite", "frozen.pb"):
+        with pytest.raises(ExportError, match=r"temporary files: No usable .*/missing.*; set TMPDIR to a folder"):
+            export(source, tmp_path / "net.onnx")
+    monkeypatch.setattr(tempfile, "tempdir", missing)  # found when the process began, gone since
+    with pytest.raises(ExportError, match=r"needs a folder for temporary files: .*; set TMPDIR"), temporary_folder():
+        pass

@@ -18,6 +18,7 @@ from conftest import assert_same_map, package_folder
 import ortcam
 from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters import export
+from ortcam.exporters.tensorflow import BuiltinOperator, Model, TensorType
 from ortcam.image import Photo, read_photo
 
 EMOTIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]  # FER._get_labels
@@ -209,3 +210,43 @@ def test_bad_files_are_one_line(
 def test_weights_are_refused(fer_tflite: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="has its own"):
         export(fer_tflite, tmp_path / "net.onnx", weights="weights.h5")
+
+
+def with_unsigned_weights(content: bytes) -> bytes:
+    """Write the int8 weights of a dynamic-range file as older converters did: type uint8, zero point 0, same bytes."""
+    changed = bytearray(content)
+    model = Model.GetRootAsModel(content, 0)
+    graph = model.Subgraphs(0)
+    for operator in map(graph.Operators, range(graph.OperatorsLength())):
+        code = model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
+        if code in (BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED):
+            weights = graph.Tensors(operator.Inputs(1))
+            if weights.Type() == TensorType.INT8:
+                assert not weights.Quantization().ZeroPointAsNumpy().any()
+                changed[weights._tab.Pos + weights._tab.Offset(6)] = TensorType.UINT8
+    assert changed != content
+    return bytes(changed)
+
+
+def test_signed_weights_that_are_called_unsigned(tmp_path: Path) -> None:
+    """LiteRT reads them as int8, and so does the export: scores and layer are those of the file that says int8."""
+    keras.utils.set_random_seed(0)
+    inner = [keras.layers.Conv2D(64, 3, 2, activation="relu"), keras.layers.Conv2D(64, 3, activation="relu")]
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(64)]
+    model = keras.Sequential([keras.Input((32, 32, 3), 1), *inner, *head])
+    function = tf.function(lambda image: model(image, training=False))
+    concrete = function.get_concrete_function(tf.TensorSpec([1, 32, 32, 3], tf.float32))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter._experimental_disable_per_channel = True  # older converters wrote one scale a tensor
+    new, old = tmp_path / "new.tflite", tmp_path / "old.tflite"
+    new.write_bytes(converter.convert())
+    old.write_bytes(with_unsigned_weights(new.read_bytes()))
+    image = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    theirs = predict(old, image)
+    assert np.abs(theirs - predict(new, image)).max() < 0.01 * np.abs(theirs).max()  # which kernels run differs
+    reports = [export(source, source.with_suffix(".onnx")) for source in (old, new)]
+    assert max(report.agreement.logits for report in reports) < 0.05  # hybrid kernels round images to 8 bits
+    ours, signed = (ort.InferenceSession(report.path).run(None, {"image": image}) for report in reports)
+    assert all(np.array_equal(our, their) for our, their in zip(ours, signed, strict=True))
+    assert np.abs(ours[0] - theirs).max() < 0.05 * np.abs(theirs).max()
