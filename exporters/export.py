@@ -21,7 +21,14 @@ from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.places import Places
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
 from ortcam.exporters.quiet import home_directory
-from ortcam.exporters.score_kind import StatedKind, check_kind, check_stated_kind, rename_output, settle_kind
+from ortcam.exporters.score_kind import (
+    StatedKind,
+    check_kind,
+    check_stated_kind,
+    rename_output,
+    settle_kind,
+    state_count,
+)
 from ortcam.exporters.sources import Converted, SourceOptions, convert, find_layer_name
 from ortcam.exporters.verify import Agreement, verify
 from ortcam.files import replace_files
@@ -203,7 +210,7 @@ def export(
         notices += more
         if contract.output == "probabilities":
             rename_output(proto, "probabilities")
-        proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = agreement.scores.shape[1]
+        state_count(proto, agreement.scores.shape[1])
         onnx.helper.set_model_props(
             proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
         )

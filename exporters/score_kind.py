@@ -143,3 +143,12 @@ def rename_output(proto: onnx.ModelProto, name: str) -> None:
             for at, one in enumerate(names):
                 if one == old:
                     names[at] = name
+
+
+def state_count(proto: onnx.ModelProto, count: int) -> None:
+    """Write the number of scores into the shape of a model file's first output, in place."""
+    dims = proto.graph.output[0].type.tensor_type.shape.dim
+    if not dims:
+        dims.add(dim_param="batch")
+        dims.add()
+    dims[-1].dim_value = count

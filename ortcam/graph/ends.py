@@ -89,7 +89,7 @@ def read_scores(output: ir.Value) -> Scores:
 def _follow(value: ir.Value | None, depth: int) -> _End | None:
     """Return the end that a tensor is made of."""
     node = None if value is None else value.producer()
-    if node is None or depth == 0:
+    if node is None or depth == 0 or not node.inputs:
         return None
     kind, first = node.op_type, node.inputs[0]
     if kind in _ENDS:
