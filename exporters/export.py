@@ -202,7 +202,10 @@ def export(
         notices += more
         if contract.output == "probabilities":
             rename_output(proto, "probabilities")
-        proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = agreement.scores.shape[1]
+        scores = proto.graph.output[0].type.tensor_type.shape
+        if not scores.dim:  # ONNX infers no shape behind operators that it does not define
+            scores.dim.extend([proto.graph.input[0].type.tensor_type.shape.dim[0], onnx.TensorShapeProto.Dimension()])
+        scores.dim[-1].dim_value = agreement.scores.shape[1]
         onnx.helper.set_model_props(
             proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
         )
