@@ -241,7 +241,8 @@ def settle_batch(proto: onnx.ModelProto, draft: Path, converted: Converted, agre
             "scores; expected a model that scores each picture by itself"
         )
     for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+        for batch in value.type.tensor_type.shape.dim[:1]:  # none where the shape is unknown
+            batch.dim_value = 1
     return f"{difference}: masked images are run one at a time, each alone in its batch"
 
 

@@ -43,7 +43,7 @@ def write(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, Any], opse
 
 def assert_packs(source: Path, folder: Path, budget: int | None = None) -> ortcam.PackReport:
     """Export and pack a model: the map is the engine's, and ONNX's checker takes the file."""
-    model = export(source, folder / "model.onnx", preprocess="imagenet").path
+    model = export(source, folder / "model.onnx", preprocess="imagenet", output_kind="logits").path
     report = ortcam.pack(model, folder / "packed.onnx", budget=budget)
     assert report.r is not None
     assert report.r >= 0.9999
@@ -152,7 +152,7 @@ def test_what_is_written_another_way_is_the_same(
 def test_functions_are_inlined(tmp_path: Path) -> None:
     """A model file in which a node is a function that calls another."""
     source = write(tmp_path / "source.onnx", [helper.make_node("Abs", ["c"], ["m"])], {}, 18)
-    proto = onnx.load(export(source, tmp_path / "a.onnx", preprocess="imagenet").path)
+    proto = onnx.load(export(source, tmp_path / "a.onnx", preprocess="imagenet", output_kind="logits").path)
     own, standard = helper.make_opsetid("own", 1), proto.opset_import[0]
     relu = next(node for node in proto.graph.node if node.op_type == "Relu")
     relu.op_type, relu.domain = "Outer", "own"
@@ -176,7 +176,7 @@ def test_weights_that_are_sparse_or_given_twice(tmp_path: Path) -> None:
     bias = {"line": np.zeros((1, 8, 1, 1), np.float32), "grid": np.zeros((8, 1, 1), np.float32)}
     nodes = [helper.make_node("Add", ["c", "line"], ["d"]), helper.make_node("Add", ["d", "grid"], ["m"])]
     source = write(tmp_path / "source.onnx", nodes, bias, 18)
-    proto = onnx.load(export(source, tmp_path / "a.onnx", preprocess="imagenet").path)
+    proto = onnx.load(export(source, tmp_path / "a.onnx", preprocess="imagenet", output_kind="logits").path)
     graph, values = proto.graph, np.array([0.5, -0.5, 1], np.float32)
     weight = next(tensor for tensor in graph.initializer if tensor.name == "b")
     other = numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.3), "b")
@@ -204,7 +204,12 @@ def test_what_the_checker_refuses_and_cannot_be_written_another_way(tmp_path: Pa
     """ONNX Runtime decides, and a warning tells of other runtimes."""
     node = helper.make_node("SimplifiedLayerNormalization", ["c", "line"], ["n", "inverse"], axis=-1)
     add = helper.make_node("Add", ["n", "inverse"], ["m"])
-    model = export(write(tmp_path / "a.onnx", [node, add], LINE, 18), tmp_path / "b.onnx", preprocess="imagenet").path
+    model = export(
+        write(tmp_path / "a.onnx", [node, add], LINE, 18),
+        tmp_path / "b.onnx",
+        preprocess="imagenet",
+        output_kind="logits",
+    ).path
     for verify in (True, False):
         with pytest.warns(ortcam.OrtcamWarning, match="refuses the file, so .* No Op registered for SimplifiedLayer"):
             ortcam.pack(model, tmp_path / "c.onnx", verify=verify)
