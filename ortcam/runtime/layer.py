@@ -67,7 +67,7 @@ def _expose(
     try:
         model = ir.from_proto(proto)
         graph = model.graph
-        complete_shapes(model, folder, input_shape)
+        measured = complete_shapes(model, folder, input_shape)
         exposed = next(value for value in graph.outputs if value.name == "activations")
         layers = module_outputs(graph) | {contract.layer: exposed, contract.value: exposed}
         feature_map, found = find_layer(model, layer, name, Reading(contract.image_layout), layers)
@@ -83,6 +83,9 @@ def _expose(
         logits = next((value for value in all_values(graph) if value.name == contract.logits), None)
         scores = Scores(contract.output, contract.activation, logits, contract.logits_scale, contract.output_scale)
         changed = expose(model, feature_map, changed, scores)
+        for value in measured:  # they hold for one image, and ONNX Runtime would optimise by them for every batch
+            if value is not feature_map.value:
+                value.shape = None
         result = ir.to_proto(model)
     except _GRAPH_ERRORS as error:
         raise ModelError(f"{name} has a graph that cannot be read or edited: {one_line(error)}") from error
