@@ -57,7 +57,8 @@ def export(
         typer.Option(help="A file of class names: text, CSV or JSON, also a Hugging Face config.json; or `imagenet`."),
     ] = None,
     output_name: Annotated[
-        str | None, typer.Option(help="Which output holds the class scores. Default: the first that can.")
+        str | None,
+        typer.Option(help="Name, key or index of the output that holds the class scores. Default: decided by rules."),
     ] = None,
     output_kind: Annotated[
         str | None,

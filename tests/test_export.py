@@ -106,13 +106,6 @@ def test_training_mode_is_refused(tiny: nn.Module, tmp_path: Path) -> None:
     assert nothing_is_left(tmp_path)
 
 
-class BakedBatch(Tiny):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = self.features(x).mean((2, 3))
-        rows = [self.fc(pooled[index : index + 1]) for index in range(int(x.shape[0]))]
-        return torch.cat(rows)
-
-
 class DataDependent(Tiny):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.features(x)
@@ -131,7 +124,7 @@ class Unsupported(Tiny):
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [(BakedBatch, "batch size"), (DataDependent, "depends on the values"), (Unsupported, "cannot be exported")],
+    [(DataDependent, "depends on the values"), (Unsupported, "cannot be exported")],
 )
 def test_what_cannot_be_exported_is_one_clear_line(module: type[nn.Module], tmp_path: Path, message: str) -> None:
     with pytest.raises(ExportError, match=message) as caught:
