@@ -26,9 +26,9 @@ from ortcam.errors import (
     one_line,
 )
 from ortcam.files import Fingerprint
-from ortcam.image import MAX_PIXELS, Photo, as_photo, decode_photo, read_file, read_stream
+from ortcam.image import MAX_PIXELS, Photo, as_photo
+from ortcam.pixels import read_pixels
 from ortcam.preprocessing import Crop, Preprocessing, Tensor
-from ortcam.record import Origin
 from ortcam.scores import Activation, Doubles, OutputKind, Scale, may_be_several, read_output
 from ortcam.source import ModelSource, external_files
 from ortcam.source import read_proto as read_proto
@@ -354,59 +354,3 @@ def count_scores(proto: onnx.ModelProto) -> int | None:
     """Return how many scores the first output of a model file has; None where the file does not say."""
     dims = proto.graph.output[0].type.tensor_type.shape.dim
     return dims[-1].dim_value or None if dims else None
-
-
-def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray[Any, Any], Origin | None]:
-    """Return the pixels of a path, of a picture's bytes or binary file, of a Pillow image, a torch tensor or an array.
-
-    Also return the origin of a picture file, hashed from the very bytes that are decoded; None for other images,
-    whose origin is their pixels or values.
-
-    Raises:
-        ImageError: it is none of these, or the file cannot be read.
-    """
-    if isinstance(image, str | PathLike):
-        data = read_file(image)
-        return decode_photo(data, str(image), max_pixels), Origin.of_file(data, image)
-    if isinstance(image, bytes | bytearray | memoryview) or _is_stream(image):
-        data = read_stream(image) if _is_stream(image) else bytes(image)
-        return decode_photo(data, "image", max_pixels), Origin.of_file(data)
-    return read_pixels(image), None
-
-
-def _is_stream(image: Any) -> bool:
-    return hasattr(image, "read") and not hasattr(image, "__array__")
-
-
-def read_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
-    """Return the pixels of any image that `read_image` takes."""
-    if isinstance(image, str | PathLike | bytes | bytearray | memoryview) or _is_stream(image):
-        return read_image(image, max_pixels)[0]
-    try:
-        if hasattr(image, "convert") and hasattr(image, "getbands"):
-            return _from_pillow(image)
-        if hasattr(image, "detach") and hasattr(image, "cpu"):  # a torch tensor, on any device, of any float type
-            image = image.detach().cpu()
-            image = image.float() if image.is_floating_point() else image
-        if hasattr(image, "__array__"):
-            return np.asarray(image)
-    except Exception as error:  # whatever Pillow, which decodes a file only now, torch and others raise
-        raise ImageError(f"image, a {type(image).__name__}, cannot be read: {one_line(error)}") from error
-    raise ImageError(
-        f"image is a {type(image).__name__}; expected a path, the bytes of a picture, an RGB photo uint8 [H,W,3] "
-        "or an input tensor"
-    )
-
-
-def _from_pillow(image: Any) -> np.ndarray[Any, Any]:
-    """Return the pixels of a Pillow image as `read_photo` would give them: turned upright, 16 bits and alpha kept."""
-    from PIL import ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("F", "I"):  # which Pillow would cut to 0 to 255
-        raise ValueError(f"mode {image.mode} does not say which values are black and white; scale it to 8 bits first")
-    if image.mode in ("LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-    if image.mode not in ("L", "RGB", "RGBA", "I;16"):
-        image = image.convert("RGB")
-    return np.asarray(image)

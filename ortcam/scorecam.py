@@ -20,7 +20,8 @@ from ortcam.budget import Limits, MakePredictor, Method
 from ortcam.convention import Convention, Floats, resolve_convention
 from ortcam.errors import ModelError, OrtcamError, whole
 from ortcam.explanation import Explanation, warn_of_flat_maps
-from ortcam.model import CamModel, read_image
+from ortcam.model import CamModel
+from ortcam.pixels import read_image
 from ortcam.record import Asked, Origin, Provenance, now
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows, Scorer
 from ortcam.runtime.process import Reopened

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from ortcam.errors import ImageError
 from ortcam.image import SUFFIXES, as_photo, decode_photo, read_photo
-from ortcam.model import read_pixels
+from ortcam.pixels import read_pixels
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -27,7 +27,8 @@ from ortcam.errors import (
 )
 from ortcam.explanation import Pictures, warn_of_flat_maps
 from ortcam.image import Photo, as_photo
-from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_image, read_proto
+from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_proto
+from ortcam.pixels import read_image
 from ortcam.preprocessing import Crop
 from ortcam.record import Asked, Origin, Provenance, now
 from ortcam.render import place_map
