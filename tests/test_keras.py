@@ -281,6 +281,15 @@ def test_never_built(tmp_path: Path) -> None:
         export(keras.Sequential([layers.Conv2D(4, 3)]), tmp_path / "net.onnx")
 
 
+def test_a_layer_given_as_an_object(tmp_path: Path) -> None:
+    first = keras.layers.Conv2D(6, 3, 2, activation="relu")
+    model = small_model(first, keras.layers.Conv2D(8, 3, 2, activation="relu"), shape=(32, 48, 3))
+    report = export(model, tmp_path / "net.onnx", first)
+    assert (report.layer, report.shape, report.places.verdict) == (first.name, (6, 7, 11), "confirmed")
+    with pytest.raises(LayerError, match="is a Conv2D that is not inside the"):
+        export(model, tmp_path / "net.onnx", keras.layers.Conv2D(6, 3))
+
+
 def test_two_heads(tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     image = keras.Input((32, 32, 3))
