@@ -75,6 +75,7 @@ class Auxiliary(torch_models.Outputs):
         return (scores, auxiliary) if self.form == "tuple" else {"aux_logits": auxiliary, "logits": scores}
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_is_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"returns 0 \[\?,7\]; 1 \[\?,7\]; ortcam cannot tell .* --output-name"):
         export(Auxiliary("tuple").eval(), tmp_path / "net.onnx", input_size=32)
@@ -92,6 +93,7 @@ def test_what_is_looked_into() -> None:
     assert list(find_leaves(SimpleNamespace(scores=a))) == ["scores"]
 
 
+@pytest.mark.slow
 def test_a_program_that_returns_a_dict(tmp_path: Path) -> None:
     module, shapes = torch_models.dict_output(), ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (torch.from_numpy(X),), dynamic_shapes=shapes)
