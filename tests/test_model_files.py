@@ -15,6 +15,7 @@ from google.protobuf import text_format
 
 from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters import export
+from ortcam.exporters.verify import Agreement, _refuse_disagreement
 
 v1 = tf.compat.v1
 
@@ -188,3 +189,16 @@ def test_well_known_files(files: dict[str, Any], source: str, message: str, tmp_
     with pytest.raises(ExportError, match=message) as caught:
         export(tmp_path / source, tmp_path / "net.onnx")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("same", "message"),
+    [
+        (True, r"differ by 0\.9 of the largest \(at most 0\.25 allowed\)$"),
+        (False, r"allowed\); the top class differs by more than that$"),
+    ],
+)
+def test_a_disagreement_says_nothing_good_beside_a_failure(same: bool, message: str) -> None:
+    """A top class that is the same up to the error is no agreement where the error is too large."""
+    with pytest.raises(ExportError, match=message):
+        _refuse_disagreement(Agreement(0.9, None, same, (1, 3)), 0.25, 0.5)
