@@ -38,11 +38,11 @@ _NEEDED = (
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path("demo-output"),
-    photos: Annotated[int, typer.Option(min=1, max=len(PHOTOS), help="How many of the photos to explain.")] = len(
-        PHOTOS
-    ),
-    provider: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write to this folder.")] = Path("demo-output"),
+    photos: Annotated[int, typer.Option(min=1, max=len(PHOTOS), help="Number of photos to explain.")] = len(PHOTOS),
+    provider: Annotated[
+        str, typer.Option(help="Execution provider: auto, cpu, cuda, ... (see: ortcam doctor).")
+    ] = "auto",
 ) -> None:
     """Export EfficientNet-Lite0 (ImageNet) from PyTorch and explain real photos with it.
 

@@ -32,7 +32,7 @@ _PACKAGES = (
 def doctor(
     model: Annotated[
         Path | None,
-        typer.Argument(help="A model file: show which of its nodes run on which provider.", show_default=False),
+        typer.Argument(help="Show which nodes of this model file run on which provider.", show_default=False),
     ] = None,
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,

@@ -25,7 +25,8 @@ _WIDTH_OF_INTERVALS = 76  # characters of a terminal
 
 def explain(
     model: Annotated[
-        Path, typer.Argument(help="A model file that `ortcam export` wrote, or a packed explainer.", show_default=False)
+        Path,
+        typer.Argument(help="The model file that `ortcam export` wrote, or a packed explainer.", show_default=False),
     ],
     images: Annotated[
         list[Path],
@@ -36,8 +37,8 @@ def explain(
         typer.Option(
             "--output",
             "-o",
-            help="The folder to write to, with a folder for each photo inside; or, for one photo and one class, "
-            "the overlay's file: .png, .jpg.",
+            help="Write to this folder, with a folder for each photo inside. For one photo and one class it may be a "
+            "picture, .png or .jpg: the overlay.",
         ),
     ] = Path("explanations"),
     overwrite: Annotated[
@@ -48,24 +49,35 @@ def explain(
     ] = False,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", "-t", help="A class index or label, or all; may be repeated. Default: the top class."),
+        typer.Option(
+            "--target",
+            "-t",
+            help="Explain this class: an index, a label, or all. May be repeated. Default: the top class.",
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Explain the K most probable classes.")] = 1,
     budget: Annotated[
         int | None,
-        typer.Option(min=1, help="Run at most so many masked inputs. Default: all, the exact map.", show_default=False),
+        typer.Option(
+            min=1, help="Run at most this many masked inputs. Default: run all, for the exact map.", show_default=False
+        ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Run masked inputs until the estimated error, 1 - r, is at most this.", show_default=False),
     ] = None,
     selection: Annotated[
-        str, typer.Option(help="What a budget does with other channels: predict, or top-std (leave them out).")
+        str,
+        typer.Option(
+            help="How a budget treats the channels that are not run: predict their scores, or leave them out (top-std)."
+        ),
     ] = "predict",
     preset: Annotated[
         str | None,
         typer.Option(
-            help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis. Default: official.", show_default=False
+            help="Definition of Score-CAM: official, paper, pytorch-grad-cam, torchcam or tf-keras-vis. "
+            "Default: official.",
+            show_default=False,
         ),
     ] = None,
     layer: options.LayerName = None,
@@ -75,18 +87,20 @@ def explain(
     batch_size: Annotated[
         str | None,
         typer.Option(
-            help="Masked images a run, or auto: measured once, and kept. Default: 8 on CPUs, 16 elsewhere.",
+            help="Number of masked inputs per run, or auto: measured once and kept. Default: 8 on CPUs, 16 elsewhere.",
             show_default=False,
         ),
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="CPU threads, at most one per processor. Default: one per physical core.", show_default=False
+            min=1,
+            help="Number of CPU threads, at most one per processor. Default: one per physical core.",
+            show_default=False,
         ),
     ] = None,
-    opacity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the colours over the photo.")] = 0.6,
-    colormap: Annotated[str, typer.Option(help="turbo, jet, inferno or viridis.")] = "turbo",
+    opacity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the heat map, 0 to 1.")] = 0.6,
+    colormap: Annotated[str, typer.Option(help="Colours of the heat map: turbo, jet, inferno or viridis.")] = "turbo",
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Write explanations of more than 500 MB without asking.")
     ] = False,

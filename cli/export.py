@@ -36,29 +36,36 @@ def export(
         ),
     ] = None,
     layer: Annotated[
-        str, typer.Option(help="auto, a module (a.b), a Keras layer (outer/inner), or a value in the graph.")
+        str,
+        typer.Option(help="Target layer: auto, a module (a.b), a Keras layer (outer/inner), or a value in the graph."),
     ] = "auto",
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A checkpoint (.pth, .ckpt, .safetensors, ...), Keras weights, or `random`. Default: a zoo's own."
+            help="Load weights: a checkpoint (.pth, .ckpt, .safetensors, ...), Keras weights, or `random`. "
+            "Default: the model's own."
         ),
     ] = None,
-    input_size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels.")] = None,
-    opset: Annotated[int, typer.Option(help="18, 19 or 20; an ONNX file keeps its own from 18.")] = 20,
+    input_size: Annotated[str | None, typer.Option(help="Size of the input in pixels: SIDE or HEIGHTxWIDTH.")] = None,
+    opset: Annotated[
+        int, typer.Option(help="Opset to write: 18, 19 or 20. An ONNX file of opset 18 or newer keeps its own.")
+    ] = 20,
     preprocess: Annotated[
         str | None,
         typer.Option(
-            help="imagenet, tf, caffe, lite, raw, or a JSON file, also Hugging Face's preprocessor_config.json."
+            help="How a photo becomes an input: imagenet, tf, caffe, lite, raw, or a JSON file, such as Hugging Face's "
+            "preprocessor_config.json."
         ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="A file of class names: text, CSV or JSON, also a Hugging Face config.json; or `imagenet`."),
+        typer.Option(
+            help="Read class names from a text, CSV or JSON file, such as Hugging Face's config.json; or `imagenet`."
+        ),
     ] = None,
     output_name: Annotated[
         str | None,
-        typer.Option(help="Name, key or index of the output that holds the class scores. Default: decided by rules."),
+        typer.Option(help="Take the class scores from this output: its name, key or index. Default: found by rules."),
     ] = None,
     output_kind: Annotated[
         str | None,
@@ -68,17 +75,20 @@ def export(
             show_default=False,
         ),
     ] = None,
-    input_layout: Annotated[str | None, typer.Option(help="NCHW or NHWC, where the source leaves it open.")] = None,
+    input_layout: Annotated[
+        str | None, typer.Option(help="Order of the input's dimensions, where the source leaves it open: NCHW or NHWC.")
+    ] = None,
     grid: Annotated[
-        str | None, typer.Option(help="ROWSxCOLUMNS of a transformer's patches, where they are not found.")
+        str | None, typer.Option(help="Grid of a transformer's patches, where it is not found: ROWSxCOLUMNS.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, or fp16: half the size, faster on GPUs, verified to 2e-2.")
+        str,
+        typer.Option(help="Precision of the weights: fp32, or fp16 (half the size, faster on GPUs, verified to 2e-2)."),
     ] = "fp32",
     allow_unsafe: Annotated[
         bool,
         typer.Option(
-            help="Run code that a .keras, .h5, SavedModel or .pt2 file brings along: only for files that you trust."
+            help="Run the code in a .keras, .h5, SavedModel or .pt2 file. Use it only for files that you trust."
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,

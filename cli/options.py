@@ -9,12 +9,14 @@ import typer
 if TYPE_CHECKING:
     from ortcam.runtime.providers import Provider
 
-ProviderName = Annotated[str, typer.Option("--provider", help="auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).")]
+ProviderName = Annotated[
+    str, typer.Option("--provider", help="Execution provider: auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).")
+]
 ProviderOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--provider-option",
-        help="KEY=VALUE, an option of the provider by ONNX Runtime's name, as use_tf32=1; may be repeated.",
+        help="Set an option of the provider by ONNX Runtime's name, such as use_tf32=1. May be repeated.",
         show_default=False,
     ),
 ]
@@ -27,7 +29,7 @@ LayerName = Annotated[
         show_default=False,
     ),
 ]
-DeviceId = Annotated[int, typer.Option(min=0, help="Which of several devices.")]
+DeviceId = Annotated[int, typer.Option(min=0, help="Number of the device, from 0.")]
 
 
 def make_provider(name: str, options: list[str] | None, device_id: int) -> Provider:

@@ -11,25 +11,29 @@ from ortcam.cli import console, options
 
 
 def pack(
-    model: Annotated[Path, typer.Argument(help="A model file that ortcam exported.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The model file that `ortcam export` wrote.", show_default=False)],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The file to write. Default: MODEL.explainer.onnx.", show_default=False),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
+        str, typer.Option(help="Definition of Score-CAM: official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
     ] = "official",
     layer: options.LayerName = None,
     budget: Annotated[
         int | None,
-        typer.Option(min=1, help="Run at most so many masked inputs. Default: all, the exact map.", show_default=False),
+        typer.Option(
+            min=1, help="Run at most this many masked inputs. Default: run all, for the exact map.", show_default=False
+        ),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw/--no-raw", help="Take photos of any size, or preprocessed tensors.")
     ] = True,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Masked images a run. Default: 8, or the model's own.", show_default=False),
+        typer.Option(
+            min=1, help="Number of masked inputs per run. Default: 8, or the model's own.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         str | None,
@@ -39,7 +43,9 @@ def pack(
             show_default=False,
         ),
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the engine on one photo.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the packed file with the engine on a synthetic photo.")
+    ] = True,
     triton: Annotated[
         Path | None,
         typer.Option(help="Also write a model repository for Triton Inference Server.", show_default=False),

@@ -11,11 +11,11 @@ from ortcam.cli import console
 
 
 def page(
-    explainer: Annotated[Path, typer.Argument(help="A file that `ortcam pack` wrote.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("site"),
+    explainer: Annotated[Path, typer.Argument(help="The file that `ortcam pack` wrote.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write the page to this folder.")] = Path("site"),
     example: Annotated[
         list[Path] | None,
-        typer.Option("--example", "-e", help="A photo that the page offers; may be repeated.", show_default=False),
+        typer.Option("--example", "-e", help="Offer this photo on the page. May be repeated.", show_default=False),
     ] = None,
     runtime: Annotated[
         Path | None,
@@ -23,7 +23,7 @@ def page(
             help="The npm package onnxruntime-web: its folder or .tgz. Default: fetched with npm.", show_default=False
         ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Of the page.", show_default=False)] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.", show_default=False)] = None,
 ) -> None:
     """Write a static page that explains photos in the browser.
 

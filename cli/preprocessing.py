@@ -22,7 +22,7 @@ _UNNAMED = "the file's own"
 
 
 def preprocessing(
-    model: Annotated[Path, typer.Argument(help="A model file that `ortcam export` wrote.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The model file that `ortcam export` wrote.", show_default=False)],
     images: Annotated[
         list[Path],
         typer.Argument(help=f"Photos, or folders of photos; the first {_MOST_PHOTOS} are read.", show_default=False),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def reproduce(
     directory: Annotated[
-        Path, typer.Argument(help="A folder that `ortcam explain` wrote for a photo.", show_default=False)
+        Path, typer.Argument(help="The folder that `ortcam explain` wrote for a photo.", show_default=False)
     ],
     model: Annotated[
         Path | None, typer.Option(help="The model file. Default: the recorded path.", show_default=False)
@@ -28,7 +28,8 @@ def reproduce(
         ),
     ] = None,
     provider: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ... Default: the recorded provider.", show_default=False)
+        str | None,
+        typer.Option(help="Execution provider: cpu, cuda, ... Default: the recorded provider.", show_default=False),
     ] = None,
     provider_option: options.ProviderOptions = None,
     device_id: options.DeviceId = 0,
