@@ -25,6 +25,7 @@ from ortcam.errors import ExportError, one_line
 from ortcam.exporters.batches import ROWS, Trial, free_batch, leave_training, set_batch
 from ortcam.exporters.interface import ImageInput, Numbers, read_input
 from ortcam.exporters.outputs import Output, choose_scores, flatten
+from ortcam.exporters.score_kind import StatedKind
 from ortcam.exporters.sources import Converted, SourceOptions, choose_preprocessing
 from ortcam.exporters.unwrap import keep_outputs, unwrap_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
@@ -56,7 +57,7 @@ class ForeignGraph:
         runs_batch: the only batch size that `run` takes; None for any.
         folder: where external weights are.
         layers: the source framework's names of layers, and the names of their tensors in the graph.
-        preprocessing, labels: the source's own; None when unknown.
+        preprocessing, labels, output_kind: the source's own; None when unknown.
         tolerance: how far the scores may be from the source's, relatively.
         layer_tolerance: likewise for the target layer; None for the same.
     """
@@ -70,6 +71,7 @@ class ForeignGraph:
     layers: Mapping[str, str] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
+    output_kind: StatedKind | None = None
     tolerance: float = TOLERANCE
     layer_tolerance: float | None = None
 
@@ -145,6 +147,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
         source=foreign.source,
         preprocessing=preprocessing,
         labels=labels,
+        output_kind=foreign.output_kind,
         layers=layers,
         image_layout=image.layout,
         batches=batches,

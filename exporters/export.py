@@ -174,6 +174,7 @@ def export(
     )
     with _graph_errors(source), home_directory():
         converted = convert(source, options)
+        output_kind = output_kind or converted.output_kind
         choice = LayerChoice(converted, options)
         target = choice.choose()
         exposed = _expose(target, given, output_kind)

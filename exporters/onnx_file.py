@@ -8,6 +8,7 @@ import onnx
 
 from ortcam.errors import OptionError
 from ortcam.exporters.adopt import ForeignGraph, adopt
+from ortcam.exporters.score_kind import kind_of
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.model import PREFIX, Contract, read_proto
 
@@ -15,7 +16,7 @@ from ortcam.model import PREFIX, Contract, read_proto
 def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
     """Read an ONNX classifier: one image in, class scores out.
 
-    A file that ortcam wrote keeps its preprocessing and labels.
+    A file that ortcam wrote keeps its preprocessing, its labels and the kind of its scores.
 
     Raises:
         ExportError: it is no such classifier, or the newer opset that the engine needs cannot be reached.
@@ -39,6 +40,7 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         layers={contract.layer: "activations"} if contract.layer else {},
         preprocessing=contract.preprocessing,
         labels=contract.labels,
+        output_kind=kind_of(contract) if contract.layer else None,
     )
     return adopt(foreign, options)
 

@@ -30,6 +30,18 @@ def check_stated_kind(stated: str | None) -> None:
         raise OptionError(f"output_kind is {stated!r}; expected {', '.join(get_args(StatedKind))}")
 
 
+def kind_of(contract: Contract) -> StatedKind | None:
+    """Return the kind to state where a model file is exported again, so that nothing that was stated is lost.
+
+    None where the graph shows the kind, or nothing was known of it.
+    """
+    if contract.output == "logits":
+        kinds: dict[str | None, StatedKind] = {"softmax": "logits", "sigmoid": "sigmoid"}
+        return kinds.get(contract.activation)
+    shown = contract.logits is not None or contract.output_scale is not None or contract.output == "log_probabilities"
+    return None if shown else "probabilities"
+
+
 def settle_kind(
     read: Scores, stated: StatedKind | None, classes: int | None, name: str
 ) -> tuple[Scores, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters.other_files import refuse_other_file
 from ortcam.exporters.quiet import environment, require_temporary_folder
+from ortcam.exporters.score_kind import StatedKind
 from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
 from ortcam.model import Layout
 from ortcam.preprocessing import Preprocessing
@@ -66,6 +67,7 @@ class Converted:
             for comparison.
         source: for the metadata: kind, name, versions.
         preprocessing, labels: the source's own, or what the user gave; None when unknown.
+        output_kind: what an earlier export was told that the scores are; None where it was not.
         folder: where weights are that were not read into memory.
         layers: the source framework's layers and their tensors in the graph, outer ones first; None for the modules
             that torch's exporter recorded.
@@ -83,6 +85,7 @@ class Converted:
     source: dict[str, Any]
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None = None
+    output_kind: StatedKind | None = None
     folder: Path = Path()
     layers: Mapping[str, ir.Value] | None = None
     image_layout: Layout = "NCHW"

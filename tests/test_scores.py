@@ -525,3 +525,18 @@ def test_the_page_reads_scores_alike(tmp_path: Path) -> None:
     shown = json.loads(subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout)
     for row, (scores, kind, activation, scale) in zip(shown, cases, strict=True):
         np.testing.assert_allclose(row, read_output(scores, kind, activation, scale)[1], rtol=1e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [("sigmoid", ("logits", "sigmoid")), ("logits", ("logits", "softmax")), (None, ("logits", None))],
+)
+def test_a_stated_kind_survives_another_export(
+    stated: str | None, kept: tuple[str, str | None], tmp_path: Path
+) -> None:
+    """Five logits of which the graph says nothing; the second export is not told."""
+    first = export(write(tmp_path / "net.onnx", 5, []), tmp_path / "first.onnx", output_kind=stated).path
+    again = export(first, tmp_path / "again.onnx").contract
+    assert (again.output, again.activation) == kept
+    told = export(first, tmp_path / "told.onnx", output_kind="sigmoid").contract
+    assert told.activation == "sigmoid"
