@@ -69,17 +69,11 @@ def explain(
     selection: Annotated[
         str,
         typer.Option(
-            help="How a budget treats the channels that are not run: predict their scores, or leave them out (top-std)."
+            help="How a budget treats channels that are not run: predict their scores, or leave them out (top-std).",
+            autocompletion=options.one_of("predict", "top-std"),
         ),
     ] = "predict",
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Definition of Score-CAM: official, paper, pytorch-grad-cam, torchcam or tf-keras-vis. "
-            "Default: official.",
-            show_default=False,
-        ),
-    ] = None,
+    preset: options.PresetName = None,
     layer: options.LayerName = None,
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,
@@ -100,7 +94,13 @@ def explain(
         ),
     ] = None,
     opacity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the heat map, 0 to 1.")] = 0.6,
-    colormap: Annotated[str, typer.Option(help="Colours of the heat map: turbo, jet, inferno or viridis.")] = "turbo",
+    colormap: Annotated[
+        str,
+        typer.Option(
+            help="Colours of the heat map: turbo, jet, inferno or viridis.",
+            autocompletion=options.one_of("turbo", "jet", "inferno", "viridis"),
+        ),
+    ] = "turbo",
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Write explanations of more than 500 MB without asking.")
     ] = False,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ortcam.cli import console
+from ortcam.cli import console, options
 
 KINDS = ("logits", "probabilities", "sigmoid")
 
@@ -54,7 +54,8 @@ def export(
         str | None,
         typer.Option(
             help="How a photo becomes an input: imagenet, tf, caffe, lite, raw, or a JSON file, such as Hugging Face's "
-            "preprocessor_config.json."
+            "preprocessor_config.json.",
+            autocompletion=options.one_of("imagenet", "tf", "caffe", "lite", "raw"),
         ),
     ] = None,
     labels: Annotated[
@@ -72,6 +73,7 @@ def export(
         typer.Option(
             help="What the scores are: logits (one class a photo), probabilities, or sigmoid (independent logits). "
             "Default: what the graph shows, else logits.",
+            autocompletion=options.one_of("logits", "probabilities", "sigmoid"),
             show_default=False,
         ),
     ] = None,

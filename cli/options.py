@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,8 +10,40 @@ import typer
 if TYPE_CHECKING:
     from ortcam.runtime.providers import Provider
 
+
+def one_of(*words: str) -> Callable[[], list[str]]:
+    """Return what a shell completes an option with."""
+    return lambda: list(words)
+
+
+def _presets() -> list[str]:
+    from ortcam import PRESETS
+
+    return list(PRESETS)
+
+
+def _providers() -> list[str]:
+    from ortcam.runtime.providers import PROVIDERS
+
+    return ["auto", *PROVIDERS]
+
+
 ProviderName = Annotated[
-    str, typer.Option("--provider", help="Execution provider: auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).")
+    str,
+    typer.Option(
+        "--provider",
+        help="Execution provider: auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).",
+        autocompletion=_providers,
+    ),
+]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Definition of Score-CAM: official, paper, pytorch-grad-cam, torchcam or tf-keras-vis. Default: official.",
+        autocompletion=_presets,
+        show_default=False,
+    ),
 ]
 ProviderOptions = Annotated[
     list[str] | None,

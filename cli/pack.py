@@ -16,9 +16,7 @@ def pack(
         Path | None,
         typer.Option("--output", "-o", help="The file to write. Default: MODEL.explainer.onnx.", show_default=False),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="Definition of Score-CAM: official, paper, pytorch-grad-cam, torchcam or tf-keras-vis.")
-    ] = "official",
+    preset: options.PresetName = None,
     layer: options.LayerName = None,
     budget: Annotated[
         int | None,
@@ -74,7 +72,7 @@ def pack(
     report = write(
         model,
         path,
-        preset=preset,
+        preset=preset or "official",
         budget=budget,
         raw=raw,
         batch_size=batch_size,
@@ -99,7 +97,9 @@ def pack(
         )
         return
     passes = "every channel" if budget is None else f"a budget of {budget}"
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {preset}, {passes}, batches of {report.facts['batch_size']}")
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB; {report.facts['preset']}, {passes}, batches of {report.facts['batch_size']}"
+    )
     if report.r is not None:
         print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
     if folder is not None:

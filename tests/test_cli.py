@@ -256,6 +256,23 @@ def test_help_has_examples_and_version_is_printed() -> None:
         assert command in everything
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("ortcam re", "reproduce"),
+        ("ortcam explain model.onnx cat.png --col", "--colormap"),
+        ("ortcam explain model.onnx cat.png --preset t", "torchcam\ntf-keras-vis"),
+        ("ortcam export net.h5 --preprocess ca", "caffe"),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(words: str, completed: str) -> None:
+    """As bash asks, by the script that --show-completion prints."""
+    place = str(len(words.split()) - 1)
+    done = run(_ORTCAM_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=place)
+    assert done.stdout.strip() == completed
+    assert done.stderr == ""
+
+
 def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
