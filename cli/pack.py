@@ -97,9 +97,8 @@ def pack(
         )
         return
     passes = "every channel" if budget is None else f"a budget of {budget}"
-    print(
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB; {report.facts['preset']}, {passes}, batches of {report.facts['batch_size']}"
-    )
+    size, facts = path.stat().st_size / 1e6, report.facts
+    print(f"{path}: {size:.1f} MB; {facts['preset']}, {passes}, batches of {facts['batch_size']}")
     if report.r is not None:
         print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
     if folder is not None:
