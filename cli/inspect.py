@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # What the check of places at the export found; other texts say in which wrong order the cells are.
 _PLACES = {
     "confirmed": "confirmed: the layer's cells answer where the image changes",
+    "followed": "by the graph: its rows and columns are those of the image; all cells see the whole image alike",
     "none": "none: the layer's cells do not answer where the image changes",
     "silent": "not checked: the layer hardly changes with the image",
 }

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ortcam.errors import LayerError
 from ortcam.exporters.places import Cells, Places, check_places
 from ortcam.exporters.sources import Converted, SourceOptions
+from ortcam.graph.axes import find_axes, is_map
 from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find_candidates, find_layer, module_outputs
 from ortcam.model import Layout
 from ortcam.runtime.shapes import complete_shapes
@@ -31,6 +32,7 @@ class Target:
         name: what the user would call it.
         layers: the source framework's layers.
         measured: the tensors whose shape was measured with one image.
+        followed: whether its rows and columns can be followed through the graph from those of the image.
     """
 
     converted: Converted
@@ -38,6 +40,7 @@ class Target:
     name: str
     layers: Mapping[str, ir.Value]
     measured: tuple[ir.Value, ...]
+    followed: bool
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class LayerChoice:
         """
         own = Cells("activations", chosen.feature_map.layout)
         (places,) = check_places(draft, draft.parent, source, [own])
+        if places.verdict == "none" and chosen.followed:
+            places = replace(places, verdict="followed")
         if not places.is_wrong:
             return Checked(places, own.layout)
         proto = onnx.load(draft, load_external_data=False)
@@ -117,7 +122,9 @@ class LayerChoice:
     def _target(self, converted: Converted, feature_map: FeatureMap, name: str) -> Target:
         layers = module_outputs(converted.model.graph) if converted.layers is None else converted.layers
         measured = tuple(value for value in all_values(converted.model.graph) if value.name in self._measured)
-        return Target(converted, feature_map, name, layers, measured)
+        axes = find_axes(converted.model.graph, converted.image_layout)
+        followed = is_map(axes.get(feature_map.value, ()))
+        return Target(converted, feature_map, name, layers, measured, followed)
 
     def _others(self, proto: onnx.ModelProto) -> list[Candidate]:
         """Return the best candidates of the copy that an exported file still computes under their own names."""

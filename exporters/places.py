@@ -27,7 +27,7 @@ from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 if TYPE_CHECKING:
     from ortcam.exporters.sources import Converted
 
-Verdict = Literal["confirmed", "moved", "none", "silent"]
+Verdict = Literal["confirmed", "moved", "none", "silent", "followed"]
 # Correlations of answers and nearness. 65 layers of 40 networks reach 0.69 and more. Maps whose cells were put in
 # another order stay below 0.42, unless nearly all cells of a small map (4 x 4) kept their places.
 ENOUGH = 0.5
@@ -76,7 +76,8 @@ class Places:
 
     Attributes:
         verdict: ``confirmed``; ``moved`` where the cells answer in another known order; ``none`` where no order fits,
-            as after a global mixing; ``silent`` where the layer hardly depends on the image.
+            as after a global mixing; ``silent`` where the layer hardly depends on the image; ``followed`` where no
+            order fits, as of 2 x 2 cells that all see the whole image, but the graph shows that they are places.
         correlation: of the answers with the nearness of cell and patch, in [-1,1]: of all cells, of rows or of
             columns, whichever is least.
         order: for ``moved``, what is known of the order.

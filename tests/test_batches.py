@@ -128,7 +128,7 @@ def test_other_places_of_the_batch(kind: type[nn.Module], batches: tuple[int, ..
 
 def test_batch_statistics_run_alone(tmp_path: Path) -> None:
     module = torch_models.batch_statistics()
-    report = export(module, tmp_path / "cam.onnx", preprocess="imagenet", input_size=32)
+    report = export(module, tmp_path / "cam.onnx", preprocess="imagenet", input_size=32, output_kind="logits")
     assert any("scores differ by" in notice and "each alone in its batch" in notice for notice in report.notices)
     assert report.contract.verified["batches"] == [1]
     assert ortcam.CamModel(report.path).batch == 1
@@ -140,7 +140,7 @@ def test_a_dynamically_quantized_file_runs_alone(tmp_path: Path) -> None:
     onnx_models.write_models(tmp_path)
     plain, quantized = tmp_path / "embedding-first.onnx", tmp_path / "quantized.onnx"
     quantization.quantize_dynamic(plain, quantized, weight_type=quantization.QuantType.QUInt8)
-    report = export(quantized, tmp_path / "cam.onnx", preprocess="tf")
+    report = export(quantized, tmp_path / "cam.onnx", preprocess="tf", output_kind="logits")
     assert any("each alone in its batch" in notice for notice in report.notices)
     alone, *together = weights_by_batch_size(report)
     assert all(np.array_equal(weights, alone) for weights in together)

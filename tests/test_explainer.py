@@ -254,7 +254,9 @@ def test_activations_with_channels_last(photos: dict[str, Path], tmp_path: Path)
             scores: torch.Tensor = self.fc(maps.mean((1, 2)))
             return 6 * scores
 
-    report = export(Last().eval(), tmp_path / "last.onnx", preprocess="imagenet", input_size=(60, 90))
+    report = export(
+        Last().eval(), tmp_path / "last.onnx", preprocess="imagenet", input_size=(60, 90), output_kind="logits"
+    )
     assert report.contract.activations_layout == "NHWC"
     assert_as_engine(report.path, photos["coffee"], tmp_path / "a.onnx")
     assert_as_engine(report.path, photos["coffee"], tmp_path / "b.onnx", budget=9)
@@ -289,7 +291,7 @@ def test_a_transformer_of_one_image_a_batch(photos: dict[str, Path], tmp_path: P
     ).eval()
     with torch.no_grad():
         module.head.weight.mul_(40)
-    report = export(module, tmp_path / "vit.onnx", preprocess="imagenet", input_size=(64, 96))
+    report = export(module, tmp_path / "vit.onnx", preprocess="imagenet", input_size=(64, 96), output_kind="logits")
     for options in ({}, {"budget": 13}, {"budget": 13, "preset": "paper"}):
         assert_as_engine(report.path, photos["chelsea"], tmp_path / "a.onnx", **options)
     fixed = ortcam.CamModel(report.path).batch

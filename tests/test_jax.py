@@ -281,7 +281,7 @@ def broken(x: jax.Array) -> jax.Array:
         (unsupported, "svd"),
         (broken, 'does not run on an input .*KeyError: "something of the user\'s own"'),
         (lambda x: x, r"returns \[2, 32, 32, 3\].*expected class scores"),
-        (lambda x: (x, x), r"returns tuple: 0 \[\?,32,32,3\]; 1 \[\?,32,32,3\]; expected class scores"),
+        (lambda x: (x, x), r"returns tuple: 0 \[\?,32,32,3\]; 1 \[\?,32,32,3\] for an input .*; expected class scores"),
         (lambda x, y: x, "takes 2 inputs: 'x', 'y'; expected one, the image"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

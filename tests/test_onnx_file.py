@@ -613,8 +613,9 @@ def test_maps_side_by_side_are_no_channels(tmp_path: Path) -> None:
         *CLASSIFIER[2:],
     ]
     onnx.save(graph_of(nodes, IMAGE), tmp_path / "plain.onnx")
-    report = export(tmp_path / "plain.onnx", tmp_path / "cam.onnx")
+    report = export(tmp_path / "plain.onnx", tmp_path / "cam.onnx", layer="r")
     assert (report.shape, report.contract.activations_layout) == ((8, 14, 28), "NCHW")
+    assert any("show wrong places" in notice for notice in report.notices)  # two maps are none of the image
 
 
 def test_bytes_want_no_scaling(tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_damage_is_found_as_the_schema_defines_it(
         ),
         (lambda record: record.update(format=7), "has format 7; this ortcam reads format 1"),
         (lambda record: record.pop("format"), "states no format: an older ortcam wrote it"),
-        (lambda record: record["model"].update(layer="other"), "exposes layer features; the record is of layer other"),
+        (lambda record: record["model"].update(layer="other"), "layer 'other' is not in record.onnx"),
         (
             lambda record: record["photo"].update(path="/nowhere/cat.png"),
             "photo /nowhere/cat.png is missing; give it with",

@@ -24,6 +24,7 @@ _KEEPING = {
     "RMSNormalization", "SimplifiedLayerNormalization", "Softmax",
 }  # fmt: skip
 _REGROUPING = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+_REORDERING = _REGROUPING | {"Transpose", "Identity"}
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ def may_be_sequence(axes: Axes) -> bool:
 
 def restores_map(value: ir.Value, known: Mapping[ir.Value, Axes]) -> bool:
     """Whether a map is put together here of windows or the like: no tensor that it only reorders was a map before."""
-    if not is_map(known.get(value, ())):
-        return False
     node = value.producer()
-    while node is not None and (node.op_type in _REGROUPING or node.op_type in ("Transpose", "Identity")):
+    if node is None or node.op_type not in _REORDERING or not is_map(known.get(value, ())):
+        return False
+    while node is not None and node.op_type in _REORDERING:
         before = node.inputs[0]
         if before is None or is_map(known.get(before, ())):
             return False
