@@ -87,7 +87,9 @@ def test_the_error_of_a_finer_layer_is_not_understated(
     assert np.mean(inside) >= 0.8
 
 
-@pytest.mark.parametrize("preset", ortcam.PRESETS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=() if name == "official" else pytest.mark.slow) for name in ortcam.PRESETS]
+)
 def test_a_budget_of_all_masks_is_the_exact_map_to_the_bit(
     resnet18_file: Path, photos: dict[str, Path], preset: str
 ) -> None:
@@ -225,6 +227,7 @@ def test_activations_of_any_size_have_an_error_estimate(
     assert not [str(warning.message) for warning in recwarn if "overflow" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_a_large_budget_in_a_batch_of_photos_is_exact_too(small: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
     names = ("chelsea", "coffee", "china")
     together = small.explain_batch([photos[name] for name in names], budget=10**6)

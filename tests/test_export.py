@@ -541,6 +541,7 @@ def test_an_output_that_cannot_be_written(tiny: nn.Module, tmp_path: Path) -> No
         export(tiny, tmp_path / "folder.onnx", input_size=32)
 
 
+@pytest.mark.slow
 def test_float16_halves_the_file_and_keeps_the_map(
     lite0: nn.Module, lite0_file: Path, photos: dict[str, Path], tmp_path: Path
 ) -> None:

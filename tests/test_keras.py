@@ -543,6 +543,7 @@ assert logging.root.handlers == handlers
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_another_backend(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(BUILDER)
     code = f"""

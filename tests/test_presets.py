@@ -159,7 +159,9 @@ def check_against_formula(network: Network, photo: Path, preset: str) -> None:
     assert_same_map(explanation.input_maps[0], expected)
 
 
-@pytest.mark.parametrize("preset", FORMULAS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=() if name == "official" else pytest.mark.slow) for name in FORMULAS]
+)
 def test_small_resnet_against_the_formula(small: Network, photos: dict[str, Path], preset: str) -> None:
     check_against_formula(small, photos["imagenet_00"], preset)
 

@@ -78,7 +78,7 @@ def assert_same(result: dict[str, Any], expected: ortcam.Explanation) -> None:
     assert result["error"] == pytest.approx(list(vars(expected.errors[0]).values()), rel=0.01)
 
 
-@pytest.mark.parametrize("version", ["1.21.0", onnxruntime.__version__])
+@pytest.mark.parametrize("version", [pytest.param("1.21.0", marks=pytest.mark.slow), onnxruntime.__version__])
 def test_python_with_onnxruntime_and_numpy_alone(
     version: str, explainer: Path, photo: np.ndarray, expected: list[ortcam.Explanation], tmp_path: Path
 ) -> None:
