@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ortcam import NO_RUNTIME, __version__
-from ortcam.cli import console, demo, doctor, explain, export, inspect, pack, page, preprocessing, reproduce
+from ortcam.cli import console, demo, doctor, explain, export, inspect, interrupt, pack, page, preprocessing, reproduce
 from ortcam.errors import OrtcamError, one_line
 from ortcam.native import own_standard_error
 
@@ -60,31 +60,35 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a file name need not be text in any encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    interrupt.watch()
     with warnings.catch_warnings():
         if not debug:
             warnings.showwarning = lambda message, *_: console.warn(str(message))
         try:
             app(args=arguments, prog_name="ortcam")
-        except (KeyboardInterrupt, SystemExit) as ended:  # Typer makes the former the latter, without a word
-            if isinstance(ended, SystemExit) and ended.code != 130:
-                raise
-            console.fail("interrupted")
-            sys.exit(130)
-        except OrtcamError as error:
-            if debug:
-                raise
-            console.fail(str(error))
-            sys.exit(1)
-        except (ImportError, OSError) as error:  # no ONNX Runtime; an output that is full or closed
-            if debug:
-                raise
-            console.fail(one_line(error))
-            sys.exit(1)
-        except Exception as error:  # the last stop: a fault of ours is one line as well
-            if debug:
-                raise
-            console.fail(
-                f"{type(error).__name__}: {one_line(error)} "
-                "(a fault in ortcam: please report it with the output of --debug)"
-            )
-            sys.exit(1)
+        except BaseException as ended:  # noqa: BLE001 - the last stop
+            interrupted = interrupt.was_requested() or isinstance(ended, KeyboardInterrupt)
+            # Typer makes SystemExit(130) of an interrupt, without a word.
+            if interrupted or (isinstance(ended, SystemExit) and ended.code == 130):
+                interrupt.tell()
+                sys.exit(130)
+            _report(ended, debug)
+
+
+def _report(error: BaseException, debug: bool) -> None:
+    """Say what went wrong in a line, and exit; with --debug, raise it.
+
+    The last branch is the last stop: a fault of ortcam's is one line as well.
+    """
+    if debug or not isinstance(error, Exception):
+        raise error
+    if isinstance(error, OrtcamError):
+        console.fail(str(error))
+    elif isinstance(error, ImportError | OSError):  # no ONNX Runtime; an output that is full or closed
+        console.fail(one_line(error))
+    else:
+        console.fail(
+            f"{type(error).__name__}: {one_line(error)} "
+            "(a fault in ortcam: please report it with the output of --debug)"
+        )
+    sys.exit(1)

@@ -16,6 +16,7 @@ from typing import Any
 from ortcam.errors import OccupiedError, OutputError
 
 _RENAMES = 8  # attempts, where other processes write the same directory
+_open = set[Path]()  # the unfinished directories of this process
 
 
 @contextmanager
@@ -116,11 +117,19 @@ def _unfinished(final: Path, shown: Path) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         unfinished = final.parent / f".{final.name[:100]}.{secrets.token_hex(4)}"
         unfinished.mkdir()
+        _open.add(unfinished)
     except OSError as error:
         raise OutputError(f"cannot write {shown}: {error.strerror or error}") from error
     try:
         yield unfinished
     finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _open.discard(unfinished)
+
+
+def discard_unfinished() -> None:
+    """Delete the unfinished directories of this process, before it ends by force."""
+    for unfinished in list(_open):
         shutil.rmtree(unfinished, ignore_errors=True)
 
 

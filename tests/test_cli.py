@@ -302,6 +302,23 @@ def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: d
         assert all(np.isfinite(values).all() for values in maps)
 
 
+def test_an_interrupt_that_is_lost_ends_the_command_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(
+        "import time\n\ndef build():\n    print('begun', flush=True)\n    while True:\n"
+        "        try:\n            time.sleep(60)\n        except KeyboardInterrupt:\n            pass\n"
+    )
+    process = subprocess.Popen(
+        [ORTCAM, "export", "stubborn.py:build", "-o", "x.onnx"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "begun" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines() == ["error: interrupted"]
+
+
 def test_inspect_shows_contract_and_layers(small: Path) -> None:
     done = run("inspect", "model.onnx", cwd=small)
     assert done.returncode == 0, done.stderr
