@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.convention import Convention
-from ortcam.errors import ImageError, ModelError, OrtcamWarning, OutputError, PackedModelError, one_line
+from ortcam.errors import ImageError, LayerError, ModelError, OrtcamWarning, OutputError, PackedModelError, one_line
 from ortcam.record import Origin, read_record
 from ortcam.runtime.providers import Provider
 
@@ -200,6 +200,8 @@ def _open(
     try:
         convention, layer = Convention.from_dict(record["preset"]), record["model"]["layer"]
         cam = ScoreCAM(model, provider, convention, run["batch_size"], layer=layer)
+    except LayerError as error:
+        raise ModelError(f"{model} is not the recorded model {record['model']['name']}: {error}") from error
     except PackedModelError as error:
         raise ModelError(f"{model} is a packed explainer; expected the model file {record['model']['name']}") from error
     return cam, {name: asked[name] for name in ("budget", "tolerance", "selection")}
