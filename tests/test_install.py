@@ -83,7 +83,7 @@ def test_the_wheel_from_nothing(tmp_path: Path, resnet18_file: Path, photos: dic
     pip("install", "onnxruntime")
     done = run(ortcam, "explain", "model.onnx", "cat.png", "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["explanations"][0]["channels"]["total"] == 512
+    assert json.loads(done.stdout)["explanations"][0]["run"]["channels"]["total"] == 512
     assert run(ortcam, "doctor", cwd=tmp_path).returncode == 0
     done = run(ortcam, "export", "torchvision:resnet18", "-o", "r.onnx", cwd=tmp_path)
     assert (done.returncode, "pip install 'ortcam[torch]'" in done.stderr) == (1, True), done.stderr
@@ -122,7 +122,7 @@ def test_the_wheel_from_nothing(tmp_path: Path, resnet18_file: Path, photos: dic
     assert not (tmp_path / "gpu").exists()
     done = run(ortcam, "explain", "model.onnx", "cat.png", "-o", "auto", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["explanations"][0]["provider"] == "cpu"
+    assert json.loads(done.stdout)["explanations"][0]["run"]["provider"] == "cpu"
 
 
 @pytest.mark.slow
