@@ -132,7 +132,8 @@ def export(
             precision=precision,  # type: ignore[arg-type]
         )
     for notice in report.notices:
-        console.note(f"note: {notice}")
+        if not (report.places.is_wrong and "show wrong places" in notice):  # printed as a warning
+            console.note(f"note: {notice}")
     if as_json:
         console.print_json(
             {

@@ -57,7 +57,10 @@ def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], No
         inside = sorted(
             path
             for path in image.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not (path.parent / MANIFEST).exists()
+            if path.suffix.lower() in SUFFIXES
+            and not path.name.startswith(".")  # macOS keeps other things under such names
+            and path.is_file()
+            and not (path.parent / MANIFEST).exists()
         )
         if not inside:
             report(image, ImageError(f"{image} holds no images; expected files such as .jpg or .png"))
@@ -137,7 +140,12 @@ def _numbered(folder: Path) -> Iterator[Path]:
 
 def picture_of(output: Path) -> Path | None:
     """Return the output if it names a picture; None if it names a folder."""
-    return output if output.suffix.lower() in _PICTURES and not output.is_dir() else None
+    from ortcam.image import SUFFIXES
+
+    suffix = output.suffix.lower()
+    if suffix in SUFFIXES and suffix not in _PICTURES and not output.is_dir():
+        raise OptionError(f"-o {output} is a picture of the kind {suffix}; expected .png or .jpg, or a folder")
+    return output if suffix in _PICTURES and not output.is_dir() else None
 
 
 def check_picture(picture: Path, photos: Sequence[Given], model: Path, classes: int) -> None:

@@ -186,7 +186,15 @@ def keep_scores(
     Raises:
         OptionError, ExportError: as `choose_scores` does.
     """
-    outputs = [Output(value.name, _dtype_of(value.type), _shape_of(value.shape)) for value in session.get_outputs()]
+    # ONNX Runtime shows [] for a single number, such as a loss, and for an unknown shape; the graph tells them apart.
+    numbers = {
+        value.name for value in proto.graph.output
+        if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim
+    }  # fmt: skip
+    outputs = [
+        Output(value.name, "a number" if value.name in numbers else _dtype_of(value.type), _shape_of(value.shape))
+        for value in session.get_outputs()
+    ]
     if wanted is None and sum(output.may_be_scores for output in outputs) > 1:
         graph = ir.from_proto(inliner.inline_local_functions(proto) if proto.functions else proto).graph
         outputs = [replace(output, value=value) for output, value in zip(outputs, graph.outputs, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -14,10 +15,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ortcam.errors import ExportError, OptionError, one_line
+from ortcam.errors import ExportError, OptionError, OrtcamWarning, one_line
 from ortcam.exporters.batches import settle_batch
 from ortcam.exporters.choice import LayerChoice, Target
 from ortcam.exporters.labels import fit_labels, read_labels
+from ortcam.exporters.outputs import refuse_largest
 from ortcam.exporters.places import Places
 from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
 from ortcam.exporters.quiet import home_directory
@@ -218,6 +220,8 @@ def export(
         onnx.save(proto, draft)
         ScoreCAM(draft, provider="cpu").rehearse()
     notices += checked.notices
+    for text in checked.notices:
+        warnings.warn(text, OrtcamWarning, stacklevel=2)
     shape = replace(exposed.feature_map, layout=checked.layout).shape
     return ExportReport(output, contract.layer, shape, contract, agreement, checked.places, tuple(notices))
 
@@ -275,6 +279,7 @@ def _expose(target: Target, labels: tuple[str, ...] | None, stated: StatedKind |
     """Make the target layer an output of its graph, in place."""
     converted, feature_map = target.converted, target.feature_map
     model = converted.model
+    refuse_largest(model.graph.outputs[0], converted.name)
     classes = _count_classes(model)
     fitting, notice = fit_labels(labels or converted.labels, classes, labels is not None)
     contract = Contract(

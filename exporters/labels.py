@@ -24,7 +24,9 @@ _NAME_KEYS = ("display_name", "class_name", "label_name", "name", "label", "desc
 _INDEX_KEYS = ("index", "class_index", "id", "class_id")
 
 _NUMBERED = re.compile(r"(\d{1,9})(?:\s*[:,;=|]\s*|[.)]\s*(?!\d)|\s+(?:-\s+)?)(\S.*)")
-_NUMBER_LAST = re.compile(r"(.*\S)\s*[:,;=\t]\s*(\d{1,9})")
+_NUMBER_LAST = re.compile(r"(.*\S)(?:\s*[:,;=\t]\s*|\s+)(\d{1,9})")
+_BRACKETED = re.compile(r"[(\[]\s*(\d{1,9})\s*[)\]]\s*[:,=-]?\s*(\S.*)")
+_LISTED = re.compile(r"-\s+(\S.*)")  # YAML
 _SYNSET = re.compile(r"n\d{8}")  # of WordNet, as ImageNet names its classes
 _SYNSET_FIRST = re.compile(rf"{_SYNSET.pattern}[\s,:;]+(\S.*)")
 _ITEM = re.compile(r"item\s*\{(.*?)\}", re.DOTALL)  # TensorFlow's label_map.pbtxt
@@ -131,6 +133,9 @@ def _parse(path: str | PathLike[str]) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if all(map(_BRACKETED.fullmatch, lines)):
+            return _from_lines(lines)
         if start.startswith("{"):  # a Python dict, as imagenet1000_clsidx_to_labels.txt
             try:
                 return ast.literal_eval(text.strip())
@@ -182,6 +187,12 @@ def _by_index(pairs: Iterable[tuple[Any, Any]], where: str, starts: tuple[int, .
             f"the labels {where} have the key {index!r}; expected each index from 0 with its name, or each name with "
             "its index"
         )
+    if len(names) < len(pairs):
+        twice = next(index for index in names if sum(_as_index(one) == index for one, _ in pairs) > 1)
+        shared = [str(name) for one, name in pairs if _as_index(one) == twice]
+        raise OptionError(
+            f"the labels {where} have index {twice} for {' and '.join(shared[:3])}; expected one name each"
+        )
     begin = next((start for start in starts if start in names), 0) if 0 not in names else 0
     wanted = range(begin, begin + len(pairs))
     wrong = next((index for index in wanted if index not in names), None)
@@ -207,6 +218,9 @@ def _one_name(entry: Any) -> Any:
 
 def _from_lines(lines: list[str]) -> list[str]:
     """Read names that stand one a line, with or without indices, WordNet's identifiers and a heading."""
+    listed = [_LISTED.fullmatch(line) for line in lines]
+    if len(lines) > 1 and all(listed):
+        lines = [match[1] for match in listed if match is not None]
     table = _from_table(lines)
     if table is not None:
         return table
@@ -244,7 +258,7 @@ def _from_table(lines: list[str]) -> list[str] | None:
 
 def _indexed(lines: list[str]) -> Indexed | None:
     """Return index and name of every line; None where the numbers are no indices, but belong to the names."""
-    for pattern, number, name in ((_NUMBERED, 1, 2), (_NUMBER_LAST, 2, 1)):
+    for pattern, number, name in ((_NUMBERED, 1, 2), (_BRACKETED, 1, 2), (_NUMBER_LAST, 2, 1)):
         found = [pattern.fullmatch(line) for line in lines]
         matches = [match for match in found if match is not None]
         pairs = [(int(match[number]), match[name].strip()) for match in matches]

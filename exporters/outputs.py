@@ -110,6 +110,25 @@ def choose_scores(
     return chosen, f"{chosen.name!r} is taken for the class scores, not {', '.join(others[:4])}; --output-name chooses"
 
 
+def refuse_largest(scores: ir.Value, name: str) -> None:
+    """Refuse an output that holds only the largest of the scores, as torch.max returns it.
+
+    Raises:
+        ExportError: it does.
+    """
+    value: ir.Value | None = scores
+    while value is not None and (node := value.producer()) is not None:
+        given = node.inputs[0]
+        rank = None if given is None or given.shape is None else len(given.shape)
+        if node.op_type in ("ReduceMax", "TopK") and rank == 2:
+            raise ExportError(
+                f"{name} returns only the largest of its scores; expected the scores of all classes, in order"
+            )
+        if node.op_type not in ("Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity", "Cast"):
+            return
+        value = given
+
+
 def flatten(scores: NDArray[Any], batch: int) -> NDArray[Any]:
     """Return scores as [batch,N], where they have the batch in front and at most one more dimension than 1.
 

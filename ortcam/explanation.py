@@ -80,6 +80,12 @@ class Pictures:
         """Return `map(target)`: ``explanation[285]``, ``explanation["tiger cat"]``."""
         return self.map(target)
 
+    def __contains__(self, target: object) -> bool:
+        """Whether a class index or label was explained."""
+        return isinstance(target, int | str) and len(find_target(target, self.targets)) == 1
+
+    __iter__ = None  # explanation[N] is the map of class N, not the N-th map: these are `maps`
+
     def map_at(self, place: int) -> NDArray[np.float32]:
         """Return the map of the target at a place of `targets`, float32 [H,W]; -1 is the last place.
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.convention import Convention
-from ortcam.errors import ImageError, LayerError, ModelError, OrtcamWarning, OutputError, PackedModelError, one_line
+from ortcam.errors import ImageError, ModelError, OrtcamError, OrtcamWarning, OutputError, PackedModelError, one_line
+from ortcam.files import Fingerprint
 from ortcam.record import Origin, read_record
 from ortcam.runtime.providers import Provider
 
@@ -103,11 +104,17 @@ def reproduce(
     record = read_record(directory)
     stored = _read_maps(directory, record)
     image = _read_photo(record, photo)
-    cam, options = _open(record, _find_model(record, model), provider)
+    file = _find_model(record, model)
     classes = [target["index"] for target in record["targets"]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OrtcamWarning)  # of flat maps: they are compared
-        again = cam.explain(image, classes, **options)
+    try:
+        cam, options = _open(record, file, provider)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OrtcamWarning)  # of flat maps: they are compared
+            again = cam.explain(image, classes, **options)
+    except OrtcamError as error:
+        if record["model"]["sha256"] in (None, Fingerprint(file).sha256):
+            raise
+        raise ModelError(f"{file} is not the recorded model {record['model']['name']}: {error}") from error
     hashes = [file.sha256 for file in again.provenance.model]
     recorded = [record["model"]["sha256"], *(file["sha256"] for file in record["model"]["external_data"])]
     if stored.shape[1:] != again.photo_size:
@@ -200,8 +207,6 @@ def _open(
     try:
         convention, layer = Convention.from_dict(record["preset"]), record["model"]["layer"]
         cam = ScoreCAM(model, provider, convention, run["batch_size"], layer=layer)
-    except LayerError as error:
-        raise ModelError(f"{model} is not the recorded model {record['model']['name']}: {error}") from error
     except PackedModelError as error:
         raise ModelError(f"{model} is a packed explainer; expected the model file {record['model']['name']}") from error
     return cam, {name: asked[name] for name in ("budget", "tolerance", "selection")}

@@ -113,6 +113,10 @@ def test_maps_are_reached_by_class(explanation: ortcam.Explanation) -> None:
     assert np.array_equal(explanation.map(), explanation.map_at(0))
     assert np.array_equal(explanation.map_at(-1), explanation.maps[1])
     assert np.array_equal(explanation.overlay(500), explanation.overlay_at(1))
+    assert 500 in explanation
+    assert 1 not in explanation
+    with pytest.raises(TypeError, match="not iterable"):
+        list(explanation)  # type: ignore[call-overload]
     for target in (0, 1, -1, "cat", True, 2.5):
         with pytest.raises(TargetError, match="was not explained; expected one of the explained classes: 3, 500"):
             explanation.map(target)

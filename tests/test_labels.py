@@ -93,7 +93,7 @@ def test_classes_that_are_called_like_a_section() -> None:
     ("labels", "message"),
     [
         ({"cat": 1, "dog": 2}, "no index 0"),
-        ({"cat": 0, "dog": 0}, "no index 1"),
+        ({"cat": 0, "dog": 0}, "have index 0 for cat and dog"),
         ({"0": "cat", "dog": "x"}, "the key 'dog'"),
         ({"architectures": ["ViT"], "hidden_size": 3}, "the key 'architectures'"),
         ([{"colour": "red"}], "without a name"),
@@ -143,3 +143,17 @@ def test_export_says_that_a_label_was_left_out(tiny: nn.Module, tmp_path: Path) 
     report = export(tiny, tmp_path / "net.onnx", labels=tmp_path / "labels.txt", input_size=32)
     assert report.contract.labels == tuple(f"name {index}" for index in range(10))
     assert any("'background', was left out" in notice for notice in report.notices)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- ant\n- bee\n- cat\n", "(0) ant\n(1) bee\n(2) cat\n", "[2] cat\n[0] ant\n[1] bee\n", "bee 1\nant 0\ncat 2\n"],
+)
+def test_lists_and_numbers_in_brackets_or_behind(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    assert read_labels(tmp_path / "names.txt") == ("ant", "bee", "cat")
+
+
+def test_an_index_given_twice_is_named() -> None:
+    with pytest.raises(OptionError, match="have index 1 for b and c"):
+        read_labels({"a": 0, "b": 1, "c": 1})

@@ -262,3 +262,47 @@ def test_scores_of_other_ranks(axes: list[int], dims: list[Any], kind: str, tmp_
     ortcam.pack(report.path, tmp_path / "packed.onnx")
     packed = ortcam.PackedExplainer(tmp_path / "packed.onnx").explain(PHOTO, targets=0).targets[0].probability
     assert packed == pytest.approx(probability, abs=1e-4)
+
+
+def test_a_loss_beside_the_scores_is_no_score(tmp_path: Path) -> None:
+    """A single number [] computed from the scores: ONNX Runtime shows it as it shows an unknown shape."""
+    path = tmp_path / "loss.onnx"
+    onnx_models.write_models(tmp_path)
+    proto = onnx.load(tmp_path / "embedding-first.onnx")
+    proto.graph.node.append(helper.make_node("ReduceMean", ["scores"], ["loss"], keepdims=0))
+    del proto.graph.output[0]
+    proto.graph.output.insert(0, helper.make_tensor_value_info("loss", TensorProto.FLOAT, []))
+    onnx.save(proto, path)
+    assert export(path, tmp_path / "cam.onnx", preprocess="tf").contract.verified["logits_relative_error"] == 0
+    assert ortcam.CamModel(tmp_path / "cam.onnx").classes == 4
+
+
+def test_sequences_inside_a_graph_stay(tmp_path: Path) -> None:
+    onnx_models.write_models(tmp_path)
+    proto = onnx.load(tmp_path / "embedding-first.onnx")
+    nodes = list(proto.graph.node)
+    nodes[1].input[0] = "joined"
+    split = helper.make_node("SplitToSequence", ["c"], ["parts"], axis=1, keepdims=1)
+    joined = helper.make_node("ConcatFromSequence", ["parts"], ["joined"], axis=1)
+    del proto.graph.node[:]
+    proto.graph.node.extend([nodes[0], split, joined, *nodes[1:]])
+    onnx.save(proto, tmp_path / "parts.onnx")
+    export(tmp_path / "embedding-first.onnx", tmp_path / "plain.cam.onnx", preprocess="tf", output_kind="logits")
+    export(tmp_path / "parts.onnx", tmp_path / "parts.cam.onnx", preprocess="tf", output_kind="logits")
+    photo = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    maps = [ortcam.ScoreCAM(tmp_path / f"{name}.cam.onnx").explain(photo, 0).raw_maps for name in ("plain", "parts")]
+    assert np.allclose(*maps, atol=1e-5)
+
+
+def test_the_largest_score_alone_is_refused(tmp_path: Path) -> None:
+    class Largest(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            shares = self.fc(self.conv(x).relu().mean((2, 3))).softmax(1)
+            return shares.max(1).values, shares.argmax(1)
+
+    with pytest.raises(ExportError, match="returns only the largest of its scores"):
+        export(Largest().eval(), tmp_path / "x.onnx", input_size=32)

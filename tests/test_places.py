@@ -19,7 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ortcam.cli.app import app
-from ortcam.errors import LayerError, OptionError
+from ortcam.errors import LayerError, OptionError, OrtcamWarning
 from ortcam.exporters import export
 from ortcam.exporters.places import judge
 
@@ -49,6 +49,7 @@ def test_windows_of_tokens_are_no_rows(tmp_path: Path) -> None:
     assert column < 0.25
 
 
+@pytest.mark.filterwarnings("default::ortcam.errors.OrtcamWarning")  # of wrong places
 def test_a_named_layer_of_windows_is_exported_with_a_warning(tmp_path: Path) -> None:
     report = export(torch_models.windows(), tmp_path / "net.onnx", "mix", input_size=64)
     assert (report.layer, report.shape) == ("mix", (12, 4, 16))
@@ -108,7 +109,8 @@ def test_maps_in_another_order_are_no_candidates(change: str, stated: str, tmp_p
     assert (auto.shape, auto.places.verdict) == ((8, 6, 8), "confirmed")
     row, column = brightest_cell(auto.path, slice(0, 8), slice(56, 64))
     assert (row, column) == (0.5 / 6, 7.5 / 8)
-    named = export(module, tmp_path / "named.onnx", "second", input_size=(48, 64))
+    with pytest.warns(OrtcamWarning, match="show wrong places: .*; the next best layer is relu"):
+        named = export(module, tmp_path / "named.onnx", "second", input_size=(48, 64))
     assert named.contract.verified["places"] == stated
     assert "show wrong places" in named.notices[-1]
     assert named.notices[-1].endswith("the next best layer is relu")
@@ -128,6 +130,7 @@ class NoPlaces(nn.Module):
         return scores
 
 
+@pytest.mark.filterwarnings("default::ortcam.errors.OrtcamWarning")  # of wrong places
 def test_a_network_that_mixes_the_image_must_be_asked_for_by_name(tmp_path: Path) -> None:
     module = NoPlaces().eval()
     with pytest.raises(LayerError, match=r"no candidate layer of NoPlaces shows places.*name it with --layer"):
@@ -138,6 +141,7 @@ def test_a_network_that_mixes_the_image_must_be_asked_for_by_name(tmp_path: Path
     assert "the cells do not answer where the image changes" in named.notices[-1]
 
 
+@pytest.mark.filterwarnings("default::ortcam.errors.OrtcamWarning")  # of wrong places
 def test_a_wrong_grid_of_patches_is_noticed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = timm.models.VisionTransformer(

@@ -45,6 +45,11 @@ _ACTIVATIONS = {
     "Mish", "Swish", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 }  # fmt: skip
 _NORMALIZATIONS = {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"}
+# Nodes that make sequences and optionals.
+_NO_TENSORS = {
+    "Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap",
+    "SplitToSequence",
+}  # fmt: skip
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -122,6 +127,10 @@ def infer_shapes(model: ir.Model) -> None:
     """Add the shapes that ONNX can infer to a model's values, in place; where it cannot, they stay unknown."""
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it would log a traceback
     ShapeInferencePass()(model)
+    for node in model.graph.all_nodes():
+        if node.op_type in _NO_TENSORS:
+            for value in node.outputs:  # onnx-ir takes each for a tensor
+                value.type = value.shape = None
 
 
 def find_candidates(
