@@ -177,7 +177,14 @@ def split_output(given: list[str], kind: str | None) -> tuple[Path | None, str |
     files = [one for one in given if one not in KINDS]
     kinds = {one for one in (*given, kind) if one is not None and one not in files}
     if len(files) > 1:
-        raise typer.BadParameter(f"--output has the files {', '.join(files)}; expected one")
+        raise typer.BadParameter(
+            f"--output is given as {', '.join(files)}; expected one file, and beside it logits, probabilities or "
+            "sigmoid"
+        )
+    if files and not Path(files[0]).suffix:
+        raise typer.BadParameter(
+            f"--output is {files[0]!r}; expected a file name that ends in .onnx, or logits, probabilities or sigmoid"
+        )
     if len(kinds) > 1:
         raise typer.BadParameter(f"the scores are stated to be {' and '.join(sorted(kinds))}; expected one of them")
     return Path(files[0]) if files else None, next(iter(kinds), None)

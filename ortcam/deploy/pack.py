@@ -151,7 +151,7 @@ def _default_target(model: CamModel, target: Any, classes: int) -> int:
 
 def _check_path(path: Path, model: CamModel) -> None:
     if path.suffix != ".onnx":
-        raise OptionError(f"{path} has the suffix {path.suffix!r}; expected a file name that ends in .onnx")
+        raise OptionError(f"output is {str(path)!r}; expected a name that ends in .onnx")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
     if path.exists() and model.path is not None and path.samefile(model.path):
