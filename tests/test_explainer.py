@@ -80,7 +80,9 @@ def test_a_fine_layer_as_the_engine(resnet18: nn.Module, photos: dict[str, Path]
     assert_as_engine(model, photos["chelsea"], tmp_path / "a.onnx", budget=32)
 
 
-@pytest.mark.parametrize("preset", list(ortcam.PRESETS))
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=() if name == "official" else pytest.mark.slow) for name in ortcam.PRESETS]
+)
 def test_presets_as_the_engine(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path, preset: str) -> None:
     """All masks of an untrained network, and a budget that is larger than what the photo has."""
     exact = assert_as_engine(resnet18_file, photos["chelsea"], tmp_path / "a.onnx", preset=preset)
@@ -273,6 +275,7 @@ def test_a_grey_model_with_a_sigmoid(photos: dict[str, Path], tmp_path: Path) ->
     assert_as_engine(report.path, photos["camera"], tmp_path / "b.onnx", budget=6, preset="paper")
 
 
+@pytest.mark.slow
 def test_a_quantized_and_a_float16_model(lite0: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
     """Rounding is coarse there, and batches of another size round elsewhere: r, not every pixel."""
     half = export(lite0, tmp_path / "half.onnx", preprocess="lite", precision="fp16").path

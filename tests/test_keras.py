@@ -528,6 +528,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_tensorflow_prints_nothing(fer_source: Path, tmp_path: Path) -> None:
     """A fresh process, since TensorFlow talks when it is imported; its C++ code writes past sys.stderr."""
     code = f"""

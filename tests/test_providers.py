@@ -152,6 +152,7 @@ def test_a_kept_graph_that_was_damaged_is_made_again(resnet18_file: Path, photos
     assert [path.read_bytes() for path in kept.glob("*.onnx")] == [whole]
 
 
+@pytest.mark.slow
 def test_the_best_batch_is_measured_once(resnet18_file: Path, kept: Path) -> None:
     cam = ortcam.ScoreCAM(resnet18_file, batch_size="auto")
     (entry,) = kept.glob("*.json")
