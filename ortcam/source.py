@@ -90,7 +90,7 @@ class ModelSource:
 
     def check_unchanged(self) -> None:
         """Raise a ModelError where the file is another one than the file that was loaded first."""
-        if self.path is not None and not self.path.exists():
+        if self.fingerprint.path is not None and not self.fingerprint.path.exists():
             raise ModelError(f"{self.shown} is missing, though it was there when the model was loaded; put it back")
         if not self.fingerprint.holds():
             raise ModelError(f"{self.shown} changed after it was loaded; load it again")

@@ -34,6 +34,7 @@ def lite(lite0_file: Path) -> ortcam.ScoreCAM:
     return ortcam.ScoreCAM(lite0_file)
 
 
+@pytest.mark.slow
 def test_a_budget_of_32_shows_the_exact_map(lite: ortcam.ScoreCAM, photos: dict[str, Path]) -> None:
     """A trained network, real photos: docs/budget.md has the figures of all 37."""
     for name in ("imagenet_00", "chelsea", "imagenet_16"):

@@ -111,6 +111,7 @@ def test_explain_prints_json_alone_on_standard_output(small: Path) -> None:
     assert result["errors"] == []
 
 
+@pytest.mark.slow
 def test_folders_keep_their_layout_and_names_never_collide(small: Path) -> None:
     (small / "photos" / "deep").mkdir(parents=True)
     shutil.copy(small / "cat.png", small / "photos" / "deep" / "cat.png")
@@ -152,6 +153,7 @@ def test_photos_beside_their_explanations_are_found(small: Path) -> None:
         assert [entry["directory"] for entry in json.loads(done.stdout)["explanations"]] == ["cat"]
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_no_obstacle(small: Path) -> None:
     odd = os.fsdecode(b"caf\xe9-\xff.png")
     shutil.copy(small / "cat.png", small / odd)

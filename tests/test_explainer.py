@@ -351,7 +351,7 @@ def test_what_cannot_be_packed(tiny: nn.Module, tmp_path: Path) -> None:
         ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, budget=0)
     with pytest.raises(OptionError, match="preset 'oficial' does not exist"):
         ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, preset="oficial")
-    with pytest.raises(OptionError, match=r"expected a file name that ends in \.onnx"):
+    with pytest.raises(OptionError, match=r"expected a name that ends in \.onnx"):
         ortcam.pack(unknown, tmp_path / "c", raw=False)
     before = unknown.read_bytes()
     with pytest.raises(OptionError, match="is the model that is packed; give the explainer another name"):

@@ -237,6 +237,7 @@ def test_a_torchvision_source_brings_preprocessing_and_labels(tmp_path: Path) ->
     assert preprocessing.mean == tuple(weights.transforms().mean)
 
 
+@pytest.mark.slow
 def test_a_timm_source_brings_preprocessing_and_labels(tmp_path: Path) -> None:
     report = export("timm:mobilenetv3_small_050", tmp_path / "t.onnx", weights="random", input_size=64)
     preprocessing = report.contract.preprocessing

@@ -286,6 +286,7 @@ class TakesBytes(nn.Module):
         return scores
 
 
+@pytest.mark.slow
 def test_a_file_that_takes_bytes(
     lite0: nn.Module, exact: Any, photos: dict[str, Path], tmp_path: Path, in_table: Any
 ) -> None:
