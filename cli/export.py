@@ -73,7 +73,7 @@ def export(
         typer.Option(
             help="What the scores are: logits (one class a photo), probabilities, or sigmoid (independent logits). "
             "Default: what the graph shows, else logits.",
-            autocompletion=options.one_of("logits", "probabilities", "sigmoid"),
+            autocompletion=options.one_of(*KINDS),
             show_default=False,
         ),
     ] = None,
@@ -132,7 +132,7 @@ def export(
             precision=precision,  # type: ignore[arg-type]
         )
     for notice in report.notices:
-        if not (report.places.is_wrong and "show wrong places" in notice):  # printed as a warning
+        if notice not in report.warned:  # these were printed
             console.note(f"note: {notice}")
     if as_json:
         console.print_json(

@@ -39,19 +39,11 @@ from ortcam.graph.expose import expose
 from ortcam.graph.layers import FeatureMap, dims
 from ortcam.model import Contract, Layout
 from ortcam.preprocessing import NAMES, Preprocessing
+from ortcam.runtime.layer import GRAPH_ERRORS
 from ortcam.scorecam import ScoreCAM
 
 OPSETS = (18, 19, 20)
-_GRAPH_ERRORS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    DecodeError,
-    EncodeError,
-)
+_GRAPH_ERRORS = (*GRAPH_ERRORS, ArithmeticError, DecodeError, EncodeError)
 # Weights above this go to a file of their own; protobuf cannot hold 2 GB.
 EXTERNAL_DATA_BYTES = 1_900_000_000
 
@@ -68,6 +60,7 @@ class ExportReport:
         agreement: how closely the file and its source agree.
         places: whether the layer's cells are places of the image.
         notices: what the user should know.
+        warned: those of the notices that were issued as warnings, too.
     """
 
     path: Path
@@ -77,6 +70,7 @@ class ExportReport:
     agreement: Agreement
     places: Places
     notices: tuple[str, ...]
+    warned: tuple[str, ...] = ()
 
 
 def export(
@@ -223,7 +217,9 @@ def export(
     for text in checked.notices:
         warnings.warn(text, OrtcamWarning, stacklevel=2)
     shape = replace(exposed.feature_map, layout=checked.layout).shape
-    return ExportReport(output, contract.layer, shape, contract, agreement, checked.places, tuple(notices))
+    return ExportReport(
+        output, contract.layer, shape, contract, agreement, checked.places, tuple(notices), checked.notices
+    )
 
 
 def _write(draft: Path, converted: Converted, precision: Precision, external_data_bytes: int) -> Converted:

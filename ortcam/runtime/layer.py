@@ -19,7 +19,7 @@ from ortcam.graph.layers import Reading, all_values, find_layer, module_outputs
 from ortcam.model import CamModel, Contract
 from ortcam.runtime.shapes import complete_shapes
 
-_GRAPH_ERRORS = (
+GRAPH_ERRORS = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -87,7 +87,7 @@ def _expose(
             if value is not feature_map.value:
                 value.shape = None
         result = ir.to_proto(model)
-    except _GRAPH_ERRORS as error:
+    except GRAPH_ERRORS as error:
         raise ModelError(f"{name} has a graph that cannot be read or edited: {one_line(error)}") from error
     onnx.helper.set_model_props(
         result, {entry.key: entry.value for entry in result.metadata_props} | changed.to_metadata()
