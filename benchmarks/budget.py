@@ -27,11 +27,11 @@ import torch
 import torchvision
 
 import ortcam
-from ortcam.budget import Limits
-from ortcam.convention import Floats
+from ortcam.core.budget import Limits
+from ortcam.core.convention import Floats
+from ortcam.core.selection import Selection, select_distinct
 from ortcam.exporters import export
 from ortcam.runtime.binding import Rows
-from ortcam.selection import Selection, select_distinct
 
 BUDGETS = (4, 8, 16, 32, 64, 128, 256)
 PRESETS = ("official", "paper")

@@ -33,7 +33,7 @@ import ortcam
 from ortcam.cli.demo import find_photos, load_efficientnet_lite0
 from ortcam.deploy.page import write_page
 from ortcam.exporters import export
-from ortcam.image import read_photo
+from ortcam.model.image import read_photo
 
 ROOT = Path(__file__).parents[1]
 RUNTIMES = ROOT / "tests" / "runtimes"

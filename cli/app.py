@@ -13,8 +13,8 @@ import typer
 
 from ortcam import NO_RUNTIME, __version__
 from ortcam.cli import console, demo, doctor, explain, export, inspect, interrupt, pack, page, preprocessing, reproduce
+from ortcam.core.native import own_standard_error
 from ortcam.errors import OrtcamError, one_line
-from ortcam.native import own_standard_error
 
 app = typer.Typer(
     help="Score-CAM explanations of image classifiers, run entirely in ONNX Runtime.",

@@ -13,7 +13,7 @@ from ortcam.cli import console
 from ortcam.errors import OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.explanation import Explanation
+    from ortcam.output.explanation import Explanation
 
 # Photos inside Python packages, chosen for what they show: one object, many, a small one, a texture.
 PHOTOS = (
@@ -84,7 +84,7 @@ def demo(
                 f"{explanation.scored} of {explanation.channels}",
                 f"{explanation.seconds:.2f}",
             )
-    from ortcam.render import draw_sheet, encode_png
+    from ortcam.output.render import draw_sheet, encode_png
 
     sheet = output / "overview.png"
     sheet.write_bytes(
@@ -111,7 +111,7 @@ def find_photos() -> list[Path]:
 
 def export_efficientnet_lite0(path: Path) -> Path:
     """Export the trained network, unless the file is there already."""
-    from ortcam.model import CamModel
+    from ortcam.model.cam_model import CamModel
 
     if path.is_file():
         try:

@@ -16,7 +16,7 @@ from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
     from ortcam.deploy.packed import PackedExplainer
-    from ortcam.explanation import Pictures
+    from ortcam.output.explanation import Pictures
     from ortcam.scorecam import ScoreCAM
 
 _MOST_BYTES_UNASKED = 500_000_000  # of one explanation

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ortcam.errors import ImageError, OccupiedError, OptionError, OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.explanation import Pictures
+    from ortcam.output.explanation import Pictures
 
 STDIN = Path("-")
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -43,8 +43,8 @@ def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], No
         images: photos and folders.
         report: called with a folder that holds no images, and the error.
     """
-    from ortcam.image import SUFFIXES
-    from ortcam.record import MANIFEST
+    from ortcam.model.image import SUFFIXES
+    from ortcam.output.record import MANIFEST
 
     found: list[Given] = []
     for image in images:
@@ -127,7 +127,7 @@ class Folders:
         return (folder for folder in _numbered(parent / name.name) if folder not in self._taken)
 
     def _is_explanation(self, folder: Path) -> bool:
-        from ortcam.record import MANIFEST
+        from ortcam.output.record import MANIFEST
 
         return (self._output / folder / MANIFEST).exists()
 
@@ -140,7 +140,7 @@ def _numbered(folder: Path) -> Iterator[Path]:
 
 def picture_of(output: Path) -> Path | None:
     """Return the output if it names a picture; None if it names a folder."""
-    from ortcam.image import SUFFIXES
+    from ortcam.model.image import SUFFIXES
 
     suffix = output.suffix.lower()
     if suffix in SUFFIXES and suffix not in _PICTURES and not output.is_dir():
@@ -171,8 +171,8 @@ def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: s
         OccupiedError: `path` is a file of another content, and `overwrite` is false.
         OutputError: it cannot be written.
     """
-    from ortcam.files import replace_files
-    from ortcam.render import encode_jpeg, encode_png
+    from ortcam.core.files import replace_files
+    from ortcam.output.render import encode_jpeg, encode_png
 
     overlay = explanation.overlay_at(0, opacity, colormap)
     data = encode_png(overlay) if path.suffix.lower() == ".png" else encode_jpeg(overlay)

@@ -74,7 +74,8 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is no ONNX model.
     """
-    from ortcam.model import EXPLAINER, PREFIX, Contract, count_scores, read_proto
+    from ortcam.model.contract import EXPLAINER, PREFIX, Contract, count_scores
+    from ortcam.model.source import read_proto
 
     proto = read_proto(path)
     entries = {entry.key: entry.value for entry in proto.metadata_props}

@@ -46,7 +46,7 @@ def _on_interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _end() -> None:
-    from ortcam.files import discard_unfinished
+    from ortcam.core.files import discard_unfinished
 
     tell()
     discard_unfinished()

@@ -12,8 +12,8 @@ from ortcam.cli import console, options
 from ortcam.errors import ImageError, OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.model import CamModel
-    from ortcam.preprocessing import Preprocessing
+    from ortcam.model.cam_model import CamModel
+    from ortcam.model.preprocessing import Preprocessing
 
 _MOST_PHOTOS = 20
 _SHOWN = 2  # classes a row
@@ -83,7 +83,7 @@ def _candidates(model: CamModel) -> dict[str, Preprocessing]:
     Raises:
         ImageError: the model takes no photos, but some other number of channels.
     """
-    from ortcam.preprocessing import NAMES, Preprocessing
+    from ortcam.model.preprocessing import NAMES, Preprocessing
 
     shape, stated = model.usual_shape, model.contract.preprocessing
     channels, height, width = shape if model.contract.image_layout == "NCHW" else (shape[2], *shape[:2])
@@ -104,7 +104,7 @@ def _find_photos(images: list[Path]) -> Iterator[Path]:
     Raises:
         ImageError: a folder holds no images.
     """
-    from ortcam.image import SUFFIXES
+    from ortcam.model.image import SUFFIXES
 
     photos: list[Path] = []
     for image in images:
@@ -123,7 +123,7 @@ def _predict(
     cam: Any, path: Path, candidates: dict[str, Preprocessing], labels: tuple[str, ...] | None
 ) -> list[dict[str, Any]]:
     """Return the most probable classes of a photo by each preprocessing."""
-    from ortcam.image import read_photo
+    from ortcam.model.image import read_photo
 
     photo = read_photo(path)
     layout = cam.model.contract.image_layout

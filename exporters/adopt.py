@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import inliner
 from onnx_ir.serde import SerdeError
 
-from ortcam.convention import Floats
+from ortcam.core.convention import Floats
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.batches import ROWS, Trial, free_batch, leave_training, set_batch
 from ortcam.exporters.interface import ImageInput, Numbers, read_input
@@ -31,7 +31,7 @@ from ortcam.exporters.unwrap import keep_outputs, unwrap_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
 from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference
 from ortcam.graph.layers import all_values, module_outputs
-from ortcam.preprocessing import Preprocessing
+from ortcam.model.preprocessing import Preprocessing
 from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
 # float16 has 11 bits: how ONNX Runtime fuses its operators, which an extra output changes, shows in the scores.

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ortcam.convention import Floats
+from ortcam.core.convention import Floats
 from ortcam.errors import ExportError, ModelError
 from ortcam.exporters.verify import TOLERANCE, Agreement, explain_randomness, make_pictures, relative_error
 from ortcam.graph.layers import all_values

@@ -14,7 +14,7 @@ from ortcam.exporters.places import Cells, Places, check_places
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.graph.axes import find_axes, is_map
 from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find_candidates, find_layer, module_outputs
-from ortcam.model import Layout
+from ortcam.model.contract import Layout
 from ortcam.runtime.shapes import complete_shapes
 
 # How many candidates are checked in place of one that fails, and how many a message lists.

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ortcam.core.files import replace_files
 from ortcam.errors import ExportError, OptionError, OrtcamWarning, one_line
 from ortcam.exporters.batches import settle_batch
 from ortcam.exporters.choice import LayerChoice, Target
@@ -33,12 +34,11 @@ from ortcam.exporters.score_kind import (
 )
 from ortcam.exporters.sources import Converted, SourceOptions, convert, find_layer_name
 from ortcam.exporters.verify import Agreement, verify
-from ortcam.files import replace_files
 from ortcam.graph.ends import read_scores
 from ortcam.graph.expose import expose
 from ortcam.graph.layers import FeatureMap, dims
-from ortcam.model import Contract, Layout
-from ortcam.preprocessing import NAMES, Preprocessing
+from ortcam.model.contract import Contract, Layout
+from ortcam.model.preprocessing import NAMES, Preprocessing
 from ortcam.runtime.layer import GRAPH_ERRORS
 from ortcam.scorecam import ScoreCAM
 

@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ortcam.convention import Floats
+from ortcam.core.convention import Floats
 from ortcam.errors import ExportError
 from ortcam.exporters.outputs import ONLY_CLASSIFIERS
 from ortcam.exporters.sources import SourceOptions
 from ortcam.graph.maps import ELEMENTWISE, find_scale
-from ortcam.model import Layout
+from ortcam.model.contract import Layout
 
 _DTYPES = {
     "tensor(float)": np.float32,

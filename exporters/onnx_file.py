@@ -10,7 +10,8 @@ from ortcam.errors import OptionError
 from ortcam.exporters.adopt import ForeignGraph, adopt
 from ortcam.exporters.score_kind import kind_of
 from ortcam.exporters.sources import Converted, SourceOptions
-from ortcam.model import PREFIX, Contract, read_proto
+from ortcam.model.contract import PREFIX, Contract
+from ortcam.model.source import read_proto
 
 
 def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:

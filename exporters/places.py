@@ -19,9 +19,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ortcam.convention import Floats, upsample
+from ortcam.core.convention import Floats, upsample
 from ortcam.graph.maps import Tokens
-from ortcam.model import Layout
+from ortcam.model.contract import Layout
 from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ortcam.convention import Floats
+from ortcam.core.convention import Floats
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.batches import ROWS, Trial, free_batch, set_batch
 from ortcam.exporters.interface import explain_inputs, required_arguments

@@ -14,7 +14,7 @@ from torch import nn
 from ortcam.errors import ExportError, OptionError, nearest, one_line
 from ortcam.exporters.checkpoints import load_weights
 from ortcam.exporters.sources import SourceOptions
-from ortcam.preprocessing import Preprocessing
+from ortcam.model.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Literal, get_args
 import numpy as np
 import onnx
 
-from ortcam.convention import Floats
+from ortcam.core.convention import Floats
+from ortcam.core.scores import guess
 from ortcam.errors import ExportError, OptionError
 from ortcam.graph.ends import Scores
-from ortcam.model import Contract
-from ortcam.scores import guess
+from ortcam.model.contract import Contract
 
 StatedKind = Literal["logits", "probabilities", "sigmoid"]
 

@@ -16,8 +16,8 @@ from ortcam.exporters.other_files import refuse_other_file
 from ortcam.exporters.quiet import environment, require_temporary_folder
 from ortcam.exporters.score_kind import StatedKind
 from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
-from ortcam.model import Layout
-from ortcam.preprocessing import Preprocessing
+from ortcam.model.contract import Layout
+from ortcam.model.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import onnx_ir as ir

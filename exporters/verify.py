@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ortcam.convention import Floats
+from ortcam.core.convention import Floats
 from ortcam.errors import ExportError, one_line
 from ortcam.graph.maps import Tokens
 from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session

@@ -15,17 +15,17 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ortcam.convention import PRESETS, Convention
+    from ortcam.core.convention import PRESETS, Convention
+    from ortcam.core.targets import Target
     from ortcam.deploy.pack import PackReport, pack
     from ortcam.deploy.packed import PackedExplainer, PackedExplanation
     from ortcam.errors import OrtcamError, OrtcamWarning
-    from ortcam.explanation import Explanation
-    from ortcam.model import CamModel
-    from ortcam.preprocessing import Preprocessing
+    from ortcam.model.cam_model import CamModel
+    from ortcam.model.preprocessing import Preprocessing
+    from ortcam.output.explanation import Explanation
     from ortcam.reproduction import Reproduction, reproduce
     from ortcam.runtime.providers import Provider
     from ortcam.scorecam import ScoreCAM
-    from ortcam.targets import Target
 
 __version__ = "0.1.0"
 
@@ -51,15 +51,15 @@ __all__ = [
 
 # The public names are loaded when first used: `ortcam --help` need not wait for numpy and onnx.
 _HOME = {
-    "PRESETS": "convention",
-    "Convention": "convention",
+    "PRESETS": "core.convention",
+    "Convention": "core.convention",
     "OrtcamError": "errors",
     "OrtcamWarning": "errors",
-    "Explanation": "explanation",
-    "Target": "targets",
-    "Preprocessing": "preprocessing",
+    "Explanation": "output.explanation",
+    "Target": "core.targets",
+    "Preprocessing": "model.preprocessing",
     "Provider": "runtime.providers",
-    "CamModel": "model",
+    "CamModel": "model.cam_model",
     "Reproduction": "reproduction",
     "reproduce": "reproduction",
     "ScoreCAM": "scorecam",

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import Convention
+from ortcam.core.convention import Convention
+from ortcam.core.files import Fingerprint
+from ortcam.core.provenance import Origin
 from ortcam.errors import ImageError, ModelError, OrtcamError, OrtcamWarning, OutputError, PackedModelError, one_line
-from ortcam.files import Fingerprint
-from ortcam.record import Origin, read_record
+from ortcam.output.record import read_record
 from ortcam.runtime.providers import Provider
 
 if TYPE_CHECKING:
     from ortcam.deploy.packed import PackedExplainer
-    from ortcam.explanation import Pictures
+    from ortcam.output.explanation import Pictures
     from ortcam.scorecam import ScoreCAM
 
 # Another processor, provider or version rounds otherwise; on the same machine the maps are nearly always equal.

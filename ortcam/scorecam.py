@@ -16,22 +16,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.budget import Limits, MakePredictor, Method
-from ortcam.convention import Convention, Floats, resolve_convention
+from ortcam.core.budget import Limits, MakePredictor, Method
+from ortcam.core.convention import Convention, Floats, resolve_convention
+from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.core.scores import Doubt
+from ortcam.core.selection import select_distinct
+from ortcam.core.targets import Target, for_many, make_targets
 from ortcam.errors import ModelError, OrtcamError, whole
-from ortcam.explanation import Explanation, warn_of_flat_maps
-from ortcam.model import CamModel
-from ortcam.pixels import read_image
-from ortcam.record import Asked, Origin, Provenance, now
+from ortcam.model.cam_model import CamModel
+from ortcam.model.pixels import read_image
+from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.binding import ForwardPass, Group, Progress, Rows, Scorer
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import Provider, resolve_provider
 from ortcam.runtime.running import FREE_THE_PROCESSOR, Running, run_model
 from ortcam.runtime.session import RUNTIME_VERSION
-from ortcam.scores import Doubt
-from ortcam.selection import select_distinct
-from ortcam.targets import Target, for_many, make_targets
-from ortcam.threads import calm_blas, thread_count
+from ortcam.runtime.threads import calm_blas, thread_count
 from ortcam.work import Job, Work, in_turn, prepared_ahead, share_of, shifted, top_classes
 
 MOST_PHOTOS = 16  # in a group

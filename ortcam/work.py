@@ -13,13 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import Floats, Masks
+from ortcam.core.convention import Floats, Masks
+from ortcam.core.pictures import Crop, Photo, Tensor
+from ortcam.core.provenance import Origin
+from ortcam.core.selection import EXACT, ErrorEstimate, Plan, Selection
 from ortcam.errors import OrtcamError
-from ortcam.image import Photo
-from ortcam.preprocessing import Crop, Tensor
-from ortcam.record import Origin
 from ortcam.runtime.binding import ForwardPass, Progress, Rows
-from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")

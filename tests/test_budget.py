@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 import ortcam
-from ortcam.budget import Limits, MakePredictor, shrink
+from ortcam.core.budget import Limits, MakePredictor, shrink
+from ortcam.core.selection import EXACT, Plan, select_distinct
+from ortcam.core.surrogate import Surrogate
 from ortcam.errors import OptionError, OrtcamWarning, TargetError
 from ortcam.exporters import export
 from ortcam.runtime.binding import Device
 from ortcam.runtime.surrogate import DeviceSurrogates
-from ortcam.selection import EXACT, Plan, select_distinct
-from ortcam.surrogate import Surrogate
 
 
 @pytest.fixture(scope="module")

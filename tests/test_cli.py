@@ -19,8 +19,8 @@ from PIL import Image
 from torch import nn
 
 from ortcam.exporters import export
-from ortcam.image import read_photo
-from ortcam.preprocessing import Preprocessing
+from ortcam.model.image import read_photo
+from ortcam.model.preprocessing import Preprocessing
 
 ORTCAM = Path(sys.executable).with_name("ortcam")
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ortcam import selection
-from ortcam.convention import (
+from ortcam.core import selection
+from ortcam.core.convention import (
     PRESETS,
     interpolation_matrix,
     normalize,
@@ -18,8 +18,8 @@ from ortcam.convention import (
     upsample,
     upsampled_extremes,
 )
+from ortcam.core.selection import select_distinct
 from ortcam.errors import OptionError
-from ortcam.selection import select_distinct
 
 sides = st.integers(1, 12)
 sizes = st.integers(1, 70)

@@ -16,14 +16,14 @@ from conftest import FlatLayer, correlation, package_folder
 from torch import nn
 
 import ortcam
+from ortcam.core.selection import EXACT
 from ortcam.deploy.triton import write_triton
 from ortcam.errors import ImageError, ModelError, OptionError, PackedModelError, TargetError
 from ortcam.exporters import export
 from ortcam.graph.builder import Builder
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
-from ortcam.image import read_photo
-from ortcam.preprocessing import Preprocessing
-from ortcam.selection import EXACT
+from ortcam.model.image import read_photo
+from ortcam.model.preprocessing import Preprocessing
 
 CLOSE = 1e-4  # of a map in [0,1]: the same masks were chosen
 

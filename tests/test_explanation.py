@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ortcam
+from ortcam.core.pictures import Crop
 from ortcam.errors import OptionError, OutputError, TargetError
-from ortcam.image import read_photo
-from ortcam.preprocessing import Crop
-from ortcam.render import draw_overlay, draw_sheet
+from ortcam.model.image import read_photo
+from ortcam.output.render import draw_overlay, draw_sheet
 
 
 @pytest.fixture(scope="module")

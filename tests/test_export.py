@@ -21,7 +21,7 @@ import ortcam
 from ortcam.errors import ExportError, LayerError, ModelError, OptionError, OutputError
 from ortcam.exporters import export
 from ortcam.exporters.quiet import temporary_folder
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
 
 
 def nothing_is_left(folder: Path) -> bool:

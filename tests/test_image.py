@@ -19,8 +19,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageOps
 
 from ortcam.errors import ImageError
-from ortcam.image import SUFFIXES, as_photo, decode_photo, read_photo
-from ortcam.pixels import read_pixels
+from ortcam.model.image import SUFFIXES, as_photo, decode_photo, read_photo
+from ortcam.model.pixels import read_pixels
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

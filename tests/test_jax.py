@@ -20,7 +20,7 @@ from torch import nn
 import ortcam
 from ortcam.errors import ExportError, LayerError
 from ortcam.exporters import export
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
 
 Function = Callable[[jax.Array], Any]
 

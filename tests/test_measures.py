@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ortcam.measures import MOST_CORRELATED, MapMeasures, Meter, measure_map
-from ortcam.preprocessing import Crop
+from ortcam.core.measures import MOST_CORRELATED, MapMeasures, Meter, measure_map
+from ortcam.core.pictures import Crop
 
 
 def test_a_map_by_hand() -> None:

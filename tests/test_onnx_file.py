@@ -24,8 +24,8 @@ from torch import nn
 import ortcam
 from ortcam.errors import ExportError, LayerError, OptionError, OrtcamWarning
 from ortcam.exporters import export
-from ortcam.image import read_photo
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
+from ortcam.model.image import read_photo
 
 NAMES = [f"name {index}" for index in range(10)]
 

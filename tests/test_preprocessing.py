@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision import transforms
 
 from ortcam.errors import OptionError, OrtcamWarning
-from ortcam.image import read_photo
-from ortcam.preprocessing import Preprocessing
+from ortcam.model.image import read_photo
+from ortcam.model.preprocessing import Preprocessing
 
 SIZES = [(512, 512), (300, 700), (90, 61), (3, 400), (1, 1), (224, 224), (1500, 1000)]
 

@@ -16,12 +16,12 @@ import pytest
 import ortcam
 from ortcam.errors import OptionError, OrtcamWarning, ProviderError
 from ortcam.graph.scoring import tensorrt_profile
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import PROVIDERS, Provider, count_nodes
 from ortcam.runtime.session import make_options
-from ortcam.threads import calm_blas
+from ortcam.runtime.threads import calm_blas
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import nn
 import ortcam
 from ortcam.errors import ExportError, LayerError
 from ortcam.exporters import export
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
 
 ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 import ortcam
 from ortcam.cli.app import app
+from ortcam.core.files import replace_directory
 from ortcam.errors import ImageError, ModelError, OccupiedError, OutputError
 from ortcam.exporters import export
-from ortcam.files import replace_directory
-from ortcam.image import read_photo
-from ortcam.schema import find_violation, schema
+from ortcam.model.image import read_photo
+from ortcam.output.schema import find_violation, schema
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from conftest import correlation, package_folder
 import ortcam
 from ortcam.deploy.page import RUNTIME_VERSION, write_page
 from ortcam.errors import ImageError, ModelError, OptionError, OutputError
-from ortcam.image import read_photo
+from ortcam.model.image import read_photo
 
 HERE = Path(__file__).parent
 RUNTIMES = HERE / "runtimes"

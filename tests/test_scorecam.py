@@ -23,8 +23,8 @@ import ortcam
 from ortcam.errors import ImageError, ModelError, OptionError, OrtcamWarning, ProviderError, TargetError
 from ortcam.exporters import export
 from ortcam.graph.scoring import build_scoring_graph
-from ortcam.image import read_photo
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
+from ortcam.model.image import read_photo
 from ortcam.runtime.binding import Device, Rows, batch_sizes
 from ortcam.runtime.surrogate import DeviceSurrogates
 

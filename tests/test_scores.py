@@ -21,10 +21,10 @@ from strangers import torch_models
 from torch.nn.functional import interpolate
 
 import ortcam
+from ortcam.core.scores import read_output, speaks_against_softmax
 from ortcam.deploy.pack import pack
 from ortcam.errors import ExportError, OptionError, OrtcamWarning
 from ortcam.exporters import export
-from ortcam.scores import read_output, speaks_against_softmax
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(5)

@@ -16,10 +16,11 @@ import tensorflow as tf
 from conftest import assert_same_map, package_folder
 
 import ortcam
+from ortcam.core.pictures import Photo
 from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters import export
 from ortcam.exporters.tensorflow import BuiltinOperator, Model, TensorType
-from ortcam.image import Photo, read_photo
+from ortcam.model.image import read_photo
 
 EMOTIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]  # FER._get_labels
 NUMBERS = {"int8": tf.int8, "uint8": tf.uint8}

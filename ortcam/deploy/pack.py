@@ -13,16 +13,17 @@ import numpy as np
 import onnx
 
 import ortcam
-from ortcam.convention import Convention, resolve_convention
+from ortcam.core.convention import Convention, resolve_convention
+from ortcam.core.files import replace_files
+from ortcam.core.scores import guess
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
-from ortcam.files import replace_files
 from ortcam.graph.explainer import Plan, build_explainer
-from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, CamModel
+from ortcam.model.cam_model import CamModel
+from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT
+from ortcam.model.source import external_files
 from ortcam.runtime.engine import DEFAULT_BATCH
 from ortcam.scorecam import ScoreCAM
-from ortcam.scores import guess
-from ortcam.source import external_files
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
 _LEAST_AGREEMENT = 0.999

@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import PRESETS, Convention
+from ortcam.core.convention import PRESETS, Convention
+from ortcam.core.pictures import Crop, Photo
+from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.core.scores import Doubt
+from ortcam.core.selection import ErrorEstimate
+from ortcam.core.targets import Target, for_many, make_targets, resolve_targets
 from ortcam.errors import (
     ImageError,
     ModelError,
@@ -25,21 +30,16 @@ from ortcam.errors import (
     one_line,
     whole,
 )
-from ortcam.explanation import Pictures, warn_of_flat_maps
-from ortcam.image import Photo, as_photo
-from ortcam.model import EXPLAINER, EXPLAINER_FORMAT, Contract, read_proto
-from ortcam.pixels import read_image
-from ortcam.preprocessing import Crop
-from ortcam.record import Asked, Origin, Provenance, now
-from ortcam.render import place_map
+from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT, Contract
+from ortcam.model.image import as_photo
+from ortcam.model.pixels import read_image
+from ortcam.model.source import ModelSource, read_proto
+from ortcam.output.explanation import Pictures, warn_of_flat_maps
+from ortcam.output.render import place_map
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
 from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, make_options
-from ortcam.scores import Doubt
-from ortcam.selection import ErrorEstimate
-from ortcam.source import ModelSource
-from ortcam.targets import Target, for_many, make_targets, resolve_targets
-from ortcam.threads import thread_count
+from ortcam.runtime.threads import thread_count
 
 # What the metadata entry `ortcam.explainer` states.
 _FACTS: dict[str, type | tuple[type, ...]] = {

@@ -25,12 +25,12 @@ from typing import Any
 
 import onnx
 
+from ortcam.core.files import only, replace_directory, replace_files
 from ortcam.deploy.packed import parse_facts
 from ortcam.errors import OptionError, OutputError, one_line
-from ortcam.files import only, replace_directory, replace_files
-from ortcam.image import read_photo
-from ortcam.model import read_proto
-from ortcam.render import colour_table, encode_jpeg, shrink_photo
+from ortcam.model.image import read_photo
+from ortcam.model.source import read_proto
+from ortcam.output.render import colour_table, encode_jpeg, shrink_photo
 from ortcam.runtime.cache import cache_directory
 
 RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web that is fetched where none is given

@@ -13,10 +13,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ortcam.core.files import only, replace_directory
 from ortcam.deploy.packed import parse_facts
 from ortcam.errors import OptionError, OutputError
-from ortcam.files import only, replace_directory
-from ortcam.model import Layout, read_proto
+from ortcam.model.contract import Layout
+from ortcam.model.source import read_proto
 
 _FILES = {"config.pbtxt", "labels.txt", "1"}
 

@@ -15,7 +15,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from ortcam.graph.maps import CHANNELS_FIRST, ELEMENTWISE, constant_ints, variable_inputs
-from ortcam.model import Layout
+from ortcam.model.contract import Layout
 
 Kind = Literal["rows", "columns", "channels", "unknown"]
 # Operators that mix values along an axis, or scale them, and keep every axis what it is.

@@ -1,4 +1,4 @@
-"""A budget as nodes: `ortcam.budget` and `ortcam.surrogate` in a graph, which say what is computed here and why.
+"""A budget as nodes: ortcam.core.budget and ortcam.core.surrogate in a graph, which say what is computed here and why.
 
 What the engine inverts, the graph builds up: with every mask that is chosen, the pivoted Cholesky factor of the
 kernel and the inverse of its triangle grow by a row, so that a prediction is a few products of matrices.
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ortcam.budget import (
+from ortcam.core.budget import (
     CALIBRATION,
     LARGEST_ERROR,
     LARGEST_SIDE,
@@ -20,10 +20,8 @@ from ortcam.budget import (
     STAGE_STEP,
     averaging_matrix,
 )
-from ortcam.convention import TINY
-from ortcam.graph.builder import Builder, Value
-from ortcam.graph.saliency import Selection
-from ortcam.surrogate import (
+from ortcam.core.convention import TINY
+from ortcam.core.surrogate import (
     ACTIVITY,
     ALIKE,
     EVEN,
@@ -37,6 +35,8 @@ from ortcam.surrogate import (
     sixth_moment,
     smooth_directions,
 )
+from ortcam.graph.builder import Builder, Value
+from ortcam.graph.saliency import Selection
 
 RANKS = (2, 2, 1, 2, 2, 1, 1, 1, 1, 1, 2, 2)  # of the fields of Surrogate
 _LARGEST_EXPONENT = 126.0  # 2^-127 is no normal float32
@@ -161,7 +161,7 @@ def _write_matern(graph: Builder, squares: Value) -> Value:
 
 
 def stage_size(graph: Builder, done: Value, most: Value) -> Value:
-    """Return how many masks the next stage has, int64 [1]: `ortcam.budget.stage_size`, and no more than are left."""
+    """Return how many masks the next stage has, int64 [1]: ortcam.core.budget.stage_size, and no more than are left."""
     stage = graph.minimum(graph.maximum(done // STAGE_STEP * SMALLEST_STAGE, SMALLEST_STAGE), LARGEST_STAGE)
     return graph.minimum(stage, most - done)
 
@@ -259,7 +259,7 @@ def write_errors(graph: Builder, state: Surrogate, grid: tuple[int, int]) -> Val
 
 
 def _write_away_from(graph: Builder, map: Value, grid: tuple[int, int]) -> Value:
-    """Return the directions that count beside a map [P] as columns [P,R]: `ortcam.surrogate._away_from`."""
+    """Return the directions that count beside a map [P] as columns [P,R]: ortcam.core.surrogate._away_from."""
     basis = graph.constant(smooth_directions(grid))
     mean = map - graph.reduce("Mean", map, 0, keep=True)
     mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 0, keep=True)) + TINY)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from ortcam.core.scores import Activation, OutputKind, Scale
 from ortcam.graph.maps import read_scale, variable_inputs
 from ortcam.graph.scoring import AFTER_SCORES
-from ortcam.scores import Activation, OutputKind, Scale
 
 _REORDERING = AFTER_SCORES | {"Unsqueeze", "Expand", "Dropout", "Clip"}
 _SELECTING = frozenset({"Slice", "Gather", "Split"})

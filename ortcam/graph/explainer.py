@@ -17,15 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from ortcam.budget import FEWEST_FOR_AN_ERROR
-from ortcam.convention import Convention, interpolation_matrix
+from ortcam.core.budget import FEWEST_FOR_AN_ERROR
+from ortcam.core.convention import Convention, interpolation_matrix
 from ortcam.graph import budget as budgets
 from ortcam.graph import scoring
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
 from ortcam.graph.standard import in_order, rename, standardize
-from ortcam.model import Contract, Layout, count_scores
+from ortcam.model.contract import Contract, Layout, count_scores
 
 _INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
 _OURS = ("image", "target", "target_class", "saliency", "scored", "error")

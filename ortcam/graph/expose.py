@@ -12,7 +12,7 @@ from ortcam.errors import LayerError
 from ortcam.graph.ends import Scores
 from ortcam.graph.layers import FeatureMap, all_values
 from ortcam.graph.maps import Tokens, find_scale
-from ortcam.model import PREFIX, Contract
+from ortcam.model.contract import PREFIX, Contract
 
 _INTEGERS = (ir.DataType.UINT8, ir.DataType.INT8)
 

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from ortcam.errors import LayerError, nearest
 from ortcam.graph.axes import Axes, find_axes, grid_of, may_be_sequence, possible_layouts, restores_map
 from ortcam.graph.maps import Tokens, find_layout, find_tokens, guess_layout, places_matter, variable_inputs
-from ortcam.model import Layout
+from ortcam.model.contract import Layout
 
 # Nodes that read a tensor's size only: no information about the photo passes through them.
 _SIZE_ONLY = {"Shape", "Size", "ConstantOfShape"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ortcam.model import Layout
+from ortcam.model.contract import Layout
 
 # Operators whose input and output are [batch,channels,height,width] by ONNX's definition.
 CHANNELS_FIRST = {

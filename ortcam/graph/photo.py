@@ -1,4 +1,4 @@
-"""Preprocessing, and a map's way back to the photo, as nodes: `ortcam.preprocessing` for a photo of any size.
+"""Preprocessing, and a map's way back to the photo, as nodes: ortcam.model.preprocessing for a photo of any size.
 
     photo uint8 [H,W,3] -> input float32 [1,C,h,w] or [1,h,w,C]
     map float32 [T,h,w] -> at the photo's size, float32 [T,H,W]
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ortcam.graph.builder import Builder, Value
-from ortcam.model import Layout
-from ortcam.preprocessing import GRAY_WEIGHTS, SUPPORT, Interpolation, Preprocessing
+from ortcam.model.contract import Layout
+from ortcam.model.preprocessing import GRAY_WEIGHTS, SUPPORT, Interpolation, Preprocessing
 
 _BLOCK = 16  # rows that are made at a time
 

@@ -1,4 +1,4 @@
-"""A convention of Score-CAM as nodes: masks, weights and maps as `ortcam.convention` and `selection` make them."""
+"""A convention of Score-CAM as nodes: masks, weights and maps as ortcam.core.convention and `selection` make them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ortcam.convention import TINY, Convention, extreme_rows, interpolation_matrix
+from ortcam.core.convention import TINY, Convention, extreme_rows, interpolation_matrix
+from ortcam.core.selection import MASK_RESOLUTION
 from ortcam.graph.builder import Builder, Value
-from ortcam.selection import MASK_RESOLUTION
 
 
 class Selection(NamedTuple):
-    """The distinct masks of a photo, as `ortcam.selection.Selection`.
+    """The distinct masks of a photo, as ortcam.core.selection.Selection.
 
     Attributes:
         affine: float32 [K,3], the columns shift, scale and offset of every channel's mask.

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import onnx
 from onnx import TensorProto, helper
 
-from ortcam.convention import TINY
+from ortcam.core.convention import TINY
 from ortcam.graph.fused import FUSED_CONVOLUTION
-from ortcam.model import CamModel, Contract, count_scores
+from ortcam.model.cam_model import CamModel
+from ortcam.model.contract import Contract, count_scores
 
 PHOTOS = "ortcam.photos"  # [P,C,H,W] or [P,H,W,C]
 PHOTO_INDEX = "ortcam.photo_index"  # int64 [B], or [1] for all rows
@@ -204,7 +205,7 @@ def _score_nodes(contract: Contract, graph: onnx.GraphProto, single: bool, takes
 
 
 def _inverting_nodes(contract: Contract, made: str) -> list[onnx.NodeProto]:
-    """output [B,N] -> logits, where no tensor of the graph holds them: `ortcam.scores.read_output`."""
+    """output [B,N] -> logits, where no tensor of the graph holds them: ortcam.core.scores.read_output."""
     nodes, name = [], "ortcam.output"
 
     def append(op_type: str, inputs: list[str], output: str) -> str:

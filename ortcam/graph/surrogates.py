@@ -1,4 +1,4 @@
-"""The surrogates of several photos as nodes: `ortcam.surrogate` with an axis of photos before all others.
+"""The surrogates of several photos as nodes: ortcam.core.surrogate with an axis of photos before all others.
 
 For a GPU, which is only busy with many photos at once, and with few nodes a photo. Photos go in step: as many masks are
 chosen for each. One with fewer masks than another is filled up with masks that show nothing; where it has no mask left,
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ortcam.convention import TINY
+from ortcam.core.convention import TINY
+from ortcam.core.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment
 from ortcam.graph.budget import inverse_of_two
 from ortcam.graph.builder import Builder, Value
-from ortcam.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment
 
 # What is known of the masks of G photos: a name, and how many dimensions it has. The first of 1+n rows is filling.
 RANKS = {

@@ -17,10 +17,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ortcam.convention import Floats, interpolation_matrix
+from ortcam.core.convention import Floats, interpolation_matrix
 from ortcam.errors import ModelError
 from ortcam.graph import scoring
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
 from ortcam.runtime.captured import GATE, NOT_CAPTURED, Batch, CapturedRuns
 from ortcam.runtime.session import running
 

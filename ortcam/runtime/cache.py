@@ -18,8 +18,8 @@ from typing import Any
 
 import platformdirs
 
+from ortcam.core.files import replace_files
 from ortcam.errors import OrtcamError, OrtcamWarning
-from ortcam.files import replace_files
 
 _VARIABLE = "ORTCAM_CACHE"
 _MOST_BYTES = 2 << 30

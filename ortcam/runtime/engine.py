@@ -14,7 +14,7 @@ import ortcam
 from ortcam.errors import ModelError
 from ortcam.graph import scoring
 from ortcam.graph.fused import fuse_convolutions
-from ortcam.model import CamModel
+from ortcam.model.cam_model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.binding import Padding, Rows, Scorer
 from ortcam.runtime.captured import GATE

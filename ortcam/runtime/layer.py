@@ -16,7 +16,8 @@ from ortcam.errors import ModelError, one_line
 from ortcam.graph.ends import Scores
 from ortcam.graph.expose import expose
 from ortcam.graph.layers import Reading, all_values, find_layer, module_outputs
-from ortcam.model import CamModel, Contract
+from ortcam.model.cam_model import CamModel
+from ortcam.model.contract import Contract
 from ortcam.runtime.shapes import complete_shapes
 
 GRAPH_ERRORS = (

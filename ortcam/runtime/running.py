@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ortcam.budget import MakePredictor
-from ortcam.model import CamModel
+from ortcam.core.budget import MakePredictor
+from ortcam.core.surrogate import Surrogate
+from ortcam.model.cam_model import CamModel
 from ortcam.runtime.binding import Scorer
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider
-from ortcam.surrogate import Surrogate
-from ortcam.threads import Workers, usable_processors
+from ortcam.runtime.threads import Workers, usable_processors
 
 FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need it, or may not be run in two threads
 _ENOUGH_THREADS = 4  # beside a device: more of them wait for Python's lock only

@@ -14,11 +14,11 @@ import onnxruntime as ort
 from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ortcam import native
+from ortcam.core import native
+from ortcam.core.files import replace_files
 from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, one_line
-from ortcam.files import replace_files
 from ortcam.runtime.cache import cannot_write, find_graph, seal_graph
-from ortcam.threads import usable_processors
+from ortcam.runtime.threads import usable_processors
 
 # What a session raises; ONNX Runtime gives them no common base class.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (

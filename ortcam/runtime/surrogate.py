@@ -1,4 +1,4 @@
-"""The surrogates of a group of photos, on the device that runs the model: `ortcam.surrogate` as graphs.
+"""The surrogates of a group of photos, on the device that runs the model: ortcam.core.surrogate as graphs.
 
 A processor takes 25 ms to choose for a photo of 2048 masks, as long as a fast GPU takes for 100 masked images. The GPU
 takes next to nothing, for all photos of a group together.
@@ -15,15 +15,15 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
-from ortcam.budget import SMALLEST_STAGE, MakePredictor
-from ortcam.convention import Floats
+from ortcam.core.budget import SMALLEST_STAGE, MakePredictor
+from ortcam.core.convention import Floats
+from ortcam.core.surrogate import Prediction, smooth_directions
 from ortcam.graph import surrogates
 from ortcam.graph.budget import write_kernel
 from ortcam.graph.builder import Builder
 from ortcam.runtime.binding import Device
 from ortcam.runtime.captured import GATE
 from ortcam.runtime.session import create_own, running
-from ortcam.surrogate import Prediction, smooth_directions
 
 _NAME = "the surrogate"
 _TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64, "amplitudes": np.float64}
@@ -158,7 +158,7 @@ class SurrogateGroup:
         self._errors: dict[int, Floats] = {}
 
     def add(self, masks: Floats, parts: Floats, grid: Grid) -> PhotoSurrogate:
-        """Return the surrogate of one more photo. The arguments are those of `ortcam.surrogate.Surrogate`."""
+        """Return the surrogate of one more photo. The arguments are those of ortcam.core.surrogate.Surrogate."""
         with self._lock:
             self._grid = grid
             self._photos.append((masks, parts))
@@ -239,7 +239,7 @@ class SurrogateGroup:
 
 
 class PhotoSurrogate:
-    """Does what `ortcam.surrogate.Surrogate` does, to float rounding, for one photo of a group.
+    """Does what ortcam.core.surrogate.Surrogate does, to float rounding, for one photo of a group.
 
     Takes 4 D * D bytes of the device, with D the most masks of a photo of the group.
     """

@@ -9,10 +9,10 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import Floats
+from ortcam.core.convention import Floats
+from ortcam.core.selection import EXACT, ErrorEstimate, Plan, Selection, plan_exact, plan_top_spread
+from ortcam.core.surrogate import Prediction, Surrogate
 from ortcam.errors import OptionError, nearest, whole
-from ortcam.selection import EXACT, ErrorEstimate, Plan, Selection, plan_exact, plan_top_spread
-from ortcam.surrogate import Prediction, Surrogate
 
 Method = Literal["predict", "top-std"]
 SMALLEST_STAGE = 4

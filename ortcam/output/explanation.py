@@ -14,26 +14,19 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from ortcam.convention import Convention
+from ortcam.core.convention import Convention
+from ortcam.core.files import only, replace_directory
+from ortcam.core.measures import MapMeasures, Meter
+from ortcam.core.pictures import Crop, Photo
+from ortcam.core.provenance import Provenance
+from ortcam.core.selection import ErrorEstimate
+from ortcam.core.targets import Target, find_target
 from ortcam.errors import OptionError, OrtcamWarning, OutputError, TargetError
-from ortcam.files import only, replace_directory
-from ortcam.image import Photo
-from ortcam.measures import MapMeasures, Meter
-from ortcam.preprocessing import Crop
-from ortcam.record import (
-    Provenance,
-    build_record,
-    is_written_by_save,
-    overlay_name,
-    why_not_same,
-    write_record,
-)
-from ortcam.render import check_style, draw_overlay, encode_png, place_map
-from ortcam.selection import ErrorEstimate
-from ortcam.targets import Target, find_target
+from ortcam.output.record import build_record, is_written_by_save, overlay_name, why_not_same, write_record
+from ortcam.output.render import check_style, draw_overlay, encode_png, place_map
 
 if TYPE_CHECKING:
-    from ortcam.record import Recordable
+    from ortcam.output.record import Recordable
 
 
 class Pictures:

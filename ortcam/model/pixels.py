@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ortcam.core.provenance import Origin
 from ortcam.errors import ImageError, one_line
-from ortcam.image import MAX_PIXELS, decode_photo, read_file, read_stream
-from ortcam.record import Origin
+from ortcam.model.image import MAX_PIXELS, decode_photo, read_file, read_stream
 
 
 def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray[Any, Any], Origin | None]:

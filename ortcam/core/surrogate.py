@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import TINY, Floats
+from ortcam.core.convention import TINY, Floats
 
 ROOT = 6  # `sixth_moment` belongs to it
 NUGGET = np.float32(0.05)

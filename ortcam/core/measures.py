@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.preprocessing import Crop
+from ortcam.core.pictures import Crop
 
 EDGE = 0.05  # of the crop's height and width, on each side
 MOST_CORRELATED = 20  # classes; the matrix of more is left out

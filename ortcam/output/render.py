@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ortcam.core.pictures import Crop, Photo
 from ortcam.errors import OptionError, OutputError, nearest
-from ortcam.image import Photo
-from ortcam.preprocessing import Crop
 
 COLORMAPS = {
     "turbo": cv2.COLORMAP_TURBO,

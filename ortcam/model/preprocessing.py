@@ -16,33 +16,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ortcam.core.pictures import Crop, Photo, Tensor
 from ortcam.errors import OptionError, nearest, one_line
-from ortcam.image import Photo, as_photo
-from ortcam.processors import translate
+from ortcam.model.image import as_photo
+from ortcam.model.processors import translate
 
-Tensor = NDArray[np.float32]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 NAMES = ("imagenet", "tf", "caffe", "lite", "raw")  # of `Preprocessing.named`
 GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G and B
 _ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The part of a photo that the model saw: rows ``top:bottom``, columns ``left:right``, in photo pixels."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def height(self) -> int:
-        return self.bottom - self.top
-
-    @property
-    def width(self) -> int:
-        return self.right - self.left
 
 
 @dataclass(frozen=True)

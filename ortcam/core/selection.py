@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.convention import Convention, Floats, Masks
+from ortcam.core.convention import Convention, Floats, Masks
 
 # Masks in [0,1] that are equal to this fraction are one mask: far below what float32 convolutions resolve.
 MASK_RESOLUTION = 2.0**-20

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam import native, png, tiff
+from ortcam.core import native
+from ortcam.core.pictures import Photo
 from ortcam.errors import ImageError, one_line
-
-Photo = NDArray[np.uint8]
+from ortcam.model import png, tiff
 
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})

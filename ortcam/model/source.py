@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
+from ortcam.core.files import Fingerprint
 from ortcam.errors import ModelError, one_line
-from ortcam.files import Fingerprint
 
 
 class ModelSource:

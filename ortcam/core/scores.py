@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ortcam.convention import TINY
+from ortcam.core.convention import TINY
 from ortcam.errors import OrtcamWarning
 
 # What an output holds. `sigmoid` is the probabilities of independent sigmoids, `probabilities` those of a softmax.

@@ -5,123 +5,29 @@ docs/record.md describes every field; `explanation.schema.json`, beside this mod
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from os import PathLike
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ortcam
+from ortcam.core.files import Fingerprint
+from ortcam.core.provenance import Provenance
 from ortcam.errors import OutputError, one_line
-from ortcam.files import Fingerprint
-from ortcam.schema import find_violation, schema
+from ortcam.output.schema import find_violation, schema
 
 if TYPE_CHECKING:
-    from ortcam.convention import Convention
-    from ortcam.measures import MapMeasures
-    from ortcam.preprocessing import Crop
-    from ortcam.selection import ErrorEstimate
-    from ortcam.targets import Target
+    from ortcam.core.convention import Convention
+    from ortcam.core.measures import MapMeasures
+    from ortcam.core.pictures import Crop
+    from ortcam.core.selection import ErrorEstimate
+    from ortcam.core.targets import Target
 
 FORMAT = 1
 MANIFEST = "explanation.json"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What was explained, by its content.
-
-    Attributes:
-        kind: what was hashed: the bytes of a ``file``; the ``pixels`` of a photo, uint8 [H,W,3] RGB in C order; or
-            the values of an input ``tensor``, float32 [1,C,H,W] (or the model's own layout) in C order.
-        sha256: the hash, in hexadecimal digits.
-        path: the absolute path that the photo was read from; None where it was no file.
-    """
-
-    kind: Literal["file", "pixels", "tensor"]
-    sha256: str
-    path: Path | None = None
-
-    @classmethod
-    def of_file(cls, data: bytes | memoryview, path: str | PathLike[str] | None = None) -> Origin:
-        """Return the origin of a picture whose file has the bytes `data`."""
-        return cls("file", hashlib.sha256(data).hexdigest(), None if path is None else Path(path).absolute())
-
-    @classmethod
-    def of_array(cls, array: NDArray[Any]) -> Origin:
-        """Return the origin of a photo uint8 [H,W,3], or of an input tensor float32."""
-        kind: Literal["pixels", "tensor"] = "tensor" if array.dtype.kind == "f" else "pixels"
-        return cls(kind, hashlib.sha256(np.ascontiguousarray(array).data).hexdigest())
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the caller asked for.
-
-    Attributes:
-        targets: class indices and labels as they were given, ``"all"``, or None for the most probable classes.
-        top_k: how many classes, where `targets` is None.
-        budget, tolerance, selection: as in `ScoreCAM.explain`.
-        batch_size: as in `ScoreCAM`.
-    """
-
-    targets: str | tuple[int | str, ...] | None
-    top_k: int
-    budget: int | None = None
-    tolerance: float | None = None
-    selection: str = "predict"
-    batch_size: int | str | None = None
-
-    @classmethod
-    def targets_of(cls, targets: Any) -> str | tuple[int | str, ...] | None:
-        """Return targets, in any form that `explain` takes, as plain values."""
-        if hasattr(targets, "tolist"):
-            targets = targets.tolist()
-        if targets is None or targets == "all":
-            return targets  # type: ignore[no-any-return]
-        several = targets if isinstance(targets, Iterable) and not isinstance(targets, str) else (targets,)
-        return tuple(value.tolist() if hasattr(value, "tolist") else value for value in several)
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where an explanation comes from.
-
-    Attributes:
-        photo: what was explained.
-        model: the model file, and after it the files of its external weights.
-        packed: whether the model file is a packed explainer.
-        output: what the model's output holds: ``logits``, ``log_probabilities``, ``probabilities`` or ``sigmoid``.
-        activation: what makes probabilities of logits, ``softmax`` or ``sigmoid``, guessed where nothing says it.
-        preprocessing: `Preprocessing.to_dict()`; None where it is unknown.
-        asked: what the caller asked for.
-        batch_size: masked inputs in a batch, at most, as it was run.
-        provider_options: the provider's options.
-        device_id: which of several devices.
-        onnxruntime: its version.
-        created: when the explanation was made, UTC, ISO 8601.
-    """
-
-    photo: Origin
-    model: tuple[Fingerprint, ...]
-    packed: bool
-    output: str
-    activation: str
-    preprocessing: Mapping[str, Any] | None
-    asked: Asked
-    batch_size: int
-    provider_options: Mapping[str, str]
-    device_id: int
-    onnxruntime: str
-    created: str
 
 
 if TYPE_CHECKING:  # protocols take milliseconds to make, and only the type checker reads them
@@ -165,11 +71,6 @@ if TYPE_CHECKING:  # protocols take milliseconds to make, and only the type chec
         def measures(self) -> Sequence[MapMeasures]: ...
         @property
         def correlations(self) -> tuple[tuple[float | None, ...], ...] | None: ...
-
-
-def now() -> str:
-    """Return the time, UTC, ISO 8601, as 2026-01-31T12:00:00Z."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def build_record(explanation: Recordable) -> dict[str, Any]:

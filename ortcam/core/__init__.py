@@ -1,0 +1,1 @@
+"""What needs NumPy alone: conventions, masks, targets, budgets, and what an explanation states."""

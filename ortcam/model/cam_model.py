@@ -1,0 +1,198 @@
+"""CamModel: an ONNX file whose target layer is an output, and the contract that its metadata states.
+
+An ordinary ONNX file: input `image`, outputs `logits` (or `probabilities`) and `activations`, and metadata
+entries with the prefix ``ortcam.`` whose values are JSON. See docs/model-file.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ortcam.core.files import Fingerprint
+from ortcam.core.pictures import Crop, Photo, Tensor
+from ortcam.core.targets import resolve_targets
+from ortcam.errors import (
+    ModelError,
+    PackedModelError,
+)
+from ortcam.model.contract import EXPLAINER, Contract, count_scores
+from ortcam.model.image import MAX_PIXELS
+from ortcam.model.source import ModelSource, external_files
+from ortcam.model.source import read_proto as read_proto
+
+
+class CamModel:
+    """An ONNX file with an exposed target layer.
+
+    It can be pickled: a file is read again where it is needed, bytes are kept.
+
+    Attributes:
+        source: where it came from.
+        contract: what its metadata states.
+        input_shape: the dimensions of `image` without the batch; None where the size is free.
+        batch: the batch size when the file fixes one, else None.
+        activations_shape: the dimensions of `activations` without the batch; None where the size is free.
+        classes: how many classes the model has, 2 for a single score; None where the file does not say.
+        has_external_data: whether weights lie in other files.
+        fingerprints: the file, and after it the files of external weights, for their hashes.
+    """
+
+    def __init__(self, model: str | PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto) -> None:
+        """Read the file's structure and contract; the weights go to ONNX Runtime later.
+
+        Args:
+            model: the path of the file, its bytes, or an onnx.ModelProto; the last two without external weights.
+
+        Raises:
+            ModelError: the file is missing, no ONNX model, or exposes no target layer; a PackedModelError where it
+                is a packed explainer.
+        """
+        self.source = ModelSource(model)
+        name, proto = self.shown, self.source.read()
+        entries = {entry.key: entry.value for entry in proto.metadata_props}
+        if EXPLAINER in entries:
+            raise PackedModelError(
+                f"{name} is a packed explainer; expected the model file that it was made from "
+                "(ortcam explain and ortcam.PackedExplainer run it as it is)"
+            )
+        self.contract = Contract.from_metadata(entries, name, self.path is not None)
+        external = external_files(proto)
+        self.has_external_data = bool(external)
+        folder = self.external_data_directory
+        self.fingerprints = (self.source.fingerprint, *(Fingerprint(folder / file) for file in external))
+        self._edit: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+        self._read_shapes(proto)
+        self._fresh: onnx.ModelProto | None = proto
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fresh": None}
+
+    def _read_shapes(self, proto: onnx.ModelProto) -> None:
+        inputs = {value.name: value for value in proto.graph.input}
+        outputs = [value.name for value in proto.graph.output]
+        if "image" not in inputs or "activations" not in outputs:
+            raise ModelError(
+                f"{self.shown} has inputs {list(inputs)} and outputs {outputs}; "
+                "expected the input 'image' and the output 'activations': export it again"
+            )
+        shape = [dim.dim_value or None for dim in inputs["image"].type.tensor_type.shape.dim]
+        if len(shape) != 4:
+            raise ModelError(
+                f"{self.shown} takes an input of rank {len(shape)}; "
+                f"expected 4 dimensions ({self.contract.image_layout})"
+            )
+        self.batch, self.input_shape = shape[0], tuple(shape[1:])
+        layer = next(value for value in proto.graph.output if value.name == "activations").type.tensor_type.shape
+        self.activations_shape = tuple(dim.dim_value or None for dim in layer.dim[1:])
+        self.classes = count_scores(proto)
+        if self.classes == 1:
+            self.classes, self.contract = 2, self.contract.of_single_score()
+
+    def with_layer(
+        self, contract: Contract, proto: onnx.ModelProto, edit: Callable[[onnx.ModelProto], onnx.ModelProto]
+    ) -> CamModel:
+        """Return the same model with another target layer.
+
+        Args:
+            contract: what it states now.
+            proto: the model with that layer as `activations`.
+            edit: makes `proto` of the model as it was read; can be pickled.
+        """
+        other = copy.copy(self)
+        other.contract, other._edit, other._fresh = contract, edit, proto
+        other._read_shapes(proto)
+        return other
+
+    def exposes(self, layer: str) -> bool:
+        """Whether `layer` is a name of the target layer that the model has already."""
+        return layer in (self.contract.layer, self.contract.value, "activations")
+
+    @property
+    def edited_layer(self) -> str | None:
+        """The value that is the target layer, where it is not the layer that the file exposes itself."""
+        return None if self._edit is None else self.contract.value
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None where the model came as bytes or as an onnx.ModelProto."""
+        return self.source.path
+
+    @property
+    def name(self) -> str:
+        """What short messages call it: the file's name."""
+        return self.source.name
+
+    @property
+    def shown(self) -> str:
+        """What messages call it that tell where it lies: the path."""
+        return self.source.shown
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels the target layer has; None where the file does not say."""
+        if len(self.activations_shape) != 3:
+            return None
+        return self.activations_shape[0 if self.contract.activations_layout == "NCHW" else 2]
+
+    @property
+    def usual_shape(self) -> tuple[int | None, ...]:
+        """`input_shape` with the size that preprocessing makes, where the file leaves it free."""
+        known = self.contract.preprocessing
+        if known is None:
+            return self.input_shape
+        size = (known.height, known.width)
+        usual = (known.channel_count, *size) if self.contract.image_layout == "NCHW" else (*size, known.channel_count)
+        return tuple(dim or other for dim, other in zip(self.input_shape, usual, strict=True))
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return self.contract.labels
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the file, in hexadecimal digits.
+
+        Raises:
+            ModelError: the file changed after it was loaded.
+        """
+        found = self.fingerprints[0].sha256
+        if found is None:
+            raise ModelError(f"{self.shown} changed while it was loaded; load it again")
+        return found
+
+    @property
+    def external_data_directory(self) -> Path:
+        """The directory that external weights, if there are any, are read from."""
+        return self.source.folder
+
+    def take_proto(self) -> onnx.ModelProto:
+        """Return the parsed file for the caller to edit: no copy of the weights is kept here."""
+        proto, self._fresh = self._fresh, None
+        if proto is not None:
+            return proto
+        proto = self.source.read()
+        return proto if self._edit is None else self._edit(proto)
+
+    def forget_proto(self) -> None:
+        """Let the parsed weights go, where nobody took them."""
+        self._fresh = None
+
+    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> tuple[Photo | None, Tensor, Crop]:
+        """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
+
+        The photo is None where an input tensor came and no preprocessing is known to undo.
+
+        Raises:
+            ImageError: it is none of these, or does not fit the model.
+        """
+        return self.contract.prepare(image, self.input_shape, self.shown, max_pixels)
+
+    def resolve_targets(self, targets: Any, classes: int) -> list[int] | None:
+        """Return the class indices that `targets` names: ortcam.core.targets.resolve_targets."""
+        return resolve_targets(targets, classes, self.labels, self.name)

@@ -1,0 +1,176 @@
+"""Contract: what the metadata of a model file states, entries ``ortcam.*`` whose values are JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike
+
+from ortcam.core.pictures import Crop, Photo, Tensor
+from ortcam.core.scores import Activation, Doubles, OutputKind, Scale, may_be_several, read_output
+from ortcam.errors import (
+    ImageError,
+    ModelError,
+    OptionError,
+    one_line,
+)
+from ortcam.model.image import MAX_PIXELS, as_photo
+from ortcam.model.pixels import read_pixels
+from ortcam.model.preprocessing import Preprocessing
+from ortcam.model.source import read_proto as read_proto
+
+FORMAT = 1
+PREFIX = "ortcam."
+EXPLAINER = PREFIX + "explainer"  # the metadata entry that only packed explainers have
+EXPLAINER_FORMAT = 1
+Layout = Literal["NCHW", "NHWC"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the metadata of a model file states.
+
+    Attributes:
+        layer: the target layer's name in the source framework, as a user would type it.
+        value: the name that the tensor had in the graph before it was exposed.
+        image_layout, activations_layout: the order of the dimensions.
+        output: what the first output holds: ``logits``, ``log_probabilities``, ``probabilities`` (of a softmax) or
+            ``sigmoid`` (the probabilities of independent sigmoids).
+        activation: what makes probabilities of the logits: ``softmax`` or ``sigmoid``. None where neither the graph nor
+            the user says: a softmax is assumed then, of a single score a sigmoid.
+        output_scale: (a, b) where the output is a * x + b, and x is what `output` says.
+        preprocessing: how a photo becomes an input; None when unknown (only tensors can be explained then).
+        labels: the class names by index, or None.
+        logits: the tensor in the graph that the final softmax or sigmoid reads; None where the output is the logits, or
+            where no such tensor is in the graph.
+        logits_scale: what its integers stand for where it is quantized: scale and zero point.
+        source: what the model was made from: kind, name, versions.
+        verified: how closely source and file agree, by measure; empty when there was nothing to compare with.
+    """
+
+    layer: str
+    value: str
+    image_layout: Layout = "NCHW"
+    activations_layout: Layout = "NCHW"
+    output: OutputKind = "logits"
+    activation: Activation | None = None
+    output_scale: Scale | None = None
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    logits: str | None = None
+    logits_scale: tuple[float, int] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    verified: dict[str, Any] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata entries, names with prefix, values JSON."""
+        return {PREFIX + key: json.dumps(value) for key, value in {"format": FORMAT, **asdict(self)}.items()}
+
+    @classmethod
+    def from_metadata(cls, entries: dict[str, str], name: str, is_file: bool = True) -> Contract:
+        """Read the metadata entries of a model.
+
+        Args:
+            entries: names with prefix, values JSON.
+            name: what error messages call the model.
+            is_file: whether that is a file's name.
+
+        Raises:
+            ModelError: there are none, they are of a newer format, or they cannot be read.
+        """
+        if PREFIX + "format" not in entries:
+            advice = f"run `ortcam export {name} -o {Path(name).stem}.cam.onnx` (see: ortcam inspect {name})"
+            raise ModelError(
+                f"{name} exposes no target layer; expected a model that ortcam wrote: "
+                + (advice if is_file else "save it to a file, and export the file with `ortcam export`")
+            )
+        try:
+            values = {
+                key.removeprefix(PREFIX): json.loads(text) for key, text in entries.items() if key.startswith(PREFIX)
+            }
+            found = values.pop("format")
+            if found != FORMAT:
+                raise ModelError(f"{name} has format {found!r}; this ortcam reads format {FORMAT}: export it again")
+            if values.get("preprocessing") is not None:
+                values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+            if values.get("labels") is not None:
+                values["labels"] = tuple(values["labels"])
+            for key, known in (("output", get_args(OutputKind)), ("activation", (None, *get_args(Activation)))):
+                if values.get(key, known[0]) not in known:
+                    raise ValueError(f"{key} is {values[key]!r}")
+            return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+        except (ValueError, TypeError, AttributeError, OptionError) as error:
+            raise ModelError(f"{name} has metadata that cannot be read: {one_line(error)}; export it again") from error
+
+    @property
+    def makes_probabilities(self) -> Activation:
+        """What makes probabilities of the logits, guessed where nothing says it."""
+        return self.activation or ("sigmoid" if self.output == "sigmoid" else "softmax")
+
+    def is_in_doubt(self, classes: int | None) -> bool:
+        """Whether a softmax is assumed of logits that may be independent ones."""
+        return self.output == "logits" and self.activation is None and may_be_several(classes)
+
+    def read_output(self, output: ArrayLike) -> tuple[Doubles, Doubles]:
+        """Return the logits and probabilities, float64 [N], that the model's output [N] stands for."""
+        return read_output(output, self.output, self.makes_probabilities, self.output_scale)
+
+    def of_single_score(self) -> Contract:
+        """Return the contract with what follows from a single score: a sigmoid's, and labels for its two sides."""
+        labels = self.labels
+        if labels is not None and len(labels) == 1:
+            labels = (f"not {labels[0]}", labels[0])
+        return replace(self, activation="sigmoid", labels=labels)
+
+    def prepare(
+        self, image: Any, input_shape: Sequence[int | None], name: str, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Photo | None, Tensor, Crop]:
+        """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
+
+        The photo is None where an input tensor came and no preprocessing is known to undo.
+
+        Args:
+            image: a path, a Pillow image, an array or a tensor.
+            input_shape: of the model's image without the batch; None where the size is free.
+            name: what error messages call the model.
+            max_pixels: the most pixels of a file.
+
+        Raises:
+            ImageError: it is none of these, or does not fit the model.
+        """
+        pixels = read_pixels(image, max_pixels)
+        if np.issubdtype(pixels.dtype, np.floating):
+            return self._prepare_tensor(pixels, input_shape)
+        photo = as_photo(pixels)
+        if self.preprocessing is None:
+            raise ImageError(
+                f"{name} does not say how to preprocess a photo; "
+                f"export it with --preprocess (to compare the choices: ortcam preprocessing {name} photos/), or pass a "
+                "preprocessed input tensor float32 [1,C,H,W]"
+            )
+        return photo, self.preprocessing.apply(photo, self.image_layout), self.preprocessing.crop(*photo.shape[:2])
+
+    def _prepare_tensor(
+        self, pixels: np.ndarray[Any, Any], input_shape: Sequence[int | None]
+    ) -> tuple[Photo | None, Tensor, Crop]:
+        tensor = np.ascontiguousarray(pixels[None] if pixels.ndim == 3 else pixels, np.float32)
+        expected = [1, *(dim or "?" for dim in input_shape)]
+        if tensor.ndim != 4 or any(want not in ("?", got) for want, got in zip(expected, tensor.shape, strict=True)):
+            raise ImageError(f"input tensor has shape {list(pixels.shape)}; expected {expected} ({self.image_layout})")
+        if not np.isfinite(tensor).all():
+            raise ImageError("input tensor has NaN or infinite values; expected finite numbers")
+        height, width = tensor.shape[2:] if self.image_layout == "NCHW" else tensor.shape[1:3]
+        photo = None if self.preprocessing is None else self.preprocessing.invert(tensor, self.image_layout)
+        return photo, tensor, Crop(0, 0, height, width)
+
+
+def count_scores(proto: onnx.ModelProto) -> int | None:
+    """Return how many scores the first output of a model file has; None where the file does not say."""
+    dims = proto.graph.output[0].type.tensor_type.shape.dim
+    return dims[-1].dim_value or None if dims else None

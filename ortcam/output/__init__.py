@@ -1,0 +1,1 @@
+"""What becomes of an explanation: drawing, saving, the record."""
