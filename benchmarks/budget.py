@@ -27,11 +27,11 @@ import torch
 import torchvision
 
 import ortcam
-from ortcam.core.budget import Limits
+from ortcam.core.budget import HostPredictors, Limits
 from ortcam.core.convention import Floats
+from ortcam.core.query import Rows
 from ortcam.core.selection import Selection, select_distinct
 from ortcam.exporters import export
-from ortcam.runtime.binding import Rows
 
 BUDGETS = (4, 8, 16, 32, 64, 128, 256)
 PRESETS = ("official", "paper")
@@ -113,17 +113,17 @@ NETWORKS = {
 
 def score_everything(cam: ortcam.ScoreCAM, photo: Path) -> dict[str, Any]:
     """Score every distinct mask of a photo for the two most probable classes."""
-    group = cam._scorer.forward(cam.model.prepare(photo)[1])
+    group = cam._running.get().forward(cam.model.prepare(photo)[1])
     (plain,) = group.passes
     top = np.argsort(-plain.logits, kind="stable")[:2]
     masks = cam.convention.masks(plain.activations, plain.size)
     selection = select_distinct(plain.activations, masks, cam.convention)
     targets = np.tile(top, (len(selection), 1))
     rows = Rows(np.zeros(len(selection), np.int64), selection.channels, selection.affine, targets)
-    logits, log_probabilities = cam._scorer.score(group, rows, cam.convention.mask_align_corners)
+    scores = cam._running.get().score(group, rows, cam.method.change)
     return {
         "A": plain.activations, "rows": selection.rows, "channels": selection.channels, "affine": selection.affine,
-        "logits": logits, "logp": log_probabilities, "size": plain.size,
+        "logits": scores.logits, "logp": scores.log_probabilities, "size": plain.size,
     }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def replay(kept: dict[str, Any], preset: str, target: int) -> Iterator[tuple[str
     exact = draw(scores)
     for name, method in METHODS.items():
         for budget in BUDGETS:
-            plan = Limits(budget, method=method).plan(kept["A"], selection)  # type: ignore[arg-type]
+            plan = Limits(budget, selection=method).plan(kept["A"], selection, HostPredictors())  # type: ignore[arg-type]
             while len(chosen := plan.next()):
                 plan.observe(scores[chosen])
             r = np.corrcoef(draw(plan.scores()).ravel(), exact.ravel())[0, 1]

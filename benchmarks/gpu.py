@@ -100,7 +100,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace, entry: dict[st
         r_of_a_budget = correlation(cam.explain(photos[0], targets=target, budget=32), budget_on_cpu)
         run = {"r": r, "r_with_budget_32": r_of_a_budget, "batch_size": cam.batch_size}
         run |= timings(cam, files[precision], provider, photos, options.rounds)
-        graphs = cam._scorer._captured
+        graphs = cam._running.get()._whole._captured
         entry["runs"][title] = run | {"CUDA graphs": 0 if graphs is None else len(graphs._graphs)}
         del cam, graphs  # a GPU holds the memory of one network at a time
         gc.collect()

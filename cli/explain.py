@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -15,9 +14,8 @@ from ortcam.cli.folders import STDIN, Folders, check_picture, find_photos, pictu
 from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.deploy.packed import PackedExplainer
+    from ortcam.core.budget import Selecting
     from ortcam.output.explanation import Pictures
-    from ortcam.scorecam import ScoreCAM
 
 _MOST_BYTES_UNASKED = 500_000_000  # of one explanation
 _WIDTH_OF_INTERVALS = 76  # characters of a terminal
@@ -74,6 +72,21 @@ def explain(
         ),
     ] = "predict",
     preset: options.PresetName = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Method of explanation: score-cam, recipro-cam or rise.",
+            autocompletion=options.one_of("score-cam", "recipro-cam", "rise"),
+        ),
+    ] = "score-cam",
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method-option",
+            help="Set an option of the method, such as masks=1000 or seed=1 of rise. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     layer: options.LayerName = None,
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,
@@ -122,30 +135,18 @@ def explain(
     """
     if target and top_k != 1:
         raise typer.BadParameter("give either --target or --top-k, not both")
-    from ortcam import ScoreCAM
-    from ortcam.errors import PackedModelError
+    from ortcam import load_explainer
+    from ortcam.methods import make_method
 
-    where = options.make_provider(provider, provider_option, device_id)
-    size = _read_batch_size(batch_size)
-    limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
-    cam: ScoreCAM | PackedExplainer
-    try:
-        cam = ScoreCAM(
-            model, provider=where, preset=preset or "official", batch_size=size, threads=threads, layer=layer
-        )
-    except PackedModelError:
-        from ortcam.deploy.packed import PackedExplainer
-
-        given = {"--budget": budget, "--tolerance": tolerance, "--preset": preset, "--batch-size": size}
-        given["--layer"] = layer
-        given |= {"--selection": None if selection == "predict" else selection}
-        for name, value in given.items():
-            if value is not None:
-                raise typer.BadParameter(
-                    f"{model} is packed with its layer, preset and budget; leave {name} out"
-                ) from None
-        cam = PackedExplainer(model, where, threads)
-        limits = {}
+    explainer = load_explainer(
+        model,
+        make_method(method, options.read_pairs("--method-option", method_option)),
+        preset=preset,
+        provider=options.make_provider(provider, provider_option, device_id),
+        batch_size=_read_batch_size(batch_size),
+        threads=threads,
+        layer=layer,
+    )
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
 
@@ -163,17 +164,19 @@ def explain(
     folders = Folders(output, photos, overwrite)
     waiting = iter(photos)  # every photo comes back in its turn: explained, or with an error
     with console.progress_bar(len(photos)) as advance:
-        for explanation in cam.explain_batch(
+        for explanation in explainer.explain_batch(
             [photo.image for photo in photos],
             target or None,
-            lambda _, error: report(next(waiting).source, error),
-            top_k,
-            lambda share: advance("", share),
-            **limits,
+            top_k=top_k,
+            on_error=lambda _, error: report(next(waiting).source, error),
+            on_progress=lambda share: advance("", share),
+            budget=budget,
+            tolerance=tolerance,
+            selection=cast("Selecting", selection),  # checked there
         ):
             photo = next(waiting)
             advance(photo.source.name, None)
-            explanation = replace(explanation, source=photo.source)
+            explanation = explanation.with_source(photo.source)
             yes = yes or (picture is None and _may_write(explanation))
             try:
                 if picture is None:
@@ -190,7 +193,7 @@ def explain(
     if as_json:
         console.print_json({"model": str(model), "explanations": done, "errors": errors})
     elif done:
-        _print_results(done, cam, str(picture or f"{output}/"))
+        _print_results(done, explainer.provider, str(picture or f"{output}/"))
     if folders.moved:
         (occupied, path), more = folders.moved[0], len(folders.moved) - 1
         others = f", and {more} more" if more else ""
@@ -230,12 +233,10 @@ def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, output: str) -> None:
+def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> None:
     packed = done[0]["model"]["packed"]  # such a file does not tell what it might have run
     errors = [target["error"] for entry in done for target in entry["targets"]]
-    # A file that an older ortcam packed states no error. Without a budget its maps are exact all the same.
-    unknown = None in errors and not (hasattr(cam, "facts") and cam.facts["budget"] is None)
-    estimated = unknown or any(error is not None and error["high"] for error in errors)
+    estimated = any(error is None or error["high"] for error in errors)
     wide = console.table_width() >= _WIDTH_OF_INTERVALS
     columns = [
         "photo",
@@ -266,7 +267,7 @@ def _print_results(done: list[dict[str, Any]], cam: ScoreCAM | PackedExplainer, 
             "column error: estimated 1 - r of the map with the exact map, and the 90 % interval of the estimate"
         )
     layer, preset = done[0]["model"]["layer"], done[0]["preset"]["name"]
-    console.note(f"layer {layer}, preset {preset}, provider {cam.provider}; written to {output}")
+    console.note(f"layer {layer}, preset {preset}, provider {provider}; written to {output}")
 
 
 def _show_error(error: dict[str, float] | None, with_interval: bool) -> str:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ortcam.runtime.providers import Provider
 
 
+_EXAMPLES = {"--provider-option": "use_tf32=1", "--method-option": "masks=1000"}
+
+
 def one_of(*words: str) -> Callable[[], list[str]]:
     """Return what a shell completes an option with."""
     return lambda: list(words)
@@ -74,10 +77,19 @@ def make_provider(name: str, options: list[str] | None, device_id: int) -> Provi
     """
     from ortcam import Provider
 
+    return Provider(name, read_pairs("--provider-option", options), device_id)
+
+
+def read_pairs(name: str, options: list[str] | None) -> dict[str, str]:
+    """Return KEY=VALUE options as a mapping.
+
+    Raises:
+        typer.BadParameter: an option is not KEY=VALUE.
+    """
     pairs = {}
     for option in options or []:
         key, equals, value = option.partition("=")
         if not equals or not key.strip():
-            raise typer.BadParameter(f"--provider-option is {option!r}; expected KEY=VALUE, as use_tf32=1")
+            raise typer.BadParameter(f"{name} is {option!r}; expected KEY=VALUE, as {_EXAMPLES[name]}")
         pairs[key.strip()] = value.strip()
-    return Provider(name, pairs, device_id)
+    return pairs

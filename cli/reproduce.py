@@ -10,7 +10,7 @@ import typer
 from ortcam.cli import console, options
 
 if TYPE_CHECKING:
-    from ortcam.reproduction import Reproduction
+    from ortcam.deploy.reproduction import Reproduction
 
 
 def reproduce(
@@ -46,7 +46,7 @@ def reproduce(
 
       ortcam reproduce explanations/cat --model model.onnx --photo cat.jpg
     """
-    from ortcam.reproduction import reproduce as run
+    from ortcam.deploy.reproduction import reproduce as run
 
     if provider is None and (provider_option or device_id):
         raise typer.BadParameter("--provider-option and --device-id need --provider")

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.core.files import replace_files
 from ortcam.errors import ExportError, OptionError, OrtcamWarning, one_line
+from ortcam.explain.scorecam import ScoreCAM
 from ortcam.exporters.batches import settle_batch
 from ortcam.exporters.choice import LayerChoice, Target
 from ortcam.exporters.labels import fit_labels, read_labels
@@ -40,7 +41,6 @@ from ortcam.graph.layers import FeatureMap, dims
 from ortcam.model.contract import Contract, Layout
 from ortcam.model.preprocessing import NAMES, Preprocessing
 from ortcam.runtime.layer import GRAPH_ERRORS
-from ortcam.scorecam import ScoreCAM
 
 OPSETS = (18, 19, 20)
 _GRAPH_ERRORS = (*GRAPH_ERRORS, ArithmeticError, DecodeError, EncodeError)

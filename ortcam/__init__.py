@@ -17,23 +17,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ortcam.core.convention import PRESETS, Convention
     from ortcam.core.targets import Target
+    from ortcam.deploy.load import load_explainer
     from ortcam.deploy.pack import PackReport, pack
     from ortcam.deploy.packed import PackedExplainer, PackedExplanation
+    from ortcam.deploy.reproduction import Reproduction, reproduce
     from ortcam.errors import OrtcamError, OrtcamWarning
+    from ortcam.explain.explainer import ModelExplainer
+    from ortcam.explain.protocol import Explainer
+    from ortcam.explain.scorecam import ScoreCAM
+    from ortcam.methods.reciprocam import ReciproCAM
+    from ortcam.methods.rise import RISE
     from ortcam.model.cam_model import CamModel
     from ortcam.model.preprocessing import Preprocessing
     from ortcam.output.explanation import Explanation
-    from ortcam.reproduction import Reproduction, reproduce
     from ortcam.runtime.providers import Provider
-    from ortcam.scorecam import ScoreCAM
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "RISE",
     "CamModel",
     "Convention",
+    "Explainer",
     "Explanation",
+    "ModelExplainer",
     "OrtcamError",
     "OrtcamWarning",
     "PackReport",
@@ -41,10 +49,12 @@ __all__ = [
     "PackedExplanation",
     "Preprocessing",
     "Provider",
+    "ReciproCAM",
     "Reproduction",
     "ScoreCAM",
     "Target",
     "__version__",
+    "load_explainer",
     "pack",
     "reproduce",
 ]
@@ -60,9 +70,14 @@ _HOME = {
     "Preprocessing": "model.preprocessing",
     "Provider": "runtime.providers",
     "CamModel": "model.cam_model",
-    "Reproduction": "reproduction",
-    "reproduce": "reproduction",
-    "ScoreCAM": "scorecam",
+    "Reproduction": "deploy.reproduction",
+    "reproduce": "deploy.reproduction",
+    "ScoreCAM": "explain.scorecam",
+    "Explainer": "explain.protocol",
+    "ModelExplainer": "explain.explainer",
+    "load_explainer": "deploy.load",
+    "ReciproCAM": "methods.reciprocam",
+    "RISE": "methods.rise",
     "PackReport": "deploy.pack",
     "pack": "deploy.pack",
     "PackedExplainer": "deploy.packed",
@@ -76,6 +91,8 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "OrtcamError",
     "OrtcamWarning",
     "Preprocessing",
+    "RISE",
+    "ReciproCAM",
     "Target",
 }
 NO_RUNTIME = "no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"

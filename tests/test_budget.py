@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 import ortcam
-from ortcam.core.budget import Limits, MakePredictor, shrink
+from ortcam.core.budget import HostPredictors, Limits, Predictors, shrink
+from ortcam.core.device import Device
 from ortcam.core.selection import EXACT, Plan, select_distinct
 from ortcam.core.surrogate import Surrogate
 from ortcam.errors import OptionError, OrtcamWarning, TargetError
 from ortcam.exporters import export
-from ortcam.runtime.binding import Device
 from ortcam.runtime.surrogate import DeviceSurrogates
 
 
@@ -155,7 +155,7 @@ def test_faster_score_cam_runs_the_channels_with_the_highest_spread(
 ) -> None:
     exact = small.explain(photos["chelsea"])
     near = small.explain(photos["chelsea"], budget=10, selection="top-std")
-    activations = small._scorer.forward(small.model.prepare(photos["chelsea"])[1]).passes[0].activations
+    activations = small._running.get().forward(small.model.prepare(photos["chelsea"])[1]).passes[0].activations
     masks = small.convention.masks(activations, (96, 96))
     chosen = set(np.flatnonzero(near.weights[0]))
     rows = select_distinct(activations, masks, small.convention).rows
@@ -247,7 +247,7 @@ def test_a_large_budget_in_a_batch_of_photos_is_exact_too(small: ortcam.ScoreCAM
         ({"tolerance": "small"}, "tolerance is 'small'"),
         ({"budget": 8, "selection": "top-st"}, "nearest: top-std"),
         ({"selection": "top-std"}, "needs a budget"),
-        ({"budget": 8, "tolerance": 0.1, "selection": "top-std"}, "knows no tolerance"),
+        ({"budget": 8, "tolerance": 0.1, "selection": "top-std"}, "takes no tolerance"),
     ],
 )
 def test_bad_limits(small: ortcam.ScoreCAM, photos: dict[str, Path], options: dict[str, object], message: str) -> None:
@@ -272,10 +272,10 @@ def test_any_number_of_distinct_masks_will_do(tiny: object, models: Path, photos
             assert np.isfinite(near.error.high)
 
 
-def planned(activations: NDArray[np.float32], limits: Limits, surrogate: MakePredictor = Surrogate) -> Plan:
+def planned(activations: NDArray[np.float32], limits: Limits, predictors: Predictors | None = None) -> Plan:
     convention = ortcam.PRESETS["official"]
     selection = select_distinct(activations, convention.masks(activations, (224, 224)), convention)
-    return limits.plan(activations, selection, surrogate)
+    return limits.plan(activations, selection, predictors or HostPredictors())
 
 
 @pytest.mark.parametrize("side", [7, 14])

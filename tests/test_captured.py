@@ -12,12 +12,14 @@ import pytest
 from torch import nn
 
 import ortcam
+from ortcam.core.device import Device
+from ortcam.core.query import Rows
 from ortcam.errors import ModelError
 from ortcam.exporters import export
-from ortcam.graph import scoring
+from ortcam.graph import names, scoring
 from ortcam.runtime import captured
-from ortcam.runtime.binding import Device, Rows, Scorer
 from ortcam.runtime.engine import Engine
+from ortcam.runtime.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +49,10 @@ def test_reused_buffers_score_as_fresh_ones_do(engine: Engine, replaying: Scorer
             ("a", [0, 1, 1, 0, 1], 3), ("b", [0, 1, 1, 0, 1], 3), ("b", [1], 1), ("a", [1], 1),
         ]:  # fmt: skip
             rows = rows_of(photos, targets)
-            for ours, direct in zip(
-                replaying.score(groups[name], rows, align_corners=False),
-                engine.scorer.score(groups[name], rows, align_corners=False),
-                strict=True,
-            ):
-                assert np.allclose(ours, direct, rtol=1e-5, atol=1e-5), (name, photos)
+            ours, direct = (some.score(groups[name], rows) for some in (replaying, engine.scorer))
+            for kind in ("logits", "log_probabilities"):
+                close = np.allclose(getattr(ours, kind), getattr(direct, kind), rtol=1e-5, atol=1e-5)
+                assert close, (name, photos, kind)
     assert replaying._captured is not None
     # 6 rows are 4 + 2, 5 are 4 + 1; rows of one photo, of two photos, and of three classes differ in shape.
     assert len(replaying._captured._graphs) == 5
@@ -73,7 +73,7 @@ def test_shapes_beyond_the_most_are_run_without_a_graph(
     group = engine.scorer.forward(np.zeros((1, 3, 96, 96), np.float32))
     for count in (1, 2, 4, 4, 2, 1, 4):
         rows = rows_of([0] * count)
-        ours, direct = (some.score(group, rows, False)[0] for some in (replaying, engine.scorer))
+        ours, direct = (some.score(group, rows).logits for some in (replaying, engine.scorer))
         assert np.allclose(ours, direct, rtol=1e-5, atol=1e-5)
     assert replaying._captured is not None and len(replaying._captured._graphs) == 1
 
@@ -84,8 +84,8 @@ def test_nothing_of_the_masking_copies_from_the_host_while_it_runs(resnet18_file
     graph = scoring.build_scoring_graph(model.take_proto(), model.contract, "logits").graph
     assert not {node.op_type for node in graph.node} & {"GatherND", "ScatterND", "Expand"}
     shapes = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
-    (upsampling,) = (node for node in graph.node if scoring.ROWS in node.input)
-    assert (upsampling.op_type, shapes[scoring.ROWS]) == ("MatMul", 4)  # so that each mask can have a matrix of its own
+    (upsampling,) = (node for node in graph.node if names.ROWS in node.input)
+    assert (upsampling.op_type, shapes[names.ROWS]) == ("MatMul", 4)  # so that each mask can have a matrix of its own
 
 
 def test_a_graph_that_cannot_be_captured_is_not_kept(engine: Engine) -> None:
@@ -94,8 +94,8 @@ def test_a_graph_that_cannot_be_captured_is_not_kept(engine: Engine) -> None:
     with pytest.raises(
         ModelError, match=r"cannot run net\.onnx as a CUDA graph: .*provider option enable_cuda_graph=0"
     ):
-        targets = {scoring.TARGETS: np.zeros((1, 1), np.int64)}
-        runs.run(captured.Batch(False, targets, {}, {scoring.TARGET_LOGITS: (1, 1)}, list))
+        targets = {names.TARGETS: np.zeros((1, 1), np.int64)}
+        runs.run(captured.Batch(False, targets, {}, {names.TARGET_LOGITS: (1, 1)}, list))
     assert not runs._graphs
 
 

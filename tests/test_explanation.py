@@ -57,7 +57,7 @@ def test_raw_maps_are_the_weighted_sums(
     assert explanation.weights.shape == (2, 512)
     assert explanation.raw_maps.shape == (2, 3, 3)
     cam = ortcam.ScoreCAM(resnet18_file)
-    activations = cam._scorer.forward(cam.model.prepare(photos["china"])[1]).passes[0].activations
+    activations = cam._running.get().forward(cam.model.prepare(photos["china"])[1]).passes[0].activations
     expected = np.einsum("tk,khw->thw", explanation.weights.astype(np.float64), activations)
     assert np.allclose(explanation.raw_maps, expected, rtol=1e-4)
 

@@ -70,7 +70,7 @@ def test_pickles_explain_alike(small: Path) -> None:
     automatic = ortcam.ScoreCAM(small / "model.onnx", provider="auto", batch_size="auto")
     carried = pickle.loads(pickle.dumps(automatic))
     assert (carried.batch_size, carried.provider) == (automatic.batch_size, "cpu")
-    assert carried._running._reopen.args[3] == automatic.batch_size
+    assert carried._running._reopen.args[0].batch_size == automatic.batch_size
     provider = ortcam.Provider("cuda", {"use_tf32": "1"}, 1)
     assert pickle.loads(pickle.dumps(provider)) == provider
     assert pickle.loads(pickle.dumps(cam.model.contract)) == cam.model.contract

@@ -75,11 +75,11 @@ def test_tensorrt_gets_profiles_and_a_cache(resnet18_file: Path, kept: Path) -> 
     engine = Engine(CamModel(resnet18_file), "logits", Provider("cpu"), None, None)
     assert smallest.keys() == largest.keys() == {value.name for value in engine.session.get_inputs()}
     provider = Provider("tensorrt", {"trt_fp16_enable": "1"})
-    folders = engine._engine_cache(provider)
+    folders = engine._opening._engine_cache(provider)
     assert folders["trt_engine_cache_path"] == folders["trt_timing_cache_path"]
     assert Path(folders["trt_engine_cache_path"]).parent == kept
     other = Engine(CamModel(resnet18_file), "output", Provider("cpu"), None, None)
-    assert other._engine_cache(provider) != folders  # an engine holds weights and graph: nobody else's will do
+    assert other._opening._engine_cache(provider) != folders  # an engine holds weights and graph: nobody else's will do
     options = provider.session_options(profile | folders)
     assert options == {**profile, **folders, "trt_fp16_enable": "1", "device_id": "0"}
 

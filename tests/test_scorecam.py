@@ -20,12 +20,15 @@ from PIL import Image
 from torch import nn
 
 import ortcam
+from ortcam.core.device import Device
+from ortcam.core.query import Rows
+from ortcam.core.targets import Class
 from ortcam.errors import ImageError, ModelError, OptionError, OrtcamWarning, ProviderError, TargetError
 from ortcam.exporters import export
 from ortcam.graph.scoring import build_scoring_graph
 from ortcam.model.cam_model import CamModel
 from ortcam.model.image import read_photo
-from ortcam.runtime.binding import Device, Rows, batch_sizes
+from ortcam.runtime.batches import batch_sizes
 from ortcam.runtime.surrogate import DeviceSurrogates
 
 
@@ -94,7 +97,8 @@ def test_a_padded_last_batch_changes_nothing(
 ) -> None:
     """Providers that want one shape get the last batch filled up."""
     padded = ortcam.ScoreCAM(resnet18_file, batch_size=100)
-    for padded._scorer._padding in ("full", "few", "powers"):
+    scorer = padded._running.get()._whole
+    for scorer._padding in ("full", "few", "powers"):
         assert np.abs(padded.explain(photos["chelsea"]).maps - small.explain(photos["chelsea"]).maps).max() < 1e-4
 
 
@@ -182,20 +186,20 @@ def test_the_logits_are_the_models_own(small: ortcam.ScoreCAM, resnet18: nn.Modu
     """A masked pass of the graph is the network's score of the masked image; here masks that torch makes."""
     _, tensor, _ = small.model.prepare(photos["coffee"])
     x = torch.from_numpy(tensor)
-    group = small._scorer.forward(tensor)
+    group = small._running.get().forward(tensor)
     plain = group.passes[0]
     masks = small.convention.masks(plain.activations, plain.size)
     channels = np.flatnonzero(masks.live)[:5]
     rows = Rows(np.zeros(5, np.int64), channels, masks.affine[channels], np.tile([1, 2], (5, 1)))
-    logits, log_probabilities = small._scorer.score(group, rows, align_corners=False)
+    scored = small._running.get().score(group, rows, small.method.change)
     with torch.no_grad():
         up = nn.functional.interpolate(
             torch.from_numpy(plain.activations[channels])[:, None], (96, 96), mode="bilinear"
         )
         low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
         scores = resnet18(x * (up - low) / (high - low))
-    assert np.allclose(logits, scores[:, 1:3], rtol=1e-4, atol=1e-4 * float(scores.abs().max()))
-    assert np.allclose(log_probabilities, torch.log_softmax(scores, 1)[:, 1:3], atol=1e-3)
+    assert np.allclose(scored.logits, scores[:, 1:3], rtol=1e-4, atol=1e-4 * float(scores.abs().max()))
+    assert np.allclose(scored.log_probabilities, torch.log_softmax(scores, 1)[:, 1:3], atol=1e-3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 160), (160, 64)])
@@ -256,7 +260,7 @@ def test_tf_keras_vis_takes_a_softmax_of_the_softmax(
     cam = ortcam.ScoreCAM(path, preset="tf-keras-vis")
     explanation = cam.explain(photos["chelsea"], targets=3)
     _, tensor, _ = cam.model.prepare(photos["chelsea"])
-    plain = cam._scorer.forward(tensor).passes[0]
+    plain = cam._running.get().forward(tensor).passes[0]
     masks = cam.convention.masks(plain.activations, plain.size)
     channel = int(np.flatnonzero(masks.live)[0])
     up = nn.functional.interpolate(
@@ -410,7 +414,8 @@ def test_groups_side_by_side_give_the_same_maps_in_the_same_order(resnet18_file:
     cam = ortcam.ScoreCAM(resnet18_file, batch_size=12)  # three photos a group
     failed: list[object] = []
     expected = list(cam.explain_batch(images, budget=20, on_error=lambda image, _: failed.append(image)))
-    cam.provider, cam._surrogates = "cuda", DeviceSurrogates(Device()).group
+    classifier = cam._running.get()
+    classifier.frees_processor, classifier._predictors = True, DeviceSurrogates(Device()).group
     done: list[float] = []
     beside = list(
         cam.explain_batch(images, budget=20, on_error=lambda image, _: failed.append(image), on_progress=done.append)
@@ -456,9 +461,13 @@ def test_a_wrong_target_fails_once_for_many_photos(small: ortcam.ScoreCAM, photo
 
 def test_labels_name_targets(lite0_file: Path) -> None:
     model = CamModel(lite0_file)
-    assert model.resolve_targets(["tiger cat", "Bull Mastiff", 5, "285"], 1000) == [282, 243, 5, 285]
-    assert model.resolve_targets("sea lion", 1000) == [150]
-    assert model.resolve_targets(["tench", 0], 1000) == [0]
+
+    def indices(targets: object) -> list[int]:
+        return [one.index for one in model.resolve_targets(targets, 1000) or ()]
+
+    assert indices(["tiger cat", "Bull Mastiff", 5, "285"]) == [282, 243, 5, 285]
+    assert indices("sea lion") == [150]
+    assert indices(["tench", 0]) == [0]
     with pytest.raises(TargetError, match="nearest: tiger cat"):
         model.resolve_targets("tigr cat", 1000)
     with pytest.raises(TargetError, match=r"labels with 'cat' in them: tabby cat, tiger cat, .* and \d+ more$"):
@@ -490,8 +499,8 @@ def test_bad_images(small: ortcam.ScoreCAM, image: object, message: str) -> None
 
 def test_numbers_of_every_type_are_taken(small: ortcam.ScoreCAM, resnet18_file: Path) -> None:
     for targets in (np.array(3), np.int64(3), torch.tensor(3), [torch.tensor(3)], np.array([3]), "3", ["3"], (3, 3)):
-        assert small.model.resolve_targets(targets, 1000) == [3]
-    assert small.model.resolve_targets(torch.tensor([3, 1]), 1000) == [3, 1]
+        assert small.model.resolve_targets(targets, 1000) == (Class(3),)
+    assert small.model.resolve_targets(torch.tensor([3, 1]), 1000) == (Class(3), Class(1))
     assert ortcam.ScoreCAM(resnet18_file, batch_size=np.int64(4)).batch_size == 4
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -14,7 +13,7 @@ from ortcam.core.selection import EXACT, ErrorEstimate, Plan, Selection, plan_ex
 from ortcam.core.surrogate import Prediction, Surrogate
 from ortcam.errors import OptionError, nearest, whole
 
-Method = Literal["predict", "top-std"]
+Selecting = Literal["predict", "top-std"]
 SMALLEST_STAGE = 4
 STAGE_STEP = 16  # scores; after so many more a stage is larger by the smallest
 FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
@@ -33,12 +32,12 @@ class Limits:
     Attributes:
         budget: the most masked inputs; None for no limit. See `most`.
         tolerance: the estimated error to stop at; None to use the budget up.
-        method: what becomes of the channels that are not run.
+        selection: what becomes of the channels that are not run.
     """
 
     budget: int | None = None
     tolerance: float | None = None
-    method: Method = "predict"
+    selection: Selecting = "predict"
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -47,42 +46,43 @@ class Limits:
             number = isinstance(self.tolerance, int | float | np.floating) and not isinstance(self.tolerance, bool)
             if not number or not 0 < self.tolerance < 1:
                 raise OptionError(f"tolerance is {self.tolerance!r}; expected an error 1 - r between 0 and 1, as 0.01")
-        if self.method not in get_args(Method):
+        if self.selection not in get_args(Selecting):
             raise OptionError(
-                f"selection {self.method!r} does not exist; expected {' or '.join(get_args(Method))}"
-                f"{nearest(str(self.method), get_args(Method))}"
+                f"selection {self.selection!r} does not exist; expected {' or '.join(get_args(Selecting))}"
+                f"{nearest(str(self.selection), get_args(Selecting))}"
             )
-        if self.method == "top-std" and (self.budget is None or self.tolerance is not None):
-            raise OptionError("selection 'top-std' needs a budget and knows no tolerance; give budget=32 alone")
+        if self.selection == "top-std" and (self.budget is None or self.tolerance is not None):
+            raise OptionError("selection 'top-std' needs a budget and takes no tolerance; give budget=32 alone")
 
-    def plan(self, activations: Floats, selection: Selection, surrogate: MakePredictor = Surrogate) -> Plan:
-        """Return the plan for a photo with `activations` [K,h,w]; `surrogate` is what predicts."""
-        most = self.most(selection)
-        if not len(selection) or (self.tolerance is None and most == len(selection)):
-            return plan_exact(selection)
-        if self.method == "top-std":
-            return plan_top_spread(selection, activations, most)
-        return PredictedPlan(activations, selection, most, self.tolerance, surrogate)
+    def plan(self, activations: Floats, masks: Selection, predictors: Predictors) -> Plan:
+        """Return the plan for a photo with `activations` [K,h,w]; `masks` are its distinct masks."""
+        most = self.most(masks)
+        if not len(masks) or (self.tolerance is None and most == len(masks)):
+            return plan_exact(masks)
+        if self.selection == "top-std":
+            return plan_top_spread(masks, activations, most)
+        return PredictedPlan(activations, masks, most, self.tolerance, predictors)
 
-    def most(self, selection: Selection) -> int:
+    def most(self, masks: Selection) -> int:
         """Return the most masked inputs that a photo can take: all of them, if the budget has one for every mask.
 
-        The blank input that some presets run for constant channels comes on top: it is nobody's mask.
+        The blank input that some presets run for constant channels does not count toward the budget, because it
+        belongs to no channel.
         """
-        blank = int((selection.affine[:, 1] == 0).any())
-        if self.budget is None or self.budget >= len(selection) - blank:
-            return len(selection)
+        blank = int((masks.affine[:, 1] == 0).any())
+        if self.budget is None or self.budget >= len(masks) - blank:
+            return len(masks)
         return self.budget
 
     def first_stage(self, channels: int | None, batch_size: int) -> int:
         """Return how many masked inputs a photo with so many channels brings to its first batches, at least."""
         most = batch_size if self.budget is None or (channels and self.budget >= channels) else self.budget
-        in_stages = self.tolerance is not None or (most == self.budget and self.method == "predict")
+        in_stages = self.tolerance is not None or (most == self.budget and self.selection == "predict")
         return min(most, batch_size, SMALLEST_STAGE if in_stages else batch_size)
 
 
 class Predictor(Protocol):
-    """What `Surrogate` does, however it is computed."""
+    """Chooses masks of one photo and predicts the scores of the others: what `Surrogate` does, wherever it runs."""
 
     chosen: list[int]
 
@@ -92,7 +92,22 @@ class Predictor(Protocol):
     def expected_error(self, target: int) -> float: ...
 
 
-MakePredictor = Callable[[Floats, Floats, tuple[int, int]], Predictor]
+class Predictors(Protocol):
+    """The predictors of a group of photos."""
+
+    def add(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> Predictor:
+        """Return the predictor of one more photo; all photos are added before the first one chooses.
+
+        The arguments are those of `Surrogate`.
+        """
+
+
+class HostPredictors:
+    """Predictors that compute with NumPy, each by itself."""
+
+    def add(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> Surrogate:
+        """Return the predictor of one more photo."""
+        return Surrogate(masks, parts, grid)
 
 
 class PredictedPlan:
@@ -104,16 +119,16 @@ class PredictedPlan:
         selection: Selection,
         most: int,
         tolerance: float | None,
-        surrogate: MakePredictor = Surrogate,
+        predictors: Predictors,
     ) -> None:
         """Plan for `activations` [K,h,w].
 
         Args:
             activations: of the photo.
             selection: its distinct masks.
-            most: run at most so many.
+            most: run at most this many.
             tolerance: stop when the estimated error of every target is at most this.
-            surrogate: what predicts.
+            predictors: make what predicts.
         """
         shift, scale, _ = selection.affine.T[:, :, None]
         small = shrink(activations, LARGEST_SIDE)
@@ -125,40 +140,29 @@ class PredictedPlan:
         more = selection.rows >= 0  # channels with a mask that an earlier one has
         more[selection.channels] = False
         np.add.at(parts, selection.rows[more], flat[more])
-        self._surrogate = surrogate(masks, parts, (small.shape[1], small.shape[2]))
+        self._predictor = predictors.add(masks, parts, (small.shape[1], small.shape[2]))
         self._count = len(selection)
         self._most = most
         self._tolerance = tolerance
         self._seen = np.empty((0, 0), np.float32)
-        self._result: tuple[Floats, tuple[ErrorEstimate | None, ...]] | None = None  # once it has finished
 
     def next(self) -> NDArray[np.intp]:
         done = len(self._seen)
-        if self._result is None:
-            if done < self._most and not self._is_within_tolerance():
-                return self._surrogate.choose(min(stage_size(done), self._most - done))
-            self._result = self._scores(), self._errors()  # the surrogate may go on with other photos
-        return np.empty(0, np.intp)
+        if done >= self._most or self._is_within_tolerance():
+            return np.empty(0, np.intp)
+        return self._predictor.choose(min(stage_size(done), self._most - done))
 
     def observe(self, scores: Floats) -> None:
         self._seen = np.concatenate([self._seen.reshape(-1, scores.shape[1]), scores])
-        self._surrogate.observe(self._seen)
+        self._predictor.observe(scores)
 
     def scores(self) -> Floats:
-        assert self._result is not None, "scores asked for before the plan has finished"
-        return self._result[0]
-
-    def errors(self) -> tuple[ErrorEstimate | None, ...]:
-        assert self._result is not None, "errors asked for before the plan has finished"
-        return self._result[1]
-
-    def _scores(self) -> Floats:
         best = self._seen.max(axis=0)
-        scores = np.stack([one.log_weights for one in self._surrogate.predictions()], axis=1) + best
-        scores[self._surrogate.chosen] = self._seen  # to the bit
+        scores = np.stack([one.log_weights for one in self._predictor.predictions()], axis=1) + best
+        scores[self._predictor.chosen] = self._seen  # to the bit
         return np.asarray(scores, np.float32)
 
-    def _errors(self) -> tuple[ErrorEstimate | None, ...]:
+    def errors(self) -> tuple[ErrorEstimate | None, ...]:
         targets = range(self._seen.shape[1])
         if len(self._seen) == self._count:
             return (EXACT,) * len(targets)
@@ -167,7 +171,7 @@ class PredictedPlan:
     def _estimate(self, target: int) -> ErrorEstimate | None:
         if len(self._seen) < FEWEST_FOR_AN_ERROR:
             return None
-        expected = self._surrogate.expected_error(target)
+        expected = self._predictor.expected_error(target)
         return ErrorEstimate(*(min(factor * expected, LARGEST_ERROR) for factor in CALIBRATION))
 
     def _is_within_tolerance(self) -> bool:

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # protocols take milliseconds to make
+
+    class HasArray(Protocol):
+        """An array of another library, such as a torch tensor."""
+
+        def __array__(self) -> NDArray[Any]: ...
+
+    class HasPixels(Protocol):
+        """A Pillow image."""
+
+        def getbands(self) -> tuple[str, ...]: ...
+
+    # What `explain` takes: a path, the bytes of a picture, a binary file that is open, an RGB photo uint8 [H,W,3], a
+    # Pillow image, or a preprocessed input tensor, float [1,C,H,W] (or the model's own layout).
+    Image = str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[Any] | HasArray | HasPixels
 
 Photo = NDArray[np.uint8]  # [H,W,3] RGB
 Tensor = NDArray[np.float32]  # [1,C,H,W], or the model's own layout

@@ -84,6 +84,7 @@ class Provenance:
         activation: what makes probabilities of logits, ``softmax`` or ``sigmoid``, guessed where nothing says it.
         preprocessing: `Preprocessing.to_dict()`; None where it is unknown.
         asked: what the caller asked for.
+        method: the method of explanation: its name, and its options.
         batch_size: masked inputs in a batch, at most, as it was run.
         provider_options: the provider's options.
         device_id: which of several devices.
@@ -98,6 +99,7 @@ class Provenance:
     activation: str
     preprocessing: Mapping[str, Any] | None
     asked: Asked
+    method: Mapping[str, Any]
     batch_size: int
     provider_options: Mapping[str, str]
     device_id: int

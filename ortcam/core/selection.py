@@ -103,10 +103,13 @@ class Plan(Protocol):
         """Take the scores [m,T] of the masks that `next` returned: logs of probabilities, or logits."""
 
     def scores(self) -> Floats:
-        """Return the scores of all masks, float32 [D,T]; -inf where a mask has none."""
+        """Return the scores of all masks, float32 [D,T], as observed or predicted; -inf where a mask has none.
+
+        Some scores must have been observed.
+        """
 
     def errors(self) -> tuple[ErrorEstimate | None, ...]:
-        """Return the estimated error of the map of every target; None where the method knows none."""
+        """Return the estimated error of the map of every target; None where it is unknown. As for `scores`."""
 
 
 class FixedPlan:
@@ -114,24 +117,25 @@ class FixedPlan:
 
     def __init__(self, masks: NDArray[np.intp], count: int) -> None:
         self._masks = masks
-        self._exact = len(masks) == count
+        self._error = EXACT if len(masks) == count else None
         self._count = count
-        self._scores: Floats | None = None
+        self._seen: Floats | None = None
 
     def next(self) -> NDArray[np.intp]:
-        return self._masks if self._scores is None else self._masks[:0]
+        return self._masks if self._seen is None else self._masks[:0]
 
     def observe(self, scores: Floats) -> None:
-        self._scores = np.full((self._count, scores.shape[1]), -np.inf, np.float32)
-        self._scores[self._masks] = scores
+        self._seen = scores
 
     def scores(self) -> Floats:
-        assert self._scores is not None, "scores asked for before they were observed"
-        return self._scores
+        assert self._seen is not None
+        scores = np.full((self._count, self._seen.shape[1]), -np.inf, np.float32)
+        scores[self._masks] = self._seen
+        return scores
 
     def errors(self) -> tuple[ErrorEstimate | None, ...]:
-        error = EXACT if self._exact else None
-        return tuple(error for _ in self.scores().T)
+        assert self._seen is not None
+        return tuple(self._error for _ in range(self._seen.shape[1]))
 
 
 def plan_exact(selection: Selection) -> FixedPlan:

@@ -76,6 +76,7 @@ class Surrogate:
         self._weights = np.ones(len(masks), np.float32)
         self._maps = parts.sum(axis=0)[None]
         self._predictions: list[Prediction] = []
+        self._scores = np.empty((0, 0), np.float32)  # [n,T] of what is chosen
         self.chosen: list[int] = []
 
     def choose(self, count: int) -> NDArray[np.intp]:
@@ -101,7 +102,8 @@ class Surrogate:
         return np.array(self.chosen[begin:], np.intp)
 
     def observe(self, scores: Floats) -> None:
-        """Take the scores [n,T] of the chosen masks so far."""
+        """Take the scores [m,T] of the masks that were chosen last, and predict those of the others."""
+        scores = self._scores = np.concatenate([self._scores.reshape(-1, scores.shape[1]), scores])
         chosen = self.chosen
         inverse = np.linalg.inv(self._rows[:, chosen].astype(np.float64) + NUGGET * np.eye(len(chosen)))
         trend = self._trend[chosen]

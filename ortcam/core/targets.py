@@ -1,20 +1,43 @@
-"""Targets: what a user calls classes, as class indices."""
+"""Targets: what is scored, as data, and how a user's words become targets."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from os import PathLike
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.errors import OptionError, TargetError, nearest
+from ortcam.errors import TargetError, nearest
 
 _LONGEST_SHOWN = 100  # characters of an unknown label
 _MOST_SUGGESTED = 5  # labels that contain an unknown label's words
+
+
+@dataclass(frozen=True)
+class Class:
+    """A target that is wanted: a class of a classifier.
+
+    Its nodes are `ortcam.graph.scores.write_class_scores`.
+
+    Attributes:
+        index: the class index.
+    """
+
+    index: int
+
+    def read(self, logits: NDArray[Any]) -> float:
+        """Return the target's score, of the logits [N] of all classes."""
+        return float(logits[self.index])
+
+
+# What can be scored. A box, a region, a similarity or a plain output will be another class beside `Class`.
+Wanted = Class
+# What `explain` takes: class indices or labels, one or several, or "all"; None for the most probable classes.
+Targets = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
 
 
 @dataclass(frozen=True)
@@ -39,40 +62,26 @@ class Target:
         return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
 
 
-def make_targets(
-    classes: Iterable[int], labels: Sequence[str] | None, logits: NDArray[Any], probabilities: NDArray[Any]
+def describe_targets(
+    wanted: Iterable[Wanted], labels: Sequence[str] | None, logits: NDArray[Any], probabilities: NDArray[Any]
 ) -> tuple[Target, ...]:
-    """Return what is said of classes, from the logits and probabilities of all classes, [N] each."""
+    """Return what is said of targets, from the logits and probabilities of all classes, [N] each."""
     names = labels or ()
     return tuple(
-        Target(index, names[index] if index < len(names) else None, float(logits[index]), float(probabilities[index]))
-        for index in map(int, classes)
+        Target(
+            one.index,
+            names[one.index] if one.index < len(names) else None,
+            one.read(logits),
+            float(probabilities[one.index]),
+        )
+        for one in wanted
     )
 
 
-def for_many(images: Any, targets: Any, classes: int | None, labels: Sequence[str] | None, model: str) -> Any:
-    """Return `targets` in a form that can be read for each of several images.
-
-    Args:
-        images: what `explain_batch` was given.
-        targets, labels, model: as for `resolve_targets`.
-        classes: how many classes the model has; None where the model file does not say, so nothing can be checked yet.
-
-    Raises:
-        OptionError: `images` is a single path, the bytes of one picture, or one binary file.
-        TargetError: as `resolve_targets`, once instead of for each image.
-    """
-    if isinstance(images, str | PathLike):
-        raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
-    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
-        raise OptionError(f"images is one {type(images).__name__}; expected several pictures, or use explain")
-    if isinstance(targets, Iterator):
-        targets = list(targets)
-    return targets if classes is None else resolve_targets(targets, classes, labels, model)
-
-
-def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, model: str) -> list[int] | None:
-    """Return the class indices that `targets` names, or None for the top class.
+def resolve_targets(
+    targets: Targets, classes: int, labels: Sequence[str] | None, model: str
+) -> tuple[Wanted, ...] | None:
+    """Return the targets that a user names, or None for the top class.
 
     Args:
         targets: None, ``"all"``, a class index, a label, or a sequence of these; digits are an index. A label may
@@ -86,21 +95,25 @@ def resolve_targets(targets: Any, classes: int, labels: Sequence[str] | None, mo
     """
     if targets is None:
         return None
-    if hasattr(targets, "tolist"):  # arrays, tensors and numpy's numbers
-        targets = targets.tolist()
-    if isinstance(targets, str | int | float):
-        targets = [targets]
-    named = [target for target in targets if isinstance(target, str)] if isinstance(targets, list | tuple) else []
+    words: Any = targets.tolist() if hasattr(targets, "tolist") else targets  # arrays, tensors and numpy's numbers
+    if isinstance(words, str | int | float):
+        words = [words]
+    named = [word for word in words if isinstance(word, str)] if isinstance(words, list | tuple) else []
     if "all" in named and not find_label("all", labels or ()):
-        if len(targets) > 1:
+        if len(words) > 1:
             raise TargetError("targets has 'all' beside others; give 'all' alone, or the classes")
-        return list(range(classes))
-    if not isinstance(targets, Iterable):
+        return tuple(map(Class, range(classes)))
+    if not isinstance(words, Iterable):
         raise TargetError(f"targets is {targets!r}; expected class indices or labels")
-    indices = list(dict.fromkeys(_resolve_target(target, classes, labels or (), model) for target in targets))
+    indices = dict.fromkeys(_resolve_target(word, classes, labels or (), model) for word in words)
     if not indices:
         raise TargetError("targets is empty; expected at least one class index or label, or None for the top class")
-    return indices
+    return tuple(map(Class, indices))
+
+
+def top_targets(logits: NDArray[Any], count: int) -> tuple[Wanted, ...]:
+    """Return the classes with the highest logits [N], best first; the lower index first among equals."""
+    return tuple(Class(int(index)) for index in np.argsort(-logits, kind="stable")[:count])
 
 
 def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str) -> int:

@@ -18,12 +18,12 @@ from ortcam.core.files import replace_files
 from ortcam.core.scores import guess
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
+from ortcam.explain.scorecam import ScoreCAM
 from ortcam.graph.explainer import Plan, build_explainer
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT
 from ortcam.model.source import external_files
 from ortcam.runtime.engine import DEFAULT_BATCH
-from ortcam.scorecam import ScoreCAM
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
 _LEAST_AGREEMENT = 0.999
@@ -147,7 +147,7 @@ def _default_target(model: CamModel, target: Any, classes: int) -> int:
     indices = model.resolve_targets(target, classes)
     if indices is None or len(indices) != 1:
         raise OptionError(f"target is {target!r}; expected one class index or label, or -1 for the top class")
-    return indices[0]
+    return indices[0].index
 
 
 def _check_path(path: Path, model: CamModel) -> None:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ortcam.core.budget import Selecting
 from ortcam.core.convention import PRESETS, Convention
 from ortcam.core.pictures import Crop, Photo
 from ortcam.core.provenance import Asked, Origin, Provenance, now
 from ortcam.core.scores import Doubt
 from ortcam.core.selection import ErrorEstimate
-from ortcam.core.targets import Target, for_many, make_targets, resolve_targets
+from ortcam.core.targets import Class, Target, Targets, describe_targets, resolve_targets, top_targets
 from ortcam.errors import (
     ImageError,
     ModelError,
@@ -30,6 +31,8 @@ from ortcam.errors import (
     one_line,
     whole,
 )
+from ortcam.explain.protocol import OnError, check_images
+from ortcam.explain.signatures import names_from_the_third
 from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT, Contract
 from ortcam.model.image import as_photo
 from ortcam.model.pixels import read_image
@@ -37,9 +40,13 @@ from ortcam.model.source import ModelSource, read_proto
 from ortcam.output.explanation import Pictures, warn_of_flat_maps
 from ortcam.output.render import place_map
 from ortcam.runtime.process import Reopened
-from ortcam.runtime.providers import Provider, create_on, open_on_provider, resolve_provider
-from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, make_options
+from ortcam.runtime.providers import Provider, ProviderLike, create_on, open_on_provider, resolve_provider
+from ortcam.runtime.scorer import Progress
+from ortcam.runtime.session import RUNTIME_ERRORS, RUNTIME_VERSION, Opened, make_options
 from ortcam.runtime.threads import thread_count
+
+if TYPE_CHECKING:
+    from ortcam.core.pictures import Image
 
 # What the metadata entry `ortcam.explainer` states.
 _FACTS: dict[str, type | tuple[type, ...]] = {
@@ -103,7 +110,7 @@ class PackedExplanation(Pictures):
 
 
 class PackedExplainer:
-    """A packed explainer (`ortcam pack`), run by ONNX Runtime.
+    """A packed explainer (`ortcam pack`), run by ONNX Runtime. It can be pickled, and is a context manager.
 
     Attributes:
         path: the file.
@@ -112,9 +119,7 @@ class PackedExplainer:
         provider: the execution provider that runs it.
     """
 
-    def __init__(
-        self, path: str | PathLike[str], provider: str | Provider = "auto", threads: int | None = None
-    ) -> None:
+    def __init__(self, path: str | PathLike[str], provider: ProviderLike = "auto", threads: int | None = None) -> None:
         """Load a packed explainer.
 
         Args:
@@ -131,54 +136,98 @@ class PackedExplainer:
         self._fingerprint = source.fingerprint
         self.contract, self.facts = read_facts(self.path)
         threads = thread_count(threads)
-        session, found = _open(source, resolve_provider(provider), threads)
-        self.provider, self._provider = found.name, found
-        self._running = Reopened(partial(_open, source, found, threads), (session, found), forks=found.name == "cpu")
-        names = [output.name for output in session.get_outputs()]
+        opened = _Session(source, resolve_provider(provider), threads)
+        self._provider = opened.provider
+        self._running = Reopened(partial(_Session, source, self._provider, threads), opened, self.provider == "cpu")
+        names = [output.name for output in opened.session.get_outputs()]
         self._scores, self._states_error = names[0], "error" in names
         self._doubt = Doubt(self.facts["source"]["file"])
 
-    def explain(self, image: Any, targets: Any = None, top_k: int = 1) -> PackedExplanation:
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs it."""
+        return self._provider.name
+
+    def close(self) -> None:
+        """Let the session go; nothing can be explained any more."""
+        self._running.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @names_from_the_third("top_k")
+    def explain(
+        self,
+        image: Image,
+        targets: Targets = None,
+        *,
+        top_k: int = 1,
+        on_progress: Progress | None = None,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Selecting = "predict",
+    ) -> PackedExplanation:
         """Explain one photo.
 
         Args:
             image: a path, an RGB photo uint8 [H,W,3], a Pillow image; or, for a file that takes tensors, a
                 preprocessed input tensor float32 [1,C,H,W] (or the model's own layout).
             targets: class indices or labels, one or several, or ``"all"``; None for the most probable classes.
-            top_k: how many those are. More than one takes a second run: the file itself knows only the top class.
+            top_k: how many classes, where `targets` is None. More than one takes a second run: the file itself finds
+                only the top class.
+            on_progress: called once, with (M, M), when the M masked inputs of the file were run.
+            budget, tolerance, selection: as they are in the file. Anything else is refused.
 
         Raises:
             ImageError: the image cannot be read or does not fit the model.
-            TargetError: a class index or label that the model does not have.
+            TargetError: an unknown class index or label.
+            OptionError: another budget, tolerance or selection than the file was packed with.
         """
+        self._check_limits(budget, tolerance, selection)
         explanation = self._explain(image, targets, top_k)
+        if on_progress is not None:
+            on_progress(explanation.scored, explanation.scored)
         warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
         self._doubt.tell()
         return explanation
 
-    def _explain(self, image: Any, targets: Any, top_k: int) -> PackedExplanation:
+    def _check_limits(self, budget: int | None, tolerance: float | None, selection: str) -> None:
+        packed = self.facts["budget"]
+        if budget not in (None, packed) or tolerance is not None or selection != "predict":
+            shown = "no budget" if packed is None else f"budget {packed}"
+            raise OptionError(
+                f"{self.path.name} is packed with its layer, preset and budget ({shown}); leave budget, tolerance and "
+                "selection out, or explain with the model file"
+            )
+
+    def _explain(self, image: Image, words: Targets, top_k: int) -> PackedExplanation:
         begin = time.perf_counter()
         top_k = whole("top_k", top_k)
-        targets = list(targets) if isinstance(targets, Iterator) else targets
-        classes = resolve_targets(targets, self.facts["classes"], self.contract.labels, self.path.name) or [-1]
+        words = list(words) if isinstance(words, Iterator) else words
+        wanted = resolve_targets(words, self.facts["classes"], self.contract.labels, self.path.name)
+        classes = [-1] if wanted is None else [one.index for one in wanted]
         pixels, origin = read_image(image)
         photo, feed, crop = self._prepare(pixels)
         if origin is None:
             origin = Origin.of_array(feed if photo is None or pixels.dtype.kind == "f" else photo)
         self._check_size(len(classes), feed)
         scores, found, maps, scored, errors = self._run(feed, classes)
-        if targets is None and top_k > 1:
-            best = np.argsort(-scores, kind="stable")[:top_k]
+        if wanted is None and top_k > 1:
+            best = top_targets(scores, top_k)
             self._check_size(len(best), feed)
-            scores, found, maps, scored, errors = self._run(feed, [int(index) for index in best])
+            scores, found, maps, scored, errors = self._run(feed, [one.index for one in best])
         if self.contract.is_in_doubt(len(scores)):
             self._doubt.see(scores)
         if not self.facts["raw"]:
             size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
             maps = np.stack([place_map(one, crop, size) for one in maps])
+        explained = [Class(int(index)) for index in found]
         return PackedExplanation(
             maps=maps,
-            targets=make_targets(found, self.contract.labels, *self.contract.read_output(scores)),
+            targets=describe_targets(explained, self.contract.labels, *self.contract.read_output(scores)),
             errors=tuple(map(_as_estimate, errors)),
             source=Path(image) if isinstance(image, str | PathLike) else None,
             photo=photo,
@@ -189,7 +238,7 @@ class PackedExplainer:
             convention=self._convention,
             provider=self.provider,
             seconds=time.perf_counter() - begin,
-            provenance=self._provenance(origin, Asked(Asked.targets_of(targets), top_k, self.facts["budget"])),
+            provenance=self._provenance(origin, Asked(Asked.targets_of(words), top_k, self.facts["budget"])),
         )
 
     @cached_property
@@ -209,6 +258,7 @@ class PackedExplainer:
             activation=self.contract.makes_probabilities,
             preprocessing=None if known is None else known.to_dict(),
             asked=asked,
+            method={"name": "score-cam"},
             batch_size=self.facts["batch_size"],
             provider_options=self._provider.options,
             device_id=self._provider.device_id,
@@ -216,16 +266,24 @@ class PackedExplainer:
             created=now(),
         )
 
+    @names_from_the_third("on_error", "top_k", "on_progress")
     def explain_batch(
         self,
-        images: Iterable[Any],
-        targets: Any = None,
-        on_error: Callable[[Any, OrtcamError], None] | None = None,
+        images: Iterable[Image],
+        targets: Targets = None,
+        *,
         top_k: int = 1,
+        on_error: OnError | None = None,
         on_progress: Callable[[float], None] | None = None,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Selecting = "predict",
     ) -> Iterator[PackedExplanation]:
-        """Explain photos one after the other; as `ScoreCAM.explain_batch`."""
-        targets = for_many(images, targets, self.facts["classes"], self.contract.labels, self.path.name)
+        """Explain photos one after the other; otherwise as `ScoreCAM.explain_batch`."""
+        check_images(images)
+        self._check_limits(budget, tolerance, selection)
+        targets = list(targets) if isinstance(targets, Iterator) else targets
+        resolve_targets(targets, self.facts["classes"], self.contract.labels, self.path.name)
         for done, image in enumerate(images, 1):
             try:
                 explanation = self._explain(image, targets, top_k)
@@ -269,8 +327,7 @@ class PackedExplainer:
         names = [self._scores, "target_class", "saliency", "scored", *(["error"] if self._states_error else [])]
         inputs = {"image": np.ascontiguousarray(feed), "target": np.array(targets, np.int64)}
         try:
-            session, _ = self._running.get()
-            made = session.run(names, inputs)
+            made = self._running.get().session.run(names, inputs)
         except RUNTIME_ERRORS as error:
             said = re.search(r"Name:'ortcam: ([^']*)'", str(error))
             if said is None:
@@ -284,17 +341,22 @@ def _as_estimate(values: NDArray[np.float32]) -> ErrorEstimate | None:
     return None if np.isnan(values).any() else ErrorEstimate(*map(float, values))
 
 
-def _open(source: ModelSource, wanted: Provider, threads: int | None) -> tuple[Any, Provider]:
-    """Return a session of a packed explainer, and the provider that it runs on."""
-    source.check_unchanged()
-    path = source.path
-    assert path is not None
+class _Session:
+    """A session of a packed explainer, and the provider that it runs on."""
 
-    def create(provider: Provider, devices: list[Any], log_severity: int) -> Any:
-        options = make_options(threads)
-        return create_on(provider, devices, path, source.shown, source.folder, options, log_severity)
+    def __init__(self, source: ModelSource, wanted: Provider, threads: int | None) -> None:
+        source.check_unchanged()
+        path = source.path
+        assert path is not None
 
-    return open_on_provider(wanted, create)
+        def create(provider: Provider, devices: list[Any], log_severity: int) -> Opened:
+            options = make_options(threads)
+            return Opened(create_on(provider, devices, path, source.shown, source.folder, options, log_severity))
+
+        (self.session, _), self.provider = open_on_provider(wanted, create)
+
+    def close(self) -> None:
+        """The session ends when nothing refers to it."""
 
 
 def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ortcam.core.scores import Activation, OutputKind, Scale
 from ortcam.graph.maps import read_scale, variable_inputs
-from ortcam.graph.scoring import AFTER_SCORES
+from ortcam.graph.scores import AFTER_SCORES
 
 _REORDERING = AFTER_SCORES | {"Unsqueeze", "Expand", "Dropout", "Clip"}
 _SELECTING = frozenset({"Slice", "Gather", "Split"})

@@ -20,7 +20,7 @@ import onnx
 from ortcam.core.budget import FEWEST_FOR_AN_ERROR
 from ortcam.core.convention import Convention, interpolation_matrix
 from ortcam.graph import budget as budgets
-from ortcam.graph import scoring
+from ortcam.graph import names, scoring
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
@@ -221,14 +221,14 @@ class _Writer:
         aligned = plan.convention.mask_align_corners
         rows, columns = (interpolation_matrix(*pair, aligned) for pair in zip(self.size, plan.layer_size, strict=True))
         inputs = {
-            scoring.PHOTOS: image,
-            scoring.PHOTO_INDEX: graph.constant([0]),
-            scoring.ACTIVATIONS: state.activations,
-            scoring.CHANNELS: channels,
-            scoring.AFFINE: graph.reshape(graph.gather(state.affine, channels), -1, 3, 1, 1),
-            scoring.ROWS: graph.constant(rows[None, None]),
-            scoring.COLUMNS: graph.constant(np.ascontiguousarray(columns.T)),
-            scoring.TARGETS: graph.op(
+            names.PHOTOS: image,
+            names.PHOTO_INDEX: graph.constant([0]),
+            names.BANK: state.activations,
+            names.NUMBERS: channels,
+            names.AFFINE: graph.reshape(graph.gather(state.affine, channels), -1, 3, 1, 1),
+            names.ROWS: graph.constant(rows[None, None]),
+            names.COLUMNS: graph.constant(np.ascontiguousarray(columns.T)),
+            names.TARGETS: graph.op(
                 "Expand", graph.expand_dims(state.targets, 0), graph.shape(count, graph.size(state.targets, 0))
             ),
         }
@@ -237,9 +237,9 @@ class _Writer:
         masked = (one for one in self.model.value_info if one.name == f"{_INNER}image")
         graph.embed(in_order(self.model.node), self.model.initializer, masked)
         weight = plan.convention.weight
-        scored = scoring.TARGET_LOG_PROBABILITIES if weight == "probability" else scoring.TARGET_LOGITS
-        names = (self.result, scoring.LOGITS, f"{_INNER}activations", scored)
-        output, logits, activations, scores = (graph.refer(name, np.float32) for name in names)
+        scored = names.TARGET_LOG_PROBABILITIES if weight == "probability" else names.TARGET_LOGITS
+        made = (self.result, names.LOGITS, f"{_INNER}activations", scored)
+        output, logits, activations, scores = (graph.refer(name, np.float32) for name in made)
         if self.single:
             output = self._write_both_sides(output, logits)
         if contract.activations_layout == "NHWC":

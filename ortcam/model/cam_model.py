@@ -16,7 +16,7 @@ import onnx
 
 from ortcam.core.files import Fingerprint
 from ortcam.core.pictures import Crop, Photo, Tensor
-from ortcam.core.targets import resolve_targets
+from ortcam.core.targets import Targets, Wanted, resolve_targets
 from ortcam.errors import (
     ModelError,
     PackedModelError,
@@ -193,6 +193,10 @@ class CamModel:
         """
         return self.contract.prepare(image, self.input_shape, self.shown, max_pixels)
 
-    def resolve_targets(self, targets: Any, classes: int) -> list[int] | None:
-        """Return the class indices that `targets` names: ortcam.core.targets.resolve_targets."""
+    def resolve_targets(self, targets: Targets, classes: int) -> tuple[Wanted, ...] | None:
+        """Return the targets that a user names: `ortcam.core.targets.resolve_targets`."""
         return resolve_targets(targets, classes, self.labels, self.name)
+
+
+# What a model is loaded from: a file's path or bytes, an onnx.ModelProto, or what is loaded already.
+ModelLike = str | PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto | CamModel

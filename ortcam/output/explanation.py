@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -57,6 +58,12 @@ class Pictures:
         """About how many bytes `save` writes: per target a float32 map and a PNG of about a byte a pixel."""
         height, width = self.photo_size
         return 5 * len(self.targets) * height * width
+
+    def with_source(self, source: Path) -> Self:
+        """Return the same explanation with another `source`."""
+        other = copy.copy(self)
+        object.__setattr__(other, "source", source)
+        return other
 
     def map(self, target: int | str | None = None) -> NDArray[np.float32]:
         """Return the map of an explained class, float32 [H,W] in [0,1] at the photo's size.
@@ -234,7 +241,7 @@ class Explanation(Pictures):
         convention: the definition of Score-CAM in use.
         input_size: the model's input size (h_in, w_in).
         channels: K, all channels of the target layer.
-        live: how many vary in space.
+        live: how many vary in space; None where the method does not look at them.
         scored: how many masked inputs were run: one for each distinct mask, or fewer with a budget.
         layer, provider: what was explained, on which execution provider.
         seconds: wall time of the explanation; of photos that were explained together, its share. On CUDA it includes
@@ -254,7 +261,7 @@ class Explanation(Pictures):
     convention: Convention
     input_size: tuple[int, int]
     channels: int
-    live: int
+    live: int | None
     scored: int
     layer: str
     provider: str

@@ -108,6 +108,7 @@ def outline(explanation: Recordable) -> dict[str, Any]:
             "activation": known.activation,
         },
         "preprocessing": known.preprocessing,
+        "method": known.method,
         "preset": {"name": e.preset} if e.convention is None else asdict(e.convention),
         "asked": asdict(known.asked),
         "run": {
@@ -232,7 +233,14 @@ def why_not_same(explanation: Recordable, directory: Path) -> str | None:
     return next((f"an explanation {part}" for part, mine, other in pairs if mine != other), None)
 
 
-_PARTS = ("of another photo", "with another model", "with another preset", "of other classes", "with other options")
+_SCORE_CAM = {"name": "score-cam"}  # of a record that an ortcam without other methods wrote
+_PARTS = (
+    "of another photo",
+    "with another model",
+    "with another method or preset",
+    "of other classes",
+    "with other options",
+)
 
 
 def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -242,7 +250,7 @@ def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
         [photo[name] for name in ("name", "hashed", "sha256", "height", "width")],
         # A model of unknown content is like no other, not even like itself.
         [*([object()] if None in hashes else hashes), model["packed"], model["layer"], record["preprocessing"]],
-        record["preset"],
+        [record.get("method", _SCORE_CAM), record["preset"]],
         [target["index"] for target in record["targets"]],
         [
             *(asked[name] for name in ("budget", "tolerance", "selection", "batch_size")),

@@ -130,6 +130,10 @@ class CapturedRuns:
         self._numbers = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-cuda")
 
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown()
+
     def run(self, batch: Batch) -> list[NDArray[np.float32]]:
         """Return a batch's outputs, all float32.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +12,18 @@ import onnx
 import onnxruntime as ort
 
 import ortcam
+from ortcam.core.query import Rows
 from ortcam.errors import ModelError
 from ortcam.graph import scoring
 from ortcam.graph.fused import fuse_convolutions
+from ortcam.graph.masks import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
 from ortcam.runtime import cache
-from ortcam.runtime.binding import Padding, Rows, Scorer
+from ortcam.runtime.batches import Padding
 from ortcam.runtime.captured import GATE
 from ortcam.runtime.providers import CUDA_GRAPHS, Provider, create_on, open_on_provider
-from ortcam.runtime.session import load_prepared, make_options, prepare
+from ortcam.runtime.scorer import Scorer
+from ortcam.runtime.session import Opened, load_prepared, make_options, prepare
 
 DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a processor's cache
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
@@ -32,11 +36,105 @@ _GOOD_ENOUGH = 1.01  # times the least seconds a row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """How a session is created, whatever the provider; the arguments are those of `Engine`.
+
+    Attributes:
+        given: the batch size, where it is known.
+        measures: whether the best batch size is measured.
+    """
+
+    model: CamModel
+    scored: Literal["logits", "output"]
+    threads: int | None
+    record_assignment: bool
+    wiring: Wiring
+    given: int | None
+    measures: bool
+
+    def create(self, provider: Provider, devices: list[Any], log_severity: int) -> Opened:
+        """Create a session on a provider."""
+        name, folder = self.model.shown, self.model.external_data_directory
+        kept = self._kept_graph() if provider.name == "cpu" else None
+        if kept is not None:
+            session = load_prepared(kept, name, folder, self.options)
+            if session is not None:
+                return Opened(session)
+        contract = self.model.contract
+        graph = scoring.build_scoring_graph(self.model.take_proto(), contract, self.scored, self.wiring)
+        if kept is not None:
+            session = prepare(kept, graph, name, folder, self.options)
+            cache.make_room()
+            return Opened(session)
+        if provider.name == "cuda":
+            return self._create_on_cuda(provider, graph, log_severity)
+        own = self._of_tensorrt(provider) if provider.name == "tensorrt" else {}
+        return Opened(create_on(provider, devices, graph, name, folder, self.options(), log_severity, own))
+
+    def _create_on_cuda(self, provider: Provider, graph: onnx.ModelProto, log_severity: int) -> Opened:
+        """Create a session that captures CUDA graphs if the options want that, or leave it open and the graph can."""
+        name, folder = self.model.shown, self.model.external_data_directory
+        if provider.fuses:
+            fuse_convolutions(graph)
+        # Only what runs most of the time is worth a graph for each shape.
+        can = self.wiring == MASKED_IMAGE and not scoring.not_captured(graph)
+        captures = can if provider.captures is None else provider.captures and self.wiring == MASKED_IMAGE
+        while True:
+            own = {CUDA_GRAPHS: str(int(captures))}
+            try:
+                with GATE.shared():
+                    session = create_on(provider, [], graph, name, folder, self.options(), log_severity, own)
+            except ModelError:
+                if not captures or provider.captures:
+                    raise
+                captures = False  # some node runs elsewhere, most likely
+            else:
+                return Opened(session, captures)
+
+    def _of_tensorrt(self, provider: Provider) -> dict[str, str]:
+        """Return the options that TensorRT gets for this model."""
+        wanted = self.given or _DEFAULT_BATCH_ON_DEVICES
+        largest = _LARGEST_BATCH_ON_DEVICES if self.measures else wanted
+        profile = scoring.tensorrt_profile(self.model, wanted, largest) if self.wiring == MASKED_IMAGE else {}
+        return profile | self._engine_cache(provider)
+
+    def options(self) -> ort.SessionOptions:
+        """Return the options of a session."""
+        options = make_options(self.threads)
+        if self.record_assignment:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
+    def _kept_graph(self) -> Path | None:
+        """Return where the graph that ONNX Runtime optimised for this processor is kept; None for nowhere."""
+        directory = cache.cache_directory()
+        if directory is None or self.record_assignment or self.model.has_external_data:
+            return None
+        return None if self.model.source.size > _MOST_KEPT_BYTES else directory / f"{self.key('graph')}.onnx"
+
+    def _engine_cache(self, provider: Provider) -> dict[str, str]:
+        """Return where TensorRT keeps what it built: a folder of this model's own, since engines hold weights."""
+        directory = cache.cache_directory()
+        if directory is None:
+            return {}
+        folder = str(directory / f"tensorrt-{self.key('tensorrt', sorted(provider.options.items()))}")
+        enabled = dict.fromkeys(("trt_engine_cache_enable", "trt_timing_cache_enable"), "1")
+        return enabled | dict.fromkeys(("trt_engine_cache_path", "trt_timing_cache_path"), folder)
+
+    def key(self, purpose: str, *more: Any) -> str:
+        """Return what something is kept by that was made of this model, in this version, for this purpose."""
+        versions = (ortcam.__version__, ort.__version__, scoring.VERSION, self.model.edited_layer)
+        wiring = () if self.wiring == MASKED_IMAGE else (str(self.wiring),)
+        return cache.make_key(purpose, self.model.sha256, self.scored, *versions, *wiring, *more)
+
+
 class Engine:
     """A model file that runs.
 
     Attributes:
-        scorer: runs its scoring graph.
+        session: of its scoring graph.
+        scorer: runs the graph.
         provider: the execution provider that it runs on.
         captures: whether it runs as CUDA graphs.
     """
@@ -49,6 +147,7 @@ class Engine:
         batch_size: int | Literal["auto"] | None,
         threads: int | None,
         record_assignment: bool = False,
+        wiring: Wiring = MASKED_IMAGE,
     ) -> None:
         """Open a session.
 
@@ -59,96 +158,31 @@ class Engine:
             batch_size: masked images a run; ``auto`` to measure what is best, None for 8 on CPUs and 16 elsewhere.
             threads: CPU threads; None for one per physical core.
             record_assignment: let the session remember which provider has which node.
+            wiring: how inputs are changed.
 
         Raises:
             ModelError: ONNX Runtime refuses the model.
             ProviderError: the provider does not load.
+            LayerError: the wiring is at the layer, and the model has no tail behind it.
         """
-        self._model, self._scored, self._threads = model, scored, threads
-        self._record_assignment = record_assignment
         measures = batch_size == "auto" and not model.batch
         given = model.batch or (None if batch_size == "auto" else batch_size)
-        self.captures = False
-        self._tensorrt: dict[str, str] = {}
-        if provider.name == "tensorrt":
-            wanted = given or _DEFAULT_BATCH_ON_DEVICES
-            largest = _LARGEST_BATCH_ON_DEVICES if measures else wanted
-            self._tensorrt = scoring.tensorrt_profile(model, wanted, largest) | self._engine_cache(provider)
-        self.session, self.provider = open_on_provider(provider, self._create)
-        self.captures &= self.provider.name == "cuda"  # where CUDA did not load, the session was the CPU's
+        self._opening = _Opening(model, scored, threads, record_assignment, wiring, given, measures)
+        opened, self.provider = open_on_provider(provider, self._opening.create)
+        self.session, self.captures = opened
         model.forget_proto()
         beside_the_cpu: Padding = "powers" if self.captures else "few"
         padding = "full" if model.batch else "none" if self.provider.name == "cpu" else beside_the_cpu
         usual = DEFAULT_BATCH if self.provider.name == "cpu" else _DEFAULT_BATCH_ON_DEVICES
-        self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding, self.captures)
+        self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding, self.captures, wiring)
         if measures:
             self.scorer.batch_size = self._best_batch()
-
-    def _create(self, provider: Provider, devices: list[Any], log_severity: int) -> ort.InferenceSession:
-        name, folder = self._model.shown, self._model.external_data_directory
-        kept = self._kept_graph() if provider.name == "cpu" else None
-        if kept is not None:
-            session = load_prepared(kept, name, folder, self._options)
-            if session is not None:
-                return session
-        graph = scoring.build_scoring_graph(self._model.take_proto(), self._model.contract, self._scored)
-        if kept is not None:
-            session = prepare(kept, graph, name, folder, self._options)
-            cache.make_room()
-            return session
-        if provider.name == "cuda":
-            return self._create_on_cuda(provider, graph, log_severity)
-        return create_on(provider, devices, graph, name, folder, self._options(), log_severity, self._tensorrt)
-
-    def _create_on_cuda(self, provider: Provider, graph: onnx.ModelProto, log_severity: int) -> ort.InferenceSession:
-        """Create a session that captures CUDA graphs if the options want that, or leave it open and the graph can."""
-        name, folder = self._model.shown, self._model.external_data_directory
-        if provider.fuses:
-            fuse_convolutions(graph)
-        captures = not scoring.not_captured(graph) if provider.captures is None else provider.captures
-        while True:
-            own = {CUDA_GRAPHS: str(int(captures))}
-            try:
-                with GATE.shared():
-                    session = create_on(provider, [], graph, name, folder, self._options(), log_severity, own)
-            except ModelError:
-                if not captures or provider.captures:
-                    raise
-                captures = False  # some node runs elsewhere, most likely
-            else:
-                self.captures = captures
-                return session
-
-    def _options(self) -> ort.SessionOptions:
-        options = make_options(self._threads)
-        if self._record_assignment:
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        return options
-
-    def _kept_graph(self) -> Path | None:
-        """Return where the graph that ONNX Runtime optimised for this processor is kept; None for nowhere."""
-        directory = cache.cache_directory()
-        if directory is None or self._record_assignment or self._model.has_external_data:
-            return None
-        return None if self._model.source.size > _MOST_KEPT_BYTES else directory / f"{self._key('graph')}.onnx"
-
-    def _engine_cache(self, provider: Provider) -> dict[str, str]:
-        """Return where TensorRT keeps what it built: a folder of this model's own, since engines hold weights."""
-        directory = cache.cache_directory()
-        if directory is None:
-            return {}
-        folder = str(directory / f"tensorrt-{self._key('tensorrt', sorted(provider.options.items()))}")
-        enabled = dict.fromkeys(("trt_engine_cache_enable", "trt_timing_cache_enable"), "1")
-        return enabled | dict.fromkeys(("trt_engine_cache_path", "trt_timing_cache_path"), folder)
-
-    def _key(self, purpose: str, *more: Any) -> str:
-        versions = (ortcam.__version__, ort.__version__, scoring.VERSION, self._model.edited_layer)
-        return cache.make_key(purpose, self._model.sha256, self._scored, *versions, *more)
 
     def _best_batch(self) -> int:
         """Return the batch size that takes the least time a masked image; measured once and kept."""
         provider = self.provider
-        key = self._key("batch", provider.name, provider.device_id, sorted(provider.options.items()), self._threads)
+        threads = self._opening.threads
+        key = self._opening.key("batch", provider.name, provider.device_id, sorted(provider.options.items()), threads)
         entry = cache.read_entry(key)
         on_cpu = provider.name == "cpu"
         largest = _LARGEST_BATCH if on_cpu else _LARGEST_BATCH_ON_DEVICES
@@ -170,8 +204,9 @@ class Engine:
         After `limit` seconds no larger size and no further turn is begun. Sizes take turns, so that a slow second
         meets all of them.
         """
-        usual = (3, 224, 224) if self._model.contract.image_layout == "NCHW" else (224, 224, 3)
-        shape = [dim or other for dim, other in zip(self._model.usual_shape, usual, strict=True)]
+        model = self._opening.model
+        usual = (3, 224, 224) if model.contract.image_layout == "NCHW" else (224, 224, 3)
+        shape = [dim or other for dim, other in zip(model.usual_shape, usual, strict=True)]
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         group = self.scorer.forward(noise)
         seconds: dict[int, float] = {}
@@ -179,7 +214,7 @@ class Engine:
         def measure(size: int, count: int) -> float:
             self.scorer.batch_size = size
             start = time.perf_counter()
-            self.scorer.score(group, Rows.plain(1).take(0, count), align_corners=False)
+            self.scorer.score(group, Rows.plain(1).take(0, count))
             return (time.perf_counter() - start) / count
 
         begin, counts = time.perf_counter(), dict[int, int]()

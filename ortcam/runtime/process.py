@@ -13,12 +13,20 @@ import secrets
 import weakref
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from ortcam.errors import ProviderError
+from ortcam.errors import OrtcamError, ProviderError
 from ortcam.runtime import HAS_TELEMETRY
 
-Opened = TypeVar("Opened")
+
+class Closable(Protocol):
+    """Something that is open."""
+
+    def close(self) -> None:
+        """End its threads."""
+
+
+Opened = TypeVar("Opened", bound=Closable)
 
 _held: weakref.WeakSet[Reopened[Any]] = weakref.WeakSet()
 _last: tuple[str, Any] | None = None  # what was opened last for an unpickled object, and the object's mark
@@ -41,7 +49,7 @@ class Reopened(Generic[Opened]):
         """
         self._reopen, self.forks = reopen, forks
         self._opened: Opened | None = opened
-        self._lock, self._forked, self._mark = Lock(), False, ""
+        self._lock, self._forked, self._closed, self._mark = Lock(), False, False, ""
         _held.add(self)
 
     def get(self) -> Opened:
@@ -55,6 +63,8 @@ class Reopened(Generic[Opened]):
         if opened is not None:
             return opened
         with self._lock:
+            if self._closed:
+                raise OrtcamError("this explainer was closed; load the model again")
             if self._opened is None:
                 if self._forked and not self.forks:
                     raise ProviderError(
@@ -70,13 +80,20 @@ class Reopened(Generic[Opened]):
             assert opened is not None
             return opened
 
+    def close(self) -> None:
+        """Close what is open in this process; it can be used no more, here."""
+        with self._lock:
+            opened, self._opened, self._closed = self._opened, None, True
+        if opened is not None:
+            opened.close()
+
     def __getstate__(self) -> dict[str, Any]:
         self._mark = self._mark or secrets.token_hex(8)
         return {"_reopen": self._reopen, "forks": self.forks, "_mark": self._mark}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._opened, self._lock, self._forked = None, Lock(), False  # opened when it is used
+        self._opened, self._lock, self._forked, self._closed = None, Lock(), False, False  # opened when it is used
         _held.add(self)
 
     def _forget(self) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
+from ortcam.core.device import Device
 from ortcam.errors import ModelError, OptionError, ProviderError, nearest
-from ortcam.runtime.binding import Device
 from ortcam.runtime.probe import explain_failure, preload, probe
-from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
+from ortcam.runtime.session import CPU, RUNTIME_ERRORS, Opened, create_session
 
 if TYPE_CHECKING:
     import onnx
@@ -133,16 +133,19 @@ def _is_on(value: object) -> bool:
     return str(value).lower() not in ("0", "false")
 
 
-def resolve_provider(wanted: str | Provider) -> Provider:
+ProviderLike = str | Provider  # a name, or a provider with options
+
+
+def resolve_provider(wanted: ProviderLike) -> Provider:
     """Return the provider of that name, or the provider itself."""
     return wanted if isinstance(wanted, Provider) else Provider(wanted)
 
 
 # Makes a session: the provider, the plugin's devices where it is one, ONNX Runtime's log severity.
-Create = Callable[[Provider, "list[Any]", int], ort.InferenceSession]
+Create = Callable[[Provider, "list[Any]", int], Opened]
 
 
-def open_on_provider(wanted: Provider, create: Create) -> tuple[ort.InferenceSession, Provider]:
+def open_on_provider(wanted: Provider, create: Create) -> tuple[Opened, Provider]:
     """Create a session on the provider that was asked for, or on the best that loads.
 
     Raises:
@@ -150,20 +153,20 @@ def open_on_provider(wanted: Provider, create: Create) -> tuple[ort.InferenceSes
         ModelError: ONNX Runtime refuses the model.
     """
     if wanted.name != "auto":
-        session = _try(wanted, create)
-        if session is None:
+        opened = _try(wanted, create)
+        if opened is None:
             reason = explain_failure(wanted.ort_name, PROVIDERS[wanted.name][1])
             raise ProviderError(f"provider {wanted.name!r} does not load: {reason}")
-        return session, wanted
+        return opened, wanted
     for name in _AUTO:
         if PROVIDERS[name][0] in ort.get_available_providers():
-            session = _try(Provider(name), create)
-            if session is not None:
-                return session, Provider(name)
+            opened = _try(Provider(name), create)
+            if opened is not None:
+                return opened, Provider(name)
     raise ProviderError("no provider loads, not even the CPU's (see: ortcam doctor)")
 
 
-def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
+def _try(provider: Provider, create: Create) -> Opened | None:
     """Create a session; None when the provider does not load. ONNX Runtime itself would go on with the CPU."""
     if provider.ort_name not in ort.get_available_providers():
         devices = _plugin_devices(provider.name)
@@ -176,8 +179,8 @@ def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
     try:
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it falls back
             preload(provider.ort_name)
-            session = create(provider, [], 4)
-        runs = provider.ort_name in session.get_providers()
+            opened = create(provider, [], 4)
+        runs = provider.ort_name in opened.session.get_providers()
     except ModelError as error:
         if probe(provider.ort_name, PROVIDERS[provider.name][1]) is not None:
             return None
@@ -187,7 +190,7 @@ def _try(provider: Provider, create: Create) -> ort.InferenceSession | None:
     finally:
         # With CUDA it stays quiet: cuDNN calls it an error of every plan that it lacks, and another is taken.
         ort.set_default_logger_severity(4 if runs and provider.name == "cuda" else 2)
-    return session if runs else None
+    return opened if runs else None
 
 
 def create_on(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnxruntime as ort
@@ -39,6 +39,13 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 RUNTIME_VERSION: str = ort.__version__
 CPU: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+
+class Opened(NamedTuple):
+    """A session, and whether it captures CUDA graphs."""
+
+    session: ort.InferenceSession
+    captures: bool = False
 
 
 @contextmanager

@@ -15,13 +15,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
-from ortcam.core.budget import SMALLEST_STAGE, MakePredictor
+from ortcam.core.budget import SMALLEST_STAGE
 from ortcam.core.convention import Floats
+from ortcam.core.device import Device
 from ortcam.core.surrogate import Prediction, smooth_directions
 from ortcam.graph import surrogates
 from ortcam.graph.budget import write_kernel
 from ortcam.graph.builder import Builder
-from ortcam.runtime.binding import Device
 from ortcam.runtime.captured import GATE
 from ortcam.runtime.session import create_own, running
 
@@ -44,9 +44,13 @@ class DeviceSurrogates:
         # A session keeps handles of CUDA's libraries for every thread that it is run in.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-surrogate")
 
-    def group(self) -> MakePredictor:
-        """Return what makes the surrogates of a group of photos."""
-        return SurrogateGroup(self).add
+    def group(self) -> SurrogateGroup:
+        """Return what makes the surrogates of one group of photos."""
+        return SurrogateGroup(self)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown()
 
     def start(self, photos: list[tuple[Floats, Floats]], host: dict[str, NDArray[Any]]) -> State:
         """Return the state of photos without any score.
@@ -141,7 +145,10 @@ class DeviceSurrogates:
 
 
 class SurrogateGroup:
-    """The surrogates of a group of photos. They go in step: what one of them asks for is computed for all."""
+    """The surrogates of a group of photos. Photos advance in lockstep: a request for one is computed for all.
+
+    All photos are added before the first of them chooses.
+    """
 
     def __init__(self, device: DeviceSurrogates) -> None:
         """Begin without a photo."""
@@ -160,6 +167,7 @@ class SurrogateGroup:
     def add(self, masks: Floats, parts: Floats, grid: Grid) -> PhotoSurrogate:
         """Return the surrogate of one more photo. The arguments are those of ortcam.core.surrogate.Surrogate."""
         with self._lock:
+            assert not self._state, "a photo was added after another one had chosen"
             self._grid = grid
             self._photos.append((masks, parts))
             self._scores.append(np.empty((0, 0), np.float32))
@@ -177,9 +185,10 @@ class SurrogateGroup:
             return list(map(int, self._chosen[photo, :count]))
 
     def observe(self, photo: int, scores: Floats) -> None:
-        """Take the scores [n,T] of all masks that were chosen for a photo."""
+        """Take the scores [m,T] of the masks that were chosen last for a photo."""
         with self._lock:
-            self._scores[photo] = scores
+            seen = self._scores[photo].reshape(-1, scores.shape[1])
+            self._scores[photo] = np.concatenate([seen, scores])
             self._is_outdated = True
 
     def predictions(self, photo: int) -> tuple[Floats, NDArray[np.float64]]:
@@ -255,7 +264,7 @@ class PhotoSurrogate:
         return np.array(self.chosen[begin:], np.intp)
 
     def observe(self, scores: Floats) -> None:
-        """Take the scores [n,T] of the chosen masks so far."""
+        """Take the scores [m,T] of the masks that were chosen last."""
         self._group.observe(self._number, scores)
 
     def predictions(self) -> list[Prediction]:

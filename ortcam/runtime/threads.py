@@ -89,6 +89,12 @@ class Workers:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.count, thread_name_prefix="ortcam-photo")
 
+    def close(self) -> None:
+        """End the threads, if there are any; the next call begins others."""
+        pool = self.__dict__.pop("_pool", None)
+        if pool is not None:
+            pool.shutdown()
+
     def map(self, function: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:
         """Call the function with the first of all arguments, the second, ...; return what it returns, in order."""
         calls = list(zip(*arguments, strict=True))

@@ -20,8 +20,8 @@ from ortcam.runtime.providers import Provider
 
 if TYPE_CHECKING:
     from ortcam.deploy.packed import PackedExplainer
+    from ortcam.explain.scorecam import ScoreCAM
     from ortcam.output.explanation import Pictures
-    from ortcam.scorecam import ScoreCAM
 
 # Another processor, provider or version rounds otherwise; on the same machine the maps are nearly always equal.
 LEAST_R = 0.9999
@@ -196,7 +196,7 @@ def _open(
 ) -> tuple[ScoreCAM | PackedExplainer, dict[str, Any]]:
     """Return what explains, and the options of its `explain`."""
     from ortcam.deploy.packed import PackedExplainer
-    from ortcam.scorecam import ScoreCAM
+    from ortcam.explain.scorecam import ScoreCAM
 
     run, asked = record["run"], record["asked"]
     if provider is None:

@@ -1,0 +1,158 @@
+"""Query: changed inputs of one photo that a model is to be run on, as data.
+
+    mask_m = upsample(bank[number_m] * scale_m ...)        one mask for each row m of a query
+    input_m = x * mask_m + baseline * (1 - mask_m)         x is the photo, or the target layer's features
+
+The scoring graph makes all of it (`ortcam.graph.masks`): for each batch the numbers of a query go up, and scores come
+down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.core.convention import Floats
+from ortcam.core.targets import Wanted
+
+
+@dataclass(frozen=True)
+class Channels:
+    """A bank of masks: the K channels of the photo's target layer. The k-th mask is the k-th channel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """A bank of masks: given maps, such as windows, a saliency map, or the ranks of pixels.
+
+    Attributes:
+        values: float32 [A,h,w], at any size up to the input's.
+    """
+
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Grids:
+    """A bank of masks without end: grids of random cells, made from a seed (`ortcam.core.grids`).
+
+    Attributes:
+        cells: rows and columns of a grid.
+        probability: the share of the cells that is shown.
+        seed: another seed makes other masks; the same seed makes the same masks on every device.
+    """
+
+    cells: tuple[int, int] = (7, 7)
+    probability: float = 0.5
+    seed: int = 0
+
+
+Bank = Channels | Maps | Grids
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What takes the place of what a mask hides.
+
+    Attributes:
+        kind: ``zero``, a ``colour``, or the ``blurred`` photo.
+        colour: one value for each channel of the model's input, after preprocessing.
+        sigma: of the Gaussian blur, in pixels of the model's input.
+    """
+
+    kind: Literal["zero", "colour", "blurred"] = "zero"
+    colour: tuple[float, ...] = ()
+    sigma: float = 0.0
+
+
+ZERO = Baseline()
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a query changes its input; everything that does not differ from row to row.
+
+    Attributes:
+        bank: what masks are made of.
+        binary: a mask is 1 where its value is above 0, and else 0: with the ranks of pixels as bank and a shift per
+            row, the first so many pixels.
+        baseline: what takes the place of what is hidden.
+        at: what is masked: the ``image``, or the features of the ``layer``; of a layer, only the nodes that follow it
+            are run.
+        align_corners: masks are upsampled with aligned corners, else with half-pixel centres.
+    """
+
+    bank: Bank
+    binary: bool = False
+    baseline: Baseline = ZERO
+    at: Literal["image", "layer"] = "image"
+    align_corners: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """M changed inputs of one photo.
+
+    Attributes:
+        change: how they are changed.
+        numbers: int64 [M], the masks of the bank.
+        affine: float32 [M,3], shift, scale and offset: a mask is (bank[number] - shift) * scale + offset. Of `Grids`,
+            the masks are in [0,1] as they are: 0, 1, 0.
+    """
+
+    change: Change
+    numbers: NDArray[np.int64]
+    affine: Floats
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """M changed inputs of a group of photos.
+
+    Attributes:
+        photos: int64 [M], the photo of the group.
+        numbers: int64 [M], the mask in the bank of that photo.
+        affine: float32 [M,3], the columns shift, scale and offset of the mask.
+        targets: int64 [M,T], the classes whose scores are wanted.
+    """
+
+    photos: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    affine: Floats
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def take(self, begin: int, count: int) -> Rows:
+        """Return `count` rows from `begin`; the last one again where there are no more."""
+        at: Any = slice(begin, begin + count)
+        if begin + count > len(self):
+            at = np.minimum(np.arange(begin, begin + count), len(self) - 1)
+        return Rows(self.photos[at], self.numbers[at], self.affine[at], self.targets[at])
+
+    @classmethod
+    def of_query(cls, query: Query, photo: int, targets: Sequence[Wanted]) -> Rows:
+        """Return the rows of a query of the `photo`-th photo of a group."""
+        indices = np.array([one.index for one in targets], np.int64)
+        photos = np.full(len(query), photo, np.int64)
+        return cls(photos, query.numbers, query.affine, np.tile(indices, (len(query), 1)))
+
+    @classmethod
+    def plain(cls, photos: int) -> Rows:
+        """Return the rows that run every photo unmasked."""
+        affine = np.tile(np.array([0, 0, 1], np.float32), (photos, 1))
+        zeros = np.zeros(photos, np.int64)
+        return cls(np.arange(photos), zeros, affine, zeros[:, None])
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        """Return all rows of several parts, in order."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))

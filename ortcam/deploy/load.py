@@ -1,0 +1,59 @@
+"""Loading whatever explains: a model file with a method, or a packed explainer."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Literal
+
+from ortcam.core.convention import Convention, resolve_convention
+from ortcam.core.method import Method
+from ortcam.deploy.packed import PackedExplainer
+from ortcam.errors import OptionError, PackedModelError
+from ortcam.explain.explainer import ModelExplainer
+from ortcam.explain.protocol import Explainer
+from ortcam.explain.scorecam import ScoreCAM
+from ortcam.methods import make_method
+from ortcam.model.cam_model import ModelLike
+from ortcam.runtime.providers import ProviderLike
+
+
+def load_explainer(
+    model: ModelLike,
+    method: str | Method = "score-cam",
+    *,
+    preset: str | Convention | None = None,
+    provider: ProviderLike = "auto",
+    batch_size: int | Literal["auto"] | None = None,
+    threads: int | None = None,
+    layer: str | None = None,
+) -> Explainer:
+    """Load a model file, or a packed explainer.
+
+    Args:
+        model: a model file, or the path of a packed explainer.
+        method: ``score-cam``, ``recipro-cam`` or ``rise``, or a method with options, as ``RISE(masks=1000)``.
+        preset: the definition of Score-CAM; None for ``official``.
+        provider, batch_size, threads, layer: as for `ModelExplainer`.
+
+    Raises:
+        OptionError: the method is unknown, or an option does not suit the method or the file.
+        ModelError, ProviderError: as `ModelExplainer` and `PackedExplainer`.
+    """
+    chosen = make_method(method) if isinstance(method, str) else method
+    if preset is not None and chosen.name != "score-cam":
+        raise OptionError(
+            f"got a preset with the method {chosen.name}; presets are definitions of score-cam: leave it out"
+        )
+    try:
+        if preset is not None:
+            return ScoreCAM(model, provider, resolve_convention(preset), batch_size, threads, layer)
+        return ModelExplainer(model, chosen, provider, batch_size, threads, layer)
+    except PackedModelError:
+        if not isinstance(model, str | PathLike):
+            raise
+    given = {"preset": preset, "batch_size": batch_size, "layer": layer}
+    unsuited = [name for name, value in given.items() if value is not None]
+    unsuited += ["method"] if chosen != make_method("score-cam") else []
+    if unsuited:
+        raise OptionError(f"{model} is packed with its layer, preset and budget; leave {', '.join(unsuited)} out")
+    return PackedExplainer(model, provider, threads)

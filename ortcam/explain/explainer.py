@@ -1,0 +1,383 @@
+"""ModelExplainer: explains what a model file sees in photos, by any method."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+import numpy as np
+
+from ortcam.core.budget import Limits, Predictors, Selecting
+from ortcam.core.convention import Convention
+from ortcam.core.forward import Forward
+from ortcam.core.method import Method
+from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.core.query import Rows
+from ortcam.core.scores import Doubt
+from ortcam.core.targets import Target, Targets, Wanted, describe_targets, top_targets
+from ortcam.errors import OrtcamError, whole
+from ortcam.explain.ahead import in_turn, prepared_ahead
+from ortcam.explain.jobs import Job, prepare
+from ortcam.explain.protocol import OnError, check_images
+from ortcam.explain.scheduler import InWork, not_finite, run_together
+from ortcam.explain.signatures import names_from_the_third
+from ortcam.model.cam_model import CamModel, ModelLike
+from ortcam.output.explanation import Explanation, warn_of_flat_maps
+from ortcam.runtime.classifier import Classifier, Setup
+from ortcam.runtime.process import Reopened
+from ortcam.runtime.providers import ProviderLike, resolve_provider
+from ortcam.runtime.scorer import Progress
+from ortcam.runtime.session import RUNTIME_VERSION
+from ortcam.runtime.threads import calm_blas, thread_count
+
+if TYPE_CHECKING:
+    from ortcam.core.pictures import Image
+
+MOST_PHOTOS = 16  # in a group
+_GROUPS_AT_ONCE = 2  # where the processor is free: while a device scores one, the processor prepares the other
+_log = logging.getLogger("ortcam")
+
+
+class Request(NamedTuple):
+    """What the caller asked for, the same for every photo."""
+
+    targets: Targets
+    top_k: int
+    limits: Limits
+
+
+class ModelExplainer:
+    """Explains what a model file sees in photos, run by ONNX Runtime. It can be pickled, and is a context manager.
+
+    Attributes:
+        model: the model file and its contract.
+        method: how it is explained.
+        provider: the execution provider that runs it.
+    """
+
+    def __init__(
+        self,
+        model: ModelLike,
+        method: Method,
+        provider: ProviderLike = "auto",
+        batch_size: int | Literal["auto"] | None = None,
+        threads: int | None = None,
+        layer: str | None = None,
+    ) -> None:
+        """Load a model file.
+
+        Args:
+            model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
+            method: how to explain it.
+            provider: ``auto`` (the best that loads), ``cpu``, ``cuda``, ``tensorrt``, ..., or an `ortcam.Provider`
+                with options.
+            batch_size: masked images a run; None for 8 on CPUs and 16 elsewhere, or the model's own fixed batch;
+                ``auto`` for the size that takes the least time, measured at the first start on this machine and kept
+                in the cache directory.
+            threads: CPU threads, at most one per processor. None for one per physical core, and for what is done with
+                several photos at once between passes one per processor (at most 4 beside a GPU).
+            layer: another target layer than the file exposes: a module that the file names, or a value of its graph
+                (see: ortcam inspect).
+
+        Raises:
+            ModelError: the file cannot be used; a LayerError where the layer is unknown or does not suit the method.
+            ProviderError: the provider is unknown or does not load.
+            OptionError: a number makes no sense.
+        """
+        if batch_size is not None and batch_size != "auto":
+            batch_size = whole("batch_size", batch_size, ", or 'auto'")
+        threads = thread_count(threads)
+        self.method = method
+        wanted = resolve_provider(provider)
+        self.model = model if isinstance(model, CamModel) else CamModel(model)
+        if layer is not None and not self.model.exposes(layer):
+            from ortcam.runtime.layer import with_layer
+
+            self.model = with_layer(self.model, layer)
+        begin, setup = time.perf_counter(), Setup(self.model, method.scored, wanted, batch_size, threads, method.change)
+        classifier = Classifier(setup)
+        self._provider = classifier.provider
+        self._asked_batch_size, self._batch_size = batch_size, classifier.batch_size
+        again = replace(setup, provider=classifier.provider, batch_size=classifier.batch_size)
+        self._running = Reopened(partial(Classifier, again), classifier, forks=self.provider == "cpu")
+        self._doubt = Doubt(self.model.name)
+        _log.info(
+            "%s: %s on %s, batches of %d, opened in %.2f s",
+            self.model.name, method.name, self.provider, self._batch_size, time.perf_counter() - begin,
+        )  # fmt: skip
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs it."""
+        return self._provider.name
+
+    @property
+    def convention(self) -> Convention:
+        """The definition of Score-CAM in use; of another method, the last steps of its maps."""
+        return self.method.convention
+
+    @property
+    def batch_size(self) -> int:
+        """How many masked images a run has at most."""
+        return self._batch_size
+
+    def close(self) -> None:
+        """End the threads and let the sessions go; nothing can be explained any more."""
+        self._running.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @names_from_the_third("top_k", "on_progress")
+    def explain(
+        self,
+        image: Image,
+        targets: Targets = None,
+        *,
+        top_k: int = 1,
+        on_progress: Progress | None = None,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Selecting = "predict",
+    ) -> Explanation:
+        """Explain one photo.
+
+        Args:
+            image: a path, the bytes of a picture, a binary file that is open, an RGB photo uint8 [H,W,3], a Pillow
+                image, or a preprocessed input tensor, float [1,C,H,W] (or the model's own layout).
+            targets: class indices or labels, one or several, or ``"all"``; all of them come from the same forward
+                passes. None for the most probable classes.
+            top_k: how many classes, where `targets` is None.
+            on_progress: called with (done, M) after every batch of masked inputs.
+            budget: run at most this many masked inputs; None for all, the exact map. The blank input that some presets
+                run for constant channels does not count where all others are run. See docs/budget.md.
+            tolerance: run masked inputs until the estimated error (1 - r) of every map is at most this.
+            selection: what a budget does: ``predict`` the scores of the other channels, or ``top-std``: run the
+                channels with the highest standard deviation and leave the others out (Faster-Score-CAM).
+
+        Raises:
+            ImageError: the image cannot be read or does not fit the model.
+            TargetError: an unknown class index or label.
+            OptionError: a budget or tolerance that makes no sense, or that the method does not have.
+        """
+        request = self._request(targets, top_k, budget, tolerance, selection)
+        (explanation,) = self._explain_group([prepare(self.model, image)], request, on_progress)
+        if isinstance(explanation, OrtcamError):
+            raise explanation
+        warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
+        self._doubt.tell()
+        return explanation
+
+    @names_from_the_third("on_error", "top_k", "on_progress")
+    def explain_batch(
+        self,
+        images: Iterable[Image],
+        targets: Targets = None,
+        *,
+        top_k: int = 1,
+        on_error: OnError | None = None,
+        on_progress: Callable[[float], None] | None = None,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Selecting = "predict",
+    ) -> Iterator[Explanation]:
+        """Explain many photos: batches are filled across them, and the next are decoded meanwhile.
+
+        At most two groups of photos are held, the one that is scored and the one that is decoded; on CUDA two are
+        scored at once. A group has as many photos as it takes to fill a batch: one, unless a budget is small.
+
+        Args:
+            images: as for `explain`; may be a generator.
+            targets, top_k, budget, tolerance, selection: as for `explain`, the same for every photo.
+            on_error: called with each failed image and its error; processing continues. If None, the error is raised.
+            on_progress: called with the number of photos done, those at hand counted by the share that is done; on
+                CUDA after every group.
+
+        Yields:
+            An Explanation per image that could be explained, in order; `source` tells which.
+        """
+        check_images(images)
+        request = self._request(targets, top_k, budget, tolerance, selection)
+        if self.model.classes is not None:  # an unknown class is said once, before the first photo
+            self.model.resolve_targets(request.targets, self.model.classes)
+        done, process, classifier = 0, os.getpid(), self._running.get()
+        beside = classifier.frees_processor
+        at_once, decoders = (_GROUPS_AT_ONCE, classifier.workers.count) if beside else (1, 1)
+
+        def explain(group: list[tuple[Any, Job | OrtcamError]]) -> deque[tuple[Any, Explanation | OrtcamError]]:
+            ready = [job for _, job in group if not isinstance(job, OrtcamError)]
+            report = None if on_progress is None or beside else _share_of(on_progress, done, len(ready))
+            explained = self._explain_together(ready, request, report)
+            return deque((image, job if isinstance(job, OrtcamError) else next(explained)) for image, job in group)
+
+        ahead = prepared_ahead(images, partial(prepare, self.model), self._group_size(request.limits), decoders)
+        with closing(ahead), closing(in_turn(explain, ahead, at_once)) as groups:
+            for group in groups:
+                done += len(group)
+                if on_progress is not None and beside:
+                    on_progress(done)
+                while group:  # what was handed on is not held
+                    image, outcome = group.popleft()
+                    if isinstance(outcome, Explanation):
+                        warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
+                        self._doubt.tell()
+                        yield outcome
+                    elif on_error is None:
+                        raise outcome
+                    else:
+                        on_error(image, outcome)
+                    del image, outcome
+                    if os.getpid() != process:
+                        raise OrtcamError("this explain_batch was begun before a fork; begin another one in the child")
+
+    def predict(self, image: Image, top_k: int = 1) -> tuple[Target, ...]:
+        """Return the most probable classes of an image, as `explain` takes it, without a map; errors as `explain`."""
+        plain = self._running.get().forward(self.model.prepare(image)[1]).passes[0]
+        if not np.isfinite(plain.logits).all():
+            raise not_finite(self.model.name, "this image")
+        return self._describe(top_targets(plain.logits, whole("top_k", top_k)), plain)
+
+    def rehearse(self) -> tuple[int, tuple[int, int, int]]:
+        """Run a plain and a masked pass on a grey photo: whether this file can be explained at all.
+
+        Returns:
+            How many classes the model has, and the shape (K, h, w) of its target layer.
+
+        Raises:
+            OrtcamError: it cannot.
+        """
+        shape = [dim or 32 for dim in self.model.input_shape]
+        known = self.model.contract.preprocessing is not None
+        grey = np.full((32, 32, 3), 128, np.uint8) if known else np.zeros((1, *shape), np.float32)
+        classifier = self._running.get()
+        group = classifier.forward(self.model.prepare(grey)[1])
+        classifier.score(group, Rows.plain(1), self.method.change)
+        plain = group.passes[0]
+        channels, height, width = plain.activations.shape
+        return len(plain.logits), (channels, height, width)
+
+    def _request(
+        self, targets: Targets, top_k: int, budget: int | None, tolerance: float | None, selection: Selecting
+    ) -> Request:
+        limits = Limits(budget, tolerance, selection)
+        self.method.check(limits)
+        targets = list(targets) if isinstance(targets, Iterator) else targets
+        return Request(targets, whole("top_k", top_k), limits)
+
+    def _group_size(self, limits: Limits) -> int:
+        """Return how many photos fill a batch: those whose first queries have as many masked inputs."""
+        most = self.model.batch or MOST_PHOTOS
+        first = self.method.first_query(limits, self.model.channels, self.batch_size)
+        return min(most, -(-self.batch_size // first))
+
+    def _explain_together(
+        self, jobs: list[Job], request: Request, on_progress: Progress | None
+    ) -> Iterator[Explanation | OrtcamError]:
+        """Explain photos, in groups of one input size."""
+        for _, group in itertools.groupby(jobs, key=lambda job: job.tensor.shape):
+            together = list(group)
+            try:
+                yield from self._explain_group(together, request, on_progress)
+            except OrtcamError as error:
+                if len(together) == 1:
+                    yield error
+                else:  # one of them may be to blame, or the memory that all of them need
+                    _log.info("%d photos failed together (%s); each is tried alone", len(together), error)
+                    for job in together:
+                        yield from self._explain_together([job], request, on_progress)
+
+    def _explain_group(
+        self, jobs: list[Job], request: Request, on_progress: Progress | None = None
+    ) -> list[Explanation | OrtcamError]:
+        started = time.perf_counter()
+        with calm_blas():
+            classifier = self._running.get()
+            group = classifier.forward(np.concatenate([job.tensor for job in jobs]))
+            begin = partial(self._begin, request=request, predictors=classifier.predictors())
+            works, seconds_scoring = run_together(classifier, group, begin, on_progress)
+            seconds = time.perf_counter() - started
+            shares = seconds / len(jobs), seconds_scoring / len(jobs)
+            return classifier.workers.map(partial(self._describe_maps, request=request, shares=shares), jobs, works)
+
+    def _begin(self, forward: Forward, request: Request, predictors: Predictors) -> InWork | OrtcamError:
+        """Begin with a photo: its targets, and the method's run."""
+        if not np.isfinite(forward.activations).all() or not np.isfinite(forward.logits).all():
+            return not_finite(self.model.name, "this image")
+        count = len(forward.logits)
+        if self.model.contract.is_in_doubt(count):
+            self._doubt.see(forward.logits)
+        targets = self.model.resolve_targets(request.targets, count) or top_targets(forward.logits, request.top_k)
+        return InWork(forward, targets, self.method.begin(forward, targets, request.limits, predictors))
+
+    def _describe_maps(
+        self, job: Job, work: InWork | OrtcamError, request: Request, shares: tuple[float, float]
+    ) -> Explanation | OrtcamError:
+        """Return the explanation of a photo whose run has finished."""
+        if isinstance(work, OrtcamError):
+            return work
+        begin = time.perf_counter()
+        forward, result = work.forward, work.result
+        assert result is not None
+        saliency = self.convention.saliency
+        flat = tuple(bool(saliency(one, forward.size).max() <= 0) for one in result.sums[:, None])
+        return Explanation(
+            raw_maps=result.sums,
+            weights=result.weights,
+            targets=self._describe(work.targets, forward),
+            errors=result.errors,
+            source=job.source,
+            photo=job.photo,
+            crop=job.crop,
+            convention=self.convention,
+            input_size=forward.size,
+            channels=len(forward.activations),
+            live=result.live,
+            scored=work.scored,
+            layer=self.model.contract.layer,
+            provider=self.provider,
+            seconds=job.seconds + shares[0] + time.perf_counter() - begin,
+            seconds_scoring=shares[1],
+            flat=flat,
+            provenance=self._provenance(job.origin, request),
+        )
+
+    def _describe(self, targets: Iterable[Wanted], forward: Forward) -> tuple[Target, ...]:
+        _, probabilities = self.model.contract.read_output(forward.output)
+        return describe_targets(targets, self.model.labels, forward.logits, probabilities)
+
+    def _provenance(self, origin: Origin, request: Request) -> Provenance:
+        contract, limits = self.model.contract, request.limits
+        return Provenance(
+            photo=origin,
+            model=self.model.fingerprints,
+            packed=False,
+            output=contract.output,
+            activation=contract.makes_probabilities,
+            preprocessing=None if contract.preprocessing is None else contract.preprocessing.to_dict(),
+            asked=Asked(
+                Asked.targets_of(request.targets), request.top_k, limits.budget, limits.tolerance, limits.selection,
+                self._asked_batch_size,
+            ),
+            method=self.method.describe(),
+            batch_size=self.batch_size,
+            provider_options=self._provider.options,
+            device_id=self._provider.device_id,
+            onnxruntime=RUNTIME_VERSION,
+            created=now(),
+        )  # fmt: skip
+
+
+def _share_of(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:
+    """Count photos instead of masked inputs."""
+    return lambda now, total: on_progress(done + photos * now / total)

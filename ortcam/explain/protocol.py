@@ -1,0 +1,70 @@
+"""Explainer: what explains photos, whatever is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from ortcam.core.budget import Selecting
+from ortcam.core.targets import Targets
+from ortcam.errors import OptionError, OrtcamError
+from ortcam.output.explanation import Pictures
+
+if TYPE_CHECKING:
+    from ortcam.core.pictures import Image
+
+OnError = Callable[[Any, OrtcamError], None]
+
+
+class Explainer(Protocol):
+    """Explains photos: `ScoreCAM`, other methods and `PackedExplainer` are used alike.
+
+    Also a context manager, which closes it.
+    """
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs it."""
+
+    def explain(
+        self,
+        image: Image,
+        targets: Targets = None,
+        *,
+        top_k: int = 1,
+        on_progress: Callable[[int, int], None] | None = None,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Selecting = "predict",
+    ) -> Pictures:
+        """Explain one photo."""
+
+    def explain_batch(
+        self,
+        images: Iterable[Image],
+        targets: Targets = None,
+        *,
+        top_k: int = 1,
+        on_error: OnError | None = None,
+        on_progress: Callable[[float], None] | None = None,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        selection: Selecting = "predict",
+    ) -> Iterator[Pictures]:
+        """Explain many photos, in order."""
+
+    def close(self) -> None:
+        """End the threads and sessions."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def check_images(images: object) -> None:
+    """Raise an OptionError where `explain_batch` was given a single image."""
+    from os import PathLike
+
+    if isinstance(images, str | PathLike):
+        raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
+    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
+        raise OptionError(f"images is one {type(images).__name__}; expected several pictures, or use explain")

@@ -1,0 +1,131 @@
+"""Running the methods of a group of photos in lockstep, so that their changed inputs fill batches together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ortcam.core.forward import Forward
+from ortcam.core.method import MapResult, Run, Scores
+from ortcam.core.query import Change, Query, Rows
+from ortcam.core.targets import Wanted
+from ortcam.errors import ModelError, OrtcamError
+from ortcam.runtime.classifier import Classifier
+from ortcam.runtime.scorer import Group, Progress
+
+
+@dataclass
+class InWork:
+    """A photo in the works.
+
+    Attributes:
+        forward: its plain pass.
+        targets: what is explained.
+        run: the method's.
+        scored: how many changed inputs were run.
+        error: why it cannot be explained; None while it can.
+        result: its maps, once they are known.
+    """
+
+    forward: Forward
+    targets: Sequence[Wanted]
+    run: Run
+    scored: int = 0
+    error: OrtcamError | None = field(default=None)
+    result: MapResult | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A query of one photo, and the photo's number in the group."""
+
+    photo: int
+    work: InWork
+    query: Query
+
+
+def run_together(
+    classifier: Classifier,
+    group: Group,
+    begin: Callable[[Forward], InWork | OrtcamError],
+    on_progress: Progress | None,
+) -> tuple[list[InWork | OrtcamError], float]:
+    """Run the methods of all photos of a group.
+
+    Args:
+        classifier: runs the model.
+        group: the photos' plain passes.
+        begin: begins with a photo, or says why it cannot be explained.
+        on_progress: called with (done, M) after every batch.
+
+    Returns:
+        The photos in order, each with its maps or an error; the seconds from the first query to the last score.
+    """
+    works = classifier.workers.map(begin, group.passes)
+    start = time.perf_counter()
+    _score(classifier, group, [(at, work) for at, work in enumerate(works) if isinstance(work, InWork)], on_progress)
+    seconds = time.perf_counter() - start
+    return classifier.workers.map(_finish, works), seconds
+
+
+def _finish(work: InWork | OrtcamError) -> InWork | OrtcamError:
+    if isinstance(work, InWork):
+        if work.error is not None:
+            return work.error
+        work.result = work.run.finish()
+    return work
+
+
+def _score(classifier: Classifier, group: Group, works: list[tuple[int, InWork]], on_progress: Progress | None) -> None:
+    """Run what the photos ask for, until none asks for more; the next queries of all photos together."""
+
+    def ask(photo: int, work: InWork) -> _Asked | None:
+        query = None if work.error is not None else work.run.next()
+        return None if query is None else _Asked(photo, work, query)
+
+    done, total = 0, sum(work.run.most for _, work in works)
+    while True:
+        asked = [one for one in classifier.choosers.map(ask, *zip(*works, strict=True)) if one] if works else []
+        if not asked:
+            break
+        answers = list[tuple[_Asked, Scores]]()
+        for change in dict.fromkeys(one.query.change for one in asked):
+            of_change = [one for one in asked if one.query.change == change]
+            report = None if on_progress is None else _shifted(on_progress, done, total)
+            answers += _run(classifier, group, change, of_change, report)
+            done += sum(len(one.query) for one in of_change)
+        for one, scores in answers:
+            if not (np.isfinite(scores.logits).all() and np.isfinite(scores.log_probabilities).all()):
+                one.work.error = not_finite(classifier.name, "a masked image")
+        classifier.choosers.map(_observe, *zip(*answers, strict=True))  # all observe before any asks again
+    if on_progress is not None and done < total:
+        on_progress(total, total)
+
+
+def _run(
+    classifier: Classifier, group: Group, change: Change, asked: list[_Asked], report: Progress | None
+) -> list[tuple[_Asked, Scores]]:
+    """Run the queries of several photos that have one change; return each with its scores."""
+    rows = Rows.join([Rows.of_query(one.query, one.photo, one.work.targets) for one in asked])
+    scores = classifier.score(group, rows, change, report)
+    ends = np.cumsum([len(one.query) for one in asked])
+    return [(one, scores.take(end - len(one.query), end)) for one, end in zip(asked, ends, strict=True)]
+
+
+def _observe(asked: _Asked, scores: Scores) -> None:
+    if asked.work.error is None:
+        asked.work.run.observe(scores)
+        asked.work.scored += len(asked.query)
+
+
+def not_finite(model: str, what: str) -> ModelError:
+    """Return the error of a model whose scores are no numbers."""
+    return ModelError(f"{model} returns NaN or infinite values for {what}")
+
+
+def _shifted(on_progress: Progress, done: int, total: int) -> Progress:
+    """Count the changed inputs of one round on from those of earlier rounds."""
+    return lambda now, _: on_progress(done + now, total)

@@ -1,0 +1,40 @@
+"""ScoreCAM: Score-CAM of a model file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ortcam.core.convention import Convention, resolve_convention
+from ortcam.explain.explainer import ModelExplainer
+from ortcam.methods.scorecam import ScoreCAMMethod
+from ortcam.model.cam_model import ModelLike
+from ortcam.runtime.providers import ProviderLike
+
+
+class ScoreCAM(ModelExplainer):
+    """Score-CAM (Wang et al. 2019, arXiv 1910.01279) of an ONNX model, run by ONNX Runtime.
+
+    >>> cam = ScoreCAM("model.onnx")                               # doctest: +SKIP
+    >>> explanation = cam.explain("photo.jpg", targets=["collie"])  # doctest: +SKIP
+    >>> explanation.save("out")                                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: ModelLike,
+        provider: ProviderLike = "auto",
+        preset: str | Convention = "official",
+        batch_size: int | Literal["auto"] | None = None,
+        threads: int | None = None,
+        layer: str | None = None,
+    ) -> None:
+        """Load a model file.
+
+        Args:
+            model, provider, batch_size, threads, layer: as for `ModelExplainer`.
+            preset: a name in `ortcam.PRESETS`, or a Convention.
+
+        Raises:
+            OptionError: the preset is unknown; else as `ModelExplainer`.
+        """
+        super().__init__(model, ScoreCAMMethod(resolve_convention(preset)), provider, batch_size, threads, layer)

@@ -1,0 +1,36 @@
+"""Arguments that were positional once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+_POSITIONAL = 3  # self, the image or images, and targets
+
+
+def names_from_the_third(*names: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Let a method take its keywords in the order that it had when they were positional, with a warning."""
+
+    def decorate(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @wraps(method)
+        def call(*given: Any, **named: Any) -> Result:
+            old = given[_POSITIONAL:]
+            if not old:
+                return method(*given, **named)
+            if len(old) > len(names):
+                raise TypeError(f"{method.__name__} takes at most {len(names) + 2} positional arguments")
+            shown = ", ".join(f"{name}=" for name in names[: len(old)])
+            warnings.warn(
+                f"{method.__name__} takes these arguments by name from version 0.2 on: {shown}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return method(*given[:_POSITIONAL], **dict(zip(names, old, strict=False)), **named)
+
+        return call
+
+    return decorate

@@ -1,0 +1,205 @@
+"""Changed inputs as nodes: photos and a bank of masks -> what the model is run on.
+
+    mask_b = rows @ ((bank[number_b] - shift_b) * scale_b + offset_b) @ columns
+    input_b = photos[photo_b] * mask_b + baseline * (1 - mask_b)
+
+`rows` [H,h] and `columns` [w,W] hold the weights of the bilinear upsampling, which lets one graph serve every
+convention, and needs nothing of a provider but MatMul. Where all rows have the same photo, its index is given once and
+the photo is broadcast, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+from onnx import TensorProto, helper
+
+from ortcam.core.grids import NUMBER_FACTOR, PRIME, ROUNDS
+from ortcam.core.query import Change, Grids
+from ortcam.graph.names import (
+    AFFINE,
+    BANK,
+    BLUR_COLUMNS,
+    BLUR_ROWS,
+    COLOUR,
+    COLUMNS,
+    GRID_CELLS,
+    GRID_LIMIT,
+    GRID_SHIFTS,
+    NUMBERS,
+    PHOTO_INDEX,
+    PHOTOS,
+    ROWS,
+)
+from ortcam.graph.scores import make_node
+from ortcam.model.contract import Layout
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What of a `Change` is in the nodes; the rest are inputs. A session runs all changes of one wiring.
+
+    Attributes:
+        bank: masks come from a bank that is ``given``, as channels and maps are, or from ``grids``.
+        binary, baseline, at: as in `Change` and `Baseline`.
+    """
+
+    bank: Literal["given", "grids"] = "given"
+    binary: bool = False
+    baseline: Literal["zero", "colour", "blurred"] = "zero"
+    at: Literal["image", "layer"] = "image"
+
+    @classmethod
+    def of(cls, change: Change) -> Wiring:
+        """Return the wiring that a change needs."""
+        bank: Literal["given", "grids"] = "grids" if isinstance(change.bank, Grids) else "given"
+        return cls(bank, change.binary, change.baseline.kind, change.at)
+
+
+MASKED_IMAGE = Wiring()  # Score-CAM's
+
+
+def mask_inputs(wiring: Wiring, content: Sequence[int | str | None]) -> list[onnx.ValueInfoProto]:
+    """Return the inputs of the nodes; `content` is the shape of a photo, or of a layer's features."""
+    floats, integers = TensorProto.FLOAT, TensorProto.INT64
+    value = helper.make_tensor_value_info
+    given = [value(BANK, floats, ["ortcam.A", None, None])] if wiring.bank == "given" else []
+    inputs = [
+        value(PHOTOS, floats, ["ortcam.P", *content]),
+        value(PHOTO_INDEX, integers, ["ortcam.R"]),
+        *given,
+        value(NUMBERS, integers, ["ortcam.B"]),
+        value(AFFINE, floats, ["ortcam.B", 3, 1, 1]),
+        value(ROWS, floats, [None, 1, None, None]),
+        value(COLUMNS, floats, [None, None] if wiring.bank == "given" else [None, 1, None, None]),
+    ]
+    if wiring.bank == "grids":
+        inputs += [value(GRID_CELLS, integers, [None, None]), value(GRID_SHIFTS, integers, [2])]
+        inputs += [value(GRID_LIMIT, integers, [1])]
+    if wiring.baseline == "colour":
+        inputs += [value(COLOUR, floats, [1, None, None, None])]
+    if wiring.baseline == "blurred":
+        inputs += [value(BLUR_ROWS, floats, [None, None]), value(BLUR_COLUMNS, floats, [None, None])]
+    return inputs
+
+
+def write_masks(wiring: Wiring, layout: Layout, made: str) -> list[onnx.NodeProto]:
+    """Return the nodes that make the batch `made` [B,C,H,W] or [B,H,W,C], in the order of `layout`."""
+    nodes: list[onnx.NodeProto] = []
+    rows, columns = _write_grids(nodes) if wiring.bank == "grids" else _write_gathering(nodes)
+    nodes += [
+        helper.make_node("Split", [AFFINE], ["ortcam.shift", "ortcam.scale", "ortcam.offset"], axis=1, num_outputs=3),
+        make_node("Sub", ["ortcam.channel", "ortcam.shift"], "shifted"),
+        make_node("Mul", ["ortcam.shifted", "ortcam.scale"], "scaled"),
+        make_node("Add", ["ortcam.scaled", "ortcam.offset"], "normalized"),
+        make_node("MatMul", [rows, "ortcam.normalized"], "taller"),
+        make_node("MatMul", ["ortcam.taller", columns], "mask"),  # [B,1,H,W]
+    ]
+    mask = "ortcam.mask"
+    if wiring.binary:
+        nodes.append(_number("nothing", 0.0))
+        nodes.append(make_node("Greater", [mask, "ortcam.nothing"], "shows"))
+        nodes.append(make_node("Cast", ["ortcam.shows"], "binary_mask", to=TensorProto.FLOAT))
+        mask = "ortcam.binary_mask"
+    if layout == "NHWC":
+        nodes.append(make_node("Transpose", [mask], "mask_last", perm=[0, 2, 3, 1]))
+        mask = "ortcam.mask_last"
+    nodes.append(make_node("Gather", [PHOTOS, PHOTO_INDEX], "photo", axis=0))
+    if wiring.baseline == "zero":
+        return [*nodes, helper.make_node("Mul", ["ortcam.photo", mask], [made], name="ortcam.masked_image")]
+    baseline = COLOUR if wiring.baseline == "colour" else _write_blur(nodes, layout)
+    nodes += [
+        _number("one_mask", 1.0),
+        make_node("Mul", ["ortcam.photo", mask], "kept"),
+        make_node("Sub", ["ortcam.one_mask", mask], "hidden"),
+        make_node("Mul", [baseline, "ortcam.hidden"], "replaced"),
+        helper.make_node("Add", ["ortcam.kept", "ortcam.replaced"], [made], name="ortcam.masked_image"),
+    ]
+    return nodes
+
+
+def _write_gathering(nodes: list[onnx.NodeProto]) -> tuple[str, str]:
+    """Add nodes that gather the bank's masks as `ortcam.channel` [B,1,h,w]; return the upsampling matrices."""
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
+    nodes += [
+        make_node("Gather", [BANK, NUMBERS], "gathered", axis=0),  # [B,h,w]
+        make_node("Constant", [], "mask_axis", value=axis),
+        make_node("Unsqueeze", ["ortcam.gathered", "ortcam.mask_axis"], "channel"),  # [B,1,h,w]
+    ]
+    return ROWS, COLUMNS
+
+
+def _write_grids(nodes: list[onnx.NodeProto]) -> tuple[str, str]:
+    """Add nodes that draw grids as `ortcam.channel` [B,1,s,s]: `ortcam.core.grids.draw_grids`."""
+
+    def integers(name: str, dims: list[int], values: list[int]) -> None:
+        nodes.append(make_node("Constant", [], name, value=helper.make_tensor(name, TensorProto.INT64, dims, values)))
+
+    for name, number in (("prime", PRIME), ("number_factor", NUMBER_FACTOR)):
+        integers(name, [], [number])
+    for name, axes in (("axis_1", [1]), ("axes_12", [1, 2])):
+        integers(name, [len(axes)], axes)
+    for index, added in enumerate(ROUNDS):
+        integers(f"added_{index}", [], [added])
+    nodes += [
+        make_node("Mul", [NUMBERS, "ortcam.number_factor"], "multiplied"),
+        make_node("Mod", ["ortcam.multiplied", "ortcam.prime"], "begin"),
+        make_node("Unsqueeze", ["ortcam.begin", "ortcam.axes_12"], "begin_of_cells"),
+        make_node("Unsqueeze", ["ortcam.begin", "ortcam.axis_1"], "begin_of_shifts"),
+    ]
+    cells = _write_scramble(nodes, "begin_of_cells", GRID_CELLS, "cell")  # [B,s,s]
+    shifts = _write_scramble(nodes, "begin_of_shifts", GRID_SHIFTS, "move")  # [B,2]
+    nodes += [
+        make_node("Less", [cells, GRID_LIMIT], "shown"),
+        make_node("Cast", ["ortcam.shown"], "grid", to=TensorProto.FLOAT),
+        make_node("Unsqueeze", ["ortcam.grid", "ortcam.axis_1"], "channel"),
+    ]
+    made = []
+    for index, matrices in enumerate((ROWS, COLUMNS)):
+        integers(f"side_{index}", [], [index])
+        nodes += [
+            make_node("Shape", [matrices], f"count_{index}", start=0, end=1),  # how many shifts there are
+            make_node("Gather", [shifts, f"ortcam.side_{index}"], f"hash_{index}", axis=1),
+            make_node("Mod", [f"ortcam.hash_{index}", f"ortcam.count_{index}"], f"shift_{index}"),
+            make_node("Gather", [matrices, f"ortcam.shift_{index}"], f"matrix_{index}", axis=0),  # [B,1,H,s]
+        ]
+        made.append(f"ortcam.matrix_{index}")
+    return made[0], made[1]
+
+
+def _write_scramble(nodes: list[onnx.NodeProto], begin: str, terms: str, name: str) -> str:
+    """Add the nodes of `ortcam.core.grids.scramble` for the sum of two values; return what they make."""
+
+    def append(op_type: str, left: str, right: str, step: str) -> str:
+        nodes.append(make_node(op_type, [left, right], f"{name}_{step}"))
+        return f"ortcam.{name}_{step}"
+
+    value = append("Mod", append("Add", f"ortcam.{begin}", terms, "sum"), "ortcam.prime", "0")
+    for index in range(len(ROUNDS)):
+        square = append("Mod", append("Mul", value, value, f"{index}_2"), "ortcam.prime", f"{index}_square")
+        fourth = append("Mod", append("Mul", square, square, f"{index}_4"), "ortcam.prime", f"{index}_fourth")
+        fifth = append("Mul", fourth, value, f"{index}_5")
+        value = append(
+            "Mod", append("Add", fifth, f"ortcam.added_{index}", f"{index}_more"), "ortcam.prime", f"{index}"
+        )
+    return value
+
+
+def _write_blur(nodes: list[onnx.NodeProto], layout: Layout) -> str:
+    photo = "ortcam.photo"
+    if layout == "NHWC":
+        nodes.append(make_node("Transpose", [photo], "photo_first", perm=[0, 3, 1, 2]))
+        photo = "ortcam.photo_first"
+    nodes.append(make_node("MatMul", [BLUR_ROWS, photo], "blurred_down"))
+    nodes.append(make_node("MatMul", ["ortcam.blurred_down", BLUR_COLUMNS], "blurred"))
+    if layout == "NCHW":
+        return "ortcam.blurred"
+    nodes.append(make_node("Transpose", ["ortcam.blurred"], "blurred_last", perm=[0, 2, 3, 1]))
+    return "ortcam.blurred_last"
+
+
+def _number(name: str, number: float) -> onnx.NodeProto:
+    return make_node("Constant", [], name, value_float=number)

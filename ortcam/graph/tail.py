@@ -1,0 +1,78 @@
+"""The tail of a model: what follows the target layer, cut out as a graph of its own."""
+
+from __future__ import annotations
+
+import onnx
+
+from ortcam.errors import LayerError
+
+LAYER = "activations"  # the output that is the layer
+
+
+def cut_tail(proto: onnx.ModelProto, name: str) -> None:
+    """Leave of a model file's graph, in place, the nodes between the target layer and the scores.
+
+    The layer becomes a value that nothing makes. The first output stays.
+
+    Args:
+        proto: the parsed file.
+        name: what error messages call the model.
+
+    Raises:
+        LayerError: the scores do not follow from the layer alone.
+    """
+    graph = proto.graph
+    producers = {output: node for node in graph.node for output in node.output if output}
+    needed, reaches_layer = list(_needed(graph.output[0].name, producers)), False
+    for value in needed:
+        if value == "image":
+            raise LayerError(
+                f"the scores of {name} do not follow from its target layer alone: another path leads around the "
+                "layer; expected the output of a whole block: choose another layer (see: ortcam inspect)"
+            )
+        reaches_layer |= value == LAYER
+    if not reaches_layer:
+        raise LayerError(
+            f"the scores of {name} do not follow from its exposed target layer, which is a converted copy; this "
+            "method needs a float32 layer with channels: choose another layer (see: ortcam inspect), or score-cam"
+        )
+    kept = set(needed)
+    nodes = [node for node in graph.node if LAYER not in node.output and any(one in kept for one in node.output)]
+    read = {one for node in nodes for one in _read(node)}
+    weights = [one for one in graph.initializer if one.name in read]
+    sparse = [one for one in graph.sparse_initializer if one.values.name in read]
+    described = [one for one in graph.value_info if one.name in kept]
+    first = graph.output[0]
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(first)
+    for field, values in (
+        ("node", nodes), ("initializer", weights), ("sparse_initializer", sparse), ("value_info", described),
+        ("output", [copy]),
+    ):  # fmt: skip
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        graph.ClearField(field)
+        getattr(graph, field).extend(copies)
+
+
+def _needed(name: str, producers: dict[str, onnx.NodeProto]) -> dict[str, None]:
+    """Return the values that a value is computed from, and itself; nothing from before the layer."""
+    seen, waiting = dict[str, None](), [name]
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen[value] = None
+        if value != LAYER and value in producers:
+            waiting.extend(_read(producers[value]))
+    return seen
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """Return the values that a node reads, also inside its subgraphs."""
+    read = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            own = {value.name for value in graph.input} | {one.name for one in graph.initializer}
+            own |= {name for inner in graph.node for name in inner.output}
+            read |= {name for inner in graph.node for name in _read(inner)} - own
+    return read

@@ -1,0 +1,49 @@
+"""Methods of explanation, a file each: what is asked of the model, and what its answers make a map of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+from ortcam.core.method import Method
+from ortcam.errors import OptionError, nearest
+
+METHODS = {
+    "score-cam": ("scorecam", "ScoreCAMMethod"),
+    "recipro-cam": ("reciprocam", "ReciproCAM"),
+    "rise": ("rise", "RISE"),
+}
+
+
+def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """Return the method of that name; options may be text, as on the command line.
+
+    Raises:
+        OptionError: the name or an option is unknown, or a value makes no sense.
+    """
+    if name not in METHODS:
+        raise OptionError(f"method {name!r} is unknown; expected {', '.join(METHODS)}{nearest(name, METHODS)}")
+    module, kind = METHODS[name]
+    method = getattr(import_module(f"ortcam.methods.{module}"), kind)
+    defaults = {field.name: field.default for field in fields(method) if field.init and field.name != "convention"}
+    given = {}
+    for option, value in (options or {}).items():
+        if option not in defaults:
+            expected = ", ".join(defaults) or "none"
+            raise OptionError(f"method option {option!r} of {name} is unknown; expected {expected}")
+        given[option] = _as(type(defaults[option]), option, value)
+    made: Method = method(**given)
+    return made
+
+
+def _as(kind: type, option: str, value: Any) -> Any:
+    """Return a value as the type of the option's default."""
+    if not isinstance(value, str) or kind is str:
+        return value
+    try:
+        return kind(value)
+    except ValueError as error:
+        expected = "a whole number" if kind is int else "a number"
+        raise OptionError(f"method option {option} is {value!r}; expected {expected}") from error

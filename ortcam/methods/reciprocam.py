@@ -1,0 +1,96 @@
+"""Recipro-CAM (Byun and Lee 2022, arXiv 2209.14074): what the rest of the network says to each place of a layer alone.
+
+    map(i, j) = f_c(tail(A * window_ij))
+
+The features A [K,h,w] of the target layer go through the rest of the network (its tail) h * w times, each time with one
+place kept and the others zero. The score of the target class is the value of the map at that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from ortcam.core.budget import Limits, Predictors
+from ortcam.core.convention import Convention
+from ortcam.core.forward import Forward
+from ortcam.core.method import MapResult, Scores
+from ortcam.core.query import Change, Maps, Query
+from ortcam.core.targets import Wanted
+from ortcam.errors import OptionError
+
+# Min-max normalisation without a ReLU, and bilinear interpolation.
+_CONVENTION = Convention(
+    "recipro-cam", "Byun and Lee 2022, arXiv 2209.14074; OpenVINO XAI 1.1", steps=("normalize", "upsample")
+)
+
+
+@dataclass(frozen=True)
+class ReciproCAM:
+    """Recipro-CAM.
+
+    Attributes:
+        score: the value of the map: the target's ``logit``, or its ``probability``.
+    """
+
+    score: Literal["logit", "probability"] = "probability"
+
+    name = "recipro-cam"
+    convention = _CONVENTION
+    scored: Literal["logits", "output"] = "logits"
+    change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer")
+
+    def __post_init__(self) -> None:
+        if self.score not in ("logit", "probability"):
+            raise OptionError(f"score is {self.score!r}; expected 'logit' or 'probability'")
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "score": self.score}
+
+    def check(self, limits: Limits) -> None:
+        if limits != Limits():
+            raise OptionError("recipro-cam runs a tail for each place of the layer; leave budget and tolerance out")
+
+    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
+        return batch_size
+
+    def begin(
+        self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors
+    ) -> ReciproCAMRun:
+        return ReciproCAMRun(self, forward)
+
+
+class ReciproCAMRun:
+    """Recipro-CAM of one photo."""
+
+    def __init__(self, method: ReciproCAM, forward: Forward) -> None:
+        self._method = method
+        self._size = forward.activations.shape[1:]  # (h, w)
+        self._scores: Scores | None = None
+        self.most = int(np.prod(self._size))
+
+    def next(self) -> Query | None:
+        if self._scores is not None:
+            return None
+        affine = np.tile(np.array([0, 1, 0], np.float32), (self.most, 1))
+        return Query(Change(_windows(self._size), at="layer"), np.arange(self.most), affine)
+
+    def observe(self, scores: Scores) -> None:
+        self._scores = scores
+
+    def finish(self) -> MapResult:
+        assert self._scores is not None
+        probability = self._method.score == "probability"
+        values = (np.exp(self._scores.log_probabilities) if probability else self._scores.logits).T  # [T,hw]
+        return MapResult(values.reshape(-1, *self._size), values, (None,) * len(values), None)
+
+
+@lru_cache(maxsize=8)
+def _windows(size: tuple[int, int]) -> Maps:
+    """Return the masks that keep one place each, of a layer of (h, w); the same object for the same size."""
+    count = size[0] * size[1]
+    return Maps(np.eye(count, dtype=np.float32).reshape(count, *size))

@@ -1,0 +1,98 @@
+"""RISE (Petsiuk et al. 2018, arXiv 1806.07421): random masks, and what the model still sees behind them.
+
+    map = 1 / (N p) * sum over n of p_c(x * M_n) M_n
+
+Each mask M_n is a grid of cells, shown with probability p, enlarged and cut out at a random place. No layer is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ortcam.core.budget import Limits, Predictors
+from ortcam.core.convention import Convention, Floats
+from ortcam.core.forward import Forward
+from ortcam.core.grids import sum_masks
+from ortcam.core.method import MapResult, Scores
+from ortcam.core.query import Change, Grids, Query
+from ortcam.core.targets import Wanted
+from ortcam.errors import OptionError, whole
+
+_CONVENTION = Convention("rise", "Petsiuk et al. 2018, arXiv 1806.07421; eclique/RISE", steps=("normalize",))
+_AT_ONCE = 256  # masks between two looks at the progress
+
+
+@dataclass(frozen=True)
+class RISE:
+    """RISE.
+
+    Attributes:
+        masks: how many; a budget takes its place.
+        cells: rows and columns of a grid.
+        probability: the share of the cells that is shown.
+        seed: of the masks. The same seed makes the same masks on every device.
+    """
+
+    masks: int = 4000
+    cells: int = 7
+    probability: float = 0.5
+    seed: int = 0
+
+    name = "rise"
+    convention = _CONVENTION
+    scored: Literal["logits", "output"] = "logits"
+
+    def __post_init__(self) -> None:
+        whole("masks", self.masks)
+        whole("cells", self.cells)
+        if not 0 < self.probability < 1:
+            raise OptionError(f"probability is {self.probability!r}; expected a number between 0 and 1")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise OptionError(f"seed is {self.seed!r}; expected a whole number from 0")
+
+    @property
+    def change(self) -> Change:
+        return Change(Grids((self.cells, self.cells), self.probability, self.seed))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, **{name: getattr(self, name) for name in self.__dataclass_fields__}}
+
+    def check(self, limits: Limits) -> None:
+        if limits.tolerance is not None or limits.selection != "predict":
+            raise OptionError("rise takes a budget alone, the number of masks; leave tolerance and selection out")
+
+    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
+        return min(limits.budget or self.masks, batch_size)
+
+    def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> RISERun:
+        return RISERun(self, forward, limits.budget or self.masks)
+
+
+class RISERun:
+    """RISE of one photo."""
+
+    def __init__(self, method: RISE, forward: Forward, masks: int) -> None:
+        self._method, self._size = method, forward.size
+        self._grids = Grids((method.cells, method.cells), method.probability, method.seed)
+        self._kept: list[Floats] = []  # the probabilities [m,T]
+        self.most = masks
+
+    def next(self) -> Query | None:
+        done = sum(map(len, self._kept))
+        numbers = np.arange(done, min(done + _AT_ONCE, self.most))
+        if not len(numbers):
+            return None
+        affine = np.tile(np.array([0, 1, 0], np.float32), (len(numbers), 1))
+        return Query(Change(self._grids), numbers, affine)
+
+    def observe(self, scores: Scores) -> None:
+        self._kept.append(np.exp(scores.log_probabilities))
+
+    def finish(self) -> MapResult:
+        weights = np.concatenate(self._kept).T / np.float32(self.most * self._method.probability)  # [T,N]
+        sums = sum_masks(self._grids, np.arange(self.most), weights, self._size)
+        return MapResult(sums, weights, (None,) * len(weights), None)

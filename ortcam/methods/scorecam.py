@@ -1,0 +1,88 @@
+"""Score-CAM (Wang et al. 2019, arXiv 1910.01279, Algorithm 1), in the paper's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.core.budget import Limits, Predictors
+from ortcam.core.convention import PRESETS, Convention
+from ortcam.core.forward import Forward
+from ortcam.core.method import MapResult, Scores
+from ortcam.core.query import Change, Channels, Query
+from ortcam.core.selection import EXACT, ErrorEstimate, select_distinct
+from ortcam.core.targets import Wanted
+
+
+@dataclass(frozen=True)
+class ScoreCAMMethod:
+    """Score-CAM by one of its definitions; `Convention` says in what they differ."""
+
+    convention: Convention = field(default_factory=lambda: PRESETS["official"])
+    name: str = field(default="score-cam", init=False)
+
+    @property
+    def scored(self) -> Literal["logits", "output"]:
+        return self.convention.scored
+
+    @property
+    def change(self) -> Change:
+        return Change(Channels(), align_corners=self.convention.mask_align_corners)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}  # the convention stands in the record by itself
+
+    def check(self, limits: Limits) -> None:
+        pass  # all limits make sense
+
+    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
+        return limits.first_stage(channels, batch_size)
+
+    def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> ScoreCAMRun:
+        return ScoreCAMRun(self, forward, len(targets), limits, predictors)
+
+
+class ScoreCAMRun:
+    """Score-CAM of one photo, for T targets."""
+
+    def __init__(
+        self, method: ScoreCAMMethod, forward: Forward, targets: int, limits: Limits, predictors: Predictors
+    ) -> None:
+        self._method, self._activations, self._targets = method, forward.activations, targets
+        # Every channel A_k becomes a mask over the input: upsampled, and normalised to [0,1].
+        self._masks = method.convention.masks(forward.activations, forward.size)
+        # Channels that have the same mask need one pass, and a budget allows some of the passes.
+        self._selection = select_distinct(forward.activations, self._masks, method.convention)
+        self._plan = limits.plan(forward.activations, self._selection, predictors)
+        self._scores = np.empty((0, targets), np.float32)  # of the distinct masks, [D,T], once they are known
+        self._errors: tuple[ErrorEstimate | None, ...] = (EXACT,) * targets
+        self._has_scores = False
+        self.most = limits.most(self._selection)
+
+    def next(self) -> Query | None:
+        chosen: NDArray[np.intp] = self._plan.next()
+        if len(chosen):
+            selection = self._selection
+            return Query(self._method.change, selection.channels[chosen], selection.affine[chosen])
+        if self._has_scores:  # read now: the predictors of a group go on with other photos
+            self._scores, self._errors = self._plan.scores(), self._plan.errors()
+        return None
+
+    def observe(self, scores: Scores) -> None:
+        # The score of the target class that a mask keeps: p_c(x * N_k), or f_c(x * N_k).
+        probability = self._method.convention.weight == "probability"
+        self._plan.observe(scores.log_probabilities if probability else scores.logits)
+        self._has_scores = True
+
+    def finish(self) -> MapResult:
+        # The score is the weight of the channel, by some definitions after a softmax over the channels.
+        weights = self._method.convention.weights(self._selection.spread(self._scores))  # [T,K]
+        # The map is the weighted sum of the channels; ReLU, upsampling and normalisation follow when it is drawn.
+        sums = np.tensordot(weights, self._activations, axes=1)  # [T,h,w]
+        if not self._masks.live.any():
+            sums[:] = 0  # else the map would show how the sum of constants is rounded
+        return MapResult(sums, weights, self._errors, int(self._masks.live.sum()))

@@ -1,0 +1,124 @@
+"""Classifier: a model file that runs in this process, with the threads that work beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Literal
+
+from ortcam.core.budget import HostPredictors, Predictors
+from ortcam.core.convention import Floats
+from ortcam.core.method import Scores
+from ortcam.core.query import Change, Rows
+from ortcam.graph.masks import MASKED_IMAGE, Wiring
+from ortcam.model.cam_model import CamModel
+from ortcam.runtime.engine import Engine
+from ortcam.runtime.providers import Provider
+from ortcam.runtime.scorer import Group, Progress, Scorer
+from ortcam.runtime.threads import Workers, usable_processors
+
+_FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need it, or may not be run in two threads
+_ENOUGH_THREADS = 4  # beside a device: more of them wait for Python's lock only
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model file is run; can be pickled.
+
+    Attributes:
+        model: the model file.
+        scored: what the scores are taken from, as in `Convention`.
+        provider: the provider that is wanted.
+        batch_size: changed inputs a run, ``auto``, or None for the usual.
+        threads: CPU threads; None for one per physical core.
+        change: how the first queries change their inputs.
+    """
+
+    model: CamModel
+    scored: Literal["logits", "output"]
+    provider: Provider
+    batch_size: int | Literal["auto"] | None
+    threads: int | None
+    change: Change
+
+
+class Classifier:
+    """Runs a model on photos and on changed inputs, in batches; its errors are those of `Engine` and `Scorer`.
+
+    Attributes:
+        name: what messages call the model.
+        provider: the execution provider that it runs on.
+        frees_processor: whether the processor is free while the model runs.
+        workers: do what is done with several photos at once, between runs.
+        choosers: likewise, where predictors take part.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        """Open a session for the first queries; sessions for others are opened when they are asked for."""
+        setup.model.source.check_unchanged()
+        self._setup, self._lock = setup, Lock()
+        first = Wiring.of(setup.change)
+        whole = first if first.at == "image" else MASKED_IMAGE  # the plain pass needs the whole model
+        engine = Engine(setup.model, setup.scored, setup.provider, setup.batch_size, setup.threads, wiring=whole)
+        self.provider, self.name = engine.provider, setup.model.name
+        self._whole, self._scorers = engine.scorer, {whole: engine.scorer}
+        if first not in self._scorers:  # so that a layer without a tail is an error now
+            self._scorers[first] = self._open(first)
+        self.frees_processor = self.provider.name in _FREE_THE_PROCESSOR
+        self._predictors: Callable[[], Predictors]
+        if self.frees_processor:
+            from ortcam.runtime.surrogate import DeviceSurrogates
+
+            surrogates = DeviceSurrogates(self.provider.device)
+            self._predictors, self._close_predictors = surrogates.group, surrogates.close
+            self.workers = Workers(setup.threads or min(usable_processors(), _ENOUGH_THREADS))
+            self.choosers = Workers(1)
+        else:
+            self._predictors, self._close_predictors = HostPredictors, _nothing
+            self.workers = self.choosers = Workers(setup.threads)
+
+    @property
+    def batch_size(self) -> int:
+        """How many changed inputs a run has at most."""
+        return self._whole.batch_size
+
+    def forward(self, tensors: Floats) -> Group:
+        """Run the model once on the input tensors [P,...]: `Scorer.forward`."""
+        return self._whole.forward(tensors)
+
+    def score(self, group: Group, rows: Rows, change: Change, on_progress: Progress | None = None) -> Scores:
+        """Run changed inputs of a group's photos: `Scorer.score`."""
+        return self._scorer(Wiring.of(change)).score(group, rows, change, on_progress)
+
+    def predictors(self) -> Predictors:
+        """Return what makes the predictors of one group of photos."""
+        return self._predictors()
+
+    def close(self) -> None:
+        """End the threads; sessions end when nothing refers to them."""
+        self._close_predictors()
+        self.workers.close()
+        self.choosers.close()
+        for scorer in self._scorers.values():
+            scorer.close()
+
+    def _scorer(self, wiring: Wiring) -> Scorer:
+        with self._lock:
+            if wiring not in self._scorers:
+                self._scorers[wiring] = self._open(wiring)
+            return self._scorers[wiring]
+
+    def _open(self, wiring: Wiring) -> Scorer:
+        setup = self._setup
+        return Engine(setup.model, setup.scored, self.provider, self.batch_size, setup.threads, wiring=wiring).scorer
+
+
+def _nothing() -> None:
+    pass
+
+
+def opener(setup: Setup) -> Callable[[], Classifier]:
+    """Return what opens a classifier again, in another process."""
+    return partial(Classifier, setup)

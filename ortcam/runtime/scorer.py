@@ -1,0 +1,302 @@
+"""Running a scoring graph with IO binding: what is on the device stays there.
+
+For each group of photos the images go up, for the plain pass and for the changed ones, and the channels of their target
+layers come down and go up again. For each batch a few numbers a row go up and a score per target comes down; changed
+inputs exist only inside a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ortcam.core.blur import blur_matrix
+from ortcam.core.convention import Floats, interpolation_matrix
+from ortcam.core.device import Device
+from ortcam.core.forward import Forward
+from ortcam.core.grids import grid_terms, shifted_matrices
+from ortcam.core.method import Scores
+from ortcam.core.query import Change, Channels, Grids, Maps, Rows
+from ortcam.errors import ModelError
+from ortcam.graph import names
+from ortcam.graph.masks import MASKED_IMAGE, Wiring
+from ortcam.model.cam_model import CamModel
+from ortcam.runtime.batches import Inputs, Padding, batch_sizes, row_inputs
+from ortcam.runtime.captured import GATE, NOT_CAPTURED, Batch, CapturedRuns
+from ortcam.runtime.session import running
+
+Progress = Callable[[int, int], None]
+
+_SCORES = (names.TARGET_LOGITS, names.TARGET_LOG_PROBABILITIES)
+_CHANNELS = Change(Channels())
+
+
+@dataclass(frozen=True)
+class Group:
+    """P photos of one size whose changed inputs share batches.
+
+    Attributes:
+        photos: float32 [P,...], the input tensors.
+        features: float32 [P*K,h,w], the activations of all of them.
+        passes: the plain pass of every photo.
+        on_device: what is on the device already: the photos, the features, banks of masks.
+    """
+
+    photos: Floats
+    features: Floats
+    passes: tuple[Forward, ...]
+    on_device: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def per_photo(self) -> int:
+        """K, the channels of each photo."""
+        return len(self.features) // len(self.photos)
+
+    @property
+    def layer(self) -> tuple[int, int]:
+        """The size (h, w) of the channels."""
+        return self.features.shape[1], self.features.shape[2]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The model's input size (H, W)."""
+        return self.passes[0].size
+
+
+class Scorer:
+    """Runs the scoring graph of one wiring. One scorer serves many threads."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        model: CamModel,
+        device: Device,
+        batch_size: int,
+        padding: Padding,
+        captures: bool = False,
+        wiring: Wiring = MASKED_IMAGE,
+    ) -> None:
+        """Wrap a session.
+
+        Args:
+            session: a session of the scoring graph.
+            model: the model file that the graph was built from.
+            device: where the session's buffers live.
+            batch_size: changed inputs a run.
+            padding: how batches are filled up.
+            captures: the session captures CUDA graphs.
+            wiring: what the graph was built for.
+        """
+        self._session = session
+        self._model = model
+        self._device = device
+        self._padding = padding
+        self._result = session.get_outputs()[0].name
+        self._name = model.name
+        self._wiring = wiring
+        self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
+        # Two runs at once would take twice the memory of a GPU, and are no faster.
+        self._turn = nullcontext() if device.type == "cpu" else Lock()
+        # Another model may be captured; where this one is, that is seen to already.
+        self._gate = GATE.shared if device.type == "cuda" and not captures else nullcontext
+        self.batch_size = batch_size
+
+    def close(self) -> None:
+        """End the thread that a session with CUDA graphs runs in."""
+        if self._captured is not None:
+            self._captured.close()
+
+    def forward(self, tensors: Floats) -> Group:
+        """Run the model once on the input tensors [P,...], unmasked.
+
+        Raises:
+            ModelError: the model cannot be run, or what it returns has another shape than its contract says.
+        """
+        contract, count = self._model.contract, len(tensors)
+        height, width = tensors.shape[2:] if contract.image_layout == "NCHW" else tensors.shape[1:3]
+        rows = Rows.plain(count).take(0, self._model.batch or count)
+        (of_rows,) = row_inputs(rows, 1, [len(rows)])
+        inputs = {names.PHOTOS: tensors} | of_rows
+        change = _CHANNELS if self._wiring.bank == "given" else Change(Grids((1, 1)))
+        if self._wiring.bank == "given":
+            inputs[names.BANK] = np.zeros((count, 1, 1), np.float32)
+        fixed = self._fixed(change, (1, 1), (height, width), len(rows))
+        made = (self._result, names.LOGITS, "activations")
+
+        def direct() -> list[Floats]:
+            return self._run(self._session.io_binding(), inputs | fixed, made)
+
+        if self._captured is None:
+            output, logits, activations = direct()
+        else:
+            output, logits, activations = self._captured.run(Batch(False, inputs, fixed, dict.fromkeys(made), direct))
+        self._check_shapes(output, activations)
+        if contract.activations_layout == "NHWC":
+            activations = np.ascontiguousarray(activations.transpose(0, 3, 1, 2))
+        passes = (Forward(logits[i], output[i], activations[i], (height, width)) for i in range(count))
+        features = activations[:count].reshape(-1, *activations.shape[2:])
+        return Group(tensors, features, tuple(passes))
+
+    def score(
+        self, group: Group, rows: Rows, change: Change = _CHANNELS, on_progress: Progress | None = None
+    ) -> Scores:
+        """Run changed inputs of a group's photos.
+
+        Args:
+            group: their plain passes.
+            rows: which photo, mask and targets: M of them.
+            change: what all of them have in common; of the wiring that the graph was built for.
+            on_progress: called with (done, M) after every batch.
+        """
+        scores = Scores(*(np.empty(rows.targets.shape, np.float32) for _ in range(2)))
+        run = _GroupRuns(self, group, change)
+        sizes = batch_sizes(len(rows), self.batch_size, self._padding)
+        per_photo = group.per_photo if isinstance(change.bank, Channels) else 0
+        begin = 0
+        for size, inputs in zip(sizes, row_inputs(rows.take(0, sum(sizes)), per_photo, sizes), strict=True):
+            end = min(begin + size, len(rows))
+            logits, log_probabilities = run(inputs)
+            scores.logits[begin:end] = logits[: end - begin]
+            scores.log_probabilities[begin:end] = log_probabilities[: end - begin]
+            begin += size
+            if on_progress is not None:
+                on_progress(end, len(rows))
+        return scores
+
+    def _run(self, binding: Any, inputs: Inputs, outputs: Sequence[str]) -> list[Floats]:
+        """Run with inputs beside those that are bound; return the outputs."""
+        for name, array in inputs.items():
+            if self._device.type == "cpu":
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            else:
+                binding.bind_ortvalue_input(name, self._upload(array))
+        binding.clear_binding_outputs()
+        for name in outputs:
+            binding.bind_output(name)
+        with self._turn, running(self._name), self._gate():
+            self._session.run_with_iobinding(binding, None if self._captured is None else NOT_CAPTURED)
+            results: list[Floats] = binding.copy_outputs_to_cpu()
+            return results
+
+    def _fixed(self, change: Change, small: tuple[int, int], size: tuple[int, int], count: int) -> Inputs:
+        """Return the inputs that are the same for all batches of `count` rows.
+
+        Args:
+            change: what the rows have in common.
+            small: the size of the masks before they are upsampled.
+            size: of what is masked.
+            count: rows of a batch.
+        """
+        if isinstance(change.bank, Grids):
+            cells, shifts, limit = grid_terms(change.bank)
+            rows, columns = (shifted_matrices(*pair) for pair in zip(size, change.bank.cells, strict=True))
+            fixed: Inputs = {
+                names.ROWS: rows[:, None],
+                names.COLUMNS: columns[:, None].transpose(0, 1, 3, 2),
+                names.GRID_CELLS: cells,
+                names.GRID_SHIFTS: shifts,
+                names.GRID_LIMIT: np.array([limit]),
+            }
+        else:
+            rows = interpolation_matrix(size[0], small[0], change.align_corners)[None, None]
+            if self._device.type != "cpu":
+                rows = np.broadcast_to(rows, (count, *rows.shape[1:]))
+            fixed = {names.ROWS: rows, names.COLUMNS: interpolation_matrix(size[1], small[1], change.align_corners).T}
+        if self._wiring.baseline == "colour":
+            colour = np.array(change.baseline.colour or 0, np.float32).reshape(1, -1, 1, 1)
+            last = self._model.contract.image_layout == "NHWC"
+            fixed[names.COLOUR] = colour.transpose(0, 2, 3, 1) if last else colour
+        if self._wiring.baseline == "blurred":
+            fixed[names.BLUR_ROWS] = blur_matrix(size[0], change.baseline.sigma)
+            fixed[names.BLUR_COLUMNS] = blur_matrix(size[1], change.baseline.sigma).T
+        return fixed
+
+    def _check_shapes(self, output: Floats, activations: Floats) -> None:
+        name = self._model.name
+        if activations.ndim != 4:
+            raise ModelError(
+                f"{name}: the target layer has the shape {list(activations.shape)}; "
+                "expected [batch,channels,height,width]"
+            )
+        if output.ndim != 2:
+            raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
+
+    def _of_group(self, group: Group, change: Change) -> Inputs:
+        """Return what all batches of a group have: what is changed, and the bank."""
+        content = group.photos
+        if change.at == "layer":
+            content = group.features.reshape(len(group.photos), -1, *group.layer)
+            if self._model.contract.activations_layout == "NHWC":
+                content = content.transpose(0, 2, 3, 1)
+        if isinstance(change.bank, Grids):
+            return {names.PHOTOS: content}
+        return {names.PHOTOS: content, names.BANK: _bank_of(group, change)}
+
+    def _upload(self, array: NDArray[Any]) -> Any:
+        with running(self._name), self._gate():
+            return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device.type, self._device.id)
+
+
+class _GroupRuns:
+    """Runs batches of one group with one change: by a binding that keeps what they share, or as CUDA graphs."""
+
+    def __init__(self, scorer: Scorer, group: Group, change: Change) -> None:
+        self._scorer, self._group, self._change = scorer, group, change
+        self._small = group.layer if isinstance(change.bank, Channels) else _bank_of(group, change).shape[1:]
+        self._size = group.layer if change.at == "layer" else group.size
+        self._binding: Any = None
+        self._bound = 0  # rows of the batches that the bound inputs are for
+
+    def __call__(self, inputs: Inputs) -> list[Floats]:
+        """Return the two kinds of scores of a batch."""
+        captured = self._scorer._captured
+        if captured is None:
+            return self._direct(inputs)
+        shared = self._scorer._of_group(self._group, self._change)
+        outputs = dict.fromkeys(_SCORES, inputs[names.TARGETS].shape)
+        batch = Batch(
+            self._change.align_corners, inputs, self._fixed(inputs), outputs, lambda: self._direct(inputs),
+            self._group, shared, self._shared,
+        )  # fmt: skip
+        return captured.run(batch)
+
+    def _direct(self, inputs: Inputs) -> list[Floats]:
+        """Run a batch in fresh buffers."""
+        count = len(inputs[names.NUMBERS])
+        if self._binding is None:
+            self._binding = self._scorer._session.io_binding()
+            for name, value in self._shared().items():
+                self._binding.bind_ortvalue_input(name, value)
+        if self._bound not in (-1, count):
+            fixed = self._fixed(inputs)
+            self._bound = -1 if len(fixed[names.ROWS]) == 1 or self._scorer._wiring.bank == "grids" else count
+            inputs = inputs | fixed
+        return self._scorer._run(self._binding, inputs, _SCORES)
+
+    def _fixed(self, inputs: Inputs) -> Inputs:
+        return self._scorer._fixed(self._change, self._small, self._size, len(inputs[names.NUMBERS]))
+
+    def _shared(self) -> dict[str, Any]:
+        """Return what all batches of the group have, on the device; it is copied there once."""
+        kept, change = self._group.on_device, self._change
+        found = {}
+        for name, array in self._scorer._of_group(self._group, change).items():
+            what = change.at if name == names.PHOTOS else change.bank
+            if what not in kept:
+                kept[what] = self._scorer._upload(array)
+            found[name] = kept[what]
+        return found
+
+
+def _bank_of(group: Group, change: Change) -> Floats:
+    """Return the masks of a bank that is given, [A,h,w]; of grids, nothing is given."""
+    if isinstance(change.bank, Maps):
+        return change.bank.values
+    return group.features if isinstance(change.bank, Channels) else np.empty((0, *change.bank.cells), np.float32)
