@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 # The house from the roof down: a line is a floor, and a room that stands in several lines is as high as they are.
 # A room imports only rooms that lie wholly below it. Rooms that do not exist yet have their place already.
@@ -32,6 +32,8 @@ FLOORS = tuple(
 FOLDERS = {"ortcam": "ortcam", "exporters": "ortcam.exporters", "cli": "ortcam.cli"}
 # ortcam/__init__.py: it names what is public, from all rooms, and loads a name when it is first used.
 FACE = "ortcam"
+When = Literal["start", "late", "types"]
+Importing = ast.Import | ast.ImportFrom | ast.Call
 # Files at the top of ortcam/ that belong to a room. The first of a room's files says what the room is for.
 AT_THE_TOP = {"scorecam": "explain", "work": "explain", "reproduction": "explain"}
 
@@ -51,7 +53,7 @@ class Import:
     line: int
     module: str
     name: str
-    when: Literal["start", "late", "types"]
+    when: When
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} imports {self.module}"
@@ -59,13 +61,21 @@ class Import:
 
 @dataclass(frozen=True)
 class Source:
-    """A Python file of the house; `purpose` is the first line of its docstring."""
+    """A Python file of the house.
+
+    Attributes:
+        lines: how many.
+        purpose: the first line of its docstring.
+        importing: the nodes that import, with when they are run.
+        of_the_face: what it takes from `ortcam` after `import ortcam`.
+    """
 
     file: str
     module: str
     lines: int
     purpose: str
-    tree: ast.Module
+    importing: list[tuple[Importing, When]]
+    of_the_face: list[str]
 
     @property
     def room(self) -> str:
@@ -97,29 +107,29 @@ class House:
         """All imports; a public name taken from the face counts as an import of the module that it comes from."""
         public = {
             alias.asname or alias.name: f"{node.module}"
-            for node in ast.walk(self.sources[FACE].tree if FACE in self.sources else ast.Module([], []))
+            for node, _ in self.sources[FACE].importing
             if isinstance(node, ast.ImportFrom) and room_of(f"{node.module}") in self.rooms
             for alias in node.names
         }
         return [
             Import(source.file, line, public.get(name, FACE) if module == FACE else module, name, when)
             for source in self.sources.values()
-            for node, when in _statements(source.tree)
+            for node, when in source.importing
             for line, module, name in self._targets(source, node)
         ]
 
-    def _targets(self, source: Source, node: ast.AST) -> Iterator[tuple[int, str, str]]:
+    def _targets(self, source: Source, node: Importing) -> Iterator[tuple[int, str, str]]:
         """Yield the line, the module and the name of each thing that a node imports."""
         if isinstance(node, ast.Import):
             for alias in node.names:
-                for name in _attributes(source.tree, alias.asname or FACE) if alias.name == FACE else [""]:
+                for name in source.of_the_face if alias.name == FACE else [""]:
                     yield node.lineno, alias.name, name
         elif isinstance(node, ast.ImportFrom):
             module = _absolute(source, node)
             for alias in node.names:
                 inner = f"{module}.{alias.name}"
                 yield node.lineno, inner if inner in self.sources else module, alias.name
-        elif isinstance(node, ast.Call) and _name(node.func) == "import_module":
+        else:
             for given in node.args[:1]:
                 if isinstance(given, ast.Constant):
                     yield node.lineno, str(given.value), ""
@@ -156,37 +166,41 @@ def _read(root: Path) -> Iterator[Source]:
             inner = [part for part in path.relative_to(root / folder).with_suffix("").parts if part != "__init__"]
             text = path.read_text(encoding="utf-8")
             tree = ast.parse(text, str(path))
-            purpose = (ast.get_docstring(tree) or "").partition("\n")[0]
-            module = ".".join([package, *inner])
-            yield Source(path.relative_to(root).as_posix(), module, text.count("\n"), purpose, tree)
+            nodes = list(_nodes(tree))
+            yield Source(
+                file=path.relative_to(root).as_posix(),
+                module=".".join([package, *inner]),
+                lines=text.count("\n"),
+                purpose=(ast.get_docstring(tree) or "").partition("\n")[0],
+                importing=[(node, when) for node, when in nodes if _imports(node)],
+                of_the_face=sorted(
+                    {node.attr for node, _ in nodes if isinstance(node, ast.Attribute) and _name(node.value) == FACE}
+                ),
+            )
 
 
-def _statements(
-    node: ast.AST, when: Literal["start", "late", "types"] = "start"
-) -> Iterator[tuple[ast.AST, Literal["start", "late", "types"]]]:
+def _nodes(node: ast.AST, when: When = "start") -> Iterator[tuple[ast.AST, When]]:
     """Yield every node below one, with when it is run."""
     for child in ast.iter_child_nodes(node):
         yield child, when
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from _statements(child, "late")
+            yield from _nodes(child, "late")
         elif isinstance(child, ast.If) and _name(child.test) == "TYPE_CHECKING":
-            for inner in child.body:
-                yield from _statements(ast.Module([inner], []), "types")
-            for inner in child.orelse:
-                yield from _statements(ast.Module([inner], []), when)
+            yield from _nodes(ast.Module(child.body, []), "types")
+            yield from _nodes(ast.Module(child.orelse, []), when)
         else:
-            yield from _statements(child, when)
+            yield from _nodes(child, when)
+
+
+def _imports(node: ast.AST) -> TypeGuard[Importing]:
+    if isinstance(node, ast.Call):
+        return _name(node.func) == "import_module"
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def _name(node: ast.AST) -> str:
     """Return the last part of a dotted name."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def _attributes(tree: ast.Module, name: str) -> list[str]:
-    """Return what a file takes from a module that it knows by a name."""
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    return sorted({node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == name})
 
 
 def _absolute(source: Source, node: ast.ImportFrom) -> str:

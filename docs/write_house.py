@@ -19,7 +19,7 @@ DRAWING = ROOT / "docs" / "house.svg"
 PAGE = ROOT / "docs" / "design.md"
 BEGIN, END = "<!-- written by docs/write_house.py -->\n", "<!-- end -->\n"
 
-WIDTH, MARGIN, GAP, HEAD, LINE = 980, 24, 40, 58, 17  # pixels
+WIDTH, MARGIN, GAP, HEAD, LINE = 840, 24, 40, 58, 17  # pixels
 # Colours: the ground, what computes, what explains, what is made of it, and the door.
 FILLS = {"errors": "#e7e5e4", "core": "#dcfce7", "explain": "#fef3c7", "cli": "#fce7f3"}
 BELOW, ABOVE = "#e0f2fe", "#ede9fe"
@@ -28,7 +28,7 @@ STYLE = f"""
 text {{ font-family: system-ui, "Segoe UI", "DejaVu Sans", sans-serif; font-size: 13px; fill: #334155 }}
 .title {{ font-size: 19px; font-weight: 700; fill: #0f172a }}
 .room {{ font-size: 17px; font-weight: 700; fill: #0f172a }}
-.size {{ fill: #64748b; text-anchor: end }}
+.size {{ font-size: 12px; fill: #64748b; text-anchor: end }}
 .also {{ fill: #64748b }}
 .count {{ font-weight: 700; fill: #0f172a }}
 .box {{ stroke: #94a3b8 }}
@@ -158,13 +158,17 @@ class Drawing:
 
 def legend(top: float, runs_up: bool) -> list[str]:
     x = MARGIN + 22
-    return [
-        arrow(MARGIN + 8, top - 12, MARGIN + 8, top + 8, "down"),
+    lines = [
         text(x, top + 3, "imports. A number counts pairs of files: one that imports and one that is imported."),
         text(x, top + 24, "also imports: rooms further down; their arrows are left out."),
-        *([arrow(MARGIN + 600, top + 28, MARGIN + 600, top + 10, "up")] if runs_up else []),
-        *([text(MARGIN + 614, top + 24, "an import that runs up: to be removed")] if runs_up else []),
+        arrow(MARGIN + 8, top - 12, MARGIN + 8, top + 8, "down"),
     ]
+    if runs_up:
+        lines += [
+            text(x + 480, top + 24, "an import that runs up: to be removed"),
+            arrow(x + 466, top + 28, x + 466, top + 10, "up"),
+        ]
+    return lines
 
 
 def head(name: str, colour: str) -> str:
