@@ -41,7 +41,7 @@ class MapResult:
 
     Attributes:
         sums: float32 [T,h,w], the maps before the last steps of the convention (ReLU, upsampling, normalisation).
-        weights: float32 [T,W], what the map was summed with: the weight of every channel, or of every mask.
+        weights: float32 [T,W], what was summed with: the weight of every channel, or the score of every mask.
         errors: how far every map is from the exact one; None where the method cannot tell.
         live: how many channels of the layer vary in space; None where the method does not look at them.
     """

@@ -177,7 +177,7 @@ def _write_scramble(nodes: list[onnx.NodeProto], begin: str, terms: str, name: s
         nodes.append(make_node(op_type, [left, right], f"{name}_{step}"))
         return f"ortcam.{name}_{step}"
 
-    value = append("Mod", append("Add", f"ortcam.{begin}", terms, "sum"), "ortcam.prime", "0")
+    value = append("Mod", append("Add", f"ortcam.{begin}", terms, "sum"), "ortcam.prime", "first")
     for index in range(len(ROUNDS)):
         square = append("Mod", append("Mul", value, value, f"{index}_2"), "ortcam.prime", f"{index}_square")
         fourth = append("Mod", append("Mul", square, square, f"{index}_4"), "ortcam.prime", f"{index}_fourth")

@@ -23,25 +23,22 @@ def cut_tail(proto: onnx.ModelProto, name: str) -> None:
     """
     graph = proto.graph
     producers = {output: node for node in graph.node for output in node.output if output}
-    needed, reaches_layer = list(_needed(graph.output[0].name, producers)), False
-    for value in needed:
-        if value == "image":
-            raise LayerError(
-                f"the scores of {name} do not follow from its target layer alone: another path leads around the "
-                "layer; expected the output of a whole block: choose another layer (see: ortcam inspect)"
-            )
-        reaches_layer |= value == LAYER
-    if not reaches_layer:
+    needed = _needed(graph.output[0].name, producers)
+    if LAYER not in needed:
         raise LayerError(
             f"the scores of {name} do not follow from its exposed target layer, which is a converted copy; this "
             "method needs a float32 layer with channels: choose another layer (see: ortcam inspect), or score-cam"
         )
-    kept = set(needed)
-    nodes = [node for node in graph.node if LAYER not in node.output and any(one in kept for one in node.output)]
+    if "image" in needed:
+        raise LayerError(
+            f"the scores of {name} do not follow from its target layer alone: another path leads around the "
+            "layer; expected the output of a whole block: choose another layer (see: ortcam inspect)"
+        )
+    nodes = [node for node in graph.node if LAYER not in node.output and any(one in needed for one in node.output)]
     read = {one for node in nodes for one in _read(node)}
     weights = [one for one in graph.initializer if one.name in read]
     sparse = [one for one in graph.sparse_initializer if one.values.name in read]
-    described = [one for one in graph.value_info if one.name in kept]
+    described = [one for one in graph.value_info if one.name in needed]
     first = graph.output[0]
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(first)

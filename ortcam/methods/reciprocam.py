@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class ReciproCAM:
 
     name = "recipro-cam"
     convention = _CONVENTION
-    scored: Literal["logits", "output"] = "logits"
+    scored: ClassVar[Literal["logits", "output"]] = "logits"
     change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer")
 
     def __post_init__(self) -> None:

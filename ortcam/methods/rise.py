@@ -1,15 +1,17 @@
 """RISE (Petsiuk et al. 2018, arXiv 1806.07421): random masks, and what the model still sees behind them.
 
-    map = 1 / (N p) * sum over n of p_c(x * M_n) M_n
+    map = sum over n of p_c(x * M_n) M_n / sum over n of M_n
 
 Each mask M_n is a grid of cells, shown with probability p, enlarged and cut out at a random place. No layer is needed.
+The paper divides by N p, the expected sum of the masks. Divided by their sum at each pixel, two maps of 4000 masks each
+agree far better: r .98 instead of .73 (EfficientNet-Lite0, one photo).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from ortcam.errors import OptionError, whole
 
 _CONVENTION = Convention("rise", "Petsiuk et al. 2018, arXiv 1806.07421; eclique/RISE", steps=("normalize",))
 _AT_ONCE = 256  # masks between two looks at the progress
+_LEAST_SUM = np.float32(1e-4)  # of a pixel that no mask shows: Xplique's
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,19 @@ class RISE:
         cells: rows and columns of a grid.
         probability: the share of the cells that is shown.
         seed: of the masks. The same seed makes the same masks on every device.
+        divisor: what the sum of the masks is divided by: the ``sum`` of the masks at each pixel (Xplique's convention),
+            or the ``expected`` sum N p (the paper's).
     """
 
     masks: int = 4000
     cells: int = 7
     probability: float = 0.5
     seed: int = 0
+    divisor: Literal["sum", "expected"] = "sum"
 
     name = "rise"
     convention = _CONVENTION
-    scored: Literal["logits", "output"] = "logits"
+    scored: ClassVar[Literal["logits", "output"]] = "logits"
 
     def __post_init__(self) -> None:
         whole("masks", self.masks)
@@ -53,6 +59,8 @@ class RISE:
             raise OptionError(f"probability is {self.probability!r}; expected a number between 0 and 1")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise OptionError(f"seed is {self.seed!r}; expected a whole number from 0")
+        if self.divisor not in ("sum", "expected"):
+            raise OptionError(f"divisor is {self.divisor!r}; expected 'sum' or 'expected'")
 
     @property
     def change(self) -> Change:
@@ -93,6 +101,9 @@ class RISERun:
         self._kept.append(np.exp(scores.log_probabilities))
 
     def finish(self) -> MapResult:
-        weights = np.concatenate(self._kept).T / np.float32(self.most * self._method.probability)  # [T,N]
-        sums = sum_masks(self._grids, np.arange(self.most), weights, self._size)
-        return MapResult(sums, weights, (None,) * len(weights), None)
+        kept = np.concatenate(self._kept).T  # [T,N]
+        ones = np.ones((1, self.most), np.float32)
+        sums = sum_masks(self._grids, np.arange(self.most), np.concatenate([kept, ones]), self._size)
+        expected = np.float32(self.most * self._method.probability)
+        divisor = np.maximum(sums[-1], _LEAST_SUM) if self._method.divisor == "sum" else expected
+        return MapResult(sums[:-1] / divisor, kept, (None,) * len(kept), None)
