@@ -27,8 +27,6 @@ from ortcam.surrogate import Prediction, smooth_directions
 
 _NAME = "the surrogate"
 _TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64, "amplitudes": np.float64}
-_CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes of the state
-_PREDICTED = ("importance", "direction", "logs", "amplitudes")  # what a prediction does
 Grid = tuple[int, int]
 Result = TypeVar("Result")
 State = dict[str, Any]  # OrtValues by the names in `surrogates.RANKS`
@@ -80,13 +78,13 @@ class DeviceSurrogates:
         new: State = {}
         while count:
             step = SMALLEST_STAGE if count >= SMALLEST_STAGE else 1
-            new |= self._change(state | new, _CHOSEN, {}, _choice_session, step)
+            new |= self._change(state | new, surrogates.CHOSEN, {}, _choice_session, step)
             count -= step
         return new
 
     def predict(self, state: State, scores: Floats) -> State:
         """Predict from scores [G,n,T]; return what is new of the state."""
-        return self._change(state, _PREDICTED, {"scores": scores}, _prediction_session)
+        return self._change(state, surrogates.PREDICTED, {"scores": scores}, _prediction_session)
 
     def expected_errors(self, state: State, target: int) -> Floats:
         """Return the expected errors [G] of the maps of a target."""
@@ -278,16 +276,16 @@ def _kernel_session() -> Builder:
 
 def _choice_session(count: int) -> Builder:
     graph = Builder()
-    state = _write_state(graph, "kernel", "parts", "importance", "direction", "basis", *_CHOSEN)
-    _write_changes(graph, surrogates.write_choice(graph, state, count), _CHOSEN)
+    state = _write_state(graph, "kernel", "parts", "importance", "direction", "basis", *surrogates.CHOSEN)
+    _write_changes(graph, surrogates.write_choice(graph, state, count), surrogates.CHOSEN)
     return graph
 
 
 def _prediction_session() -> Builder:
     graph = Builder()
-    state = _write_state(graph, "parts", "area", "real", *_CHOSEN)
+    state = _write_state(graph, "parts", "area", "real", *surrogates.CHOSEN)
     scores = graph.input("scores", np.float32, ["G", "n", "T"])
-    _write_changes(graph, surrogates.write_prediction(graph, state, scores), _PREDICTED)
+    _write_changes(graph, surrogates.write_prediction(graph, state, scores), surrogates.PREDICTED)
     return graph
 
 
