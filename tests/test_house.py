@@ -151,7 +151,7 @@ GOOD = {
     "ortcam/graph/layers.py": "from ortcam.core import budget\n",
     "ortcam/graph/maps.py": "from ortcam.graph.layers import f\n",
     "ortcam/runtime/engine.py": "import onnxruntime\nfrom ortcam.graph import maps\n",
-    "ortcam/scorecam.py": "from ortcam.runtime.engine import Engine\n",
+    "ortcam/scorecam.py": "from `ortcam.runtime.engine` import Engine\n",
     "ortcam/deploy/pack.py": "from ortcam import ScoreCAM\n",
     "exporters/export.py": "def export():\n    import torch\n    from ortcam.scorecam import ScoreCAM\n",
     "cli/app.py": "from ortcam.exporters.export import export\n",
@@ -186,7 +186,7 @@ def test_a_good_house_passes(tmp_path: Path) -> None:
         (
             "ortcam/graph/layers.py",
             "def f():\n    from ortcam.runtime import engine\n",
-            "ortcam/graph/layers.py:2 imports ortcam.runtime.engine: graph may not import runtime",
+            "ortcam/graph/layers.py:2 imports `ortcam.runtime.engine`: graph may not import runtime",
         ),
         (
             "ortcam/core/budget.py",
@@ -222,16 +222,16 @@ def test_an_import_that_runs_up_is_found(tmp_path: Path, file: str, text: str, t
 
 
 def test_circles_are_found(tmp_path: Path) -> None:
-    house = build(tmp_path, **{"ortcam/graph/layers.py": "import ortcam.core.budget\nimport ortcam.graph.maps\n"})
+    house = build(tmp_path, **{"ortcam/graph/layers.py": "import `ortcam.core.budget`\nimport ortcam.graph.maps\n"})
     assert room_circle(house) == ""
     assert sorted(file_circle(house).split("; ")) == [
         "ortcam/graph/layers.py:2 imports ortcam.graph.maps",
         "ortcam/graph/maps.py:1 imports ortcam.graph.layers",
     ]
-    late = build(tmp_path, **{"ortcam/graph/layers.py": "def f():\n    import ortcam.runtime.engine\n"})
+    late = build(tmp_path, **{"ortcam/graph/layers.py": "def f():\n    import `ortcam.runtime.engine`\n"})
     assert file_circle(late) == ""
     assert sorted(room_circle(late).split("; ")) == [
-        "ortcam/graph/layers.py:2 imports ortcam.runtime.engine",
+        "ortcam/graph/layers.py:2 imports `ortcam.runtime.engine`",
         "ortcam/runtime/engine.py:2 imports ortcam.graph.maps",
     ]
 
@@ -261,5 +261,5 @@ def test_the_check_of_the_drawing_sees_imports_and_not_figures(tmp_path: Path) -
 
     once, again, longer = shown(), shown(), shown(**{"ortcam/core/budget.py": "import ortcam.errors\n" * 12})
     assert once == again == longer
-    assert shown(**{"ortcam/runtime/engine.py": "import ortcam.core.budget\nimport ortcam.graph.maps\n"}) != once
+    assert shown(**{"ortcam/runtime/engine.py": "import `ortcam.core.budget`\nimport ortcam.graph.maps\n"}) != once
     assert shown(**{"ortcam/output/render.py": ""}) != once

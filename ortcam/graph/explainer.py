@@ -19,8 +19,9 @@ import onnx
 
 from ortcam.core.budget import FEWEST_FOR_AN_ERROR
 from ortcam.core.convention import Convention, interpolation_matrix
+from ortcam.core.surrogate import smooth_directions
 from ortcam.graph import budget as budgets
-from ortcam.graph import names, scoring
+from ortcam.graph import names, scoring, surrogates
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
@@ -158,7 +159,7 @@ class _Writer:
         fault = self._check(self._is_wild(image), "the image has NaN or infinite values; expected finite numbers")
         return image + self.graph.cast(fault, np.float32), lambda maps: maps
 
-    def _write_loop(self, image: Value, target: Value) -> tuple[_State, budgets.Surrogate | None]:
+    def _write_loop(self, image: Value, target: Value) -> tuple[_State, surrogates.State | None]:
         graph = self.graph
         # OpenVINO takes the shape of a constant for the shape of the state in all turns; so 1 is computed.
         one = graph.maximum(graph.minimum(graph.size(target, 0), 1), 1)
@@ -174,16 +175,16 @@ class _Writer:
             queue=zero,
             scores=graph.full(graph.shape(0, one), 0.0, np.float32),
         )
-        surrogate = () if self.plan.budget is None else budgets.write_unseen(graph, one)
+        surrogate = self._write_unseen(one)
 
         def turn(number: Value, *values: Value) -> list[Value]:
             first = graph.equal(number, 0)
             return self._write_turn(first, image, target, values)
 
-        ranks = _RANKS + (budgets.RANKS if surrogate else ())
+        ranks = _RANKS + (tuple(surrogates.RANKS[name] for name in budgets.STATE) if surrogate else ())
         final = graph.loop(None, [*start, *surrogate], turn, ranks=ranks, condition=True)
         count = len(start)
-        return _State(*final[:count]), budgets.Surrogate(*final[count:]) if surrogate else None
+        return _State(*final[:count]), dict(zip(budgets.STATE, final[count:], strict=True)) if surrogate else None
 
     def _write_turn(self, first: Value, image: Value, target: Value, values: tuple[Value, ...]) -> list[Value]:
         graph, plan, count = self.graph, self.plan, len(_State._fields)
@@ -202,7 +203,8 @@ class _Writer:
         after = graph.branch(first, begin, go_on)
         state, known = _State(*after[:count]), tuple(after[count:])
         if plan.budget is not None:
-            state, known = self._write_budget(first, state, budgets.Surrogate(*known))
+            state, surrogate = self._write_budget(first, state, dict(zip(budgets.STATE, known, strict=True)))
+            known = _in_order(surrogate)
         going = graph.scalar(graph.size(state.queue, 0) > 0)
         return [going, *state, *known]
 
@@ -295,10 +297,14 @@ class _Writer:
                 queue=queue,
                 scores=graph.full(graph.shape(0, graph.size(target, 0)), 0.0, np.float32),
             ),
-            *(() if plan.budget is None else budgets.write_unseen(graph, graph.maximum(count, 1))),
+            *self._write_unseen(graph.maximum(count, 1)),
         ]
 
-    def _write_budget(self, first: Value, state: _State, known: budgets.Surrogate) -> tuple[_State, tuple[Value, ...]]:
+    def _write_unseen(self, count: Value) -> tuple[Value, ...]:
+        """Return a surrogate of `count` masks that knows no score; nothing without a budget."""
+        return () if self.plan.budget is None else _in_order(budgets.write_unseen(self.graph, count))
+
+    def _write_budget(self, first: Value, state: _State, known: surrogates.State) -> tuple[_State, surrogates.State]:
         """After the plain pass start a surrogate; after a stage let it predict; then choose the next stage."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
@@ -317,36 +323,37 @@ class _Writer:
         known = self._write_step(
             ended & ~first,
             known,
-            ("importance", "direction", "logs", "amplitudes"),
-            lambda known: budgets.write_prediction(graph, known, state.scores),
+            surrogates.PREDICTED,
+            lambda known: surrogates.write_prediction(graph, known, graph.expand_dims(state.scores, 0)),
         )
-        count, grid = budgets.stage_size(graph, done, most), budgets.surrogate_grid(plan.layer_size)
+        count = budgets.stage_size(graph, done, most)
         more = ended & (most > done)
         known = self._write_step(
             more,
             known,
-            ("factor", "inverse", "variance", "chosen", "free"),
-            lambda known: budgets.write_choice(graph, known, count, grid),
+            surrogates.CHOSEN,
+            lambda known: surrogates.write_choice(graph, self._with_basis(known), count),
         )
-        begin = graph.where(more, done, graph.size(known.chosen, 0))
-        new = graph.slice(known.chosen, begin, np.iinfo(np.int64).max, 0)
+        chosen = graph.reshape(known["chosen"], -1)
+        begin = graph.where(more, done, graph.size(chosen, 0))
+        new = graph.slice(chosen, begin, np.iinfo(np.int64).max, 0)
         return state._replace(queue=graph.concat([state.queue, new], 0)), known
 
     def _write_step(
         self,
         condition: Value,
-        known: budgets.Surrogate,
+        known: surrogates.State,
         changing: tuple[str, ...],
-        step: Callable[[budgets.Surrogate], budgets.Surrogate],
-    ) -> budgets.Surrogate:
+        step: Callable[[surrogates.State], surrogates.State],
+    ) -> surrogates.State:
         """Let `step` change some fields of a surrogate where the condition holds."""
 
         def taken() -> list[Value]:
             changed = step(known)
-            return [getattr(changed, name) for name in changing]
+            return [changed[name] for name in changing]
 
-        values = self.graph.branch(condition, taken, lambda: [getattr(known, name) for name in changing])
-        return known._replace(**dict(zip(changing, values, strict=True)))
+        values = self.graph.branch(condition, taken, lambda: [known[name] for name in changing])
+        return known | dict(zip(changing, values, strict=True))
 
     def _is_predicted(self, selection: Selection) -> Value:
         """Whether a photo has more masks than the budget, the blank one not counted, bool [1]: `Limits.most`."""
@@ -359,7 +366,7 @@ class _Writer:
         blank = graph.reduce("Max", graph.cast(graph.equal(scale, 0.0), np.int64))
         return count - blank > plan.budget
 
-    def _write_maps(self, state: _State, surrogate: budgets.Surrogate | None) -> tuple[Value, Value]:
+    def _write_maps(self, state: _State, surrogate: surrogates.State | None) -> tuple[Value, Value]:
         """scores of the masks that were run -> maps float32 [T,h_in,w_in], and their errors float32 [T,3]."""
         graph, plan = self.graph, self.plan
         fault = self._check(self._is_wild(state.scores), "the model returns NaN or infinite values for a masked image")
@@ -381,12 +388,17 @@ class _Writer:
         sums = graph.where(varies, sums, 0.0)
         return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size), error
 
-    def _write_errors(self, surrogate: budgets.Surrogate, exact: Value) -> Value:
+    def _write_errors(self, surrogate: surrogates.State, exact: Value) -> Value:
         """Return the errors of maps that a budget predicted; NaN where so few scores say nothing of them."""
         assert self.plan.budget is not None
         if self.plan.budget < FEWEST_FOR_AN_ERROR:
             return exact + np.nan
-        return budgets.write_errors(self.graph, surrogate, budgets.surrogate_grid(self.plan.layer_size))
+        return budgets.write_errors(self.graph, self._with_basis(surrogate))
+
+    def _with_basis(self, surrogate: surrogates.State) -> surrogates.State:
+        """Add the directions that count, as a constant of the graph that is being written."""
+        directions = smooth_directions(budgets.surrogate_grid(self.plan.layer_size))
+        return surrogate | {"basis": self.graph.constant(directions)}
 
     def _is_valid(self, target: Value, classes: Value) -> Value:
         return (target >= -1) & (classes > target)
@@ -406,3 +418,8 @@ class _Writer:
         """
         graph = self.graph
         return graph.gather(graph.constant([0]), graph.cast(wrong, np.int64), name=f"ortcam: {message}")
+
+
+def _in_order(surrogate: surrogates.State) -> tuple[Value, ...]:
+    """Return the values of a surrogate as they go from turn to turn."""
+    return tuple(surrogate[name] for name in budgets.STATE)

@@ -1,4 +1,4 @@
-"""Preprocessing, and a map's way back to the photo, as nodes: ortcam.model.preprocessing for a photo of any size.
+"""Preprocessing, and a map's way back to the photo, as nodes: `ortcam.model.preprocessing` for a photo of any size.
 
     photo uint8 [H,W,3] -> input float32 [1,C,h,w] or [1,h,w,C]
     map float32 [T,h,w] -> at the photo's size, float32 [T,H,W]

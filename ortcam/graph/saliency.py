@@ -1,4 +1,4 @@
-"""A convention of Score-CAM as nodes: masks, weights and maps as ortcam.core.convention and `selection` make them."""
+"""A convention of Score-CAM as nodes: masks, weights and maps as `ortcam.core.convention` and `selection` make them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ortcam.graph.builder import Builder, Value
 
 
 class Selection(NamedTuple):
-    """The distinct masks of a photo, as ortcam.core.selection.Selection.
+    """The distinct masks of a photo, as `ortcam.core.selection.Selection`.
 
     Attributes:
         affine: float32 [K,3], the columns shift, scale and offset of every channel's mask.

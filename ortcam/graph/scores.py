@@ -65,7 +65,7 @@ def write_class_scores(
 
 
 def _inverting_nodes(contract: Contract, made: str) -> list[onnx.NodeProto]:
-    """output [B,N] -> logits, where no tensor of the graph holds them: ortcam.core.scores.read_output."""
+    """output [B,N] -> logits, where no tensor of the graph holds them: `ortcam.core.scores.read_output`."""
     nodes, name = [], "ortcam.output"
 
     def append(op_type: str, inputs: list[str], output: str) -> str:

@@ -1,8 +1,12 @@
-"""The surrogates of several photos as nodes: ortcam.core.surrogate with an axis of photos before all others.
+"""The surrogates of several photos as nodes: `ortcam.core.surrogate` with an axis of photos before all others.
 
-For a GPU, which is only busy with many photos at once, and with few nodes a photo. Photos go in step: as many masks are
-chosen for each. One with fewer masks than another is filled up with masks that show nothing; where it has no mask left,
-its first is chosen again, and by then it has all scores of its own and needs no prediction.
+For a GPU, which is only busy with many photos at once, and with few nodes a photo; and for packed files, which have a
+group of one photo. Photos go in step: as many masks are chosen for each. One with fewer masks than another is filled up
+with masks that show nothing; where it has no mask left, its first is chosen again, and by then it has all scores of its
+own and needs no prediction.
+
+What the engine inverts, the graph builds up: with every mask that is chosen, the pivoted Cholesky factor of the
+kernel and the inverse of its triangle grow by a row, so that a prediction is a few products of matrices.
 """
 
 from __future__ import annotations
@@ -10,11 +14,10 @@ from __future__ import annotations
 import numpy as np
 
 from ortcam.core.convention import TINY
-from ortcam.core.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment
-from ortcam.graph.budget import inverse_of_two
 from ortcam.graph.builder import Builder, Value
 
 # What is known of the masks of G photos: a name, and how many dimensions it has. The first of 1+n rows is filling.
+# `logs` and `amplitudes` have one target, and stand for nothing, before there is a prediction.
 RANKS = {
     "kernel": 3,  # float32 [G,D,D]
     "parts": 3,  # float32 [G,D,P]
@@ -28,41 +31,57 @@ RANKS = {
     "importance": 2,  # float32 [G,D], what a mask counts by in the next choice
     "direction": 2,  # float32 [G,P], the mean of the predicted maps
     "logs": 3,  # float32 [G,D,T], the predicted log weights
-    "amplitudes": 3,  # float64 [G,1,T]
+    "amplitudes": 3,  # float64 [G,1,T], the variance of the roots of weights, s2
     "basis": 2,  # float32 [P,R], the directions that count: `smooth_directions`
 }
+CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes
+PREDICTED = ("importance", "direction", "logs", "amplitudes")  # what a prediction changes
 State = dict[str, Value]  # some of these
+_END = np.iinfo(np.int64).max  # of an axis, for a slice
 
 
-def write_choice(graph: Builder, state: State, count: int) -> State:
-    """Choose `count` masks more for every photo: `Surrogate.choose`."""
+def write_choice(graph: Builder, state: State, count: int | Value) -> State:
+    """Choose `count` masks more for every photo: `Surrogate.choose`.
+
+    A number is written out, mask by mask; a value, int64 [1], makes a Loop.
+    """
     columns = _weighted(graph, state, state["direction"], state["importance"])
     rows = _swapped(graph, columns)  # [G,R,D]
+    # The kernel on the left: ONNX Runtime reorders what is on the right of a product first.
     effect = _swapped(graph, state["kernel"] @ columns) + rows * NUGGET
     effect = effect - rows @ _swapped(graph, state["factor"]) @ state["factor"]
-    for _ in range(count):
-        gain = graph.reduce("SumSquare", effect, 1) / (state["variance"] + NUGGET)
-        best = graph.op("ArgMax", graph.where(state["free"] > 0.0, gain, -1.0), axis=1, keepdims=1)  # [G,1]
-        at = _one_hot(graph, best, state["free"])  # [G,1,D]
-        before = at @ _swapped(graph, state["factor"])  # [G,1,1+n]
-        own = graph.op("Sqrt", at @ graph.expand_dims(state["variance"], 2) + NUGGET)  # [G,1,1]
-        line = (_picked(graph, state["kernel"], best) - before @ state["factor"]) / own  # [G,1,D]
-        rest = graph.cast(before, np.float64) @ state["inverse"]
+
+    def choose(_: Value | None, effect: Value, *values: Value) -> list[Value]:
+        free, factor, inverse, variance, chosen = values
+        gain = graph.reduce("SumSquare", effect, 1) / (variance + NUGGET)
+        best = graph.op("ArgMax", graph.where(free > 0.0, gain, -1.0), axis=1, keepdims=1)  # [G,1]
+        at = _one_hot(graph, best, free)  # [G,1,D]
+        before = at @ _swapped(graph, factor)  # [G,1,1+n]
+        own = graph.op("Sqrt", at @ graph.expand_dims(variance, 2) + NUGGET)  # [G,1,1]
+        line = (_picked(graph, state["kernel"], best) - before @ factor) / own  # [G,1,D]
+        rest = graph.cast(before, np.float64) @ inverse
         own = graph.cast(own, np.float64)
         last = graph.concat([-rest / own, 1.0 / own], 2)
-        effect = effect - rows @ _swapped(graph, line) @ line
-        state = state | {
-            "factor": graph.concat([state["factor"], line], 1),
-            "inverse": graph.concat([_padded(graph, state["inverse"], 2, behind=1), last], 1),
-            "variance": graph.op("Relu", state["variance"] - _squeezed(graph, line * line, 1)),
-            "chosen": graph.concat([state["chosen"], best], 1),
-            "free": state["free"] - state["free"] * _squeezed(graph, at, 1),
-        }
-    return state
+        return [
+            effect - rows @ _swapped(graph, line) @ line,
+            free - free * _squeezed(graph, at, 1),
+            graph.concat([factor, line], 1),
+            graph.concat([_padded(graph, inverse, 2, behind=1), last], 1),
+            graph.op("Relu", variance - _squeezed(graph, line * line, 1)),
+            graph.concat([chosen, best], 1),
+        ]
+
+    values = [effect, *(state[name] for name in CHOSEN)]
+    if isinstance(count, Value):
+        values = graph.loop(graph.scalar(count), values, choose, ranks=(3, *(RANKS[name] for name in CHOSEN)))
+    else:
+        for _ in range(count):
+            values = choose(None, *values)
+    return state | dict(zip(CHOSEN, values[1:], strict=True))
 
 
 def write_prediction(graph: Builder, state: State, scores: Value) -> State:
-    """scores float32 [G,n,T] of the chosen masks -> what that says of all: `Surrogate.predict`."""
+    """scores float32 [G,n,T] of the chosen masks -> what that says of all: `Surrogate.observe`."""
     double = np.float64
     below = scores - graph.reduce("Max", scores, 1, keep=True)
     roots = graph.op("Exp", graph.cast(below, double) / ROOT)
@@ -70,9 +89,10 @@ def write_prediction(graph: Builder, state: State, scores: Value) -> State:
     trend = graph.concat([area * 0.0 + 1.0, area], 2)  # [G,D,2]
     seen = graph.concat([_picked(graph, trend, state["chosen"]), roots], 2)
     solved = state["inverse"] @ _padded(graph, seen, 1, before=1)
-    trend_solved, roots_solved = graph.slice(solved, 0, 2, 2), graph.slice(solved, 2, np.iinfo(np.int64).max, 2)
-    turned = _swapped(graph, trend_solved)
-    slopes = inverse_of_two(graph, turned @ trend_solved + np.diag([0.0, PRIOR_OF_AREA])) @ (turned @ roots_solved)
+    trend_solved, roots_solved = graph.slice(solved, 0, 2, 2), graph.slice(solved, 2, _END, 2)
+    products = _product_with_transposed(graph, trend_solved, solved)  # [G,2,2+T]
+    normal = graph.slice(products, 0, 2, 2) + np.diag([0.0, PRIOR_OF_AREA])
+    slopes = _inverse_of_two(graph, normal) @ graph.slice(products, 2, _END, 2)
     rest = roots_solved - trend_solved @ slopes
     amplitudes = graph.reduce("SumSquare", rest, 1, keep=True) / graph.cast(graph.size(scores, 1), double)
     # What has as many values as there are masks and targets is float32.
@@ -151,3 +171,20 @@ def _swapped(graph: Builder, value: Value) -> Value:
 
 def _squeezed(graph: Builder, value: Value, axis: int) -> Value:
     return graph.op("Squeeze", value, graph.constant([axis], np.int64))
+
+
+def _product_with_transposed(graph: Builder, left: Value, right: Value) -> Value:
+    """float64 [G,n,a] and [G,n,b] -> left^T right, [G,a,b].
+
+    Not as a Transpose and a MatMul: ONNX Runtime before 1.26 makes one node of these, for which it has no kernel in
+    float64, and then refuses the file.
+    """
+    return graph.reduce("Sum", graph.expand_dims(left, 3) * graph.expand_dims(right, 2), 1)
+
+
+def _inverse_of_two(graph: Builder, matrices: Value) -> Value:
+    """Return the inverses of symmetric matrices [G,2,2]."""
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # turn^T M turn is the adjugate of a symmetric M
+    adjugate = graph.constant(turn.T, np.float64) @ matrices @ turn
+    determinant = graph.slice(graph.slice(matrices @ adjugate, 0, 1, -2), 0, 1, -1)
+    return adjugate / determinant

@@ -10,7 +10,7 @@ agree far better: r .98 instead of .73 (EfficientNet-Lite0, one photo).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -67,7 +67,7 @@ class RISE:
         return Change(Grids((self.cells, self.cells), self.probability, self.seed))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, **{name: getattr(self, name) for name in self.__dataclass_fields__}}
+        return {"name": self.name, **asdict(self)}
 
     def check(self, limits: Limits) -> None:
         if limits.tolerance is not None or limits.selection != "predict":

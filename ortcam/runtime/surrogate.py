@@ -1,4 +1,4 @@
-"""The surrogates of a group of photos, on the device that runs the model: ortcam.core.surrogate as graphs.
+"""The surrogates of a group of photos, on the device that runs the model: `ortcam.core.surrogate` as graphs.
 
 A processor takes 25 ms to choose for a photo of 2048 masks, as long as a fast GPU takes for 100 masked images. The GPU
 takes next to nothing, for all photos of a group together.
@@ -27,8 +27,6 @@ from ortcam.runtime.session import create_own, running
 
 _NAME = "the surrogate"
 _TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64, "amplitudes": np.float64}
-_CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes of the state
-_PREDICTED = ("importance", "direction", "logs", "amplitudes")  # what a prediction does
 Grid = tuple[int, int]
 Result = TypeVar("Result")
 State = dict[str, Any]  # OrtValues by the names in `surrogates.RANKS`
@@ -84,13 +82,13 @@ class DeviceSurrogates:
         new: State = {}
         while count:
             step = SMALLEST_STAGE if count >= SMALLEST_STAGE else 1
-            new |= self._change(state | new, _CHOSEN, {}, _choice_session, step)
+            new |= self._change(state | new, surrogates.CHOSEN, {}, _choice_session, step)
             count -= step
         return new
 
     def predict(self, state: State, scores: Floats) -> State:
         """Predict from scores [G,n,T]; return what is new of the state."""
-        return self._change(state, _PREDICTED, {"scores": scores}, _prediction_session)
+        return self._change(state, surrogates.PREDICTED, {"scores": scores}, _prediction_session)
 
     def expected_errors(self, state: State, target: int) -> Floats:
         """Return the expected errors [G] of the maps of a target."""
@@ -165,7 +163,7 @@ class SurrogateGroup:
         self._errors: dict[int, Floats] = {}
 
     def add(self, masks: Floats, parts: Floats, grid: Grid) -> PhotoSurrogate:
-        """Return the surrogate of one more photo. The arguments are those of ortcam.core.surrogate.Surrogate."""
+        """Return the surrogate of one more photo. The arguments are those of `ortcam.core.surrogate.Surrogate`."""
         with self._lock:
             assert not self._state, "a photo was added after another one had chosen"
             self._grid = grid
@@ -248,7 +246,7 @@ class SurrogateGroup:
 
 
 class PhotoSurrogate:
-    """Does what ortcam.core.surrogate.Surrogate does, to float rounding, for one photo of a group.
+    """Does what `ortcam.core.surrogate.Surrogate` does, to float rounding, for one photo of a group.
 
     Takes 4 D * D bytes of the device, with D the most masks of a photo of the group.
     """
@@ -287,16 +285,16 @@ def _kernel_session() -> Builder:
 
 def _choice_session(count: int) -> Builder:
     graph = Builder()
-    state = _write_state(graph, "kernel", "parts", "importance", "direction", "basis", *_CHOSEN)
-    _write_changes(graph, surrogates.write_choice(graph, state, count), _CHOSEN)
+    state = _write_state(graph, "kernel", "parts", "importance", "direction", "basis", *surrogates.CHOSEN)
+    _write_changes(graph, surrogates.write_choice(graph, state, count), surrogates.CHOSEN)
     return graph
 
 
 def _prediction_session() -> Builder:
     graph = Builder()
-    state = _write_state(graph, "parts", "area", "real", *_CHOSEN)
+    state = _write_state(graph, "parts", "area", "real", *surrogates.CHOSEN)
     scores = graph.input("scores", np.float32, ["G", "n", "T"])
-    _write_changes(graph, surrogates.write_prediction(graph, state, scores), _PREDICTED)
+    _write_changes(graph, surrogates.write_prediction(graph, state, scores), surrogates.PREDICTED)
     return graph
 
 
