@@ -119,7 +119,7 @@ def _write_matern(graph: Builder, squares: Value) -> Value:
 
 
 def stage_size(graph: Builder, done: Value, most: Value) -> Value:
-    """Return how many masks the next stage has, int64 [1]: `ortcam.core.budget.stage_size`, and no more than are left."""
+    """Return how many masks the next stage has, int64 [1]: `core.budget.stage_size`, and no more than are left."""
     stage = graph.minimum(graph.maximum(done // STAGE_STEP * SMALLEST_STAGE, SMALLEST_STAGE), LARGEST_STAGE)
     return graph.minimum(stage, most - done)
 

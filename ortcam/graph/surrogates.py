@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ortcam.core.convention import TINY
+from ortcam.core.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment
 from ortcam.graph.builder import Builder, Value
 
 # What is known of the masks of G photos: a name, and how many dimensions it has. The first of 1+n rows is filling.
