@@ -321,7 +321,7 @@ class Malicious:
     [
         ("biuld", None, "nearest: build"),
         ("training", None, "training mode"),
-        ("number", None, r"no known kind \(int\); expected an nn.Module"),
+        ("number", None, r"unknown kind \(int\); expected an nn.Module"),
         ("fails", None, "failed with ValueError: no such data set"),
         ("build", "nothing.pt", "no such file"),
         ("build", "text.pt", "expected a state dict"),
@@ -360,10 +360,10 @@ def test_a_bad_callable_or_weights(
         ("timm:resnet19", "nearest: resnet"),
         ("nothing.py:build", "no such file"),
         ("no.such.package:build", "cannot import"),
-        ("resnet18", "no known kind"),
+        ("resnet18", "unknown kind"),
         ("model.pkl", "it is a pickle"),
-        (42, "no known kind"),
-        (None, "no known kind"),
+        (42, "unknown kind"),
+        (None, "unknown kind"),
     ],
 )
 def test_a_source_that_does_not_exist(source: object, message: str, tmp_path: Path) -> None:

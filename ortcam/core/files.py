@@ -159,7 +159,7 @@ class Fingerprint:
         return {"path": self.path, "_state": self._state, "sha256": self.sha256}
 
     def holds(self) -> bool:
-        """Whether the file is still the same; true where there was none. Another copy of it is the same."""
+        """Return whether the file is still the same; true where there was none. Another copy of it is the same."""
         if self.path is None or self._state is None or _state_of(self.path) == self._state:
             return True
         found = Fingerprint(self.path)

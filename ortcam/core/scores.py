@@ -77,7 +77,7 @@ def may_be_several(classes: int | None) -> bool:
 
 
 def speaks_against_softmax(logits: ArrayLike) -> bool:
-    """Whether the logits [N] of a photo look like those of independent sigmoids.
+    """Return whether the logits [N] of a photo look like those of independent sigmoids.
 
     One of three things is seen. All numbers are from 0 to 1, as probabilities are. Or at least two classes are likely
     by their sigmoids, nearly all others are unlikely, and a softmax names no class clearly. Or the logits are not

@@ -47,7 +47,7 @@ Axes = tuple[Axis, ...]  # of a tensor; the batch counts as 1, so its axis has n
 
 
 def may_be(axis: Axis, kind: Kind) -> bool:
-    """Whether an axis is rows, columns or channels as a map has them, or is not known; one of size 1 may be any.
+    """Return whether an axis is rows, columns or channels as a map has them, or is not known; one of size 1 may be any.
 
     Every n-th row, as merged patches leave them, are rows of a coarser map, and what lies between them is channels of
     it; channels between rows are those of a finer map.
@@ -62,7 +62,7 @@ def may_be(axis: Axis, kind: Kind) -> bool:
 
 
 def is_known(axis: Axis, kind: Kind) -> bool:
-    """Whether an axis is known to be rows, columns or channels as a map has them."""
+    """Return whether an axis is known to be rows, columns or channels as a map has them."""
     return may_be(axis, kind) and bool(axis) and all(part.kind != "unknown" for part in axis)
 
 
@@ -90,7 +90,7 @@ def grid_of(axes: Axes) -> tuple[int, int] | None:
 
 
 def is_map(axes: Axes) -> bool:
-    """Whether a tensor is known to be a map, or a sequence of its places."""
+    """Return whether a tensor is known to be a map, or a sequence of its places."""
     if len(axes) == 3:
         return grid_of(axes) is not None
     unknown = any(part.kind == "unknown" for axis in axes for part in axis)
@@ -98,7 +98,7 @@ def is_map(axes: Axes) -> bool:
 
 
 def may_be_sequence(axes: Axes) -> bool:
-    """Whether a tensor [batch,T,D] may be a sequence of places, as far as its axes are known."""
+    """Return whether a tensor [batch,T,D] may be a sequence of places, as far as its axes are known."""
     unknown = any(part.kind == "unknown" for part in axes[1])
     return axes[0] == () and may_be(axes[2], "channels") and (unknown or grid_of(axes) is not None)
 

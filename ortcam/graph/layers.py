@@ -319,7 +319,7 @@ def dims(value: ir.Value) -> tuple[int | None, ...]:
 
 
 def is_spatial(feature_map: FeatureMap) -> bool:
-    """Whether a map has more than one place, as far as known, and its tensor a known rank."""
+    """Return whether a map has more than one place, as far as known, and its tensor a known rank."""
     if feature_map.value.shape is None:
         return False
     return any(dim is None or dim > 1 for dim in feature_map.shape[1:])
@@ -380,7 +380,7 @@ def _is_unfinished(value: ir.Value) -> bool:
 
 
 def _weights_follow(value: ir.Value, path: dict[ir.Node, None]) -> bool:
-    """Whether a node with weights lies between the value and the scores."""
+    """Return whether a node with weights lies between the value and the scores."""
     seen: set[ir.Node] = set()
     waiting = [use.node for use in value.uses()]
     while waiting:

@@ -281,7 +281,7 @@ def places_matter(value: ir.Value) -> bool:
 
 
 def _slice_is_single(node: ir.Node) -> bool:
-    """Whether a Slice takes one token."""
+    """Return whether a Slice takes one token."""
     starts, ends, axes = (constant_ints(value) for value in (*node.inputs[1:4], None, None, None)[:3])
     if not starts or not ends or (axes or [0]) != [1]:
         return False

@@ -320,7 +320,7 @@ def _size_in_header(data: bytes) -> tuple[int, int] | None:
 
 
 def _is_cut_short(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker, or a PNG its end chunk."""
+    """Return whether a JPEG lacks its end marker, or a PNG its end chunk."""
     if data.startswith(b"\xff\xd8\xff"):
         return not _jpeg_ends(data)
     return data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND") < 0

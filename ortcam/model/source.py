@@ -19,7 +19,7 @@ class ModelSource:
     Attributes:
         path: the file; None where the model came as bytes or as an onnx.ModelProto.
         name: what short messages call the model.
-        shown: what messages call it that tell where it lies.
+        shown: its name in messages that tell where it lies.
         fingerprint: the hash of the file or of the bytes.
     """
 

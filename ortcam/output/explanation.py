@@ -74,7 +74,7 @@ class Pictures:
         return self.map(target)
 
     def __contains__(self, target: object) -> bool:
-        """Whether a class index or label was explained."""
+        """Return whether a class index or label was explained."""
         return isinstance(target, int | str) and len(find_target(target, self.targets)) == 1
 
     __iter__ = None  # explanation[N] is the map of class N, not the N-th map: these are `maps`

@@ -178,7 +178,7 @@ def overlay_name(target: Target) -> str:
 
 
 def is_written_by_save(path: Path) -> bool:
-    """Whether a file in a directory is one that `Explanation.save` writes."""
+    """Return whether a file in a directory is one that `Explanation.save` writes."""
     ours = path.name in (MANIFEST, "maps.npy", "raw_maps.npy", "weights.npy")
     return path.is_file() and (ours or re.fullmatch(r"overlay-\d+(-[a-z0-9-]+)?\.png", path.name) is not None)
 
