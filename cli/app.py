@@ -1,4 +1,4 @@
-"""The Typer application, and what every command does about errors."""
+"""The Typer application, and the handling of errors for all commands."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def main() -> None:
 
 
 def _report(error: BaseException, debug: bool) -> None:
-    """Say what went wrong in a line, and exit; with --debug, raise it.
+    """Print an error as one line, and exit; with --debug, raise it.
 
-    The last branch is the last stop: a fault of ortcam's is one line as well.
+    The last branch prints an unexpected error, a fault in ortcam, as one line as well.
     """
     if debug or not isinstance(error, Exception):
         raise error

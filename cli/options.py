@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Define the options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def one_of(*words: str) -> Callable[[], list[str]]:
-    """Return what a shell completes an option with."""
+    """Return a function that gives a shell the completions of an option."""
     return lambda: list(words)
 
 
@@ -70,7 +70,7 @@ def make_provider(name: str, options: list[str] | None, device_id: int) -> Provi
 
     Raises:
         typer.BadParameter: an option is not KEY=VALUE.
-        OrtcamError: the provider does not exist, or takes no such option.
+        OrtcamError: the provider or its option is unknown.
     """
     from ortcam import Provider
 
@@ -78,6 +78,6 @@ def make_provider(name: str, options: list[str] | None, device_id: int) -> Provi
     for option in options or []:
         key, equals, value = option.partition("=")
         if not equals or not key.strip():
-            raise typer.BadParameter(f"--provider-option is {option!r}; expected KEY=VALUE, as use_tf32=1")
+            raise typer.BadParameter(f"--provider-option is {option!r}; expected KEY=VALUE, such as use_tf32=1")
         pairs[key.strip()] = value.strip()
     return Provider(name, pairs, device_id)

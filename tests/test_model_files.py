@@ -121,7 +121,10 @@ def onnx_inside(path: Path) -> None:
         (writes_a_file, r"\(WriteFile\) and is not loaded; use --allow-unsafe"),
         (of_a_saved_model, r"the graph of a SavedModel; name it saved_model\.pb"),
         (onnx_inside, r"is an ONNX file; name it bad\.onnx"),
-        (lambda path: path.write_bytes(np.random.default_rng(0).bytes(999)), r"\(999 bytes\) is not a TensorFlow graph"),
+        (
+            lambda path: path.write_bytes(np.random.default_rng(0).bytes(999)),
+            r"\(999 bytes\) is not a TensorFlow graph",
+        ),
         (Path.touch, r"\(0 bytes\) is not a TensorFlow graph"),
         (lambda path: None, "no such file"),
     ],

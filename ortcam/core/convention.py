@@ -182,9 +182,7 @@ def resolve_convention(preset: str | Convention) -> Convention:
     if isinstance(preset, Convention):
         return preset
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise OptionError(
-            f"preset {preset!r} does not exist; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
-        )
+        raise OptionError(f"preset {preset!r} is unknown; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}")
     return PRESETS[preset]
 
 

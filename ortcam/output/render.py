@@ -21,7 +21,7 @@ def check_style(opacity: float, colormap: str) -> None:
     """Raise an OptionError where there is no such colormap, or the opacity is out of range."""
     if not isinstance(colormap, str) or colormap not in COLORMAPS:
         raise OptionError(
-            f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(str(colormap), COLORMAPS)}"
+            f"colormap {colormap!r} is unknown; expected {', '.join(COLORMAPS)}{nearest(str(colormap), COLORMAPS)}"
         )
     if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         raise OptionError(f"opacity is {opacity}; expected a number from 0 to 1")

@@ -80,7 +80,7 @@ class Provider:
         name = by_ort_name.get(self.name.lower(), self.name.lower())
         if name != "auto" and name not in PROVIDERS:
             raise ProviderError(
-                f"provider {self.name!r} does not exist; expected auto, {', '.join(PROVIDERS)}"
+                f"provider {self.name!r} is unknown; expected auto, {', '.join(PROVIDERS)}"
                 f"{nearest(self.name, PROVIDERS)}"
             )
         if not isinstance(self.options, Mapping):
