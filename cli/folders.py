@@ -99,7 +99,7 @@ class Folders:
         self._output, self._overwrite = output, overwrite
         parents = {folder for photo in photos for folder in photo.name.parents}
         self._taken = {folder for folder in parents if not self._is_explanation(folder)}
-        self.moved: list[tuple[Path, Path]] = []  # the folder that is occupied, and the folder that was taken
+        self.moved: list[tuple[Path, Path]] = []  # the occupied folder, and the folder used instead
 
     def save(self, explanation: Pictures, name: Path, opacity: float, colormap: str) -> Path:
         """Save an explanation and return its folder.

@@ -30,7 +30,7 @@ _SIZES = {"Shape", "Size"}
 _SHAPE_PLACES = {"Reshape": 1, "Expand": 1, "Resize": 3}
 
 
-# Tensors of a graph, as they are for one picture.
+# Tensors of a graph for one picture.
 _Measured = dict[ir.Value | None, NDArray[Any]]
 
 
@@ -241,7 +241,7 @@ def settle_batch(proto: onnx.ModelProto, draft: Path, converted: Converted, agre
             "scores; expected a model that scores each picture by itself"
         )
     for value in (*proto.graph.input, *proto.graph.output):
-        for batch in value.type.tensor_type.shape.dim[:1]:  # none where the shape is unknown
+        for batch in value.type.tensor_type.shape.dim[:1]:  # no dimension if the shape is unknown
             batch.dim_value = 1
     return f"{difference}: masked images are run one at a time, each alone in its batch"
 

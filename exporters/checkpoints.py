@@ -260,7 +260,7 @@ def _fit(place: tuple[str, ...], state: State, own: Mapping[str, Any]) -> Iterat
     """Yield the weights of a dictionary under the module's names, for every prefix that matches most of them."""
     names, file_names = _plain_names(own), _plain_names(state)
     shared = _common_part(names)
-    if shared and not any(name.startswith(shared) for name in file_names):  # the module wraps what was saved
+    if shared and not any(name.startswith(shared) for name in file_names):  # the module wraps the saved network
         unwrapped = {name.removeprefix(shared): whole for name, whole in names.items()}
         names = unwrapped if file_names.keys() & unwrapped.keys() else names
     prefixes = _find_prefixes(file_names, names)
@@ -293,7 +293,7 @@ def _compare(place: tuple[str, ...], renamed: State, others: tuple[str, ...], ow
         for name, tensor in own.items()
         if name in renamed and _has_shape(tensor) and renamed[name].shape != tensor.shape
     )
-    if missing or misshapen:  # then what does not belong to the model may be what it lacks
+    if missing or misshapen:  # then the unexpected names may be the missing ones
         unexpected, others = (*unexpected, *others), ()
     return _Candidate(place, renamed, others, missing, unexpected, misshapen)
 

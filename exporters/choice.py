@@ -32,7 +32,7 @@ class Target:
         name: the user's name for it.
         layers: the source framework's layers.
         measured: the tensors whose shape was measured with one image.
-        followed: whether its rows and columns can be followed through the graph from those of the image.
+        followed: whether its rows and columns can be followed through the graph from the image's.
     """
 
     converted: Converted

@@ -106,7 +106,7 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
     Args:
         model: the graph.
         session: a session of it, which knows types and shapes.
-        options: what the user said of size and layout.
+        options: the user's options, for size and layout.
         name: the model's name in messages.
 
     Raises:

@@ -323,7 +323,7 @@ def _find_tensors(proto: onnx.ModelProto, run: Run, shape: tuple[int, int, int],
         orders = [result, result.transpose(0, 3, 1, 2)] if result.ndim == 4 else [result]
         distances = {
             tensor: relative_error(array, order)
-            for order in reversed(orders)  # of equal ones, the tensor in the module's own order
+            for order in reversed(orders)  # of equal tensors, the tensor in the module's own order
             for tensor, array in maps
             if array.shape == order.shape
         }

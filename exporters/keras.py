@@ -307,7 +307,7 @@ def _trace(
             returned = model(inputs, training=False)
         outputs = _flat(returned)
         paths.clear()
-        for path, result in results.items():  # of layers that return the same tensor, the first made it
+        for path, result in results.items():  # if several layers return the same tensor, the first made it
             if tf.is_tensor(result):
                 paths.setdefault(result.name, path)
         named = dict(zip(_output_names(model, returned, len(outputs)), outputs, strict=True))

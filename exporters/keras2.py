@@ -98,7 +98,7 @@ def _with_named_layers(tree: Any, numbers: Iterator[int]) -> Any:
         return tree
     tree = {key: _with_named_layers(value, numbers) for key, value in tree.items()}
     if tree.get("class_name") == "Sequential" and isinstance(tree.get("config"), list):
-        name = tree.get("name", f"sequential_{next(numbers)}")  # in a Functional each has one
+        name = tree.get("name", f"sequential_{next(numbers)}")  # layers of a Functional have names
         tree["config"] = {"name": name, "layers": tree["config"]}
     return tree
 
@@ -209,7 +209,7 @@ def _with_input(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _refuse_change(name: str, option: str, value: Any, path: Path) -> None:
-    """Refuse a file with an option that Keras 3 dropped, if its value changes what the layer computes."""
+    """Refuse a file with an option that Keras 3 dropped, if its value changes the result of the layer."""
     neutral = _DROPPED.get(option, ())
     if neutral is None or value in neutral:
         return

@@ -15,7 +15,7 @@ from ortcam.errors import ExportError, OptionError, one_line
 
 Indexed = list[tuple[int, str]]
 
-# Where a JSON object keeps its labels: Hugging Face's config.json, timm's, COCO's, and what trainers write.
+# The keys of labels in JSON objects: of Hugging Face's config.json, of timm, of COCO, and of training scripts.
 _SECTIONS = (
     "id2label", "label2id", "label_names", "labels", "names", "class_names", "classes", "class_indices", "class_to_idx",
     "categories",

@@ -128,7 +128,7 @@ def _refuse_other_files(path: Path) -> None:
     names = _zip_names(path)
     parts = {name.partition("/")[2] for name in names}
     if not (("archive_format" in parts and any(part.startswith("models/") for part in parts)) or "version" in names):
-        what = "is no program that torch.export.save wrote" if names else "is cut off, or no archive"
+        what = "is not a program that torch.export.save wrote" if names else "is cut off, or not an archive"
         raise ExportError(f"cannot read {path}: it {what}; expected a .pt2 file of torch.export.save")
 
 
@@ -174,7 +174,7 @@ def _find_odd_fields(tree: Any, key: str = "") -> Iterator[str]:
     elif isinstance(tree, dict):
         for name, entry in tree.items():
             if name == "metadata" and key in ("nodes", "inputs", "graph_module"):
-                continue  # where an operator came from: shown, never run
+                continue  # the origin of an operator: shown, never run
             if not _NAME.fullmatch(name):
                 yield f"the name {name[:40]!r}"
             yield from _find_odd_fields(entry, name)

@@ -102,7 +102,7 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
     config = timm.data.resolve_model_data_config(module)
     try:
         preprocessing = Preprocessing.from_dict({"pretrained_cfg": config})
-    except OptionError:  # such as a crop that pads; the export says that none is known
+    except OptionError:  # such as a crop that pads; the export says that the preprocessing is unknown
         preprocessing = None
     labels = None
     if getattr(module, "num_classes", None) == 1000:

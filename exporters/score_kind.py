@@ -60,7 +60,7 @@ def settle_kind(
     found, single = read.kind != "logits", classes == 1
     if single and read.activation == "softmax":
         raise ExportError(
-            f"{name} ends in a softmax over one class, which is 1 for every photo, so there is nothing to explain; "
+            f"{name} ends in a softmax over one class, which is 1 for every photo, so a map would have no meaning; "
             "expected a sigmoid, or the score without the softmax"
         )
     if stated == "logits":

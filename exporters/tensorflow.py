@@ -176,7 +176,7 @@ def show_maps(traced: Traced, names: Mapping[str, str]) -> Callable[[NDArray[Any
             if numbers > _MOST_NUMBERS:
                 break
             shown.insert(0, tensor)
-    shown.sort(key=lambda tensor: tensor.name not in names)  # of equal tensors, those that the source has a name for
+    shown.sort(key=lambda tensor: tensor.name not in names)  # of equal tensors, prefer those that the source names
     keys = [names.get(tensor.name, tensor.name) for tensor in shown]
     run = frozen.prune(frozen.inputs, shown)
 

@@ -41,7 +41,7 @@ QUANTIZED_TOLERANCE = 0.25
 QUANTIZED_LAYER_TOLERANCE = 0.5
 
 _HYBRID = {BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED}  # LiteRT loads no others with such weights
-_TYPE_FIELD = 6  # where a tensor's table in the file notes its type (schema.fbs: Tensor.type)
+_TYPE_FIELD = 6  # the field of a tensor's table that holds its type (schema.fbs: Tensor.type)
 
 # tf2onnx's names for the activation functions that it splits off fused operators.
 _SPLIT_OFF = re.compile(r"(Relu|Tanh|Sign)\w*__\d+")

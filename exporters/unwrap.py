@@ -35,7 +35,7 @@ def unwrap_outputs(proto: onnx.ModelProto) -> tuple[str, ...] | None:
                 kept.append(output)
             elif name != output.name and all(name != other.name for other in (*graph.output, *kept)):
                 kept.append(onnx.ValueInfoProto(name=name))
-    if not any(map(_is_float, kept)):  # labels alone: the scores are what the index of the largest is taken of
+    if not any(map(_is_float, kept)):  # only labels: find the scores that they rank
         kept = [onnx.ValueInfoProto(name=name) for name in _find_scores(graph, producers)] or kept
     if kept and [output.name for output in kept] != [output.name for output in graph.output]:
         keep_outputs(proto, kept)
@@ -144,7 +144,7 @@ def _is_best(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> bool
 
 
 def _find_labels(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> tuple[str, ...] | None:
-    """Return the class names by index: those of a ZipMap, else those behind an output of labels."""
+    """Return the class names by index, from a ZipMap or else from an output of labels."""
     for node in graph.node:
         if node.op_type == "ZipMap":
             found = _names_of(node, "classlabels_strings", "classlabels_int64s")

@@ -68,9 +68,9 @@ class Surrogate:
         self._parts = parts
         self._basis = smooth_directions(grid)  # [P,R]
         self._kernel = _Kernel(masks, parts)
-        self._rows = np.empty((0, len(masks)), np.float32)  # of the kernel, for what is chosen
+        self._rows = np.empty((0, len(masks)), np.float32)  # rows of the kernel, for the chosen masks
         self._factor = np.empty((0, len(masks)), np.float32)  # rows of the pivoted Cholesky factor of the kernel
-        self._variance = np.ones(len(masks), np.float32)  # of f, given what is chosen
+        self._variance = np.ones(len(masks), np.float32)  # of f, given the chosen masks
         area = masks.mean(axis=1)
         self._trend = np.stack([np.ones_like(area), area - area.mean()], axis=1).astype(np.float64)
         self._weights = np.ones(len(masks), np.float32)

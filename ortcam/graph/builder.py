@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import DTypeLike, NDArray
 from onnx import helper, numpy_helper
 
-PREFIX = "ortcam/"  # of all names that are made here
+PREFIX = "ortcam/"  # the beginning of all names that this module makes
 _BOOLEAN = {"Greater", "GreaterOrEqual", "Equal", "And", "Or", "Not", "IsNaN", "IsInf"}
 _INTEGER = {"Shape", "Size", "ArgMax", "NonZero"}
 _TYPED_BY = {"Where": 1, "OneHot": 2}  # the input whose type the output has; others: the first
@@ -104,7 +104,7 @@ class _Scope:
         self.initializers: list[onnx.TensorProto] = []
         self.known: list[onnx.ValueInfoProto] = []  # types that cannot be inferred
         self.constants: dict[tuple[Any, ...], Value] = {}
-        self.made: set[str] = set()  # names of what its nodes made
+        self.made: set[str] = set()  # the names of its nodes' outputs
 
     def to_proto(self, name: str) -> onnx.GraphProto:
         known = self.known

@@ -58,7 +58,7 @@ class _End:
     scale: tuple[float, int] | None = None
     factor: float = 1.0
     offset: float = 0.0
-    needs_scale: Scale | None = None  # it is the one that is meant only where factor and offset come to this
+    needs_scale: Scale | None = None  # the end counts only if factor and offset become this scale
     selected: bool = False  # some of the classes
 
     @property
@@ -80,7 +80,7 @@ def read_scores(output: ir.Value) -> Scores:
         "log_probabilities" if end.logs else "sigmoid" if end.activation == "sigmoid" else "probabilities"
     )
     activation = end.activation
-    if end.selected and activation == "softmax" and _count(output) == 1:  # of two classes, or one against the rest
+    if end.selected and activation == "softmax" and _count(output) == 1:  # two classes, or one class against the rest
         activation, kind = "sigmoid", kind if end.logs else "sigmoid"
     scale = None if end.is_plain else (end.factor, end.offset)
     return Scores(kind, activation, end.logits, end.scale, scale)
@@ -129,7 +129,7 @@ def _scaled(node: ir.Node, changing: ir.Value, end: _End) -> _End | None:
     found = _number(next((one for one in node.inputs if one is not changing), None))
     if found is None:
         return None
-    by, from_it = found, node.inputs[1] is changing  # whether it is the constant that is divided, or subtracted from
+    by, from_it = found, node.inputs[1] is changing  # whether the node divides the constant, or subtracts from it
     if kind == "Add":
         return replace(end, offset=end.offset + by)
     if kind == "Sub":

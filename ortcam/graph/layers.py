@@ -34,7 +34,7 @@ WEIGHTED = {
     "MatMulInteger",
     "QGemm",
 }
-# Nodes that only move, thin out or relabel a feature map: the map before them is the finer one.
+# Nodes that only move, thin out or relabel a feature map: the map before them is finer.
 _PASSIVE = {
     "AveragePool", "MaxPool", "LpPool", "Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze",
     "Unsqueeze", "Pad", "Slice", "QuantizeLinear", "DequantizeLinear", "Resize", "DepthToSpace", "SpaceToDepth",
@@ -82,7 +82,7 @@ class FeatureMap:
 
     @property
     def shape(self) -> tuple[int | None, int | None, int | None]:
-        """Channels, height and width; None where unknown."""
+        """Channels, height and width; None if unknown."""
         if self.tokens is not None:
             return dims(self.value)[-1], self.tokens.rows, self.tokens.columns
         if len(dims(self.value)) != 3:
@@ -370,7 +370,7 @@ def _is_unfinished(value: ir.Value) -> bool:
     """Return whether a tensor only feeds its own activation function or normalisation, whose result is the layer."""
     users = [use.node for use in value.uses()]
     kinds = {node.op_type for node in users}
-    if len(users) == 1 and users[0].op_type in ("Max", "Min"):  # a ReLU, or its upper bound, where one side is constant
+    if len(users) == 1 and users[0].op_type in ("Max", "Min"):  # a ReLU, or its upper bound, if one side is constant
         return len(variable_inputs(users[0])) == 1
     if len(users) == 1:
         return bool(kinds & (_ACTIVATIONS | _NORMALIZATIONS))

@@ -17,7 +17,7 @@ from ortcam.graph.builder import Builder, Value
 from ortcam.model.contract import Layout
 from ortcam.model.preprocessing import GRAY_WEIGHTS, SUPPORT, Interpolation, Preprocessing
 
-_BLOCK = 16  # rows that are made at a time
+_BLOCK = 16  # rows that are resized at a time
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpola
     pixels = graph.cast(graph.arange(end - begin) + begin, np.float64) + 0.5
     centre = graph.expand_dims(centre, 1)
     weights = _weigh(graph, (pixels - centre) / stretch, interpolation)
-    if interpolation == "box":  # where rounding decides which box a pixel on its edge belongs to
+    if interpolation == "box":  # rounding decides to which box a pixel on an edge belongs
         weights = graph.where(pixels >= graph.op("Floor", centre - reach + 0.5), weights, 0.0)
     return graph.cast(weights / graph.reduce("Sum", weights, 1, keep=True), np.float32), begin, end
 

@@ -33,7 +33,7 @@ _OTHER_KINDS = {
     b"v/1\x01": "an OpenEXR picture",
     b"\0\0\1\0": "an icon (ICO)",
 }
-_PROPERTIES = 4096  # the bytes that an AVIF file's properties stand in
+_PROPERTIES = 4096  # the first bytes of an AVIF file, which hold its properties
 _EXIF_BYTES = 65536
 _lock, _silent, _level = threading.Lock(), 0, 0
 _logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4
@@ -168,7 +168,7 @@ def _decode_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _decode_avif(data: bytes, name: str) -> NDArray[Any]:
-    # Asked for RGB, OpenCV gives BGR where there is an alpha.
+    # Asked for RGB, OpenCV returns BGR if the file has an alpha.
     pixels = _decode(data, name, cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError(
@@ -326,7 +326,7 @@ def _is_cut_short(data: bytes) -> bool:
     return data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND") < 0
 
 
-# In a scan, 0xFF stands before 0x00 (stuffing), a restart marker or another 0xFF; before anything else it ends it.
+# In a scan, 0xFF is followed by 0x00 (stuffing), a restart marker or another 0xFF; any other byte ends the scan.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
@@ -335,7 +335,7 @@ def _jpeg_ends(data: bytes) -> bool:
     at = 2
     while at + 1 < len(data):
         marker = data[at + 1]
-        if data[at] != 0xFF or marker == 0xD9:  # no marker where one must be: let the decoder judge
+        if data[at] != 0xFF or marker == 0xD9:  # a marker is missing: let the decoder judge
             return True
         if marker == 0xFF:
             at += 1

@@ -321,7 +321,7 @@ def filter_taps(
     stretch = max(scale, 1.0)
     centre = (np.arange(offset, offset + size) + 0.5) * scale
     if interpolation == "nearest":  # a box as wide as one sample, over the sample that contains the centre
-        # Pillow adds the scale up (Geometry.c), which decides where a centre lies between two samples.
+        # Pillow adds up the scale (Geometry.c), which decides the side of a centre that lies between two samples.
         centre = np.cumsum([scale / 2] + [scale] * (offset + size - 1))[offset:]
         centre, stretch = np.floor(centre) + 0.5, 1.0
     support = SUPPORT[interpolation] * stretch

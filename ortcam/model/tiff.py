@@ -22,7 +22,7 @@ _TAGS = {
     _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT, _MIN, _MAX, _SMIN, _SMAX, _ORIENTATION
 }  # fmt: skip
 _TYPES = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 11: "f", 12: "d", 16: "Q", 17: "q"}  # struct's letters
-_MOST_VALUES = 64  # of a tag that is read here
+_MOST_VALUES = 64  # the most values of a tag that are read
 _WHITE_IS_ZERO, _RGB, _CMYK, _CIELAB, _ICCLAB, _ITULAB = 0, 2, 5, 8, 9, 10
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _ASSOCIATED, _UNASSOCIATED = 1, 2

@@ -118,7 +118,7 @@ class Pictures:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation without its arrays as plain JSON: the record that `save` writes (docs/record.md)."""
-        return build_record(cast("Recordable", self))  # both kinds of explanation have what it reads
+        return build_record(cast("Recordable", self))  # both kinds of explanation have these attributes
 
     @property
     def measures(self) -> tuple[MapMeasures, ...]:
@@ -195,7 +195,7 @@ class Pictures:
         with replace_directory(Path(directory), lambda folder: self._why_occupied(folder, overwrite)) as unfinished:
             try:
                 maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
-                for row, target in enumerate(self.targets):  # one at a time: all classes may be a thousand
+                for row, target in enumerate(self.targets):  # one by one: all classes may be a thousand
                     saliency = maps[row] = self.map_at(row)
                     meter.add(saliency)
                     overlay = self._draw(saliency, opacity, colormap)

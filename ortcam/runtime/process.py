@@ -99,7 +99,7 @@ def _in_forked_child() -> None:
     if _last is not None:
         _keep(_last[1])
         _last = None
-    if HAS_TELEMETRY:  # at the exit, it joins a thread that the child lacks
+    if HAS_TELEMETRY:  # at the exit, telemetry joins a thread that the child lacks
         _skip_exit_handlers()
 
 
