@@ -86,7 +86,8 @@ def _standardize_weights(graph: onnx.GraphProto) -> None:
 def _to_dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     """Return a sparse tensor as a dense tensor.
 
-    Source: onnx.proto, SparseTensorProto: indices [n] into the flat tensor, or coordinates [n,rank]."""
+    Source: onnx.proto, SparseTensorProto: indices [n] into the flat tensor, or coordinates [n,rank].
+    """
     values, indices, shape = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices), [*sparse.dims]
     dense = np.zeros(shape, values.dtype)
     dense[np.unravel_index(indices, shape) if indices.ndim == 1 else tuple(indices.T)] = values
@@ -120,7 +121,8 @@ def _rewrite_of(node: onnx.NodeProto, opset: int) -> _Rewrite | None:
 def _write_group_normalization(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Write a GroupNormalization as an InstanceNormalization whose channels are the groups.
 
-    Scale and bias are given for each group."""
+    Scale and bias are given for each group.
+    """
     image, scale, bias = node.input
     write = _Writer(node)
     shape = write.op("Shape", image)
