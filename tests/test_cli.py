@@ -201,7 +201,7 @@ def test_explain_imports_no_training_framework(small: Path) -> None:
         (["model.onnx", "cat.png", "--provider", "cuda"], ["'cuda' does not load", "ortcam[gpu]"]),
         (["model.onnx", "cat.png", "--provider", "cudo"], ["nearest: cuda"]),
         (["model.onnx", "cat.png", "--colormap", "trubo"], ["nearest: turbo"]),
-        (["model.onnx", "cat.png", "-o", "overlay.webp"], ["of the kind .webp; expected .png or .jpg"]),
+        (["model.onnx", "cat.png", "-o", "overlay.webp"], ["of type .webp; expected .png or .jpg"]),
         (["model.onnx", "cat.png", "-o", "dog.jpg"], ["cannot write dog.jpg: it is another picture"]),
         (["model.onnx", "cat.png", "-o", "random.onnx"], ["cannot write random.onnx/cat: random.onnx is a file"]),
     ],

@@ -379,7 +379,7 @@ def test_bad_options(tiny: nn.Module, tmp_path: Path) -> None:
         ({"input_size": (1, 2, 3)}, "input_size"),
         ({"preprocess": "imagnet"}, "nearest: imagenet"),
         ({"labels": tmp_path / "nothing.txt"}, "cannot read the labels"),
-        ({"labels": 5}, "no list of names"),
+        ({"labels": 5}, "not a list of names"),
         ({"labels": {1: "a", 2: "b"}}, "no index 0"),
         ({"layer": None}, "expected a name"),
         ({"preprocess": {"height": 32}}, "no width"),
@@ -416,9 +416,9 @@ def test_label_files(tiny: nn.Module, tmp_path: Path, text: str) -> None:
     ("text", "message"),
     [
         ('{"1": "a", "2": "b"}', "no index 0"),
-        ('["a", "b",]', "no valid JSON"),
-        ("[1, 2]", "no list of names"),
-        ("", "no list of names"),
+        ('["a", "b",]', "not valid JSON"),
+        ("[1, 2]", "not a list of names"),
+        ("", "not a list of names"),
     ],
 )
 def test_bad_label_files(tiny: nn.Module, tmp_path: Path, text: str, message: str) -> None:

@@ -373,7 +373,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         export(builder, output, weights=tmp_path / "none.weights.h5")
     with pytest.raises(ExportError, match="never built"):
         export(f"{tmp_path / 'net.py'}:unbuilt", output, weights=other)
-    with pytest.raises(ExportError, match=r"has weights only, no model; give FILE\.py:CALLABLE .* --weights"):
+    with pytest.raises(ExportError, match=r"has only weights, and no model; give FILE\.py:CALLABLE .* --weights"):
         export(other, output)
     with pytest.raises(OptionError, match="has its own"):
         source = tmp_path / "small.keras"
