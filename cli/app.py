@@ -1,4 +1,4 @@
-"""The Typer application, and what every command does about errors."""
+"""The Typer application, and the handling of errors for all commands."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main() -> None:
     """Run the command line. Exit code 0: done, 1: failed, 2: wrong usage, 130: interrupted."""
     debug = console.debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a photo that cannot be read is reported by us
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # ortcam reports unreadable photos itself
     if not debug:
         own_standard_error()
     for stream in (sys.stdout, sys.stderr):  # a file name need not be text in any encoding
@@ -76,15 +76,15 @@ def main() -> None:
 
 
 def _report(error: BaseException, debug: bool) -> None:
-    """Say what went wrong in a line, and exit; with --debug, raise it.
+    """Print an error as one line, and exit; with --debug, raise it.
 
-    The last branch is the last stop: a fault of ortcam's is one line as well.
+    The last branch prints an unexpected error, a fault in ortcam, as one line as well.
     """
     if debug or not isinstance(error, Exception):
         raise error
     if isinstance(error, OrtcamError):
         console.fail(str(error))
-    elif isinstance(error, ImportError | OSError):  # no ONNX Runtime; an output that is full or closed
+    elif isinstance(error, ImportError | OSError):  # ONNX Runtime is missing; the output is full or closed
         console.fail(one_line(error))
     else:
         console.fail(

@@ -1,4 +1,4 @@
-"""What goes to the screen: results on standard output, everything else on standard error."""
+"""Print to the screen: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def print_json(value: Any) -> None:
 
 
 def make_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return a table without borders; the columns in `right` hold numbers, which are never broken over two lines."""
+    """Return a table without borders; the columns in `right` hold numbers, which never break over two lines."""
     from rich import box
     from rich.table import Table
 
@@ -45,7 +45,7 @@ def make_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def table_width() -> int:
-    """Return the width of the terminal in characters. A pipe has none: 160 keeps every row on one line there."""
+    """Return the width of the terminal in characters; 160 for a pipe, so that every row stays on one line."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
 
 
@@ -56,14 +56,14 @@ def print_table(table: Table) -> None:
 
 
 class Advance(Protocol):
-    """Moves a progress bar: what is being worked on (empty for what was), how much is done (None likewise)."""
+    """Moves a progress bar: the current item (empty: unchanged), and the part that is done (None: unchanged)."""
 
     def __call__(self, description: str, done: float | None) -> None: ...
 
 
 @contextmanager
 def progress_bar(total: float) -> Iterator[Advance]:
-    """Show a progress bar on standard error while the block runs; nothing where that is no terminal."""
+    """Show a progress bar on standard error while the block runs; show nothing if it is not a terminal."""
     if not sys.stderr.isatty():
         yield lambda description, done: None
         return

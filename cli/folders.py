@@ -1,4 +1,4 @@
-"""Which photos `ortcam explain` was given, and the folder that each explanation goes to."""
+"""Find the photos for `ortcam explain`, and choose the folder of each explanation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Given:
     """A photo on the command line.
 
     Attributes:
-        image: what `explain` takes: the path, or the bytes that came from standard input.
+        image: the input of `explain`: the path, or the bytes from standard input.
         source: the path, or - for standard input.
-        name: the folder that its explanation goes to, relative to the output.
+        name: the folder for its explanation, relative to the output.
     """
 
     image: Any
@@ -36,8 +36,8 @@ class Given:
 def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], None]) -> list[Given]:
     """Return every photo that the command line names.
 
-    A folder stands for the images in it and below it, and its layout is kept; explanations in it are no photos.
-    `-` is a picture on standard input.
+    A folder stands for the images in it and below it, and its layout is kept; explanations in it are skipped. `-` is a
+    picture on standard input.
 
     Args:
         images: photos and folders.
@@ -81,24 +81,25 @@ def _read_stdin(images: Sequence[Path]) -> bytes:
 
 
 class Folders:
-    """Gives every explanation of a run a folder of its own.
+    """Gives every explanation of a run its own folder.
 
-    The folder is named after the photo. If it holds something else than an earlier run of the same explanation, a
-    number follows: photo-2, photo-3, ... Two explanations of a run never share a folder, and none lies in another's.
+    The folder is named after the photo. If a folder of this name holds anything other than an earlier run of the same
+    explanation, a number is added: photo-2, photo-3, ... Two explanations of a run never share a folder, and no
+    explanation's folder lies inside another's.
     """
 
     def __init__(self, output: Path, photos: Sequence[Given], overwrite: bool = False) -> None:
         """Prepare for the photos of a run.
 
         Args:
-            output: the folder that the folders are made in.
+            output: the folder for the explanations' folders.
             photos: all photos of the run.
-            overwrite: replace explanations of anything else by an earlier run.
+            overwrite: replace other explanations of an earlier run.
         """
         self._output, self._overwrite = output, overwrite
         parents = {folder for photo in photos for folder in photo.name.parents}
         self._taken = {folder for folder in parents if not self._is_explanation(folder)}
-        self.moved: list[tuple[Path, Path]] = []  # the folder that is occupied, and the folder that was taken
+        self.moved: list[tuple[Path, Path]] = []  # the occupied folder, and the folder used instead
 
     def save(self, explanation: Pictures, name: Path, opacity: float, colormap: str) -> Path:
         """Save an explanation and return its folder.
@@ -144,20 +145,20 @@ def picture_of(output: Path) -> Path | None:
 
     suffix = output.suffix.lower()
     if suffix in SUFFIXES and suffix not in _PICTURES and not output.is_dir():
-        raise OptionError(f"-o {output} is a picture of the kind {suffix}; expected .png or .jpg, or a folder")
+        raise OptionError(f"-o {output} names a picture of type {suffix}; expected .png or .jpg, or a folder")
     return output if suffix in _PICTURES and not output.is_dir() else None
 
 
 def check_picture(picture: Path, photos: Sequence[Given], model: Path, classes: int) -> None:
-    """Refuse a picture for several photos or classes, or one that would replace an input.
+    """Refuse a picture as output for several photos or classes, or if it would replace an input.
 
     Raises:
-        OptionError: it does.
+        OptionError: one of these is true.
     """
     if len(photos) > 1 or classes > 1:
         what = f"{len(photos)} photos" if len(photos) > 1 else "several classes"
         raise OptionError(
-            f"-o {picture} is one picture, of one photo and one class, and there are {what}; give a folder"
+            f"-o {picture} is one picture, for one photo and one class, but the command has {what}; give a folder"
         )
     for path in (model, *(photo.source for photo in photos)):
         if picture.exists() and path.exists() and picture.samefile(path):
@@ -168,7 +169,7 @@ def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: s
     """Write the overlay of the first class as PNG or JPEG, whole or not at all.
 
     Raises:
-        OccupiedError: `path` is a file of another content, and `overwrite` is false.
+        OccupiedError: `path` is a file with other content, and `overwrite` is false.
         OutputError: it cannot be written.
     """
     from ortcam.core.files import replace_files

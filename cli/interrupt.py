@@ -1,4 +1,4 @@
-"""Ctrl-C ends the command line, whatever is at work."""
+"""End the command line on Ctrl-C, in every state of the process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _told = threading.Lock()
 
 
 def watch() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt, and end the process by force if it still runs some seconds later.
+    """Let Ctrl-C raise KeyboardInterrupt, and kill the process if it still runs some seconds later.
 
-    An interrupt during the import of a C library becomes an ImportError; one in a callback is lost; one that finds a
-    lock held can leave a thread waiting for ever.
+    An interrupt during the import of a C library becomes an ImportError. An interrupt in a callback is lost. An
+    interrupt while a lock is held can leave a thread waiting for ever.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
@@ -30,7 +30,7 @@ def was_requested() -> bool:
 
 
 def tell() -> None:
-    """Say once that the command was interrupted."""
+    """Print once that the command was interrupted."""
     if _told.acquire(blocking=False):
         console.fail("interrupted")
 

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Define the options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXAMPLES = {"--provider-option": "use_tf32=1", "--method-option": "masks=1000"}
 
 
 def one_of(*words: str) -> Callable[[], list[str]]:
-    """Return what a shell completes an option with."""
+    """Return a function that gives a shell the completions of an option."""
     return lambda: list(words)
 
 
@@ -73,7 +73,7 @@ def make_provider(name: str, options: list[str] | None, device_id: int) -> Provi
 
     Raises:
         typer.BadParameter: an option is not KEY=VALUE.
-        OrtcamError: the provider does not exist, or takes no such option.
+        OrtcamError: the provider or its option is unknown.
     """
     from ortcam import Provider
 
@@ -90,6 +90,6 @@ def read_pairs(name: str, options: list[str] | None) -> dict[str, str]:
     for option in options or []:
         key, equals, value = option.partition("=")
         if not equals or not key.strip():
-            raise typer.BadParameter(f"{name} is {option!r}; expected KEY=VALUE, as {_EXAMPLES[name]}")
+            raise typer.BadParameter(f"{name} is {option!r}; expected KEY=VALUE, such as {_EXAMPLES[name]}")
         pairs[key.strip()] = value.strip()
     return pairs

@@ -1,4 +1,4 @@
-"""ortcam pack: one file that explains photos in any runtime."""
+"""ortcam pack: write one file that explains photos in any runtime."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def pack(
     target: Annotated[
         str | None,
         typer.Option(
-            help="A class index or label, or -1 for the top class, where the input `target` is not given. "
-            "Default: it must be given.",
+            help="Class index, label, or -1 (the top class) to use if the file's input `target` is not given. "
+            "Default: none; `target` is then required.",
             show_default=False,
         ),
     ] = None,
@@ -102,5 +102,5 @@ def pack(
     if report.r is not None:
         print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
     if folder is not None:
-        print(f"{folder}: a model of Triton's; start the server with --model-repository {triton}")
-    console.note(f"to see what it does: ortcam explain {path} photo.jpg; in a browser: ortcam page {path} -o site")
+        print(f"{folder}: a model for Triton; start the server with --model-repository {triton}")
+    console.note(f"to try it: ortcam explain {path} photo.jpg; in a browser: ortcam page {path} -o site")

@@ -1,4 +1,4 @@
-"""ortcam page: a packed explainer in the browser."""
+"""ortcam page: write a web page around a packed explainer."""
 
 from __future__ import annotations
 
@@ -36,4 +36,6 @@ def page(
     folder = write_page(explainer, output, example or [], runtime, title)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB; any web server can serve it: python3 -m http.server -d {folder}")
-    console.note("budgets up to 32 suit a browser: a masked image takes it ten times as long as a server")
+    console.note(
+        "use a budget of at most 32 for a browser: a masked image takes ten times as long there as on a server"
+    )

@@ -1,4 +1,4 @@
-"""ortcam preprocessing: what a model sees in photos, by each named preprocessing."""
+"""ortcam preprocessing: show what a model sees in photos with each named preprocessing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def preprocessing(
 ) -> None:
     """Show what a model sees in photos with each named preprocessing.
 
-    Compare the classes with what the photos show. A high probability proves nothing: a model can be sure and wrong.
+    Compare the classes with the photos. A high probability proves nothing: a model can be confident and wrong.
 
     Examples:
 
@@ -78,17 +78,17 @@ def _read_labels(labels: str | None, model: CamModel) -> tuple[str, ...] | None:
 
 
 def _candidates(model: CamModel) -> dict[str, Preprocessing]:
-    """Return the preprocessings to compare by what the table calls them.
+    """Return the preprocessings to compare, by their names in the table.
 
     Raises:
-        ImageError: the model takes no photos, but some other number of channels.
+        ImageError: the model does not take photos: it has another number of channels.
     """
     from ortcam.model.preprocessing import NAMES, Preprocessing
 
     shape, stated = model.usual_shape, model.contract.preprocessing
     channels, height, width = shape if model.contract.image_layout == "NCHW" else (shape[2], *shape[:2])
     if channels not in (None, 1, 3):
-        raise ImageError(f"{model.shown} takes {channels} channels; expected 1 or 3, as photos have")
+        raise ImageError(f"{model.shown} takes {channels} channels; expected 1 or 3, as in photos")
     found = {name: Preprocessing.named(name, height or 224, width or 224, channels=channels or 3) for name in NAMES}
     if stated is None:
         return found
@@ -99,7 +99,7 @@ def _candidates(model: CamModel) -> dict[str, Preprocessing]:
 
 
 def _find_photos(images: list[Path]) -> Iterator[Path]:
-    """Yield the photos, those in folders in the order of their names; a note where there are more than are read.
+    """Yield the photos, those in folders in the order of their names; print a note if some are left out.
 
     Raises:
         ImageError: a folder holds no images.
@@ -142,7 +142,7 @@ def _predict(
 
 
 def _mean(seen: list[dict[str, Any]], row: int) -> float:
-    """Return how probable the top class is, on the average of all photos, by one preprocessing."""
+    """Return the mean probability of the top class over all photos, for one preprocessing."""
     sums = sum(float(photo["predictions"][row]["targets"][0]["probability"]) for photo in seen)
     return sums / len(seen)
 
@@ -159,14 +159,14 @@ def _print_results(seen: list[dict[str, Any]], sure: dict[str, float], model: Ca
     console.print_table(table)
     if len(seen) > 1:
         print()
-        table = console.make_table("preprocessing", f"how sure of the top class, mean of {len(seen)} photos")
+        table = console.make_table("preprocessing", f"probability of the top class, mean of {len(seen)} photos")
         for name, mean in sure.items():
             table.add_row(name, f"{mean:.1%}")
         console.print_table(table)
     console.note(
-        "A high probability proves nothing: a model can be sure and wrong, with the wrong preprocessing as well.\n"
-        "Take the preprocessing that the model was trained with. If nobody knows it, take the one whose classes are\n"
-        "what the photos show, on many photos."
+        "A high probability proves nothing: a model can be confident and wrong, also with a wrong preprocessing.\n"
+        "Use the preprocessing that the model was trained with. If it is unknown, use the preprocessing whose classes\n"
+        "match the photos, on many photos."
     )
     console.note(f"To set it: ortcam export {model.shown} -o {Path(model.shown).stem}.cam.onnx --preprocess NAME")
 

@@ -1,4 +1,4 @@
-"""ortcam reproduce: a stored explanation run again, and compared."""
+"""ortcam reproduce: run a stored explanation again and compare it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reproduce(
 ) -> None:
     """Run a stored explanation again from its record and compare model, photo and maps.
 
-    The exit code is 0 only if the hashes of model and photo are the recorded ones, and every map agrees: r is at
+    The exit code is 0 only if the hashes of model and photo equal the recorded hashes, and every map agrees: r is at
     least 0.9999 and no pixel differs by more than 0.001.
 
     Examples:

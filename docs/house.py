@@ -35,7 +35,7 @@ FACE = "ortcam"
 When = Literal["start", "late", "types"]
 Importing = ast.Import | ast.ImportFrom | ast.Call
 # Files at the top of ortcam/ that belong to a room. The first of a room's files says what the room is for.
-AT_THE_TOP = {"scorecam": "explain", "work": "explain", "reproduction": "explain"}
+AT_THE_TOP: dict[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ PAGE = ROOT / "docs" / "models.md"
 RESULTS = ROOT / "build" / "tests.xml"
 HEAD = """# Models and sources
 
-Written by `docs/write_model_table.py` from the results of the tests: each row is a test that passed. A trained model is
-explained with a real photo, whose class and map are checked; an untrained one (seeded) has the class that its source
-gives it. The relative errors are between the exported file and its source, run by the source's own framework, on random
-inputs: the largest difference over the largest value. "-" stands where the source does not show its inner tensors.
+A test exports, verifies and explains every model in this table. Trained models are explained with a real photo, and
+the class and the map are checked. Untrained models (seeded) must have the top class of their source. The errors compare
+the exported file with its source, run by the source's own framework, on random inputs: the largest difference divided
+by the largest value. "-" means that the source does not show its inner tensors.
 
 | model | source | target layer | channels x h x w | output | error of the scores | of the layer |
 |---|---|---|---|---|---:|---:|
@@ -26,9 +26,9 @@ inputs: the largest difference over the largest value. "-" stands where the sour
 REFUSED = """
 ## What does not work
 
-Each of these is refused with one line that says why, and nothing is written.
+Each of these sources is refused with one line that says why, and no file is written.
 
-| what | source | what you are told |
+| what | source | message |
 |---|---|---|
 """
 

@@ -1,6 +1,6 @@
-"""Adopting an ONNX graph that somebody else made: the graph is edited, the weights stay as they are.
+"""Adapt an ONNX graph from elsewhere: edit the graph, keep the weights.
 
-Every source but a PyTorch module comes through here: plain ONNX files, and what tf2onnx, jax2onnx and torch's
+All sources except PyTorch modules come here: plain ONNX files, and the graphs that tf2onnx, jax2onnx and torch's
 exporter for exported programs return.
 """
 
@@ -34,32 +34,32 @@ from ortcam.graph.layers import all_values, module_outputs
 from ortcam.model.preprocessing import Preprocessing
 from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
-# float16 has 11 bits: how ONNX Runtime fuses its operators, which an extra output changes, shows in the scores.
+# An extra output changes how ONNX Runtime fuses operators. With the 11 bits of float16, this shows in the scores:
 # EfficientNet-Lite0 differs by 2.6e-4.
 HALF_TOLERANCE = 1e-2
 
-# Runs the source on a batch of inputs, in the layout and dtype of the graph's own input. The number is the place of the
-# class scores among the graph's outputs, as the converter returned them. Returns the scores [B,N], and what the source
-# framework's layers return [B,...], by name; no layers where it cannot show them. A name that begins with a colon is of
-# a tensor that no layer returns.
+# Runs the source on a batch of inputs, in the layout and dtype of the graph's own input. The number is the index of the
+# class scores among the graph's outputs, as the converter returned them. Returns the scores [B,N], and the results of
+# the source framework's layers [B,...] by name; an empty mapping if it cannot show layers. A name that begins with a
+# colon belongs to a tensor that no layer returns.
 Run = Callable[[NDArray[Any], int], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
 
 
 @dataclass(frozen=True)
 class ForeignGraph:
-    """An ONNX graph as a converter returned it or a file holds it.
+    """An ONNX graph from a converter or a file, before any edit.
 
     Attributes:
-        name: what messages call the source.
+        name: the source's name in messages.
         proto: the graph, any opset from 7.
-        source: for the metadata: kind, name, versions.
-        run: runs the source itself; None to compare with the graph as it was before it was edited.
+        source: kind, name and versions, for the metadata.
+        run: runs the source itself; None to compare with the unedited graph.
         runs_batch: the only batch size that `run` takes; None for any.
         folder: where external weights are.
         layers: the source framework's names of layers, and the names of their tensors in the graph.
         preprocessing, labels, output_kind: the source's own; None when unknown.
-        tolerance: how far the scores may be from the source's, relatively.
-        layer_tolerance: likewise for the target layer; None for the same.
+        tolerance: the largest allowed relative error of the scores.
+        layer_tolerance: the same for the target layer; None for `tolerance`.
     """
 
     name: str
@@ -80,13 +80,13 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     """Turn a classifier's graph into one with one image input and its class scores first.
 
     Raises:
-        ExportError: it is no image classifier, or cannot be brought to the opset that the engine needs.
+        ExportError: the graph is not an image classifier, or cannot be converted to the opset that the engine needs.
         ModelError: ONNX Runtime refuses the graph.
     """
     folder = (foreign.folder or Path()).resolve()
     refuse_escapes(foreign.proto, foreign.name)
     places = [output.name for output in foreign.proto.graph.output]
-    found = unwrap_outputs(foreign.proto) if foreign.run is None else None  # converters write tensors
+    found = unwrap_outputs(foreign.proto) if foreign.run is None else None  # converters return plain tensors
     labels = foreign.labels or found
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     classes = options.classes or (None if labels is None else len(labels))
@@ -94,11 +94,11 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
         shown = set(foreign.layers.values())
         scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes, shown)
     except ExportError:
-        _refuse_odd_input(foreign, original, options)  # what is no image is no classifier either
+        _refuse_odd_input(foreign, original, options)  # an input that is not an image explains it better
         raise
     notices = [notice] if notice else []
     if {value.name for value in original.get_inputs()} - {value.name for value in foreign.proto.graph.input}:
-        # Other inputs were for other outputs.
+        # Some inputs were needed only by outputs that are gone.
         original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     training = leave_training(foreign.proto, foreign.name)
     notices += [training] if training else []
@@ -159,7 +159,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
 
 
 def _refuse_odd_input(foreign: ForeignGraph, session: Any, options: SourceOptions) -> None:
-    with contextlib.suppress(SerdeError):  # onnx-ir reads no maps
+    with contextlib.suppress(SerdeError):  # onnx-ir cannot read maps
         read_input(ir.from_proto(foreign.proto), session, options, foreign.name)
 
 
@@ -175,13 +175,13 @@ def keep_scores(
     classes: int | None = None,
     layers: Collection[str] = (),
 ) -> tuple[str, str | None]:
-    """Make the class scores a graph's only output, in place; return their name and what the user should know.
+    """Make the class scores the graph's only output, in place; return their name and a notice for the user.
 
     Args:
         proto: the graph.
         session: a session of it, which knows the types and shapes of its outputs.
         name, wanted, classes: as `choose_scores` takes them.
-        layers: tensors that are kept although the scores need none of them.
+        layers: tensors to keep, although the scores do not need them.
 
     Raises:
         OptionError, ExportError: as `choose_scores` does.
@@ -208,7 +208,7 @@ def keep_scores(
 
 
 def _dtype_of(kind: str) -> str:
-    """Return NumPy's name for ONNX Runtime's type of a tensor; another type as it is."""
+    """Return NumPy's name for ONNX Runtime's type of a tensor; other types unchanged."""
     plain = kind.removeprefix("tensor(").removesuffix(")") if kind.startswith("tensor(") else kind
     return {"float": "float32", "double": "float64"}.get(plain, plain)
 
@@ -249,7 +249,7 @@ _ScoresRun = Callable[[NDArray[Any]], tuple[NDArray[Any], Mapping[str, NDArray[A
 
 
 def _run_of(session: Any, scores: str) -> _ScoresRun:
-    """Run the graph as it was."""
+    """Return a function that runs the unedited graph."""
 
     def run(inputs: NDArray[Any]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         return session.run([scores], {session.get_inputs()[0].name: inputs})[0], {}
@@ -262,7 +262,7 @@ def _run_at(run: Run, place: int, inputs: NDArray[Any]) -> tuple[NDArray[Any], M
 
 
 def _runs_together(session: Any, scores: str, image: ImageInput, pictures: Floats) -> bool:
-    """Whether a graph whose batch is free takes several pictures, and returns scores for each."""
+    """Return whether a graph with a free batch takes several pictures and returns scores for each."""
     try:
         (found,) = session.run([scores], {image.name: image.numbers.encode(pictures)})
     except RUNTIME_ERRORS:
@@ -303,7 +303,7 @@ def _named_reference(run: _FloatRun, layer: str | None) -> Reference:
 
 
 def _behind_transposes(value: ir.Value) -> ir.Value:
-    """Return the tensor that a converter has only turned over or copied to make it an output."""
+    """Return the tensor that a converter only transposed or copied to make it an output."""
     while (node := value.producer()) is not None and node.op_type in ("Transpose", "Identity"):
         before = node.inputs[0]
         if before is None or before.producer() is None:

@@ -1,4 +1,4 @@
-"""Batches: graphs that were written for one picture, and scores that depend on the other pictures of a batch."""
+"""Batches: free the batch of graphs that were written for one picture, and find scores that mix pictures of a batch."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 if TYPE_CHECKING:
     from ortcam.exporters.sources import Converted
 
-ROWS = 3  # how many pictures a freed graph is tried with
-ROUNDING = 0.05  # relatively, of scores, where rounding to 8 bits goes the other way here and there
-# Nodes that read a size: what they return is the same for every picture.
+ROWS = 3  # pictures to try a freed graph with
+ROUNDING = 0.05  # relative error of scores if rounding to 8 bits differs in some places
+# Nodes that read a size: their result is the same for every picture.
 _SIZES = {"Shape", "Size"}
-# Where nodes take the shape of what they return.
+# The index of the input that gives the shape of the node's result.
 _SHAPE_PLACES = {"Reshape": 1, "Expand": 1, "Resize": 3}
 
 
-# Tensors of a graph, as they are for one picture.
+# Tensors of a graph for one picture.
 _Measured = dict[ir.Value | None, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Pictures by which to tell whether a graph runs a batch as it should.
+    """Pictures and scores to check that a graph runs a batch correctly.
 
     Attributes:
-        pictures: [3,...], as the graph's input takes them.
-        expected: returns the scores [3,N] that the source gives them, one picture at a time where it takes no more.
-        decode: turns what the graph returns into float scores.
-        tolerance: how far the scores may be from the expected ones, relatively.
+        pictures: [3,...], in the form of the graph's input.
+        expected: returns the source's scores [3,N] for them, one picture at a time if the source takes only one.
+        decode: turns the graph's output into float scores.
+        tolerance: the largest allowed relative error of the scores.
         folder: where external weights are.
     """
 
@@ -54,7 +54,7 @@ class Trial:
 
 
 def set_batch(model: ir.Model, image: ir.Value, shape: tuple[int, ...], batch: int | str) -> None:
-    """Make the image the only input, with this batch, in place; other shapes carry the old batch and are forgotten."""
+    """Make the image the only input, with this batch, in place; drop the other shapes, which hold the old batch."""
     image.shape = ir.Shape([batch, *shape])
     model.graph.inputs[:] = [image]
     for value in all_values(model.graph):
@@ -62,13 +62,13 @@ def set_batch(model: ir.Model, image: ir.Value, shape: tuple[int, ...], batch: i
 
 
 def free_batch(model: ir.Model, trial: Trial) -> bool:
-    """Make the batch of a graph free that was written for one picture, in place; whether that gives the same scores.
+    """Free the batch of a graph that was written for one picture, in place; return whether the scores stay the same.
 
-    Exporters write the batch that they traced into shapes, and fold tensors that were expanded to it. Reshapes whose
-    shapes begin with a 1 are changed first, then all that begin with a number.
+    Exporters write the batch of their example into shapes, and fold tensors that were expanded to it. The function
+    first changes reshapes whose shapes begin with 1, then all reshapes whose shapes begin with a number.
 
     Args:
-        model: the graph; its only input has a free batch, its first output are the scores.
+        model: the graph; its only input has a free batch, and its first output holds the scores.
         trial: pictures and their scores.
     """
     dependent = _from_image(model.graph)
@@ -94,7 +94,7 @@ def free_batch(model: ir.Model, trial: Trial) -> bool:
 
 
 def _from_image(graph: ir.Graph) -> set[ir.Value]:
-    """Return the tensors whose numbers depend on the picture, not on its size alone."""
+    """Return the tensors whose values depend on the picture, and not only on its size."""
     reached: set[ir.Value] = {graph.inputs[0]}
     for node in graph:
         if node.op_type not in _SIZES and any(value in reached for value in node.inputs):
@@ -103,9 +103,9 @@ def _from_image(graph: ir.Graph) -> set[ir.Value]:
 
 
 def _measure(model: ir.Model, dependent: set[ir.Value], trial: Trial) -> _Measured | None:
-    """Return, for one picture, the tensors around the nodes that may hold the batch; None where the graph does not run.
+    """Return, for one picture, the tensors around the nodes that may hold the batch; None if the graph does not run.
 
-    These are the shapes that reshapes and the like are given, what they return, and what is joined or cut.
+    These are the shapes for reshapes and similar nodes, their results, and the tensors that are joined or cut.
     """
     wanted: dict[ir.Value | None, None] = {}
     for node in model.graph:
@@ -135,7 +135,7 @@ def _free_shapes(
     only_ones: bool,
     batch: list[ir.Value],
 ) -> bool:
-    """Let reshapes, resizes and cuts take the batch that comes in; whether there are any that hold it as a number."""
+    """Make reshapes, resizes and cuts use the actual batch; return whether any of them held the batch as a number."""
     changed = False
     for node in list(model.graph):
         made = measured.get(node.outputs[0])
@@ -180,7 +180,7 @@ def _spread_constants(model: ir.Model, dependent: set[ir.Value], measured: _Meas
 
 
 def _with_batch(graph: ir.Graph, before: ir.Node, rest: list[int], batch: list[ir.Value]) -> ir.Value:
-    """Return the shape [batch, *rest]; the batch is read off the image once."""
+    """Return the shape [batch, *rest]; the graph reads the batch from the image once."""
     if not batch:
         start, end = _constant(graph, "free_batch.start", [0]), _constant(graph, "free_batch.end", [1])
         shape = ir.node("Shape", [graph.inputs[0]])
@@ -204,7 +204,7 @@ def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
 
 
 def _run(model: ir.Model, trial: Trial) -> Floats | None:
-    """Return the scores of all pictures at once; None where the graph does not run them."""
+    """Return the scores of all pictures, run as one batch; None if the graph does not run."""
     try:
         session = create_session(ir.to_proto(model), CPU, "the model", trial.folder, log_severity=4)
         (scores,) = session.run([model.graph.outputs[0].name], {model.graph.inputs[0].name: trial.pictures})
@@ -214,18 +214,18 @@ def _run(model: ir.Model, trial: Trial) -> Floats | None:
 
 
 def settle_batch(proto: onnx.ModelProto, draft: Path, converted: Converted, agreement: Agreement) -> str | None:
-    """Fix the batch of a written file to 1, in place, where its scores depend on the other pictures of a batch.
+    """Fix the batch of a written file to 1, in place, if its scores depend on the other pictures of a batch.
 
     Args:
-        proto: the file; `draft` is where it lies.
+        proto: the file; `draft` is its path.
         converted: the source.
-        agreement: what its verification measured.
+        agreement: the result of its verification.
 
     Returns:
-        What the user should know; None where each picture has scores of its own.
+        A notice for the user; None if the scores of a picture do not depend on the others.
 
     Raises:
-        ExportError: a picture's scores are random, or say nothing of the picture where it is alone.
+        ExportError: the scores are random, or do not depend on a picture that is alone in its batch.
     """
     if agreement.mixing <= _most_mixing({node.op_type for node in _nodes(proto.graph)}, converted.tolerance):
         return None
@@ -241,13 +241,13 @@ def settle_batch(proto: onnx.ModelProto, draft: Path, converted: Converted, agre
             "scores; expected a model that scores each picture by itself"
         )
     for value in (*proto.graph.input, *proto.graph.output):
-        for batch in value.type.tensor_type.shape.dim[:1]:  # none where the shape is unknown
+        for batch in value.type.tensor_type.shape.dim[:1]:  # no dimension if the shape is unknown
             batch.dim_value = 1
     return f"{difference}: masked images are run one at a time, each alone in its batch"
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield all nodes, also those of subgraphs."""
+    """Yield all nodes, including those of subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -256,10 +256,10 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _most_mixing(operators: set[str], tolerance: float) -> float:
-    """Return how far a picture's scores alone may be from those in a batch, relatively.
+    """Return the largest allowed relative difference between a picture's scores alone and in a batch.
 
-    Static quantization rounds at every layer, so the last bits of a float decide on a whole step here and there.
-    Dynamic quantization measures the largest number of the batch, which is a real dependence.
+    Static quantization rounds at every layer, so the last bits of a float sometimes decide a whole step. Dynamic
+    quantization measures the largest number of the batch, so its scores do depend on the other pictures.
     """
     if "DynamicQuantizeLinear" in operators:
         return TOLERANCE
@@ -268,7 +268,7 @@ def _most_mixing(operators: set[str], tolerance: float) -> float:
 
 
 def leave_training(proto: onnx.ModelProto, name: str) -> str | None:
-    """Switch off dropout that is in training mode, in place; return what the user should know.
+    """Switch off dropout that is in training mode, in place; return a notice for the user.
 
     Raises:
         ExportError: a BatchNormalization is in training mode. It normalises by the batch, and ONNX Runtime changes its
@@ -288,7 +288,7 @@ def leave_training(proto: onnx.ModelProto, name: str) -> str | None:
             normalized.append(node)
     if normalized:
         raise ExportError(
-            f"{name} is in training mode: {len(normalized)} BatchNormalization normalise by the batch that is run "
+            f"{name} is in training mode: {len(normalized)} BatchNormalization normalise by the current batch "
             f"(first: {normalized[0].name or normalized[0].output[0]}); export the source again after model.eval(), "
             "with running statistics"
         )

@@ -1,4 +1,4 @@
-"""Models that a Python file or package makes: FILE.py:CALLABLE and package.module:CALLABLE."""
+"""Build models with a function of a Python file or package: FILE.py:CALLABLE and package.module:CALLABLE."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ortcam.errors import ExportError, nearest, one_line
 
 
 def call(origin: str, name: str) -> Any:
-    """Return what a callable of a Python file or package returns; a model itself is returned as it is.
+    """Call a callable of a Python file or package and return its result; if the name is a model, return the model.
 
     Args:
         origin: ``FILE.py`` or ``package.module``.
         name: the callable in it, dotted if need be; called without arguments.
 
     Raises:
-        ExportError: there is no such callable, or it failed.
+        ExportError: the callable is missing, or it failed.
     """
     path = Path(origin) if origin.endswith(".py") else None
     if path is not None and not path.is_file():
@@ -46,14 +46,14 @@ def call(origin: str, name: str) -> Any:
 
 
 def _is_model(target: Any) -> bool:
-    """Whether an object is a model already, not a function that makes one."""
+    """Return whether an object is a model, not a function that makes a model."""
     roots = {base.__module__.partition(".")[0] for base in type(target).__mro__}
     return bool(roots & {"torch", "keras", "tf_keras", "flax"})
 
 
 @contextlib.contextmanager
 def _importable_from(folder: Path) -> Iterator[None]:
-    """Let imports find what lies in `folder`, as they do when Python runs a file there."""
+    """Let imports find the modules in `folder`, as they do when Python runs a file there."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -62,7 +62,7 @@ def _importable_from(folder: Path) -> Iterator[None]:
 
 
 def _import_tensorflow_quietly(path: Path) -> None:
-    """Import TensorFlow before a file that will import it: alone it writes lines to the screen that nobody needs."""
+    """Import TensorFlow quietly before the user's file imports it and writes its log lines to the screen."""
     uses = re.search(rb"^\s*(?:import|from)\s+(?:tensorflow|keras)\b", path.read_bytes(), re.MULTILINE)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if uses and backend == "tensorflow" and importlib.util.find_spec("tf2onnx") is not None:

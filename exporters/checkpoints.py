@@ -1,7 +1,7 @@
-"""Weights for a PyTorch module, in the forms in which training loops leave them.
+"""Load weights into a PyTorch module, from the files that training loops write.
 
-Nothing in a file is run: torch reads it with ``weights_only=True``. What people keep beside their weights (an argparse
-namespace, paths, dates, a configuration) is on a list of names; torch is given an empty stand-in for each of them.
+No code in a file is run: torch reads the file with ``weights_only=True``. A list names the types of objects that people
+keep beside their weights (an argparse namespace, paths, dates, a configuration); torch gets an empty stand-in for each.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _DEPTH = 4  # of dictionaries in dictionaries
 
 
 class _Settings:
-    """Stands for an object with attributes or items; torch fills an OrderedDict as either."""
+    """Stand-in for an object with attributes or items; torch can fill an OrderedDict with both."""
 
     def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
 class _Value:
-    """Stands for an object that is made of arguments."""
+    """Stand-in for an object that is made from arguments."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -54,7 +54,7 @@ class _Value:
 
 
 class _Items(list[Any]):
-    """Stands for a list of another type."""
+    """Stand-in for a list of another type."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ _VALUES = (
     "typing.Any", "uuid.UUID", "decimal.Decimal", "fractions.Fraction", "torch.torch_version.TorchVersion",
     *(f"builtins.{name}" for name in ("slice", "range", "frozenset", "bytes", "object")),
 )  # fmt: skip
-# Types that the stand-ins are told of, such as defaultdict(list).
+# Types that may be arguments of the stand-ins, as in defaultdict(list).
 _BUILTINS = (bool, dict, float, int, list, str, tuple)
 
 
 def _allowed() -> list[Any]:
-    """Return what torch may make beyond its own list: stand-ins by name, NumPy's arrays and numbers as they are."""
+    """Return the types that torch may make beyond its own list: stand-ins by name, and NumPy's arrays and numbers."""
     makers = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
     numpy = [np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
     named = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in makers.items()]
@@ -98,10 +98,10 @@ def _allowed() -> list[Any]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Weights in a file, with the names that the module has for them.
+    """Weights in a file, under the module's names.
 
     Attributes:
-        place: the keys that lead to them, and what stands before their names.
+        place: the keys that lead to them, and the prefix of their names.
         state: the weights.
         others: names in the same dictionary that do not begin with the prefix.
         missing, unexpected: names.
@@ -121,7 +121,7 @@ class _Candidate:
 
     @property
     def rank(self) -> int:
-        """0 where the place has a usual name, 1 for averaged weights, 2 for others."""
+        """0 if the place has a usual name, 1 for averaged weights, 2 for others."""
         if all(part in _PLAIN or part in _WRAPPERS for part in self.place):
             return 0
         return 1 if any(_AVERAGES & set(part.split("_")) for part in self.place) else 2
@@ -132,7 +132,7 @@ class _Candidate:
 
 
 def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
-    """Load a state dict into a module, in place, also one that a training loop wrapped.
+    """Load a state dict into a module, in place, even if a training loop wrapped it.
 
     The state dict may lie under a key (``state_dict``, ``model``, ``net``, ...), and its names may have a prefix that
     the module's own names lack (``module.``, ``model.``, ``_orig_mod.``, several). Plain weights come before averaged
@@ -143,7 +143,7 @@ def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
         path: a file that torch.save wrote, of any suffix, or a ``.safetensors`` file.
 
     Returns:
-        What the user should know: which of several weights were taken, and which names were left out.
+        Notices for the user: which of several weights were used, and which names were left out.
 
     Raises:
         ExportError: the file cannot be read without running code, holds no weights, or does not fit the module.
@@ -170,7 +170,7 @@ _SAVE = "torch.save(model.state_dict(), FILE)"
 
 
 def _read(path: Path) -> Any:
-    """Return what a file holds; objects that are no weights are empty stand-ins."""
+    """Return the content of a file, with an empty stand-in for every object that is not a weight."""
     if path.is_dir():
         raise ExportError(f"the weights {path} are a folder; expected a file: {_SAVE}")
     try:
@@ -209,7 +209,7 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _explain(path: Path, text: str, start: bytes) -> str:
-    """Say in a line why torch does not read a file, in place of its own advice, which is to run what is in it."""
+    """Say in a line why torch does not read a file. torch's own advice would be to run the code in the file."""
     found = re.search(r"GLOBAL (\S+)", text) or re.search(r"got <class '(\S+)'>", text)
     if found:
         return (
@@ -228,7 +228,7 @@ def _explain(path: Path, text: str, start: bytes) -> str:
     if start[:2] == b"PK" or start[:1] == b"\x80":
         plain = re.sub(r"\x1b\[[0-9;]*m", "", text).rpartition("WeightsUnpickler error: ")[2]
         return f"{one_line(RuntimeError(plain), 160)}; it may be damaged; expected a state dict that torch.save wrote"
-    return "it is no file of torch's; expected a state dict that torch.save wrote, or a .safetensors file"
+    return "it is not a file that torch.save wrote; expected a state dict of torch.save, or a .safetensors file"
 
 
 def _find_states(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
@@ -257,10 +257,10 @@ def _is_array(value: Any) -> bool:
 
 
 def _fit(place: tuple[str, ...], state: State, own: Mapping[str, Any]) -> Iterator[_Candidate]:
-    """Yield the weights of a dictionary under the names of the module, for every prefix that gives most of them."""
+    """Yield the weights of a dictionary under the module's names, for every prefix that matches most of them."""
     names, file_names = _plain_names(own), _plain_names(state)
     shared = _common_part(names)
-    if shared and not any(name.startswith(shared) for name in file_names):  # the module wraps what was saved
+    if shared and not any(name.startswith(shared) for name in file_names):  # the module wraps the saved network
         unwrapped = {name.removeprefix(shared): whole for name, whole in names.items()}
         names = unwrapped if file_names.keys() & unwrapped.keys() else names
     prefixes = _find_prefixes(file_names, names)
@@ -278,7 +278,7 @@ def _fit(place: tuple[str, ...], state: State, own: Mapping[str, Any]) -> Iterat
 
 
 def _compare(place: tuple[str, ...], renamed: State, others: tuple[str, ...], own: Mapping[str, Any]) -> _Candidate:
-    """Hold weights to the module's names and shapes."""
+    """Compare weights with the module's names and shapes."""
     tied = {tensor.data_ptr() for name, tensor in own.items() if name in renamed and _has_shape(tensor)}
     missing = tuple(
         name
@@ -293,7 +293,7 @@ def _compare(place: tuple[str, ...], renamed: State, others: tuple[str, ...], ow
         for name, tensor in own.items()
         if name in renamed and _has_shape(tensor) and renamed[name].shape != tensor.shape
     )
-    if missing or misshapen:  # then what does not belong to the model may be what it lacks
+    if missing or misshapen:  # then the unexpected names may be the missing ones
         unexpected, others = (*unexpected, *others), ()
     return _Candidate(place, renamed, others, missing, unexpected, misshapen)
 
@@ -303,7 +303,7 @@ def _has_shape(tensor: Any) -> bool:
 
 
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Return names by what is left of them without the parts that wrappers add, where that keeps them apart."""
+    """Return names by their plain form, without the parts that wrappers add; as they are if plain forms collide."""
     plain = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in names}
     return plain if len(plain) == len(list(names)) else {name: name for name in names}
 
@@ -315,7 +315,7 @@ def _common_part(names: Iterable[str]) -> str:
 
 
 def _find_prefixes(file_names: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
-    """Return what stands before most of the module's names in a file; several where they tie."""
+    """Return the prefix of most of the module's names in a file; several prefixes if they tie."""
     found: Counter[str] = Counter()
     for name in file_names:
         parts = name.split(".")
@@ -331,11 +331,11 @@ def _same(one: _Candidate, other: _Candidate) -> bool:
 
 
 def _refuse_choice(path: Path, best: _Candidate, rivals: Sequence[_Candidate]) -> None:
-    """Refuse to choose between weights whose names tell nothing."""
+    """Refuse weights that fit equally well and whose names do not decide."""
     unknown = [each for each in rivals if each.rank == best.rank == 2]
     if unknown:
         raise ExportError(
-            f"the weights {path} fit twice, in {best.shown} and in {unknown[0].shown}; save those that are meant in a "
+            f"the weights {path} fit twice, in {best.shown} and in {unknown[0].shown}; save the weights to use in a "
             "file of their own"
         )
 
@@ -354,7 +354,7 @@ def _describe(content: Any) -> str:
 
 
 def _load(module: nn.Module, best: _Candidate, path: Path) -> None:
-    """Copy the weights. Torch itself says what is missing, since it translates names of its older versions."""
+    """Copy the weights into the module. torch reports missing names itself, because it translates its older names."""
     missing, unexpected = list(best.missing), list(best.unexpected)
     if not best.misshapen:
         try:

@@ -1,4 +1,4 @@
-"""Which layer is exposed: the one that was named, or the best candidate whose cells are places of the image."""
+"""Choose the layer to expose: the named layer, or the best candidate whose cells are places of the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find
 from ortcam.model.contract import Layout
 from ortcam.runtime.shapes import complete_shapes
 
-# How many candidates are checked in place of one that fails, and how many a message lists.
+# The number of candidates to check if the first fails, and the number that a message lists.
 _MOST_OTHERS = 8
 _MOST_LISTED = 3
 
@@ -29,10 +29,10 @@ class Target:
     Attributes:
         converted: the source with its graph.
         feature_map: the tensor.
-        name: what the user would call it.
+        name: the user's name for it.
         layers: the source framework's layers.
         measured: the tensors whose shape was measured with one image.
-        followed: whether its rows and columns can be followed through the graph from those of the image.
+        followed: whether its rows and columns can be followed through the graph from the image's.
     """
 
     converted: Converted
@@ -45,13 +45,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a file says of the places of its target layer.
+    """The result of checking the places of a file's target layer.
 
     Attributes:
         places: whether the layer's cells are places of the image.
         layout: where the layer's channels are.
-        better: the layer to expose instead; None for the one that is exposed.
-        notices: what the user should know.
+        better: the layer to expose instead; None to keep the exposed layer.
+        notices: notices for the user.
     """
 
     places: Places
@@ -74,22 +74,22 @@ class LayerChoice:
         """Return the layer that the user named, or the best candidate.
 
         Raises:
-            LayerError: there is none.
+            LayerError: the layer is missing, or no candidate exists.
         """
         converted = self._converted
         chosen = find_layer(converted.model, self._layer, converted.name, self._reading, converted.layers)
         return self._target(converted, *chosen)
 
     def check(self, draft: Path, source: Converted, chosen: Target) -> Checked:
-        """Check the cells of the exposed layer; where they are no places, look for a layout or a layer that is right.
+        """Check the cells of the exposed layer; if they are not places, look for a right layout or layer.
 
         Args:
             draft: the exported file.
-            source: what images it takes, and the batches it can run.
+            source: the source, for its images and batches.
             chosen: the exposed layer.
 
         Raises:
-            LayerError: the layer was to be found, and no candidate's cells are places of the image.
+            LayerError: `auto` was given, and no candidate's cells are places of the image.
         """
         own = Cells("activations", chosen.feature_map.layout)
         (places,) = check_places(draft, draft.parent, source, [own])
@@ -127,7 +127,7 @@ class LayerChoice:
         return Target(converted, feature_map, name, layers, measured, followed)
 
     def _others(self, proto: onnx.ModelProto) -> list[Candidate]:
-        """Return the best candidates of the copy that an exported file still computes under their own names."""
+        """Return the best candidates whose tensors the exported file still has under their own names."""
         spare = self._spare
         computed = {name for node in proto.graph.node for name in node.output}
         computed -= {value.name for value in proto.graph.output}

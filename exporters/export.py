@@ -1,4 +1,4 @@
-"""export: a model of another framework becomes a verified ONNX file with its target layer exposed."""
+"""Export a model of another framework as a verified ONNX file with its target layer exposed."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
         path: the file.
         layer: the target layer's name.
-        shape: its channels, height and width; None where they are free.
-        contract: what the file's metadata states.
+        shape: its channels, height and width; None for a free dimension.
+        contract: the contract in the file's metadata.
         agreement: how closely the file and its source agree.
         places: whether the layer's cells are places of the image.
-        notices: what the user should know.
-        warned: those of the notices that were issued as warnings, too.
+        notices: notices for the user.
+        warned: the notices that were also issued as warnings.
     """
 
     path: Path
@@ -108,31 +108,30 @@ def export(
             for a model in memory the module or Keras layer itself, such as ``model.layer4``.
         weights: for a PyTorch module, a checkpoint of torch.save (read with ``weights_only=True``) or a
             ``.safetensors`` file; for a Keras model that a callable builds, a weights file; ``random`` (seeded) leaves
-            a torchvision or timm network untrained.
-            None: those come with their default trained weights.
+            a torchvision or timm network untrained. None: torchvision and timm load their default trained weights.
         input_size: the side, or (height, width), of the input in pixels.
         opset: 18, 19 or 20, for sources that are converted; an ONNX file keeps its own from 18.
         preprocess: ``imagenet``, ``tf``, ``caffe``, ``lite``, ``raw``, a JSON file or object, or a Preprocessing;
             torchvision and timm sources bring their own.
         labels: class names, a file of them, or ``imagenet``, as `read_labels` takes them; torchvision and timm
             sources bring their own.
-        output_name: which output holds the class scores, by its name or index. A module that returns a dict, a tuple
-            or the like has outputs by key or index (nested: ``outer.inner``). None to decide by the number of labels,
-            by which output is computed from the others, and by name.
-        output_kind: what the class scores are, where the graph does not show it: ``logits`` (a softmax makes them
-            probabilities), ``probabilities`` already, or ``sigmoid`` (logits of independent classes, each with a
-            sigmoid). None for what the graph shows, else a softmax's logits; a single score is a sigmoid's.
-        input_layout: ``NCHW`` or ``NHWC``, where the source leaves it open.
-        grid: (rows, columns) of a vision transformer's patches, where they are not found.
-        allow_unsafe: run the code that a model file may bring along: Keras' Lambda layers and custom objects, pickles
-            in a .pt2 file. Only for files that you trust.
+        output_name: the name or index of the output that holds the class scores. A module that returns a dict, a tuple
+            or the like has outputs by key or index (nested: ``outer.inner``). None decides by the number of labels, by
+            the computation of outputs from each other, and by name.
+        output_kind: the kind of the class scores, if the graph does not show it: ``logits`` (a softmax makes them
+            probabilities), ``probabilities``, or ``sigmoid`` (logits of independent classes, each with a sigmoid).
+            None: the kind that the graph shows; else logits of a softmax, or of a sigmoid for a single score.
+        input_layout: ``NCHW`` or ``NHWC``, if the source does not state it.
+        grid: (rows, columns) of a vision transformer's patches, if ortcam does not find them.
+        allow_unsafe: allow code that comes with a model file to run: Keras' Lambda layers and custom objects, pickles
+            in a .pt2 file. Use it only for files that you trust.
         precision: ``fp16`` halves the file and the memory, and is faster on GPUs (not on CPUs); verified to 2e-2.
         external_data_bytes: weights above this size go to a file of their own.
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.
-        LayerError: the layer does not exist, or ``auto`` finds none whose cells are places of the image.
-        OptionError: an argument makes no sense.
+        LayerError: the layer is missing, or ``auto`` finds no layer whose cells are places of the image.
+        OptionError: an argument is invalid.
         OutputError: the file cannot be written.
     """
     if not isinstance(output, str | PathLike) or Path(output).suffix != ".onnx":
@@ -142,8 +141,8 @@ def export(
         raise OptionError(f"output {output} is the source itself; give the export another name")
     if opset not in OPSETS:
         raise OptionError(
-            f"opset is {opset!r}; expected {', '.join(map(str, OPSETS))}: the engine needs 18, and newer ones than 20 "
-            "lose GPU kernels in ONNX Runtime"
+            f"opset is {opset!r}; expected {', '.join(map(str, OPSETS))}: the engine needs at least 18, and ONNX "
+            "Runtime lacks GPU kernels above 20"
         )
     if not isinstance(layer, str):
         layer = find_layer_name(source, layer)
@@ -179,7 +178,7 @@ def export(
     if contract.preprocessing is None:
         notices.append(
             "no preprocessing is known, so only input tensors can be explained; for photos give --preprocess "
-            f"{', '.join(NAMES)} or a JSON file (what each makes of your photos: ortcam preprocessing {output} photos/)"
+            f"{', '.join(NAMES)} or a JSON file (to compare them: ortcam preprocessing {output} photos/)"
         )
     with _graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
@@ -223,7 +222,7 @@ def export(
 
 
 def _write(draft: Path, converted: Converted, precision: Precision, external_data_bytes: int) -> Converted:
-    """Write the graph of a source; return the source with the tolerances of the file's precision."""
+    """Write the graph of a source to a file; return the source with the tolerances of the file's precision."""
     model = converted.model
     external = _weight_bytes(model) > external_data_bytes
     ir.external_data.load_to_model(model)  # the weights move with the graph
@@ -242,7 +241,7 @@ def _write(draft: Path, converted: Converted, precision: Precision, external_dat
 
 @contextlib.contextmanager
 def _graph_errors(source: Any) -> Iterator[None]:
-    """Report what onnx and onnx-ir raise on a graph that breaks their rules as a fault of the source."""
+    """Raise errors of onnx and onnx-ir about an invalid graph as an ExportError that names the source."""
     try:
         yield
     except OSError:  # of the disk, not of the graph
@@ -256,13 +255,13 @@ def _graph_errors(source: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Exposed:
-    """What was exposed.
+    """The result of exposing a layer.
 
     Attributes:
         feature_map: the target layer.
-        source_layer: its name among the source's layers, where it has one.
-        contract: what the file states.
-        notices: what the user should know.
+        source_layer: its name among the source's layers; None without one.
+        contract: the contract for the file's metadata.
+        notices: notices for the user.
     """
 
     feature_map: FeatureMap
@@ -309,7 +308,7 @@ def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:
 
 
 def _count_classes(model: ir.Model) -> int | None:
-    """Return how many scores [batch,N], [batch,N,1,1] or [batch] there are; None where that is not known."""
+    """Return the number of scores in [batch,N], [batch,N,1,1] or [batch]; None if it is unknown."""
     shape = model.graph.outputs[0].shape
     if shape is not None and len(shape) == 1:
         return shape[0] if isinstance(shape[0], int) else 1

@@ -1,4 +1,4 @@
-"""Frozen TensorFlow graphs: a GraphDef in a .pb or .pbtxt file, with its weights as constants and no signature."""
+"""Convert frozen TensorFlow graphs: a GraphDef in a .pb or .pbtxt file, with constant weights and no signature."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _SAVE = "save the model with tf.saved_model.save or model.save('model.keras')"
 def convert_frozen_graph(path: Path, options: SourceOptions) -> Converted:
     """Turn a frozen TensorFlow graph into an ONNX graph.
 
-    The image is the one placeholder that the scores are computed from. The class scores are a tensor of floating-point
-    numbers that no other such tensor is computed from.
+    The class scores are the floating-point tensor from which the graph computes no other floating-point tensor. The
+    image is the only placeholder from which it computes the scores.
 
     Args:
         path: the .pb or .pbtxt file.
-        options: `output` names the node of the scores; `input_size` fills in a free height and width.
+        options: `output` names the node of the scores; `input_size` gives a free height and width.
 
     Raises:
-        ExportError: the file holds no frozen graph of an image classifier, or cannot be converted.
-        OptionError: weights were given, or there is no such output.
+        ExportError: the file does not hold a frozen graph of an image classifier, or cannot be converted.
+        OptionError: weights were given, or the output is missing.
     """
     if options.weights is not None:
         raise OptionError(f"weights are for models that code builds; {path} has its own")
@@ -106,7 +106,7 @@ def _read(path: Path) -> Any:
 
 
 def _describe(path: Path, content: bytes) -> str:
-    """Say what a file is that holds no graph of TensorFlow."""
+    """Say what a file is if it is not a TensorFlow graph."""
     with contextlib.suppress(DecodeError):
         if SavedModel.FromString(content).meta_graphs[:1]:
             return (
@@ -115,11 +115,11 @@ def _describe(path: Path, content: bytes) -> str:
     with contextlib.suppress(DecodeError):
         if onnx.ModelProto.FromString(content).graph.node[:1]:
             return f"is an ONNX file; name it {path.stem}.onnx"
-    return "is no TensorFlow graph or is damaged; expected a frozen GraphDef, or the folder of a SavedModel"
+    return "is not a TensorFlow graph, or is damaged; expected a frozen GraphDef, or the folder of a SavedModel"
 
 
 def _refuse_what_cannot_run(graph_def: Any, name: str, allow_unsafe: bool) -> None:
-    """Refuse a graph without its weights, and one that reaches beyond itself."""
+    """Refuse a graph without its weights, and a graph that reads or writes files or calls Python."""
     nodes = [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]
     operations = {node.op for node in nodes}
     unsafe = sorted(operations & set(UNSAFE))
@@ -136,7 +136,7 @@ def _refuse_what_cannot_run(graph_def: Any, name: str, allow_unsafe: bool) -> No
 
 
 def _import(graph_def: Any, name: str) -> Any:
-    """Return the graph as a function of TensorFlow 2; nothing of it is run."""
+    """Return the graph as a function of TensorFlow 2, without running it."""
     try:
         with quiet():
             return tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph_def, name=""), [])
@@ -145,7 +145,7 @@ def _import(graph_def: Any, name: str) -> Any:
 
 
 def _find_outputs(graph_def: Any, graph: Any, wanted: str | None, name: str) -> list[str]:
-    """Return the last nodes that can return class scores, or the one that the user named."""
+    """Return the last nodes that can return class scores, or the node that the user named."""
     known = {node.name for node in graph_def.node}
     if wanted is not None:
         node = wanted.removesuffix(":0")
@@ -153,7 +153,7 @@ def _find_outputs(graph_def: Any, graph: Any, wanted: str | None, name: str) -> 
             raise OptionError(f"{name} has no node {wanted!r}{nearest(wanted, known)}")
         return [node]
     nodes = {node.name: node for node in graph_def.node}
-    while True:  # summaries, class numbers and losses are taken away until scores are all that is left
+    while True:  # remove summaries, class numbers and losses until only scores are left
         read = {_node_of(entry) for node in nodes.values() for entry in node.input}
         ends = [end for end in nodes if end not in read]
         others = [end for end in ends if not _may_be_scores(graph.get_operation_by_name(end))]
@@ -168,7 +168,7 @@ def _find_outputs(graph_def: Any, graph: Any, wanted: str | None, name: str) -> 
 
 
 def _node_of(entry: str) -> str:
-    """Return the node that an input of another names: ``node``, ``node:1`` or ``^node``."""
+    """Return the name of the node in an input's name: ``node``, ``node:1`` or ``^node``."""
     return entry.lstrip("^").partition(":")[0]
 
 
@@ -180,7 +180,7 @@ def _may_be_scores(operation: Any) -> bool:
 
 
 def _find_tensors(proto: onnx.ModelProto, nodes: set[str]) -> dict[str, str]:
-    """Return the tensor of the ONNX graph that each node of the frozen graph became; its name has a prefix there."""
+    """Return the tensor of the ONNX graph for each node of the frozen graph; tensor names there have a prefix."""
     found = {}
     for value in (value for node in proto.graph.node for value in node.output):
         node = value.partition("PartitionedCall/")[2].removesuffix(":0")
@@ -190,7 +190,7 @@ def _find_tensors(proto: onnx.ModelProto, nodes: set[str]) -> dict[str, str]:
 
 
 def _find_image(graph_def: Any, outputs: list[str], name: str) -> str:
-    """Return the one placeholder from which the outputs are computed."""
+    """Return the only placeholder from which the outputs are computed."""
     nodes = {node.name: node for node in graph_def.node}
     waiting, needed = list(outputs), set()
     while waiting:

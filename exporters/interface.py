@@ -1,4 +1,4 @@
-"""What goes into a classifier's graph: the image."""
+"""Read the input of a classifier's graph: the image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Numbers:
 
     Attributes:
         dtype: their type.
-        scale, zero_point: what the numbers of a quantized tensor stand for: (q - zero_point) * scale.
+        scale, zero_point: a quantized number q stands for (q - zero_point) * scale.
     """
 
     dtype: Any = np.float32
@@ -41,13 +41,13 @@ class Numbers:
 
     @classmethod
     def of(cls, value: ir.Value) -> Numbers:
-        """Read them off the graph that an input or output belongs to."""
+        """Read the numbers of an input or output from its graph."""
         dtype = np.float32 if value.dtype is None else value.dtype.numpy()
         found = find_scale(value) if np.issubdtype(dtype, np.integer) else None
         return cls(dtype) if found is None else cls(dtype, *found)
 
     def encode(self, values: Floats) -> NDArray[Any]:
-        """Turn float32 values into these numbers, as the exported graph does it: rounded half to even, cut off."""
+        """Turn float32 values into these numbers, as the exported graph does: round half to even, then clip."""
         if not np.issubdtype(self.dtype, np.integer):
             return values.astype(self.dtype)
         limits = np.iinfo(self.dtype)
@@ -56,7 +56,7 @@ class Numbers:
         return encoded
 
     def decode(self, numbers: NDArray[Any]) -> Floats:
-        """Turn numbers into float32 values."""
+        """Turn these numbers into float32 values."""
         values: Floats = numbers.astype(np.float32)
         return values if self.scale is None else (values - self.zero_point) * np.float32(self.scale)
 
@@ -106,11 +106,11 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
     Args:
         model: the graph.
         session: a session of it, which knows types and shapes.
-        options: what the user said of size and layout.
-        name: what messages call the model.
+        options: the user's options, for size and layout.
+        name: the model's name in messages.
 
     Raises:
-        ExportError: there is no such input, or its size must be given.
+        ExportError: the graph has no such input, or its size must be given.
     """
     inputs = session.get_inputs()
     if len(inputs) != 1:
@@ -142,7 +142,7 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
 
 
 def explain_inputs(name: str, inputs: Mapping[str, str]) -> str:
-    """Say what a model with several inputs, or none, takes, and what to do; `inputs` are their shapes by name."""
+    """Return the message for a model without exactly one input; `inputs` maps the names of its inputs to shapes."""
     shown = ", ".join(f"{key!r} {what}".rstrip() for key, what in list(inputs.items())[:5])
     if not inputs:
         return f"{name} takes no input; expected one, the image: {ONLY_CLASSIFIERS}"
@@ -154,7 +154,7 @@ def explain_inputs(name: str, inputs: Mapping[str, str]) -> str:
 
 
 def required_arguments(function: Any) -> dict[str, str]:
-    """Return the arguments that a function cannot do without, as `explain_inputs` takes them."""
+    """Return the required arguments of a function, as `explain_inputs` takes them."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -180,7 +180,7 @@ def _read_channels(image: ir.Value, shape: list[int | None], given: Layout | Non
         raise ExportError(f"{name} takes an input {shape}; expected an image with 1 or 3 channels: {ONLY_CLASSIFIERS}")
     if layout is None:
         raise ExportError(
-            f"{name} takes an input {shape} whose channels cannot be told; expected 1 or 3 of them: "
+            f"{name} takes an input {shape} with an unknown channel dimension; expected 1 or 3 channels: "
             "give --input-layout NCHW or NHWC"
         )
     channels = shape[1 if layout == "NCHW" else 3] or read or 3
@@ -193,7 +193,7 @@ def _read_channels(image: ir.Value, shape: list[int | None], given: Layout | Non
 
 
 def _follow_to_convolution(image: ir.Value) -> tuple[Layout | None, int | None]:
-    """Return the layout and the channels that the first convolution behind the image wants."""
+    """Return the layout and the channels that the first convolution behind the image expects."""
     waiting: list[tuple[ir.Value, Layout]] = [(image, "NCHW")]
     seen: set[ir.Value] = set()
     while waiting:

@@ -1,4 +1,4 @@
-"""Flax NNX modules and functions of JAX arrays, through jax2onnx."""
+"""Convert Flax NNX modules and functions of JAX arrays with jax2onnx."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ortcam.exporters.verify import TOLERANCE, relative_error
 from ortcam.runtime.session import CPU, create_session
 
 _VALUE_ERRORS = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
-_BATCH = 2  # while looking for the input's shape; any but 1, which would broadcast
+_BATCH = 2  # while looking for the input's shape; a batch of 1 would broadcast
 
 Function = Callable[[Any], Any]
 
@@ -42,13 +42,13 @@ def convert_function(model: Any, name: str, options: SourceOptions) -> Converted
     """Turn a function of one JAX array [B,H,W,C] or [B,C,H,W] that returns scores [B,N] into an ONNX graph.
 
     Args:
-        model: a Flax NNX module in eval mode, a bound Flax linen module, or any such function.
-        name: what messages call it.
-        options: the layout, size and preprocessing of the input; unknown ones are found by trying.
+        model: a Flax NNX module in eval mode, a bound Flax linen module, or another such function.
+        name: its name in messages.
+        options: the layout, size and preprocessing of the input; the function tries likely values for the missing ones.
 
     Raises:
-        ExportError: it is in training mode or lacks its parameters, does not run on any likely input, returns
-            something else than scores, or uses what jax2onnx cannot convert.
+        ExportError: the model is in training mode, lacks its parameters, runs on no likely input, does not return
+            scores, or uses operations that jax2onnx cannot convert.
     """
     if isinstance(model, linen.Module) and model.scope is None:
         raise ExportError(
@@ -84,12 +84,12 @@ def _refuse_training(model: nnx.Module, name: str) -> None:
 
 
 def _find_input_shape(function: Function, name: str, options: SourceOptions) -> tuple[tuple[int, int, int], list[str]]:
-    """Return the first likely shape of the input, without the batch, that the function runs on, and its results' keys.
+    """Return the first likely input shape, without the batch, on which the function runs, and the keys of its results.
 
-    Nothing is computed: JAX only infers shapes.
+    JAX only infers shapes here; it computes nothing.
     """
     tried: list[tuple[int, int, int]] = []
-    for channels in (3, 1):  # a colour photo if the function takes one, else a grey one
+    for channels in (3, 1):  # a colour photo first, then a grey one
         preprocessing = choose_preprocessing(options.preprocess, None, options.input_size, channels)
         if preprocessing is not None:
             channels, size = preprocessing.channel_count, (preprocessing.height, preprocessing.width)
@@ -119,7 +119,7 @@ def _find_input_shape(function: Function, name: str, options: SourceOptions) -> 
 
 
 def _infer(function: Function, shape: tuple[int, int, int]) -> tuple[Any, Exception | None]:
-    """Return the shapes of what the function would return, or the error that it raises."""
+    """Return the shapes of the function's results, or the error that it raises."""
     try:
         with quiet():
             return jax.eval_shape(lambda x: function(x), jax.ShapeDtypeStruct((_BATCH, *shape), jnp.float32)), None
@@ -128,7 +128,7 @@ def _infer(function: Function, shape: tuple[int, int, int]) -> tuple[Any, Except
 
 
 def _read_keys(result: Any, shape: tuple[int, int, int], name: str) -> list[str]:
-    """Return the keys of the arrays that a function returns (nested: ``outer.inner``), one of which may be scores."""
+    """Return the keys of a function's resulting arrays (nested: ``outer.inner``); refuse results without scores."""
     outputs = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(result):
         key = ".".join(jax.tree_util.keystr((part,), simple=True) for part in path) or "output"
@@ -146,7 +146,7 @@ def _read_keys(result: Any, shape: tuple[int, int, int], name: str) -> list[str]
 
 def _explain_value_error(name: str, error: Exception) -> str:
     if isinstance(error, TracerArrayConversionError):
-        return f"{name} cannot be converted: it turns a JAX array into a NumPy one; use jax.numpy instead of numpy"
+        return f"{name} cannot be converted: it turns a JAX array into a NumPy array; use jax.numpy instead of numpy"
     return (
         f"{name} cannot be converted: its control flow depends on the values of arrays ({_first_sentence(error)}); "
         "use jax.numpy.where or jax.lax.cond"
@@ -154,10 +154,10 @@ def _explain_value_error(name: str, error: Exception) -> str:
 
 
 def _convert(function: Function, shape: tuple[int, int, int], opset: int, name: str) -> onnx.ModelProto:
-    """Convert with a symbolic batch.
+    """Convert a function with a symbolic batch.
 
-    jax2onnx knows Flax's layers and turns them into ONNX's, but not with all their arguments; where that fails, it
-    is given the operators that JAX traced.
+    jax2onnx converts Flax's layers directly, but not with all their arguments. If this fails, it converts the operators
+    that JAX traced.
     """
     (batch,) = symbolic_shape("batch")
     image = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
@@ -177,7 +177,7 @@ def _convert(function: Function, shape: tuple[int, int, int], opset: int, name: 
 
 
 def _name_outputs(proto: onnx.ModelProto, keys: list[str]) -> None:
-    """Give the graph's outputs the keys by which the function returns them, in place."""
+    """Name the graph's outputs by the keys of the function's results, in place."""
     graph = proto.graph
     names = {output.name: key for output, key in zip(graph.output, keys, strict=True)}
     taken = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
@@ -227,14 +227,14 @@ def _flatten_pool(graph: ir.Graph, pool: Any, channels: int) -> None:
 
 
 def _explain(failures: list[Exception]) -> str:
-    """Say why a function that runs could not be converted: it failed while traced, or two times in jax2onnx."""
+    """Say why a function that runs could not be converted; `failures` are one of tracing, or two of jax2onnx."""
     if len(failures) == 1 or any(word in str(failures[-1]) for word in ("SymbolicScope", "_DimExpr", "symbolic")):
         return "its code needs the batch size as a number; use -1 or x.shape[0] in shapes, and no loops over the batch"
     return f"{_first_sentence(failures[-1])} (jax2onnx)"
 
 
 def _runner(model: Any) -> Run:
-    """Return what runs the function itself, in full float32 precision on any device, and shows the tensors in it."""
+    """Return a function that runs the model, in full float32 precision on any device, and shows its inner tensors."""
 
     def run(inputs: NDArray[Any], place: int) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         with jax.default_matmul_precision("highest"), quiet():
@@ -251,13 +251,13 @@ def _runner(model: Any) -> Run:
 
 
 def _is_map(variable: Any) -> bool:
-    """Whether a variable of traced code is a feature map or a sequence of tokens."""
+    """Return whether a variable of traced code is a feature map or a sequence of tokens."""
     aval = variable.aval
     return not isinstance(variable, DropVar) and aval.dtype == jnp.float32 and aval.ndim in (3, 4)
 
 
 def _trace(model: Any, shape: tuple[int, ...]) -> tuple[ClosedJaxpr, list[str]]:
-    """Return the operators of a function that returns the model's results, then its NNX modules'; their names."""
+    """Trace a function that returns the results of the model and of its NNX modules; also return the modules' names."""
     names: list[str] = []
 
     def show(x: Any) -> tuple[Any, list[Any]]:
@@ -268,15 +268,15 @@ def _trace(model: Any, shape: tuple[int, ...]) -> tuple[ClosedJaxpr, list[str]]:
 
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     try:
-        with jax.disable_jit():  # so that what functions inside the function do is seen too
+        with jax.disable_jit():  # to see the operators of inner functions as well
             return jax.make_jaxpr(show)(image), names
-    except Exception:  # noqa: BLE001 (code that runs in JAX's own loops only; convert_function has run it before)
+    except Exception:  # noqa: BLE001 (code that runs only in JAX's own loops; convert_function has run it before)
         return jax.make_jaxpr(lambda x: model(x))(image), []
 
 
 @contextlib.contextmanager
 def _recorded(model: Any) -> Iterator[dict[str, Any]]:
-    """Collect what the modules inside an NNX module return, by dotted name; the last call counts."""
+    """Collect the results of the modules inside an NNX module by dotted name; the last call counts."""
     nodes = nnx.iter_graph(model) if isinstance(model, nnx.Module) else []
     parts = [(path, part) for path, part in nodes if path and isinstance(part, nnx.Module)]
     names = {id(part): ".".join(map(str, path)) for path, part in parts}
@@ -303,9 +303,9 @@ def _recorded(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _find_tensors(proto: onnx.ModelProto, run: Run, shape: tuple[int, int, int], name: str) -> dict[str, str]:
-    """Return which tensor of the graph each NNX module's result is, by comparing their values.
+    """Return the tensor of the graph that equals each NNX module's result, by comparing values.
 
-    jax2onnx keeps no names; it may have turned a tensor over to [batch,channels,h,w].
+    jax2onnx keeps no names, and may have transposed a tensor to [batch,channels,h,w].
     """
     shown = onnx.ModelProto()
     shown.CopyFrom(proto)
@@ -323,7 +323,7 @@ def _find_tensors(proto: onnx.ModelProto, run: Run, shape: tuple[int, int, int],
         orders = [result, result.transpose(0, 3, 1, 2)] if result.ndim == 4 else [result]
         distances = {
             tensor: relative_error(array, order)
-            for order in reversed(orders)  # of equal ones, the tensor in the module's own order
+            for order in reversed(orders)  # of equal tensors, the tensor in the module's own order
             for tensor, array in maps
             if array.shape == order.shape
         }
@@ -338,7 +338,7 @@ def _as_numpy(array: Any) -> NDArray[Any]:
 
 
 def _first_sentence(error: Exception) -> str:
-    """Return what JAX says, without its lengthy advice."""
+    """Return JAX's message without its long advice."""
     text = one_line(error, 10_000)
     for advice in (" The error occurred while tracing", " See https://", " This Tracer was created", " -----"):
         text = text.partition(advice)[0]

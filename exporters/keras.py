@@ -1,4 +1,4 @@
-"""Keras models: .keras and .h5 files, and models in memory, traced by TensorFlow and converted by tf2onnx."""
+"""Convert Keras models (.keras and .h5 files, and models in memory): TensorFlow traces, tf2onnx converts."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def convert_keras_file(path: Path, options: SourceOptions) -> Converted:
     """Turn a .keras or .h5 file into an ONNX graph with a symbolic batch.
 
     Raises:
-        ExportError: the file is no Keras model, holds code that `options.allow_unsafe` does not allow, or cannot be
+        ExportError: the file is not a Keras model, holds code that `options.allow_unsafe` does not allow, or cannot be
             converted.
-        LayerError: the target layer does not exist.
+        LayerError: the target layer is missing.
         OptionError: weights were given; the file has its own.
     """
     if options.weights is not None:
@@ -67,7 +67,7 @@ def convert_keras_file(path: Path, options: SourceOptions) -> Converted:
 
 @contextlib.contextmanager
 def _described_as(config: Any, path: Path) -> Iterator[Path]:
-    """Give a copy of a file with another description of its layers; the copy is gone after the block."""
+    """Yield a copy of a file with another description of its layers, and delete the copy after the block."""
     with temporary_folder() as folder:
         readable = folder / path.name
         if path.suffix == ".keras":
@@ -86,17 +86,17 @@ def convert_keras_model(model: Any, name: str, options: SourceOptions) -> Conver
 
     Args:
         model: a keras.Model; `options.weights`, if given, are loaded into it.
-        name: what messages call it.
-        options: what the user said.
+        name: its name in messages.
+        options: the user's options.
 
     Raises:
-        ExportError: it is no keras.Model, was never built, runs on another backend, or cannot be converted.
-        LayerError: the target layer does not exist.
+        ExportError: the model is not a keras.Model, was never built, runs on another backend, or cannot be converted.
+        LayerError: the target layer is missing.
     """
     if not isinstance(model, keras.Model):
         raise ExportError(
-            f"{name} is a {type(model).__module__}.{type(model).__qualname__}; expected a keras.Model of Keras 3 (one "
-            "of tf_keras: save it with tf.saved_model.save and give the folder)"
+            f"{name} is a {type(model).__module__}.{type(model).__qualname__}; expected a keras.Model of Keras 3 (save "
+            "a model of tf_keras with tf.saved_model.save, and give the folder)"
         )
     _refuse_other_backends()
     _input_spec(model, name, options)  # weights can be loaded into a built model only
@@ -106,10 +106,10 @@ def convert_keras_model(model: Any, name: str, options: SourceOptions) -> Conver
 
 
 def _read_config(path: Path) -> tuple[Any, str | None]:
-    """Return the JSON that describes the layers of a file, and the version of Keras that wrote it; nothing is built.
+    """Return the JSON that describes the layers of a file, and the version of Keras that wrote it; build nothing.
 
     Raises:
-        ExportError: the file is missing, is no Keras file, or has weights only.
+        ExportError: the file is missing, is not a Keras file, or has only weights.
     """
     try:
         if h5py.is_hdf5(path):
@@ -127,26 +127,27 @@ def _read_config(path: Path) -> tuple[Any, str | None]:
         else:
             size = path.stat().st_size  # of a missing file: the OSError below
             raise ExportError(
-                f"{path} ({size} bytes) is no Keras file or is cut short; expected the zip (.keras) or HDF5 (.h5) that "
-                "model.save() writes"
+                f"{path} ({size} bytes) is not a Keras file, or is cut short; expected the zip (.keras) or HDF5 (.h5) "
+                "that model.save() writes"
             )
         if text is None:
-            raise ExportError(f"{path} has weights only, no model; {BUILDER} {path}")
+            raise ExportError(f"{path} has only weights, and no model; {BUILDER} {path}")
         return json.loads(text), version.decode() if isinstance(version, bytes) else version
     except FileNotFoundError as error:
         raise ExportError(f"cannot read {path}: no such file") from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise ExportError(f"{path} is no Keras file or is damaged: {reason(error)}") from error
+        raise ExportError(f"{path} is not a Keras file, or is damaged: {reason(error)}") from error
 
 
 def _refuse_wrong_suffix(path: Path, what: str, suffixes: tuple[str, ...]) -> None:
-    """Keras knows its files by their names."""
+    """Refuse a file whose suffix does not match its content, because Keras chooses its reader by the suffix."""
     if path.suffix not in suffixes:
-        raise ExportError(f"{path} is {what} inside; Keras reads that from a name that ends in {' or '.join(suffixes)}")
+        expected = " or ".join(suffixes)
+        raise ExportError(f"{path} is {what} inside; Keras reads it only from a name that ends in {expected}")
 
 
 def _refuse_code(config: Any, path: Path) -> None:
-    """Refuse a file that holds code, or names code that is not Keras' own."""
+    """Refuse a file that holds code, or names code outside Keras."""
     name, kind = next(_find_code(config), (None, None))
     if kind == "code":
         raise ExportError(
@@ -154,13 +155,13 @@ def _refuse_code(config: Any, path: Path) -> None:
         )
     if kind == "object":
         raise ExportError(
-            f"{path} has the custom object {name}, which is no part of Keras; {BUILDER} {path} (or use --allow-unsafe "
-            "if you trust the file, and what it names is registered with Keras)"
+            f"{path} has the custom object {name}, which is not part of Keras; {BUILDER} {path} (or use --allow-unsafe "
+            "if you trust the file and the object is registered with Keras)"
         )
 
 
 def _find_code(config: Any) -> Iterator[tuple[str, Literal["code", "object"]]]:
-    """Yield what in a configuration would run code of its own: that of the file, or what the file names."""
+    """Yield the entries of a configuration that would run code from the file, or code that the file names."""
     if isinstance(config, Mapping):
         name, module, registered = (config.get(key) for key in ("class_name", "module", "registered_name"))
         if name == "function":
@@ -201,7 +202,7 @@ def _load_weights(model: Any, weights: str | PathLike[str], name: str) -> None:
 
 
 def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> Converted:
-    """Convert a model; a target layer that is a Keras layer is traced as one more output, so it surely is a tensor."""
+    """Convert a model. If the target layer is a Keras layer, trace it as another output, so that its tensor stays."""
     image = _input_spec(model, name, options)
     layers = find_layers(model)
     path = _find_path(layers, options.layer)
@@ -230,10 +231,10 @@ def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> 
 
 
 def _input_spec(model: Any, name: str, options: SourceOptions) -> tf.TensorSpec:
-    """Return what a model takes; one that is a class of the user's knows it after its first call.
+    """Return the input of a model. A subclassed model knows its input only after its first call.
 
     Raises:
-        ExportError: nothing is known, or it takes no single image.
+        ExportError: the input is unknown, or is not a single image.
     """
     inputs = getattr(model, "inputs", None)
     if inputs:
@@ -258,7 +259,7 @@ def _input_spec(model: Any, name: str, options: SourceOptions) -> tf.TensorSpec:
 
 
 def find_layers(parent: Any, prefix: str = "") -> dict[str, Any]:
-    """Return all layers by name, nested ones as ``outer/inner``, and each once; outer ones first."""
+    """Return all layers by name, each once, outer layers first; a nested layer's name is ``outer/inner``."""
     found: dict[str, Any] = {}
     waiting = [(prefix, parent)]
     for prefix, layer in waiting:
@@ -270,7 +271,7 @@ def find_layers(parent: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _children(layer: Any) -> list[Any]:
-    """Return the layers of a layer, and the operations, such as additions, that a functional model has between them."""
+    """Return the layers inside a layer, and the operations, such as additions, between those of a functional model."""
     if isinstance(layer, keras.Model):
         return list(getattr(layer, "operations", layer.layers))
     if isinstance(layer, keras.Layer):
@@ -279,7 +280,7 @@ def _children(layer: Any) -> list[Any]:
 
 
 def _find_path(layers: Mapping[str, Any], layer: str) -> str | None:
-    """Return the path of the layer that a user named; an inner one needs no path where its name is unique."""
+    """Return the path of the layer that the user named; a unique inner name needs no path."""
     if layer in layers:
         return layer
     inner = [path for path in layers if path.rpartition("/")[2] == layer]
@@ -287,7 +288,7 @@ def _find_path(layers: Mapping[str, Any], layer: str) -> str | None:
 
 
 def _exposed(path: str) -> str:
-    """Return the name of the tensor in the graph that a target layer is traced as."""
+    """Return the name of the graph's tensor for a traced target layer."""
     return f"{path}/output"
 
 
@@ -297,7 +298,7 @@ def _trace(
     """Convert a model, with the tensor of the target layer in the graph, though not among its outputs.
 
     Returns:
-        The graph, and the layers' names by the names that TensorFlow gives to what they return.
+        The graph, and the layers' names by TensorFlow's names for their results.
     """
     paths: dict[str, str] = {}
 
@@ -306,7 +307,7 @@ def _trace(
             returned = model(inputs, training=False)
         outputs = _flat(returned)
         paths.clear()
-        for path, result in results.items():  # of layers that return the same tensor, the first made it
+        for path, result in results.items():  # if several layers return the same tensor, the first made it
             if tf.is_tensor(result):
                 paths.setdefault(result.name, path)
         named = dict(zip(_output_names(model, returned, len(outputs)), outputs, strict=True))
@@ -331,7 +332,7 @@ def _flat(results: Any) -> list[Any]:
 
 
 def _output_names(model: Any, returned: Any, count: int) -> list[str]:
-    """Return the keys of a dict that a model returns, else what Keras calls its outputs."""
+    """Return the keys of the dict that a model returns, else Keras' names of its outputs."""
     if isinstance(returned, Mapping) and len(returned) == count:
         return sorted(map(str, returned))  # the order in which TensorFlow flattens it
     names = [str(name) for name in getattr(model, "output_names", ())]
@@ -340,9 +341,9 @@ def _output_names(model: Any, returned: Any, count: int) -> list[str]:
 
 @contextlib.contextmanager
 def _recorded(layers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Record what layers return while the context lasts, by name, in the order in which they return it.
+    """Record the results of layers by name while the context lasts, in the order of their calls.
 
-    Of a layer that is called several times the last result counts, as a hook on it would see it.
+    If a layer is called several times, the last result counts, as for a hook.
     """
     results: dict[str, Any] = {}
 
@@ -366,7 +367,7 @@ def _recorded(layers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _restore(layer: Any, call: Any) -> None:
-    """Give a layer its own `call` back; None for that of its class."""
+    """Restore a layer's own `call`; None restores the `call` of its class."""
     if call is None:
         del vars(layer)["call"]
     else:

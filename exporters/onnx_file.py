@@ -1,4 +1,4 @@
-"""ONNX files that somebody else exported."""
+"""Read ONNX files from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
     A file that ortcam wrote keeps its preprocessing, its labels and the kind of its scores.
 
     Raises:
-        ExportError: it is no such classifier, or the newer opset that the engine needs cannot be reached.
-        ModelError: the file is missing, no ONNX model, or refused by ONNX Runtime.
+        ExportError: the model is not such a classifier, or cannot be converted to the opset that the engine needs.
+        ModelError: the file is missing, is not an ONNX model, or ONNX Runtime refuses it.
     """
     if options.weights is not None:
         raise OptionError("weights are for PyTorch and Keras sources; an ONNX file has its own")
@@ -47,6 +47,6 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
 
 
 def own_contract(proto: onnx.ModelProto, path: Path) -> Contract:
-    """Return the contract that a file of ortcam's states already, else an empty one."""
+    """Return the contract of a file that ortcam wrote, else an empty contract."""
     entries = {entry.key: entry.value for entry in proto.metadata_props}
     return Contract.from_metadata(entries, str(path)) if PREFIX + "format" in entries else Contract("", "")

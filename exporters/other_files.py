@@ -1,4 +1,4 @@
-"""Well-known model files and folders that are not sources: what each is, and what to do instead."""
+"""Recognise well-known model files and folders that ortcam cannot export, and say what to do instead."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ _ADVICE: dict[str, tuple[str, str]] = {
 }
 _CHECKPOINT_PART = re.compile(r".*\.ckpt-\d+(\..*)?|.*\.data-\d+-of-\d+|checkpoint")
 _GIT_LFS = b"version https://git-lfs"
-# How a file begins that has a source's content under another name, and that name.
+# The first bytes of files that are sources under another name, and the suffix that they should have.
 _CONTENTS = ((0, b"\x89HDF\r\n\x1a\n", "HDF5, as Keras writes it", ".h5"), (4, b"TFL3", "a TFLite model", ".tflite"))
 
 
 def refuse_other_file(path: Path, is_source: bool) -> None:
-    """Refuse a file or folder of a well-known kind that is no source; return for any other.
+    """Refuse a file or folder of a well-known kind that ortcam cannot export; return None for any other.
 
     Args:
-        path: what the user gave; it need not exist.
-        is_source: whether it has the name of a source, so that only its content can be something else.
+        path: the user's path, which need not exist.
+        is_source: whether the file has the suffix of a source; then only its content is checked.
 
     Raises:
-        ExportError: what it is and what to do.
+        ExportError: the file is of such a kind; the message says which, and what to do.
     """
     if _read_start(path).startswith(_GIT_LFS):
         raise ExportError(f"{path} is a pointer of Git LFS, not the file; run: git lfs pull")
@@ -112,7 +112,7 @@ def _read_start(path: Path) -> bytes:
 
 
 def _find_weights(path: Path) -> tuple[str, str]:
-    """Say what a .bin file is: several frameworks keep their weights in one."""
+    """Say what a .bin file is: several frameworks keep their weights in .bin files."""
     if path.with_suffix(".xml").is_file():
         return _OPENVINO
     if path.with_suffix(".param").is_file():
@@ -153,7 +153,7 @@ _HUGGING_FACE = (
 
 
 def _find_folder(path: Path) -> tuple[str, str] | None:
-    """Say what a folder is that is no SavedModel."""
+    """Say what a folder is if it is not a SavedModel."""
     names = sorted(each.name for each in path.iterdir())
     if any(name in names for name in ("saved_model.pb", "saved_model.pbtxt")):
         return None

@@ -1,4 +1,4 @@
-"""Which output of a classifier holds the class scores: one rule for the outputs of every kind of source."""
+"""Choose the output of a classifier that holds the class scores: one rule for all kinds of sources."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Output:
 
     Attributes:
         name: its name, or its key in what a module returns (nested: ``outer.inner``).
-        dtype: the type of its numbers; another word where it is no tensor of numbers.
-        shape: its dimensions; None for a free one, () where they are not known.
-        value: its tensor in the graph; None where it is not in the graph.
+        dtype: the type of its numbers; another word if it is not a tensor of numbers.
+        shape: its dimensions; None for a free dimension, () if the shape is unknown.
+        value: its tensor in the graph; None if it is not in the graph.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Output:
 
     @property
     def count(self) -> int | None:
-        """How many scores a picture has, if this holds scores; None where that is not known."""
+        """The number of scores for a picture, if this output holds scores; None if it is unknown."""
         if len(self.shape) == 1:  # [batch]: one score; but [N], where N is a number, has lost its batch
             return self.shape[0] or 1
         dims = [dim for dim in self.shape[1:] if dim != 1]
@@ -69,23 +69,27 @@ def choose_scores(
     classes: int | None = None,
     prefer_logits: bool = False,
 ) -> tuple[Output, str | None]:
-    """Return the output that holds the class scores, and what the user should know.
+    """Return the output that holds the class scores, and a notice for the user.
 
-    Of several outputs it is the one with a score for each label; else the one that is called ``logits``; else the one
-    that the network computes from the others, as scores are computed from an embedding; else the one whose name says
-    so; else the only one that ends in a softmax or a sigmoid. A softmax or sigmoid of another output replaces that
-    output, because it tells what the scores are.
+    A softmax or sigmoid of another output replaces that output, because it shows the kind of the scores. If several
+    outputs remain, these rules choose, in this order:
+
+    - the output with a score for each label;
+    - the output called ``logits``;
+    - the output that the network computes from the others, as scores from an embedding;
+    - the output whose name says so;
+    - the only output that ends in a softmax or a sigmoid.
 
     Args:
         outputs: all outputs, with their tensors, in one graph.
-        name: what messages call the model.
-        wanted: the name or the index of the output that the user wants.
-        classes: how many labels the user gave.
-        prefer_logits: take an output that is called ``logits`` although its softmax is an output as well.
+        name: the model's name in messages.
+        wanted: the name or the index of the output that the user chose.
+        classes: the number of labels that the user gave.
+        prefer_logits: take an output called ``logits`` even if its softmax is an output as well.
 
     Raises:
         OptionError: no output has the wanted name.
-        ExportError: no output can be class scores, or several can and nothing decides.
+        ExportError: no output can hold class scores, or several can and no rule decides.
     """
     if wanted is not None:
         return _find(outputs, wanted, name), None
@@ -107,14 +111,15 @@ def choose_scores(
     others = [output.name for output in fitting if output is not chosen]
     if not others:
         return chosen, None
-    return chosen, f"{chosen.name!r} is taken for the class scores, not {', '.join(others[:4])}; --output-name chooses"
+    shown = ", ".join(others[:4])
+    return chosen, f"{chosen.name!r} is taken for the class scores, not {shown}; --output-name chooses another"
 
 
 def refuse_largest(scores: ir.Value, name: str) -> None:
     """Refuse an output that holds only the largest of the scores, as torch.max returns it.
 
     Raises:
-        ExportError: it does.
+        ExportError: the output is of this kind.
     """
     value: ir.Value | None = scores
     while value is not None and (node := value.producer()) is not None:
@@ -130,9 +135,9 @@ def refuse_largest(scores: ir.Value, name: str) -> None:
 
 
 def flatten(scores: NDArray[Any], batch: int) -> NDArray[Any]:
-    """Return scores as [batch,N], where they have the batch in front and at most one more dimension than 1.
+    """Return scores as [batch,N] if they have the batch in front and at most one other dimension above 1.
 
-    Others, such as maps, are returned as they are.
+    Other arrays, such as maps, are returned unchanged.
     """
     if scores.ndim == 1 and batch == 1:  # [1], or [N] without its batch
         return scores[None]
@@ -142,13 +147,13 @@ def flatten(scores: NDArray[Any], batch: int) -> NDArray[Any]:
 
 
 def list_outputs(outputs: Sequence[Output]) -> str:
-    """Return the outputs with their shapes, the first few, for a message."""
+    """Return the first few outputs with their shapes, for a message."""
     more = f" and {len(outputs) - 6} more" if len(outputs) > 6 else ""
     return "; ".join(map(str, outputs[:6])) + more
 
 
 def _find(outputs: Sequence[Output], wanted: str, name: str) -> Output:
-    """Return the output of a name, else of an index."""
+    """Return the output with this name, else with this index."""
     names = [output.name for output in outputs]
     if wanted in names:
         found = outputs[names.index(wanted)]
@@ -166,8 +171,7 @@ def _explain_none(outputs: Sequence[Output], name: str) -> str:
 
 
 def _drop_other_forms(outputs: list[Output]) -> list[Output]:
-    """Drop what repeats or sums up another output: of scores and their softmax, the softmax stays; of scores and their
-    largest, the scores stay."""
+    """Drop outputs that repeat or summarise another output: keep the softmax of scores, and drop their largest."""
     dropped = set()
     for later in outputs:
         without_weights = _ancestors(later, through_weights=False)
@@ -187,7 +191,7 @@ def _named_logits(outputs: list[Output]) -> list[Output]:
 
 
 def _drop_embeddings(outputs: list[Output]) -> list[Output]:
-    """Drop those from which the network computes others."""
+    """Drop outputs from which the network computes other outputs."""
     needed: set[ir.Value | None] = set()
     for output in outputs:
         needed |= _ancestors(output) - {output.value}
@@ -206,7 +210,7 @@ def _best_named(outputs: list[Output]) -> list[Output]:
 
 
 def _rank(output: Output) -> int:
-    """Return how clearly the name says that an output holds scores, 0 the clearest; the last rank: not at all."""
+    """Return how clearly the name says that an output holds scores: 0 is the clearest, the last rank not at all."""
     last = re.split(r"[./]", output.name.removesuffix(":0"))[-1]
     plain = re.sub(r"[\W_]", "", last).lower()
     return next((rank for rank, names in enumerate(_NAMES) if plain in names), len(_NAMES))
@@ -226,7 +230,7 @@ def _kind(output: Output) -> str:
 
 
 def _ancestors(output: Output, through_weights: bool = True) -> set[ir.Value | None]:
-    """Return the tensors that an output is made from, itself included; those before weights too, if told so."""
+    """Return an output and the tensors from which it is computed; those before weights only if `through_weights`."""
     seen: set[ir.Value | None] = set()
     waiting = [output.value]
     while waiting:
@@ -241,7 +245,7 @@ def _ancestors(output: Output, through_weights: bool = True) -> set[ir.Value | N
 
 
 def _inputs(node: ir.Node) -> Iterator[ir.Value | None]:
-    """Yield what a node reads, also inside its subgraphs."""
+    """Yield the inputs of a node and of the nodes in its subgraphs."""
     yield from node.inputs
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -250,7 +254,7 @@ def _inputs(node: ir.Node) -> Iterator[ir.Value | None]:
 
 
 def _has_weights(node: ir.Node) -> bool:
-    """Whether a node can compute new features: it has weights, a vector of constants, or is no operator of ONNX."""
+    """Return whether a node can compute features: it has weights or a vector of constants, or is a custom operator."""
     if node.domain not in ("", "ai.onnx"):
         return True
     if node.op_type in WEIGHTED:

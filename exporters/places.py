@@ -1,9 +1,10 @@
-"""Whether the cells of a target layer are places of the image: patches of an image are changed, and the cells answer.
+"""Check that the cells of a target layer are places of the image: change patches of an image, see which cells change.
 
-Shapes do not tell. Windows of tokens, a map with rows and columns swapped, channels read as rows: all of them have the
-shape of a map. So the exported file is run on an image of which one patch at a time is replaced, and the answer of
-every cell is compared with the distance between cell and patch. This holds for layers of which every cell sees the
-whole image, too: the answers that all cells share are taken away, and the cells at the patch still answer most.
+The shape of a layer does not show it. Windows of tokens, a map with rows and columns swapped, channels read as rows:
+all of them have the shape of a map. The exported file is therefore run on an image with one patch at a time replaced,
+and the change of every cell (its answer) is compared with the distance between cell and patch. This also works for
+layers whose cells all see the whole image: without the part of the answer that all cells share, the cells at the patch
+answer most.
 """
 
 from __future__ import annotations
@@ -28,32 +29,32 @@ if TYPE_CHECKING:
     from ortcam.exporters.sources import Converted
 
 Verdict = Literal["confirmed", "moved", "none", "silent", "followed"]
-# Correlations of answers and nearness. 65 layers of 40 networks reach 0.69 and more. Maps whose cells were put in
-# another order stay below 0.42, unless nearly all cells of a small map (4 x 4) kept their places.
+# The least correlation of answers and nearness. 65 layers of 40 networks reach 0.69 and more. Maps whose cells were put
+# in another order stay below 0.42, unless nearly all cells of a small map (4 x 4) kept their places.
 ENOUGH = 0.5
-# Another order counts where it fits this much better than the layer's own: orders that differ in few cells fit alike.
+# Another order counts only if it fits this much better than the layer's own: orders that differ in few cells fit alike.
 CLEARLY = 0.1
-# From here on no other order is tried: none that is wrong fits as well.
+# Above this correlation, no other order is tried: a wrong order never fits so well.
 PLAINLY = 0.75
 # Patches in a row and in a column of the image.
 PATCHES = 4
-# How far cells beyond a patch answer, as parts of the image: of layers whose cells see little of it, and of others.
+# How far from a patch cells answer, as a part of the image: for layers whose cells see little of it, and for others.
 _REACHES = (0.03, 0.15)
 # Answers below this part of the largest activation are rounding errors of float32.
 _ROUNDING = 1e-5
-# Of larger layers so many cells are compared with other orders.
+# Of larger layers, only this many cells are compared with other orders.
 _MANY_CELLS = 256
 _IMAGES_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A tensor of a file, and how it is read as a map.
+    """A tensor of a file, and how to read it as a map.
 
     Attributes:
         name: the tensor.
         layout: where its channels are.
-        tokens: which tokens are the map, where it is a sequence [batch,T,D].
+        tokens: the tokens that make the map, if the tensor is a sequence [batch,T,D].
     """
 
     name: str
@@ -72,15 +73,20 @@ class Cells:
 
 @dataclass(frozen=True)
 class Places:
-    """Whether the cells of a layer answer where the image changes.
+    """The result of comparing a layer's cells with the places where the image changes.
 
     Attributes:
-        verdict: ``confirmed``; ``moved`` where the cells answer in another known order; ``none`` where no order fits,
-            as after a global mixing; ``silent`` where the layer hardly depends on the image; ``followed`` where no
-            order fits, as of 2 x 2 cells that all see the whole image, but the graph shows that they are places.
-        correlation: of the answers with the nearness of cell and patch, in [-1,1]: of all cells, of rows or of
-            columns, whichever is least.
-        order: for ``moved``, what is known of the order.
+        verdict: one of these:
+
+            - ``confirmed``: the cells answer where the image changes;
+            - ``moved``: the cells answer in another known order;
+            - ``none``: no order fits, as after a global mixing;
+            - ``silent``: the layer hardly depends on the image;
+            - ``followed``: no order fits, as for 2 x 2 cells that all see the whole image, but the graph shows that the
+              cells are places.
+        correlation: of the answers with the nearness of cell and patch, in [-1,1]: the least of those over all cells,
+            over rows and over columns.
+        order: for ``moved``, the name of the order.
     """
 
     verdict: Verdict
@@ -94,7 +100,7 @@ class Places:
 
     @property
     def reason(self) -> str:
-        """What is wrong, as part of a message."""
+        """The fault, as part of a message."""
         return self.order or "the cells do not answer where the image changes"
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,14 +110,14 @@ class Places:
 def check_places(
     model: onnx.ModelProto | Path, folder: Path, converted: Converted, layers: Sequence[Cells]
 ) -> list[Places]:
-    """Run a file on images with changed patches, and return what each layer's cells say.
+    """Run a file on images with changed patches, and return the verdict for each layer.
 
-    Where none is confirmed, other images are tried.
+    If no layer is confirmed, other images are tried.
 
     Args:
         model: the exported file, or its graph with the layers among its outputs.
         folder: where external weights are.
-        converted: the source: what images it takes, and the batches it can run.
+        converted: the source, for its images and batches.
         layers: tensors of rank 4, or 3 with tokens.
     """
     session = create_session(model, CPU, "the exported model", folder, log_severity=4)
@@ -120,7 +126,7 @@ def check_places(
     for image, other in _pictures(converted):
         try:
             answers = _ask(session, image, other, converted, layers)
-        except RUNTIME_ERRORS:  # verification will say why
+        except RUNTIME_ERRORS:  # the verification will report it
             break
         judged = [judge(*answer) for answer in answers]
         found = [max(pair, key=lambda places: order.index(places.verdict)) for pair in zip(found, judged, strict=True)]
@@ -131,9 +137,9 @@ def check_places(
 
 
 def _pictures(converted: Converted) -> Iterator[tuple[Floats, Floats]]:
-    """Yield pairs of unlike images [1,...] as the source takes them, smooth as photos are.
+    """Yield pairs of different images [1,...] in the form of the source's input, as smooth as photos.
 
-    Where the preprocessing is not known, the first are of the size of standard normal numbers, the second of bytes.
+    If the preprocessing is unknown, the first pair has values like standard normal numbers, and the second like bytes.
     """
     first, *_ = shape = converted.input_shape
     height, width = shape[1:] if converted.image_layout == "NCHW" else shape[:2]
@@ -185,9 +191,8 @@ def judge(answers: NDArray[np.floating], largest: float = 0.0) -> Places:
     """Compare the answers of a layer's cells with the places of the patches.
 
     Args:
-        answers: [patches,h,w], the mean change of a cell over all channels; the patches are those of a square grid,
-            in rows.
-        largest: the layer's largest activation, against which the answers may be rounding errors.
+        answers: [patches,h,w], the mean change of a cell over all channels; the patches form a square grid, row by row.
+        largest: the layer's largest activation; much smaller answers are rounding errors.
     """
     count, height, width = answers.shape
     side = math.isqrt(count)
@@ -209,7 +214,7 @@ def judge(answers: NDArray[np.floating], largest: float = 0.0) -> Places:
 
 
 def _nearness(side: int, height: int, width: int, reach: float) -> Floats:
-    """Return how near patches and cells are, [patches,cells]: 1 where a cell lies in the patch, less beyond."""
+    """Return the nearness of patches and cells, [patches,cells]: 1 if the cell lies in the patch, less outside."""
     axes = []
     for cells in (height, width):
         centres, middles = (np.arange(cells) + 0.5) / cells, (np.arange(side) + 0.5) / side
@@ -220,7 +225,7 @@ def _nearness(side: int, height: int, width: int, reach: float) -> Floats:
 
 
 def _level(answers: NDArray[np.floating]) -> Floats | None:
-    """Take away what a cell answers to every patch, and all cells to a patch; None where nothing is left."""
+    """Remove the mean answer of each cell and of each patch; return None if nothing is left."""
     answers = answers.astype(np.float64)
     floor = 1e-9 * float(answers.max())
     if not floor > 0:
@@ -263,7 +268,7 @@ def _best_other_order(answers: Floats, height: int, width: int) -> tuple[float, 
 
 
 def _other_orders(height: int, width: int) -> Iterator[tuple[str, int, int, NDArray[np.intp]]]:
-    """Yield orders that the cells of a layer may stand in: a name, a grid, and the place in it of each cell in turn."""
+    """Yield possible orders of a layer's cells: a name, a grid, and the place of each cell in the grid."""
     own = np.arange(height * width).reshape(height, width)
     swapped = np.arange(height * width).reshape(width, height).T
     yield "rows and columns are swapped", width, height, swapped
@@ -289,7 +294,7 @@ def _other_orders(height: int, width: int) -> Iterator[tuple[str, int, int, NDAr
 
 
 def _grids(height: int, width: int) -> list[tuple[int, int]]:
-    """Return the layer's own grid and, of a small layer, other grids of as many cells, not much longer than wide."""
+    """Return the layer's own grid; for a small layer, also other grids with as many cells, at most 3 times as long."""
     cells = height * width
     if cells > 4 * _MANY_CELLS:
         return [(height, width)]

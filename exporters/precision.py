@@ -1,4 +1,4 @@
-"""Halving the precision of a model file: weights and arithmetic in float16, inputs and outputs still float32."""
+"""Convert a model file to float16: weights and arithmetic in float16, inputs and outputs still in float32."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import onnx
 from ortcam.errors import ExportError, one_line
 
 Precision = Literal["fp32", "fp16"]
-FP16_TOLERANCE = 2e-2  # float16 has 11 bits of mantissa; sums over a network lose a few
+FP16_TOLERANCE = 2e-2  # float16 has 11 bits of mantissa; sums over a network lose some of them
 
 
 def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model in float16, by ONNX Runtime's own converter; the names of its values stay.
+    """Convert a model to float16 with ONNX Runtime's own converter; the names of its values stay the same.
 
     Raises:
-        ExportError: the converter cannot.
+        ExportError: the converter fails.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

@@ -1,4 +1,4 @@
-"""PyTorch modules, through torch's dynamo exporter."""
+"""Convert PyTorch modules with torch's dynamo exporter."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
 
     Raises:
         ExportError: the module is in training mode, does not run, returns no class scores, or cannot be exported.
-        OptionError: it returns no entry of the key that the user wants.
+        OptionError: its result has no entry with the user's key.
     """
     module, name = loaded.module, loaded.name
     _refuse_training(module, name)
     parameter = next(module.parameters(), torch.zeros(1))
     if parameter.dtype != torch.float32:
         raise ExportError(f"{name} has {parameter.dtype} weights; expected float32: call module.float() first")
-    for channels in (3, 1):  # a colour photo if the module takes one, else a grey one
+    for channels in (3, 1):  # a colour photo first, then a grey one
         preprocessing = choose_preprocessing(options.preprocess, loaded.preprocessing, options.input_size, channels)
         if preprocessing is not None:
             channels, size = preprocessing.channel_count, (preprocessing.height, preprocessing.width)
@@ -92,7 +92,7 @@ def _refuse_training(module: nn.Module, name: str) -> None:
 
 
 def _try(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | None]:
-    """Run the module; return what it returns, or the error that it raises."""
+    """Run the module; return its result, or the error that it raises."""
     try:
         with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
             return module(example), None
@@ -101,14 +101,14 @@ def _try(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | Non
 
 
 def _explain_failure(module: nn.Module, name: str, shape: list[Any], failure: Exception) -> str:
-    """Say why a module does not run on an image; one that needs more than the image is told so."""
+    """Say why a module does not run on an image, for example because it needs other inputs."""
     if isinstance(failure, TypeError) and len(needed := required_arguments(module.forward)) > 1:
         return explain_inputs(name, needed)
     return f"{name} does not run on an input {shape}: {one_line(failure)}"
 
 
 def _export(module: nn.Module, example: torch.Tensor, keys: list[str], opset: int, name: str) -> tuple[ir.Model, bool]:
-    """Return the graph, and whether its batch is free; a module that fixes its batch is exported for one picture."""
+    """Return the graph, and whether its batch is free; export a module that fixes its batch for one picture."""
     if len(example) > 1:
         with contextlib.suppress(_FixedBatchError):
             model = _convert(module, example, keys, opset, name, ({0: torch.export.Dim("batch", min=1)},))
@@ -140,14 +140,14 @@ def _convert(
 
 
 def _free_batch(model: ir.Model, reference: _Reference, shape: tuple[int, ...]) -> bool:
-    """Make the batch of a graph free that was exported for one picture, in place; whether that works."""
+    """Free the batch of a graph that was exported for one picture, in place; return whether this works."""
     pictures = np.random.default_rng(1).standard_normal((ROWS, *shape)).astype(np.float32)
     set_batch(model, model.graph.inputs[0], shape, "batch")
     return free_batch(model, Trial(pictures, lambda: reference.scores(pictures), np.asarray, TOLERANCE, Path()))
 
 
 def keep_module_names(model: ir.Model) -> None:
-    """Drop what torch notes on nodes, such as stack traces of this machine, but for the modules' names; in place."""
+    """Drop torch's notes on nodes, such as stack traces, but keep the modules' names; in place."""
     for node in model.graph.all_nodes():
         scopes = node.metadata_props.get(SCOPES)
         node.metadata_props.clear()
@@ -156,7 +156,7 @@ def keep_module_names(model: ir.Model) -> None:
 
 
 def explain_export_error(error: BaseException) -> str:
-    """Say in a line why torch could not export; the innermost cause knows it best."""
+    """Say in a line why torch could not export, from the innermost cause of the error."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -169,10 +169,10 @@ def explain_export_error(error: BaseException) -> str:
 
 
 class _Reference:
-    """Runs a module itself, eagerly, and shows the target layer's tensor in that run."""
+    """Runs the module itself, eagerly, and shows the tensor of the target layer."""
 
     def __init__(self, module: nn.Module, name: str, key: str, one_by_one: bool) -> None:
-        """Take the class scores from the entry `key` of what the module returns; `one_by_one` runs pictures alone."""
+        """Take the class scores from the entry `key` of the module's result; `one_by_one` runs each picture alone."""
         self._module, self._name, self._key, self._one_by_one = module, name, key, one_by_one
         self._device = next(module.parameters(), torch.zeros(1)).device
 
@@ -187,16 +187,16 @@ class _Reference:
         try:
             returned = self._module(torch.from_numpy(inputs).to(self._device))
         except Exception as error:  # whatever the user's own code raises
-            hint = "; expected a model that scores a picture by itself" if len(inputs) == 1 else ""
+            hint = "; expected a model that scores each picture by itself" if len(inputs) == 1 else ""
             shape = list(inputs.shape)
             raise ExportError(f"{self._name} does not run on an input {shape}: {one_line(error)}{hint}") from error
         return flatten(find_tensors(returned)[self._key].cpu().numpy(), len(inputs))
 
     def named(self, layer: str | None) -> Reference:
-        """Return what runs the module and shows the layer.
+        """Return a function that runs the module and shows the layer.
 
-        A module that the layer is gets hooked, and its last output counts. A tensor that no module returns is looked
-        for among the results of every operator.
+        If the layer is a module, a hook reads its last output. If no module returns the tensor, the function looks for
+        it among the results of all operators.
         """
         hooked = None if layer is None else dict(self._module.named_modules()).get(layer)
 
@@ -221,7 +221,7 @@ class _Reference:
 
 
 def _as_numpy(result: Any) -> Any:
-    """Copy what a module returns, before an operator that works in place changes it."""
+    """Copy the result of a module, before an in-place operator changes it."""
     return result.detach().cpu().numpy().copy() if isinstance(result, torch.Tensor) else None
 
 

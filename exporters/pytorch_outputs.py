@@ -1,4 +1,4 @@
-"""What PyTorch modules return: dicts, tuples, dataclasses and the like, with the class scores somewhere in them."""
+"""Find the class scores in the results of PyTorch modules: dicts, tuples, dataclasses and the like."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ortcam.errors import ExportError
 from ortcam.exporters.outputs import ONLY_CLASSIFIERS, Output, choose_scores, list_outputs
 from ortcam.exporters.sources import SourceOptions
 
-_DEEPEST = 4  # how many containers inside one another are looked into
+_DEEPEST = 4  # containers inside one another that are searched
 
 
 def find_leaves(returned: Any, key: str = "", depth: int = 0) -> dict[str, Any]:
-    """Return what a module's result holds, by key (nested: ``outer.inner``); a tensor alone has the key ``output``.
+    """Return the entries of a module's result by key (nested: ``outer.inner``); a single tensor has the key ``output``.
 
-    Looked into are mappings, sequences, named tuples, dataclasses and plain objects with attributes.
+    The function opens mappings, sequences, named tuples, dataclasses and plain objects with attributes.
     """
     inner = None if depth == _DEEPEST else _open(returned)
     if inner is None:
@@ -55,7 +55,7 @@ def _open(returned: Any) -> Mapping[Any, Any] | None:
 
 
 def describe(returned: Any, batch: int) -> list[Output]:
-    """Return what a module returned for a batch, as outputs; scores have a dimension None for the batch."""
+    """Describe a module's result for a batch as outputs; scores have None as their batch dimension."""
     outputs = []
     for key, leaf in find_leaves(returned).items():
         if not isinstance(leaf, torch.Tensor):
@@ -67,15 +67,15 @@ def describe(returned: Any, batch: int) -> list[Output]:
 
 
 def may_be_scores(output: Output) -> bool:
-    """Whether an entry of what a module returns can be scores: floats, with the batch in front."""
+    """Return whether an entry of a module's result can be scores: floats, with the batch in front."""
     return output.dtype.startswith("float") and output.shape[:1] == (None,) and output.may_be_scores
 
 
 def narrow(returned: Any, batch: int, name: str, options: SourceOptions) -> list[str]:
-    """Return the keys of the entries that can be the class scores: one, where the user says which.
+    """Return the keys of the entries that can be the class scores; only the user's choice if given.
 
     Raises:
-        OptionError: no entry has the key or the index that the user wants.
+        OptionError: no entry has the user's key or index.
         ExportError: no entry can be class scores.
     """
     outputs = describe(returned, batch)
@@ -93,7 +93,7 @@ def narrow(returned: Any, batch: int, name: str, options: SourceOptions) -> list
 
 @contextlib.contextmanager
 def returning(module: nn.Module, keys: Sequence[str]) -> Iterator[None]:
-    """Let a module return the tensors of these keys alone; a hook leaves its parts, and their names, as they are."""
+    """Make a module return only the tensors of these keys. A hook does so, and keeps its parts and their names."""
 
     def pick(_module: nn.Module, _inputs: Any, returned: Any) -> Any:
         if isinstance(returned, torch.Tensor):
@@ -109,16 +109,16 @@ def returning(module: nn.Module, keys: Sequence[str]) -> Iterator[None]:
 
 
 def keep_scores(model: ir.Model, keys: Sequence[str], name: str, options: SourceOptions) -> tuple[str, str | None]:
-    """Make the class scores the graph's only output, in place; return their key and what the user should know.
+    """Make the class scores the graph's only output, in place; return their key and a notice for the user.
 
     Args:
         model: a graph that returns the tensors of `keys`.
         keys: of the entries that can be the class scores.
-        name: what messages call the module.
-        options: how many labels there are.
+        name: the module's name in messages.
+        options: the user's options, for the number of labels.
 
     Raises:
-        ExportError: several can be, and nothing decides.
+        ExportError: several entries can be the scores, and no rule decides.
     """
     outputs = []
     for key, value in zip(keys, model.graph.outputs, strict=True):

@@ -1,10 +1,10 @@
-"""Programs that torch.export saved (.pt2), and a word on PyTorch's other files.
+"""Convert programs that torch.export saved (.pt2), and say what to do with PyTorch's other files.
 
-Loading a .pt2 file of a stranger can run code: `torch.export.load` unpickles sample inputs, constants and tensor
-subclasses with ``weights_only=False`` where the safe way fails, evaluates expressions for shapes and guards as
-Python, and loads compiled libraries. What torch writes for an ordinary classifier needs none of that. So every
-part of the file is held to what an ordinary classifier needs before torch loads it, and anything else is refused
-unless the user allows it.
+Loading an unknown .pt2 file can run code: `torch.export.load` unpickles sample inputs, constants and tensor subclasses
+with ``weights_only=False`` if the safe way fails, evaluates expressions for shapes and guards as Python, and loads
+compiled libraries. The file of an ordinary classifier needs none of this. Every part of a file is therefore compared
+with the parts that an ordinary classifier needs, before torch loads the file; other parts are refused unless the user
+allows them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _INERT = re.compile(
     r"archive_(format|version)|byteorder|\.data/\w+|\.format_version|\.storage_alignment|extra/.*"
     r"|data/(weights/weight|constants/tensor)_\d+"
 )
-# Strings in the program's JSON, by key: operators, shapes as expressions of symbols, and names. Calls are allowed
-# by name only, since torch hands expressions to Python's eval.
+# Strings in the program's JSON, by key: operators, shapes as expressions of symbols, and names. Only calls of these
+# names are allowed, because torch passes expressions to Python's eval.
 _OPERATOR = re.compile(r"torch\.ops\.aten\.(?!__)\w+\.(?!__)\w+|_operator\.[a-z]+|torch\.sym_\w+|torch\._check\w*")
 _EXPRESSION = re.compile(
     r"(?:\b(?:Symbol\('[a-z]+\d+'|(?:positive|nonnegative|integer)=True|[a-z]\d+|\d+|Integer|Add|Mul|Pow|Rational|not"
@@ -63,7 +63,7 @@ def convert_program(path: Path, options: SourceOptions) -> Converted:
         options: `allow_unsafe` lets torch load a file that can run code.
 
     Raises:
-        ExportError: it is no such file, or of an incompatible version; it needs code or pickles to be run; it was
+        ExportError: it is not such a file, or has an incompatible version; it needs code or pickles to run; it was
             exported in training mode; or it cannot be converted.
     """
     _refuse_other_files(path)
@@ -85,7 +85,7 @@ def convert_program(path: Path, options: SourceOptions) -> Converted:
 
 
 def refuse_torch_file(path: Path, options: SourceOptions) -> NoReturn:
-    """Say what a .pt, .pth, .ts or .torchscript file is, and what to export instead; nothing in it is unpickled.
+    """Say what a .pt, .pth, .ts or .torchscript file is, and what to export instead, without unpickling it.
 
     Raises:
         ExportError: always.
@@ -104,7 +104,7 @@ def refuse_torch_file(path: Path, options: SourceOptions) -> NoReturn:
             f"{path} holds weights or a pickled module, not the network's code; give a function that builds the "
             f"network: FILE.py:CALLABLE --weights {path}"
         )
-    raise ExportError(f"{path} is no file that torch.save wrote; expected a FILE.py:CALLABLE, or a .pt2 file")
+    raise ExportError(f"{path} is not a file that torch.save wrote; expected a FILE.py:CALLABLE, or a .pt2 file")
 
 
 def _zip_names(path: Path) -> list[str]:
@@ -118,7 +118,7 @@ def _zip_names(path: Path) -> list[str]:
 
 
 def _is_old_pickle(path: Path) -> bool:
-    """Whether a file begins as a pickle does: what torch.save wrote before 1.6."""
+    """Return whether a file begins like a pickle, the format of torch.save before 1.6."""
     with path.open("rb") as file:
         start = file.read(2)
     return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
@@ -128,12 +128,12 @@ def _refuse_other_files(path: Path) -> None:
     names = _zip_names(path)
     parts = {name.partition("/")[2] for name in names}
     if not (("archive_format" in parts and any(part.startswith("models/") for part in parts)) or "version" in names):
-        what = "is no program that torch.export.save wrote" if names else "is cut off, or no archive"
+        what = "is not a program that torch.export.save wrote" if names else "is cut off, or not an archive"
         raise ExportError(f"cannot read {path}: it {what}; expected a .pt2 file of torch.export.save")
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuse a program file whose loading could run code; it is read, not loaded."""
+    """Refuse a program file whose loading could run code; read the file without loading it."""
     if "version" in _zip_names(path):
         found: str | None = "the pickles of torch before 2.8"
     else:
@@ -142,13 +142,11 @@ def _refuse_code(path: Path) -> None:
         except Exception as error:  # a damaged file can raise anything
             raise ExportError(f"cannot read {path}: {_first_sentence(error)}") from error
     if found is not None:
-        raise ExportError(
-            f"{path} holds {found}: loading it could run code; if you trust the file, allow that with --allow-unsafe"
-        )
+        raise ExportError(f"{path} holds {found}: loading it could run code; if you trust the file, use --allow-unsafe")
 
 
 def _find_code(reader: PT2ArchiveReader) -> Iterator[str]:
-    """Yield what an ordinary classifier's file would not hold."""
+    """Yield the parts of a file that an ordinary classifier's file does not have."""
     for name in reader.get_file_names():
         if name.endswith(".pt"):
             record = reader.read_bytes(name)
@@ -169,14 +167,14 @@ def _holds_tensors_only(record: bytes) -> bool:
 
 
 def _find_odd_fields(tree: Any, key: str = "") -> Iterator[str]:
-    """Yield the fields of a program's or a payload's JSON that torch might run, and that no classifier needs."""
+    """Yield the fields of a program's or a payload's JSON that torch might run and that no classifier needs."""
     if isinstance(tree, list):
         for entry in tree:
             yield from _find_odd_fields(entry, key)
     elif isinstance(tree, dict):
         for name, entry in tree.items():
             if name == "metadata" and key in ("nodes", "inputs", "graph_module"):
-                continue  # where an operator came from: shown, never run
+                continue  # the origin of an operator: shown, never run
             if not _NAME.fullmatch(name):
                 yield f"the name {name[:40]!r}"
             yield from _find_odd_fields(entry, name)
@@ -219,7 +217,7 @@ def _load(path: Path) -> ExportedProgram:
 
 
 def _first_sentence(error: Exception) -> str:
-    """Return what torch says, without its advice and its C++ stack trace."""
+    """Return torch's message without its advice and its C++ stack trace."""
     return one_line(error).partition(". ")[0].rstrip(".")
 
 
@@ -252,7 +250,7 @@ def _convert(program: ExportedProgram, opset: int, name: str) -> onnx.ModelProto
 
 
 def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
-    """Give the graph's outputs the keys by which the program returns them, in place."""
+    """Name the graph's outputs by the keys of the program's results, in place."""
     spec = program.call_spec.out_spec
     if spec is None or len(model.graph.outputs) < 2:
         return
@@ -274,7 +272,7 @@ def _fixed_batch(proto: onnx.ModelProto) -> int | None:
 
 
 def _runner(program: ExportedProgram) -> Run:
-    """Return what runs the program itself and shows the tensors in it."""
+    """Return a function that runs the program itself and shows its inner tensors."""
     module = program.module(check_guards=False)
 
     def run(inputs: NDArray[Any], place: int) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
@@ -291,7 +289,7 @@ class _Recorder(torch.fx.Interpreter):
     """Runs a program operator by operator.
 
     Attributes:
-        layers: for every module, the tensor that its last call returned; as in the ONNX graph, that is the last one
+        layers: for every module, the result of its last call. As in the ONNX graph, this is the last tensor that is
             made inside the module and read outside it.
         others: the result of every operator, under names that begin with a colon.
     """

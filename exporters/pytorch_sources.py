@@ -1,4 +1,4 @@
-"""Where PyTorch modules come from: torchvision, timm, or the caller's own hands."""
+"""Load PyTorch modules from torchvision, timm or the caller."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ortcam.model.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class LoadedModule:
-    """An nn.Module and what its origin knows of it."""
+    """An nn.Module with the preprocessing, labels and notices of its origin."""
 
     name: str
     module: nn.Module
@@ -33,7 +33,7 @@ def load_zoo_module(zoo: str, name: str, options: SourceOptions) -> LoadedModule
     """Return a network of torchvision or timm, with the weights that the options give.
 
     Raises:
-        ExportError: there is no such network, or its weights cannot be loaded.
+        ExportError: the network is unknown, or its weights cannot be loaded.
     """
     loaders = {"torchvision": _from_torchvision, "timm": _from_timm}
     try:
@@ -47,7 +47,7 @@ def load_given_module(module: Any, name: str, options: SourceOptions) -> LoadedM
     """Wrap a module in memory, with the weights that the options give.
 
     Raises:
-        ExportError: it is no nn.Module, or the weights cannot be loaded.
+        ExportError: it is not an nn.Module, or the weights cannot be loaded.
     """
     if not isinstance(module, nn.Module):
         raise ExportError(f"{name} returned a {type(module).__name__}; expected an nn.Module")
@@ -102,7 +102,7 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
     config = timm.data.resolve_model_data_config(module)
     try:
         preprocessing = Preprocessing.from_dict({"pretrained_cfg": config})
-    except OptionError:  # such as a crop that pads; the export says that none is known
+    except OptionError:  # such as a crop that pads; the export says that the preprocessing is unknown
         preprocessing = None
     labels = None
     if getattr(module, "num_classes", None) == 1000:
@@ -114,7 +114,7 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
 
 
 def _build(source: str, create: Callable[[], Any]) -> nn.Module:
-    """Make an untrained or trained network of a model zoo; random weights are always the same."""
+    """Build an untrained or trained network of a model zoo; random weights are always the same."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

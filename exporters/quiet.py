@@ -1,4 +1,4 @@
-"""What frameworks need around them: silence on the screen, variables of the environment, a home directory."""
+"""Prepare the process for frameworks: a quiet screen, environment variables, a home directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ortcam.runtime.cache import cache_directory
 
 @contextlib.contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Discard prints, warnings and log records up to `level`, and put everything back afterwards."""
+    """Discard prints, warnings and log records up to `level` inside the block."""
     before = logging.root.manager.disable
     logging.disable(level)
     try:
@@ -36,7 +36,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextlib.contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Set variables of the environment for a while."""
+    """Set environment variables inside the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -50,10 +50,10 @@ def environment(**values: str) -> Iterator[None]:
 
 
 def require_temporary_folder() -> None:
-    """Refuse to go on where no folder for temporary files can be written: frameworks fail in odd ways without one.
+    """Require a writable folder for temporary files, because frameworks fail in unclear ways without it.
 
     Raises:
-        ExportError: where Python looked, and what to set.
+        ExportError: no folder is writable; the message says where Python looked, and what to set.
     """
     try:
         tempfile.gettempdir()
@@ -63,7 +63,7 @@ def require_temporary_folder() -> None:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Give a temporary folder, which is gone after the block.
+    """Yield a temporary folder, and delete it after the block.
 
     Raises:
         ExportError: no folder for temporary files can be written.
@@ -84,9 +84,9 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def home_directory() -> Iterator[None]:
-    """Give frameworks a temporary home directory for a while, where the user has none.
+    """Set a temporary home directory inside the block, if the user has none.
 
-    Without one, Keras and torch.hub make a folder that is named `~`, and timm fails.
+    Without a home directory, Keras and torch.hub make a folder named `~`, and timm fails.
     """
     cache_directory()  # warns that nothing is kept
     try:

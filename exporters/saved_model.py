@@ -1,4 +1,4 @@
-"""TensorFlow SavedModels: the folder that model.export() or tf.saved_model.save() writes."""
+"""Convert TensorFlow SavedModels: the folders that model.export() and tf.saved_model.save() write."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ortcam.exporters.interface import explain_inputs
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import VERSIONS, quiet, reason, show_maps, sized, tf, to_numpy, to_onnx
 
-# Operations of TensorFlow by which a graph reaches files, other programs and Python.
+# TensorFlow operations that reach files, other programs and Python.
 UNSAFE = ("WriteFile", "ReadFile", "PyFunc", "PyFuncStateless", "EagerPyFunc")
-# The signatures that are looked for, the most usual first.
+# The names of signatures to look for, the most usual first.
 SIGNATURES = ("serving_default", "serve")
 
 
@@ -25,11 +25,11 @@ def convert_saved_model(path: Path, options: SourceOptions) -> Converted:
     """Turn a SavedModel into an ONNX graph.
 
     Args:
-        path: its folder, or the saved_model.pb in that.
-        options: what the user said.
+        path: its folder, or the saved_model.pb in the folder.
+        options: the user's options.
 
     Raises:
-        ExportError: it is no SavedModel, has no signature from one image to class scores, or cannot be converted.
+        ExportError: it is not a SavedModel, lacks a signature from one image to class scores, or cannot be converted.
         OptionError: weights were given; the folder has its own.
     """
     if options.weights is not None:
@@ -81,7 +81,7 @@ def _load(path: Path, allow_unsafe: bool) -> Any:
 
 
 def _refuse_code(folder: Path) -> None:
-    """Refuse a graph whose operations reach beyond it: loading or running it could do what its author wants."""
+    """Refuse a graph with operations that read or write files or call Python: it could run its author's code."""
     content = b"".join(file.read_bytes() for file in folder.glob("saved_model.pb*"))
     found = [name for name in UNSAFE if re.search(rb"\b" + name.encode() + rb"\b", content)]
     if found:

@@ -1,4 +1,4 @@
-"""What an output holds, from what the graph shows, what the user states and what a run shows."""
+"""Decide the kind of an output's scores from the graph, the user's statement and a run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ortcam.model.contract import Contract
 
 StatedKind = Literal["logits", "probabilities", "sigmoid"]
 
-_SUM_TOLERANCE = 1e-2  # of probabilities in half precision or of 8 bits, whose sum is off by their rounding
+_SUM_TOLERANCE = 1e-2  # rounding of probabilities in half precision or 8 bits changes their sum
 _ENDS = {"probabilities": "a softmax", "sigmoid": "a sigmoid", "log_probabilities": "the logarithms of probabilities"}
 
 
 def check_stated_kind(stated: str | None) -> None:
-    """Refuse a kind that does not exist.
+    """Refuse an unknown kind.
 
     Raises:
-        OptionError: it is none of the three.
+        OptionError: the kind is not one of the three.
     """
     if stated is not None and stated not in get_args(StatedKind):
         raise OptionError(f"output_kind is {stated!r}; expected {', '.join(get_args(StatedKind))}")
 
 
 def kind_of(contract: Contract) -> StatedKind | None:
-    """Return the kind to state where a model file is exported again, so that nothing that was stated is lost.
+    """Return the kind to state when a model file is exported again, so that an earlier statement is kept.
 
-    None where the graph shows the kind, or nothing was known of it.
+    None if the graph shows the kind, or the kind is unknown.
     """
     if contract.output == "logits":
         kinds: dict[str | None, StatedKind] = {"softmax": "logits", "sigmoid": "sigmoid"}
@@ -45,22 +45,22 @@ def kind_of(contract: Contract) -> StatedKind | None:
 def settle_kind(
     read: Scores, stated: StatedKind | None, classes: int | None, name: str
 ) -> tuple[Scores, tuple[str, ...]]:
-    """Return what an output holds, and what the user should know.
+    """Return the kind of an output's scores, and notices for the user.
 
     Args:
-        read: what the graph shows.
-        stated: what the user says, which counts more.
-        classes: how many scores there are; a single one is a sigmoid's.
-        name: what messages call the model.
+        read: the kind that the graph shows.
+        stated: the kind that the user states, which counts more.
+        classes: the number of scores; a single score is a sigmoid's.
+        name: the model's name in messages.
 
     Raises:
-        OptionError: the two cannot both be true.
+        OptionError: graph and user contradict each other.
         ExportError: the output is 1 for every photo.
     """
     found, single = read.kind != "logits", classes == 1
     if single and read.activation == "softmax":
         raise ExportError(
-            f"{name} ends in a softmax over one class, which is 1 for every photo, so there is nothing to explain; "
+            f"{name} ends in a softmax over one class, which is 1 for every photo, so a map would have no meaning; "
             "expected a sigmoid, or the score without the softmax"
         )
     if stated == "logits":
@@ -68,22 +68,22 @@ def settle_kind(
         if not found or (read.kind == "log_probabilities" and read.activation == "softmax"):
             return (read if found else kind), ()
         note = (
-            f"{name} ends in {_ENDS[read.kind]}, and its output is taken for logits all the same, as stated: the "
-            f"probabilities shown are a {kind.activation} of it; leave --output {stated} out for the model's own"
+            f"{name} ends in {_ENDS[read.kind]}, but its output is used as logits, as stated: the probabilities shown "
+            f"are a {kind.activation} of it; omit --output {stated} for the model's own probabilities"
         )
         return kind, (note,)
     if stated == "probabilities":
         if read.kind == "log_probabilities":
             raise OptionError(
-                f"output_kind is {stated!r}, but {name} ends in logarithms of probabilities, which are recognised; "
-                "leave it out"
+                f"output_kind is {stated!r}, but {name} ends in logarithms of probabilities, which ortcam recognises; "
+                "omit output_kind"
             )
         return (
             read if found else Scores("sigmoid" if single else "probabilities", "sigmoid" if single else "softmax")
         ), ()
     if stated == "sigmoid" and read.activation == "softmax":
         raise OptionError(
-            f"output_kind is {stated!r}, but {name} ends in a softmax, whose classes exclude each other; leave it out"
+            f"output_kind is {stated!r}, but {name} ends in a softmax, whose classes exclude each other; omit it"
         )
     if found:
         return read, ()
@@ -91,15 +91,15 @@ def settle_kind(
 
 
 def check_kind(contract: Contract, stated: StatedKind | None, scores: Floats) -> tuple[Contract, tuple[str, ...]]:
-    """Hold the kind to what a run returned, where the graph does not show it.
+    """Check the kind of the scores against a run, if the graph does not show the kind.
 
     Args:
-        contract: what is known so far.
-        stated: what the user says.
+        contract: the contract so far.
+        stated: the kind that the user states.
         scores: float32 [R,N], the file's output for random inputs.
 
     Returns:
-        The contract, with what the run decided, and what the user should know.
+        The contract with the kind that the run decided, and notices for the user.
 
     Raises:
         OptionError: probabilities were stated, and a score is below 0 or above 1.
@@ -125,13 +125,16 @@ def check_kind(contract: Contract, stated: StatedKind | None, scores: Floats) ->
     if contract.output != "logits" or stated == "logits":
         return contract, ()
     if whole and stated is None:
-        note = "the scores are from 0 to 1 and sum to 1, so they are taken for probabilities; --output logits denies it"
+        note = (
+            "the scores are from 0 to 1 and sum to 1, so they are taken for probabilities; if they are logits, export "
+            "with --output logits"
+        )
         return replace(contract, output="probabilities", activation="softmax"), (note,)
     if within:
         taken = "sigmoid" if contract.activation == "sigmoid" else "softmax"
         note = (
-            f"all scores of {len(scores)} random inputs are from 0 to 1, and a {taken} is taken of them; if they are "
-            "probabilities already, export with --output probabilities"
+            f"all scores of {len(scores)} random inputs are from 0 to 1, and ortcam applies a {taken} to them; if they "
+            "are probabilities already, export with --output probabilities"
         )
         return contract, (note,)
     return contract, (guess(str(name)),) if contract.is_in_doubt(count) else ()

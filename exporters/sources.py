@@ -1,4 +1,4 @@
-"""What kind of model a source is, and the one shape that every kind is turned into."""
+"""Recognise the kind of a source, and convert every kind to the same form, `Converted`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_SIDE = 224
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user said of the source; None where nothing.
+    """The user's options for a source; None for an option that was not given.
 
     Attributes:
         weights: a file of weights for the module or model that a callable builds, or ``random`` for a zoo's network.
@@ -36,11 +36,11 @@ class SourceOptions:
         preprocess: a name, a JSON file or a Preprocessing.
         layer: the target layer as the user named it, or ``auto``.
         output: the name, the key or the index of the output that holds the class scores.
-        input_layout: the order of the input's dimensions, where the file leaves it open.
+        input_layout: the order of the input's dimensions, if the file does not state it.
         grid: (rows, columns) of the patches of a vision transformer.
-        allow_unsafe: whether code that a model file brings along (Keras' Lambda layers and custom objects, the pickles
-            of a .pt2 file) may be run.
-        classes: how many labels there are.
+        allow_unsafe: whether code that comes with a model file (Keras' Lambda layers and custom objects, the pickles of
+            a .pt2 file) may run.
+        classes: the number of labels.
     """
 
     weights: str | PathLike[str] | None = None
@@ -60,22 +60,22 @@ class Converted:
     """A source turned into an ONNX graph, with nothing exposed yet.
 
     Attributes:
-        name: what messages call the source.
+        name: the source's name in messages.
         model: the graph; its first input is the image, its first output the class scores.
         input_shape: the input's dimensions without the batch, in the order of `image_layout`.
-        reference: given the name of the target layer in the source framework, or None, returns what runs the source
-            for comparison.
-        source: for the metadata: kind, name, versions.
-        preprocessing, labels: the source's own, or what the user gave; None when unknown.
-        output_kind: what an earlier export was told that the scores are; None where it was not.
-        folder: where weights are that were not read into memory.
-        layers: the source framework's layers and their tensors in the graph, outer ones first; None for the modules
+        reference: takes the name of the target layer in the source framework, or None, and returns a function that runs
+            the source for comparison.
+        source: kind, name and versions, for the metadata.
+        preprocessing, labels: the source's own or the user's; None if unknown.
+        output_kind: the kind of scores that the user stated in an earlier export; None if none was stated.
+        folder: where the weights are that were not read into memory.
+        layers: the source framework's layers and their tensors in the graph, outer layers first; None for the modules
             that torch's exporter recorded.
         image_layout: the order of the input's dimensions.
         batches: the batch sizes that the graph can run.
-        takes_bytes: whether the input is made of the values 0 to 255.
-        tolerance, layer_tolerance: how far scores and target layer may be from the source's, relatively.
-        notices: what the user should know.
+        takes_bytes: whether the input has the values 0 to 255.
+        tolerance, layer_tolerance: the largest allowed relative errors of the scores and of the target layer.
+        notices: notices for the user.
     """
 
     name: str
@@ -100,21 +100,90 @@ KINDS = (
     "torchvision:NAME, timm:NAME, FILE.py:CALLABLE, package.module:CALLABLE, or a file: .onnx, .keras, .h5, .hdf5, "
     ".tflite, .pt2, .pb (frozen graph), or the folder of a TensorFlow SavedModel"
 )
-_SAVED_MODEL = ("saved_model", "convert_saved_model", "tensorflow", "tf2onnx")
-# What converts a file of each kind, the extra that it needs, and a package by which to know whether it is there.
+
+
+@dataclass(frozen=True)
+class _Framework:
+    """A framework that exporters import only when it is used.
+
+    Attributes:
+        extra: the extra of ortcam that installs it.
+        package: the package that is looked for to see whether it is installed.
+    """
+
+    extra: str
+    package: str
+
+
+@dataclass(frozen=True)
+class _Exporter:
+    """A function of one of the exporters' modules, which is imported only when it is used.
+
+    Attributes:
+        module: the module in `ortcam.exporters`.
+        function: the function in it.
+        framework: the framework that the module imports; None if it imports none.
+    """
+
+    module: str
+    function: str
+    framework: _Framework | None = None
+
+    def load(self, source: Any) -> Callable[..., Any]:
+        """Return the function.
+
+        Args:
+            source: the source to export, for messages.
+
+        Raises:
+            ExportError: the framework is not installed or cannot be imported; the message names its extra.
+        """
+        advice = ""
+        if self.framework is not None:
+            require_temporary_folder()
+            package, advice = self.framework.package, f": pip install 'ortcam[{self.framework.extra}]'"
+            if importlib.util.find_spec(package) is None:
+                raise ExportError(f"exporting {source} needs {package}, which is not installed{advice}")
+        try:
+            function: Callable[..., Any] = getattr(import_module(f"ortcam.exporters.{self.module}"), self.function)
+        except ImportError as error:
+            raise ExportError(
+                f"exporting {source} needs a package that cannot be imported ({error}){advice}"
+            ) from error
+        return function
+
+    def convert(self, source: Any, *arguments: Any) -> Converted:
+        """Load the function and return its result for the arguments.
+
+        Raises:
+            ExportError: as `load` does, or the function itself.
+        """
+        converted: Converted = self.load(source)(*arguments)
+        return converted
+
+
+_TORCH = _Framework("torch", "torch")
+_TENSORFLOW = _Framework("tensorflow", "tf2onnx")
+_JAX = _Framework("jax", "jax2onnx")
+
+_MODULE = _Exporter("pytorch", "convert_module", _TORCH)
+_SAVED_MODEL = _Exporter("saved_model", "convert_saved_model", _TENSORFLOW)
+_KERAS_FILE = _Exporter("keras", "convert_keras_file", _TENSORFLOW)
+_FROZEN_GRAPH = _Exporter("frozen_graph", "convert_frozen_graph", _TENSORFLOW)
+_TORCH_FILE = _Exporter("pytorch_program", "refuse_torch_file", _TORCH)
 _FILES = {
-    ".onnx": ("onnx_file", "convert_onnx_file", None, None),
-    ".keras": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
-    ".h5": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
-    ".hdf5": ("keras", "convert_keras_file", "tensorflow", "tf2onnx"),
-    ".tflite": ("tflite", "convert_tflite", "tensorflow", "tf2onnx"),
-    ".pb": ("frozen_graph", "convert_frozen_graph", "tensorflow", "tf2onnx"),
-    ".pbtxt": ("frozen_graph", "convert_frozen_graph", "tensorflow", "tf2onnx"),
-    ".pt2": ("pytorch_program", "convert_program", "torch", "torch"),
-    ".pt": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
-    ".pth": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
-    ".ts": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
-    ".torchscript": ("pytorch_program", "refuse_torch_file", "torch", "torch"),
+    ".onnx": _Exporter("onnx_file", "convert_onnx_file"),
+    ".keras": _KERAS_FILE,
+    ".h5": _KERAS_FILE,
+    ".hdf5": _KERAS_FILE,
+    ".tflite": _Exporter("tflite", "convert_tflite", _TENSORFLOW),
+    ".pb": _FROZEN_GRAPH,
+    ".pbtxt": _FROZEN_GRAPH,
+    ".pt2": _Exporter("pytorch_program", "convert_program", _TORCH),
+    ".pt": _TORCH_FILE,
+    ".pth": _TORCH_FILE,
+    ".ts": _TORCH_FILE,
+    ".torchscript": _TORCH_FILE,
 }
 
 
@@ -132,15 +201,15 @@ def convert(source: Any, options: SourceOptions) -> Converted:
     suffix = path.suffix.lower()
     refuse_other_file(path, is_source=suffix in _FILES and not path.is_dir())
     if path.is_dir() or path.name in ("saved_model.pb", "saved_model.pbtxt"):
-        return _convert_with(*_SAVED_MODEL, source, path, options)
+        return _SAVED_MODEL.convert(source, path, options)
     if suffix in _FILES:
-        return _convert_with(*_FILES[suffix], source, path, options)
+        return _FILES[suffix].convert(source, path, options)
     origin, colon, name = str(source).rpartition(":")
     if not colon or not origin:
-        raise ExportError(f"source {str(source)!r} is of no known kind; expected {KINDS}")
+        raise ExportError(f"source {str(source)!r} is of unknown kind; expected {KINDS}")
     if origin in ("torchvision", "timm"):
-        module = _load("pytorch_sources", "load_zoo_module", "torch", "torch", source)(origin, name, options)
-        return _convert_with("pytorch", "convert_module", "torch", "torch", source, module, options)
+        module = _Exporter("pytorch_sources", "load_zoo_module", _TORCH).load(source)(origin, name, options)
+        return _MODULE.convert(source, module, options)
     from ortcam.exporters.callables import call
 
     settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the backend that can be converted
@@ -150,17 +219,17 @@ def convert(source: Any, options: SourceOptions) -> Converted:
 
 
 def _convert_object(model: Any, name: str, options: SourceOptions) -> Converted:
-    """Convert a model in memory: a PyTorch, Keras or Flax NNX one, or a function of JAX arrays."""
+    """Convert a model in memory: a PyTorch, Keras or Flax NNX model, or a function of JAX arrays."""
     roots = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if "torch" in roots:
-        loaded = _load("pytorch_sources", "load_given_module", "torch", "torch", name)(model, name, options)
-        return _convert_with("pytorch", "convert_module", "torch", "torch", name, loaded, options)
+        loaded = _Exporter("pytorch_sources", "load_given_module", _TORCH).load(name)(model, name, options)
+        return _MODULE.convert(name, loaded, options)
     if roots & {"keras", "tf_keras"}:
-        return _convert_with("keras", "convert_keras_model", "tensorflow", "tf2onnx", name, model, name, options)
+        return _Exporter("keras", "convert_keras_model", _TENSORFLOW).convert(name, model, name, options)
     if callable(model):
-        return _convert_with("jax", "convert_function", "jax", "jax2onnx", name, model, name, options)
+        return _Exporter("jax", "convert_function", _JAX).convert(name, model, name, options)
     raise ExportError(
-        f"{name} is of no known kind ({type(model).__name__}); expected an nn.Module, a Keras model, a Flax NNX module "
+        f"{name} is of unknown kind ({type(model).__name__}); expected an nn.Module, a Keras model, a Flax NNX module "
         "or a function of JAX arrays"
     )
 
@@ -174,7 +243,7 @@ def find_layer_name(model: Any, layer: Any) -> str:
 
     Raises:
         LayerError: the model does not hold it, or is not in memory.
-        OptionError: it is no layer.
+        OptionError: the object is not a layer.
     """
     roots = {base.__module__.partition(".")[0] for base in type(layer).__mro__}
     if not roots & {"torch", "keras", "tf_keras", "flax"}:
@@ -185,7 +254,7 @@ def find_layer_name(model: Any, layer: Any) -> str:
     if hasattr(model, "named_modules"):
         named = model.named_modules()
     elif roots & {"keras", "tf_keras"}:
-        named = _load("keras", "find_layers", "tensorflow", "tf2onnx", type(model).__name__)(model).items()
+        named = _Exporter("keras", "find_layers", _TENSORFLOW).load(type(model).__name__)(model).items()
     elif "flax" in roots:
         from flax import nnx
 
@@ -199,27 +268,6 @@ def find_layer_name(model: Any, layer: Any) -> str:
     return name
 
 
-def _convert_with(
-    module: str, function: str, extra: str | None, package: str | None, source: Any, *arguments: Any
-) -> Converted:
-    converted: Converted = _load(module, function, extra, package, source)(*arguments)
-    return converted
-
-
-def _load(module: str, function: str, extra: str | None, package: str | None, source: Any) -> Any:
-    """Return a function of an exporter's module; a framework that is missing is a line that names its extra."""
-    if package is not None:
-        require_temporary_folder()
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise ExportError(f"exporting {source} needs {package}, which is not installed: pip install 'ortcam[{extra}]'")
-    try:
-        return getattr(import_module(f"ortcam.exporters.{module}"), function)
-    except ImportError as error:
-        raise ExportError(
-            f"exporting {source} needs a package that cannot be imported ({error}): pip install 'ortcam[{extra}]'"
-        ) from error
-
-
 def choose_preprocessing(
     given: str | PathLike[str] | Preprocessing | None,
     own: Preprocessing | None,
@@ -227,14 +275,14 @@ def choose_preprocessing(
     channels: int,
     natural: tuple[int, int] | None = None,
 ) -> Preprocessing | None:
-    """Return the user's preprocessing, else the source's own, for the input size that was asked for.
+    """Return the user's preprocessing, else the source's own, for the user's input size.
 
     Args:
-        given: what the user said.
-        own: what the source brings.
-        size: the size that the user asked for.
-        channels: how many channels the input has.
-        natural: the size of the input where the user asked for none; None for the source's own, or 224x224.
+        given: the user's preprocessing.
+        own: the source's own preprocessing.
+        size: the user's input size.
+        channels: the number of the input's channels.
+        natural: the size of the input if the user gave none; None for the source's own size, or 224x224.
     """
     if given is None:
         return own if own is None or size is None else own.resized(*size)

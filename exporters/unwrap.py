@@ -1,7 +1,7 @@
-"""Outputs that are no tensors of numbers (maps, sequences, names of classes), and the nodes that only they need.
+"""Remove outputs that are not tensors of numbers (maps, sequences, class names), and the nodes that only they need.
 
 Converters of classical models, and services, put a label and a map from label to probability behind the scores. Neither
-the opset's converter nor the engine takes these; the scores are in front of them.
+the opset's converter nor the engine supports these outputs; the scores come before them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-# Nodes that only move the index of a class, or its name, to where it is shown.
+# Nodes that only move the index or the name of a class.
 _PASSING = {"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 # Nodes that turn the index of a class into its name.
 _LOOK_UPS = {"LabelEncoder", "ArrayFeatureExtractor", "Gather"}
@@ -23,7 +23,7 @@ def unwrap_outputs(proto: onnx.ModelProto) -> tuple[str, ...] | None:
     """Replace maps, sequences and optionals among the outputs by the tensors in them, in place; drop names of classes.
 
     Returns:
-        The class names by index that the graph puts into maps or returns as labels; None where it has none.
+        The class names by index that the graph puts into maps or returns as labels; None if it has none.
     """
     graph = proto.graph
     producers = {name: node for node in graph.node for name in node.output}
@@ -35,7 +35,7 @@ def unwrap_outputs(proto: onnx.ModelProto) -> tuple[str, ...] | None:
                 kept.append(output)
             elif name != output.name and all(name != other.name for other in (*graph.output, *kept)):
                 kept.append(onnx.ValueInfoProto(name=name))
-    if not any(map(_is_float, kept)):  # labels alone: the scores are what the index of the largest is taken of
+    if not any(map(_is_float, kept)):  # only labels: find the scores that they rank
         kept = [onnx.ValueInfoProto(name=name) for name in _find_scores(graph, producers)] or kept
     if kept and [output.name for output in kept] != [output.name for output in graph.output]:
         keep_outputs(proto, kept)
@@ -45,7 +45,7 @@ def unwrap_outputs(proto: onnx.ModelProto) -> tuple[str, ...] | None:
 def keep_outputs(proto: onnx.ModelProto, outputs: list[onnx.ValueInfoProto], layers: Collection[str] = ()) -> None:
     """Make these the only outputs, in place, and remove the nodes, weights and inputs that nothing else needs.
 
-    An input that no node reads at all stays, and so do the tensors `layers`.
+    An input that no node reads stays, and the tensors `layers` stay as well.
     """
     graph = proto.graph
     entries = [onnx.ValueInfoProto.FromString(output.SerializeToString()) for output in outputs]
@@ -87,7 +87,7 @@ def _nested(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 
 def _read(node: onnx.NodeProto) -> set[str]:
-    """Return the names of the tensors that a node reads, also inside its subgraphs, and as outputs of these."""
+    """Return the names of the tensors that a node or its subgraphs read, or that a subgraph returns."""
     names = {name for inner in _nested(node) for name in inner.input}
     for inner in _nested(node):
         for attribute in inner.attribute:
@@ -97,7 +97,7 @@ def _read(node: onnx.NodeProto) -> set[str]:
 
 
 def _is_number(output: onnx.ValueInfoProto) -> bool:
-    """Whether an output is a tensor of numbers, or of an unknown type."""
+    """Return whether an output is a tensor of numbers, or of an unknown type."""
     kind = output.type.WhichOneof("value")
     return kind is None or (kind == "tensor_type" and output.type.tensor_type.elem_type != onnx.TensorProto.STRING)
 
@@ -108,7 +108,7 @@ def _is_float(output: onnx.ValueInfoProto) -> bool:
 
 
 def _find_scores(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> list[str]:
-    """Return the tensors of which the outputs give the index, or the name, of the largest number."""
+    """Return the tensors whose largest number the outputs name, by index or class name."""
     found = []
     for output in graph.output:
         node = producers.get(output.name)
@@ -120,9 +120,9 @@ def _find_scores(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -
 
 
 def _find_tensors(name: str, producers: dict[str, onnx.NodeProto]) -> list[str]:
-    """Return the tensors that a map, a sequence or an optional holds; a tensor's own name for a tensor.
+    """Return the names of the tensors in a map, a sequence or an optional; for a tensor, its own name.
 
-    The largest numbers of a tensor stand for the tensor: they are sorted, so their places are no classes.
+    The largest numbers of a tensor are replaced by the tensor: they are sorted, so their indices are not classes.
     """
     node = producers.get(name)
     if node is not None and node.op_type in ("ZipMap", "SequenceConstruct", "Optional"):
@@ -136,7 +136,7 @@ def _find_tensors(name: str, producers: dict[str, onnx.NodeProto]) -> list[str]:
 
 
 def _is_best(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether a node returns the largest of some scores: TopK, or a maximum beside the index of the maximum."""
+    """Return whether a node returns the largest of some scores: TopK, or a maximum beside the index of the maximum."""
     if node.input[:1] and node.input[0] not in producers:
         return False
     siblings = {other.op_type for other in producers.values() if other.input[:1] == node.input[:1]}
@@ -144,7 +144,7 @@ def _is_best(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> bool
 
 
 def _find_labels(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> tuple[str, ...] | None:
-    """Return the class names by index: those of a ZipMap, else those behind an output of labels."""
+    """Return the class names by index, from a ZipMap or else from an output of labels."""
     for node in graph.node:
         if node.op_type == "ZipMap":
             found = _names_of(node, "classlabels_strings", "classlabels_int64s")
@@ -207,7 +207,7 @@ def _tensor_or_list(attributes: dict[str, Any], kind: str) -> list[Any]:
 
 
 def _names_of(node: onnx.NodeProto, *names: str) -> tuple[str, ...] | None:
-    """Return the class names that an attribute of a node lists; numbers that only count the classes are no names."""
+    """Return the class names in an attribute of a node; None if they are only the numbers of the classes."""
     for attribute in node.attribute:
         if attribute.name in names and (attribute.strings or attribute.ints):
             return _named(list(attribute.strings or attribute.ints))

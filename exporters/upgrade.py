@@ -1,4 +1,4 @@
-"""Bringing a graph to a form that can be edited: a known opset, no functions, no weights among the inputs."""
+"""Convert a graph to an editable form: a supported opset, no functions, no weights among the inputs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from onnx import inliner, version_converter
 from ortcam.errors import ExportError, one_line
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 20
-# The IR versions that these opsets came with; older ones have weights among the inputs.
+# The IR version of these opsets; older IR versions list weights among the inputs.
 _OLDEST_IR = 8
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    """Return the version of ONNX's own operators in a model; 0 where it states none."""
+    """Return the version of ONNX's own operators in a model; 0 if the model states none."""
     return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def make_editable(proto: onnx.ModelProto, folder: Path, name: str) -> ir.Model:
-    """Return a graph in an opset that the scoring graph's own nodes can stand in; external weights stay outside.
+    """Return a graph in an opset that the scoring graph's nodes support; external weights stay outside.
 
     Args:
-        proto: the graph; its nodes are left as they are.
+        proto: the graph; its nodes stay unchanged.
         folder: where its external weights are.
-        name: what messages call it.
+        name: its name in messages.
 
     Raises:
         ExportError: it cannot be converted or read.
@@ -52,10 +52,10 @@ def make_editable(proto: onnx.ModelProto, folder: Path, name: str) -> ir.Model:
 
 
 def refuse_escapes(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse weights that are said to lie outside the model's own folder.
+    """Refuse a graph that names weights outside the model's own folder.
 
     Raises:
-        ExportError: there are some.
+        ExportError: the graph names such weights.
     """
     for weight in proto.graph.initializer:
         for entry in weight.external_data:

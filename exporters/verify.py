@@ -1,4 +1,4 @@
-"""Holding an exported file to its source: the same random inputs through both."""
+"""Compare an exported file with its source on the same random inputs."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ BATCHES = (1, 3)
 
 
 class LayerMatch:
-    """Looks among the tensors of a source for the one that a file's activations are.
+    """Finds the tensor of a source that is nearest to a file's activations.
 
     Attributes:
-        distance: the relative error of the nearest tensor; None while none of their shape was shown.
-        name: what the source calls that tensor; the first of several that are equal.
+        distance: the relative error of the nearest tensor; None until a tensor of their shape is shown.
+        name: the source's name for this tensor; the first of several equal tensors.
     """
 
     def __init__(self, activations: Floats, tokens: Tokens | None) -> None:
-        """Look for `activations` [B,...], which were cut out of a sequence of tokens or are a map."""
+        """Look for `activations` [B,...], a map or a part of a sequence of tokens."""
         self.activations = activations
         self.tokens = tokens
         self.distance: float | None = None
         self.name: str | None = None
 
     def see(self, tensor: NDArray[Any], name: str | None = None) -> None:
-        """Take a tensor [B,...] of the source into account; its channels may be first or last."""
+        """Compare a tensor [B,...] of the source; its channels may be first or last."""
         for view in self._views(tensor):
             if view.shape == self.activations.shape:
                 distance = relative_error(self.activations, view)
@@ -66,12 +66,12 @@ class Agreement:
 
     Attributes:
         logits: the largest difference of the scores over the largest score.
-        activations: likewise for the target layer; None where only the scores could be compared.
-        top1: whether both see the same top class in every input, up to ties within `logits`.
+        activations: the same for the target layer; None if only the scores could be compared.
+        top1: whether both have the same top class for every input, up to ties within `logits`.
         batches: the batch sizes that were run.
-        layer: what the source calls the target layer, where it was found among its tensors.
-        scores: float32 [R,N], what the file returned for all inputs.
-        mixing: how far scores and target layer of a picture alone are from its own in a batch, relatively.
+        layer: the source's name for the target layer; None if it was not found among the source's tensors.
+        scores: float32 [R,N], the file's scores for all inputs.
+        mixing: the relative difference of a picture's scores and target layer, alone and in a batch.
     """
 
     logits: float
@@ -101,16 +101,16 @@ def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
 def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens | None) -> Agreement:
     """Compare an exported file with its source on random inputs (see `make_pictures`).
 
-    The picture that is run alone is run among others as well, so that its scores there can be compared with its own.
+    One picture runs both alone and among others, to compare its scores.
 
     Args:
         path: the file.
         converted: the source.
-        layer: the target layer, where it is one that the source has a name for.
+        layer: the source's name for the target layer; None if it has none.
         tokens: how the target layer was cut out of a sequence of tokens.
 
     Raises:
-        ExportError: the file does not run, or is further from its source than it may be.
+        ExportError: the file does not run, or does not agree with its source.
     """
     proto = onnx.load(path, load_external_data=False)
     session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
@@ -118,7 +118,7 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
     logits_error, top1, distances, returned, name = 0.0, True, [], [], None
     mixing, alone = 0.0, []
     pictures = make_pictures(converted, random, max(converted.batches))
-    middle = len(pictures) // 2  # a batch may be read from its front or its end
+    middle = len(pictures) // 2  # a graph may read a batch from its front or its end
     for batch in converted.batches:
         inputs = pictures[middle : middle + 1] if batch == 1 else pictures
         try:
@@ -159,9 +159,9 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
 
 
 def make_pictures(converted: Converted, random: np.random.Generator, count: int) -> Floats:
-    """Return random inputs [count,...]: the middle one standard normal, or of bytes where the source takes these.
+    """Return random inputs [count,...]: the middle input standard normal, or bytes if the source takes bytes.
 
-    The others are brighter, darker and of another contrast, so that statistics over the batch are not the middle one's.
+    The others are brighter or darker, with another contrast, so that statistics over the batch differ from its own.
     """
     shape = (count, *converted.input_shape)
     if converted.takes_bytes:
@@ -176,7 +176,7 @@ def make_pictures(converted: Converted, random: np.random.Generator, count: int)
 
 
 def explain_randomness(scores: Floats, again: Floats) -> str:
-    """Say of a model that two equal runs of it differ, and what to do."""
+    """Return the message for a model whose two equal runs differ."""
     return (
         f"draws random numbers: two equal runs differ by {relative_error(scores, again):.2g} of the largest score; "
         "export the source in evaluation mode, without dropout or noise"
@@ -185,7 +185,7 @@ def explain_randomness(scores: Floats, again: Floats) -> str:
 
 def _refuse_disagreement(agreement: Agreement, tolerance: float, layer_tolerance: float) -> None:
     if not agreement.logits <= tolerance or not agreement.top1:
-        # `top1` counts ties within the error as agreement, so it says nothing where the error itself is too large
+        # `top1` counts ties within the error as agreement, so it has no meaning if the error itself is too large
         top = "" if agreement.top1 else "; the top class differs by more than that"
         raise ExportError(
             f"the exported model does not agree with its source: scores differ by {agreement.logits:.2g} of the "

@@ -191,8 +191,8 @@ def test_explain_imports_no_training_framework(small: Path) -> None:
     ("arguments", "parts"),
     [
         (["none.onnx", "cat.png"], ["none.onnx", "no such file"]),
-        (["cat.png", "cat.png"], ["cat.png is no ONNX model"]),
-        (["random.onnx", "cat.png"], ["random.onnx is no ONNX model"]),
+        (["cat.png", "cat.png"], ["cat.png is not an ONNX model"]),
+        (["random.onnx", "cat.png"], ["random.onnx is not an ONNX model"]),
         (["plain.onnx", "cat.png"], ["exposes no target layer", "ortcam export plain.onnx"]),
         (["model.onnx", "empty"], ["empty holds no images"]),
         (["model.onnx", "cat.png", "--target", "1000"], ["out of range", "0 to 999"]),
@@ -201,7 +201,7 @@ def test_explain_imports_no_training_framework(small: Path) -> None:
         (["model.onnx", "cat.png", "--provider", "cuda"], ["'cuda' does not load", "ortcam[gpu]"]),
         (["model.onnx", "cat.png", "--provider", "cudo"], ["nearest: cuda"]),
         (["model.onnx", "cat.png", "--colormap", "trubo"], ["nearest: turbo"]),
-        (["model.onnx", "cat.png", "-o", "overlay.webp"], ["of the kind .webp; expected .png or .jpg"]),
+        (["model.onnx", "cat.png", "-o", "overlay.webp"], ["of type .webp; expected .png or .jpg"]),
         (["model.onnx", "cat.png", "-o", "dog.jpg"], ["cannot write dog.jpg: it is another picture"]),
         (["model.onnx", "cat.png", "-o", "random.onnx"], ["cannot write random.onnx/cat: random.onnx is a file"]),
     ],
@@ -346,7 +346,7 @@ def test_inspect_of_a_plain_file_says_how_to_expose_a_layer(small: Path) -> None
     assert exported.returncode == 0, exported.stderr
     explained = run("explain", "plain.cam.onnx", "cat.png", cwd=small)
     assert explained.returncode == 0, explained.stderr
-    assert_one_line_error(run("inspect", "cat.png", cwd=small), 1, "no ONNX model")
+    assert_one_line_error(run("inspect", "cat.png", cwd=small), 1, "not an ONNX model")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_doctor_tells_what_loads() -> None:
     for name in ("cuda", "tensorrt"):
         assert providers[name]["loads"] or providers[name]["reason"]
     assert run("doctor", "--provider", "cpu").returncode == 0
-    assert_one_line_error(run("doctor", "--provider", "cudda"), 1, "'cudda' does not exist", "nearest: cuda")
+    assert_one_line_error(run("doctor", "--provider", "cudda"), 1, "'cudda' is unknown", "nearest: cuda")
     if not providers["tensorrt"]["loads"]:
         assert_one_line_error(run("doctor", "--provider", "tensorrt"), 1, "'tensorrt' does not load")
     done = run("doctor", "--device-id", "1")
@@ -463,10 +463,10 @@ def test_a_packed_explainer_from_the_command_line(small: Path) -> None:
 
 def test_packing_what_cannot_be_packed(small: Path) -> None:
     (small / "broken.onnx").write_bytes((small / "model.onnx").read_bytes()[:1000])
-    assert_one_line_error(run("pack", "broken.onnx", cwd=small), 1, "is no ONNX model, or cut short")
+    assert_one_line_error(run("pack", "broken.onnx", cwd=small), 1, "is not an ONNX model, or is cut short")
     assert_one_line_error(run("pack", "nothing.onnx", cwd=small), 1, "no such file")
     assert_one_line_error(run("pack", "model.onnx", "--target", "dog", cwd=small), 1, "label 'dog' is no class")
-    assert_one_line_error(run("pack", "model.onnx", "--preset", "x", cwd=small), 1, "preset 'x' does not exist")
+    assert_one_line_error(run("pack", "model.onnx", "--preset", "x", cwd=small), 1, "preset 'x' is unknown")
     assert_one_line_error(run("page", "model.onnx", cwd=small), 1, "is no packed explainer")
     assert run("pack", "model.onnx", "-o", "p.onnx", "--budget", "2", "--no-verify", cwd=small).returncode == 0
     assert_one_line_error(run("pack", "p.onnx", cwd=small), 1, "is a packed explainer")

@@ -349,7 +349,7 @@ def test_what_cannot_be_packed(tiny: nn.Module, tmp_path: Path) -> None:
         ortcam.PackedExplainer(unknown)
     with pytest.raises(OptionError, match="budget is 0"):
         ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, budget=0)
-    with pytest.raises(OptionError, match="preset 'oficial' does not exist"):
+    with pytest.raises(OptionError, match="preset 'oficial' is unknown"):
         ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, preset="oficial")
     with pytest.raises(OptionError, match=r"expected a name that ends in \.onnx"):
         ortcam.pack(unknown, tmp_path / "c", raw=False)

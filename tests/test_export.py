@@ -321,7 +321,7 @@ class Malicious:
     [
         ("biuld", None, "nearest: build"),
         ("training", None, "training mode"),
-        ("number", None, r"no known kind \(int\); expected an nn.Module"),
+        ("number", None, r"unknown kind \(int\); expected an nn.Module"),
         ("fails", None, "failed with ValueError: no such data set"),
         ("build", "nothing.pt", "no such file"),
         ("build", "text.pt", "expected a state dict"),
@@ -360,10 +360,10 @@ def test_a_bad_callable_or_weights(
         ("timm:resnet19", "nearest: resnet"),
         ("nothing.py:build", "no such file"),
         ("no.such.package:build", "cannot import"),
-        ("resnet18", "no known kind"),
+        ("resnet18", "unknown kind"),
         ("model.pkl", "it is a pickle"),
-        (42, "no known kind"),
-        (None, "no known kind"),
+        (42, "unknown kind"),
+        (None, "unknown kind"),
     ],
 )
 def test_a_source_that_does_not_exist(source: object, message: str, tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_bad_options(tiny: nn.Module, tmp_path: Path) -> None:
         ({"input_size": (1, 2, 3)}, "input_size"),
         ({"preprocess": "imagnet"}, "nearest: imagenet"),
         ({"labels": tmp_path / "nothing.txt"}, "cannot read the labels"),
-        ({"labels": 5}, "no list of names"),
+        ({"labels": 5}, "not a list of names"),
         ({"labels": {1: "a", 2: "b"}}, "no index 0"),
         ({"layer": None}, "expected a name"),
         ({"preprocess": {"height": 32}}, "no width"),
@@ -416,9 +416,9 @@ def test_label_files(tiny: nn.Module, tmp_path: Path, text: str) -> None:
     ("text", "message"),
     [
         ('{"1": "a", "2": "b"}', "no index 0"),
-        ('["a", "b",]', "no valid JSON"),
-        ("[1, 2]", "no list of names"),
-        ("", "no list of names"),
+        ('["a", "b",]', "not valid JSON"),
+        ("[1, 2]", "not a list of names"),
+        ("", "not a list of names"),
     ],
 )
 def test_bad_label_files(tiny: nn.Module, tmp_path: Path, text: str, message: str) -> None:

@@ -93,8 +93,8 @@ def test_cmyk_jpeg_becomes_rgb(dog: Image.Image) -> None:
     ("name", "data", "message"),
     [
         ("empty.jpg", b"", "is empty"),
-        ("text.jpg", b"this is no photo\n" * 20, "no image that can be decoded"),
-        ("zeros.png", bytes(4096), "no image that can be decoded"),
+        ("text.jpg", b"this is no photo\n" * 20, "not an image that can be decoded"),
+        ("zeros.png", bytes(4096), "not an image that can be decoded"),
     ],
 )
 def test_files_that_are_no_images_are_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:

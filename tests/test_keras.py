@@ -373,7 +373,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         export(builder, output, weights=tmp_path / "none.weights.h5")
     with pytest.raises(ExportError, match="never built"):
         export(f"{tmp_path / 'net.py'}:unbuilt", output, weights=other)
-    with pytest.raises(ExportError, match=r"has weights only, no model; give FILE\.py:CALLABLE .* --weights"):
+    with pytest.raises(ExportError, match=r"has only weights, and no model; give FILE\.py:CALLABLE .* --weights"):
         export(other, output)
     with pytest.raises(OptionError, match="has its own"):
         source = tmp_path / "small.keras"
@@ -494,12 +494,12 @@ def segmenter(path: Path) -> None:
     [
         (lambda path: None, ".keras", "cannot read .*: no such file"),
         (lambda path: None, ".h5", "cannot read .*: no such file"),
-        (Path.touch, ".keras", r"\(0 bytes\) is no Keras file"),
-        (random_bytes, ".keras", "is no Keras file or is cut short"),
-        (random_bytes, ".h5", "is no Keras file or is cut short"),
-        (random_bytes, ".hdf5", "is no Keras file or is cut short"),
-        (half, ".keras", "is no Keras file or is cut short"),
-        (half, ".h5", "is no Keras file or is damaged: .*truncated"),
+        (Path.touch, ".keras", r"\(0 bytes\) is not a Keras file"),
+        (random_bytes, ".keras", "is not a Keras file, or is cut short"),
+        (random_bytes, ".h5", "is not a Keras file, or is cut short"),
+        (random_bytes, ".hdf5", "is not a Keras file, or is cut short"),
+        (half, ".keras", "is not a Keras file, or is cut short"),
+        (half, ".h5", "is not a Keras file, or is damaged: .*truncated"),
         (another_zip, ".keras", r"a zip without config\.json"),
         (broken_json, ".keras", "is damaged"),
         (no_weights, ".keras", "cannot be loaded by Keras"),

@@ -97,7 +97,7 @@ def test_classes_that_are_called_like_a_section() -> None:
         ({"0": "cat", "dog": "x"}, "the key 'dog'"),
         ({"architectures": ["ViT"], "hidden_size": 3}, "the key 'architectures'"),
         ([{"colour": "red"}], "without a name"),
-        ({"id2label": {"0": 5}}, "no list of names"),
+        ({"id2label": {"0": 5}}, "not a list of names"),
     ],
 )
 def test_objects_that_hold_no_labels(labels: object, message: str) -> None:

@@ -121,8 +121,11 @@ def onnx_inside(path: Path) -> None:
         (writes_a_file, r"\(WriteFile\) and is not loaded; use --allow-unsafe"),
         (of_a_saved_model, r"the graph of a SavedModel; name it saved_model\.pb"),
         (onnx_inside, r"is an ONNX file; name it bad\.onnx"),
-        (lambda path: path.write_bytes(np.random.default_rng(0).bytes(999)), r"\(999 bytes\) is no TensorFlow graph"),
-        (Path.touch, r"\(0 bytes\) is no TensorFlow graph"),
+        (
+            lambda path: path.write_bytes(np.random.default_rng(0).bytes(999)),
+            r"\(999 bytes\) is not a TensorFlow graph",
+        ),
+        (Path.touch, r"\(0 bytes\) is not a TensorFlow graph"),
         (lambda path: None, "no such file"),
     ],
 )
@@ -159,7 +162,7 @@ ZIP, PICKLE, TFLITE, HDF5 = b"PK\3\4", b"\x80\2", b"    TFL3", b"\x89HDF\r\n\x1a
             "graph, which .* not convert back; give",
         ),
         ({"k.json": {"class_name": "Sequential"}}, "k.json", r"without its weights; .*keras\.models\.model_from_json"),
-        ({"c.json": {"a": 1}}, "c.json", "no known kind"),
+        ({"c.json": {"a": 1}}, "c.json", "unknown kind"),
         ({}, "m.mlmodel", "a Core ML model; give the PyTorch, Keras or ONNX model"),
         ({"m.mlpackage/Manifest.json": {}}, "m.mlpackage", "a Core ML model"),
         ({}, "deploy.prototxt", "Caffe model; convert it to ONNX"),

@@ -123,7 +123,7 @@ def test_it_survives_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "no JSON object"),
+        ("[1, 2]", "not a JSON object"),
         ("not json", "cannot read"),
         ('{"height": 8}', "width"),
         ('{"height": 8, "width": 8, "means": [1]}', "nearest: mean"),

@@ -234,7 +234,7 @@ def test_a_model_without_a_file(small: Path) -> None:
     )
     layer = ortcam.ScoreCAM(data, layer="features.1").explain(small / "cat.png")
     assert layer.raw_maps.shape[1:] == (32, 32)
-    with pytest.raises(ModelError, match=r"the model \(bytes\) is no ONNX model"):
+    with pytest.raises(ModelError, match=r"the model \(bytes\) is not an ONNX model"):
         ortcam.ScoreCAM(data[:500])
     with pytest.raises(PackedModelError, match=r"the model \(bytes\) is a packed explainer"):
         ortcam.ScoreCAM((small / "packed.onnx").read_bytes())
@@ -282,7 +282,7 @@ def test_photos_without_a_path(small: Path) -> None:
             (Asynchronous(), "returns a coroutine from read.*await"),
             (b"", "is empty"),
             (data[:100], "cut short"),
-            (b"text", "is no image that can be decoded"),
+            (b"text", "is not an image that can be decoded"),
         ):
             with pytest.raises(ImageError, match=said):
                 explainer.explain(wrong)

@@ -183,7 +183,7 @@ def test_a_cache_that_cannot_be_written_is_a_notice(
         with pytest.warns(OrtcamWarning, match="cannot be written"):
             ortcam.ScoreCAM(resnet18_file)
     monkeypatch.setenv("ORTCAM_CACHE", "~there is nobody of this name/cache")
-    with pytest.warns(OrtcamWarning, match="no directory that can be found"):
+    with pytest.warns(OrtcamWarning, match="no such directory can be found"):
         ortcam.ScoreCAM(resnet18_file)
     monkeypatch.setenv("ORTCAM_CACHE", "")
     assert cache.cache_directory() is None

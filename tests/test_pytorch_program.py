@@ -312,8 +312,8 @@ def program(tiny_program: Path, path: Path) -> None:
         (pickled_module, r"FILE\.py:CALLABLE --weights"),
         (old_state_dict, r"FILE\.py:CALLABLE --weights"),
         (program, r"rename it to p\.pt2"),
-        (random_bytes, "no file that torch.save wrote"),
-        (empty, "no file that torch.save wrote"),
+        (random_bytes, "not a file that torch.save wrote"),
+        (empty, "not a file that torch.save wrote"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".torchscript"])

@@ -378,7 +378,7 @@ def test_damage_is_found_as_the_schema_defines_it(
             lambda record: record["model"].update(path="/nowhere/m.onnx"),
             "model /nowhere/m.onnx is missing; give it with",
         ),
-        (lambda record: record["run"].update(provider="cudo"), "'cudo' does not exist"),
+        (lambda record: record["run"].update(provider="cudo"), "'cudo' is unknown"),
     ],
 )
 def test_a_record_that_cannot_be_run_again_is_one_line(
@@ -533,7 +533,10 @@ def test_a_picture_comes_from_standard_input(work: Path, validator: Draft202012V
     validator.validate(entry)
     assert entry["photo"] == {**entry["photo"], "name": None, "path": None, "sha256": sha256(data)}
     assert np.array_equal(np.load(work / "o/stdin/maps.npy"), ortcam.ScoreCAM("m.onnx").explain(data).maps)
-    for given, said in ((b"", "standard input: image is empty"), (b"no picture", "standard input: image is no image")):
+    for given, said in (
+        (b"", "standard input: image is empty"),
+        (b"no picture", "standard input: image is not an image"),
+    ):
         result = call("explain", "m.onnx", "-", "-o", "x", given=given)
         assert (result.exit_code, said in result.stderr) == (1, True)
     assert "- is given twice" in str(call("explain", "m.onnx", "-", "-", given=data).exception)
@@ -558,10 +561,10 @@ def test_one_overlay_is_written_to_a_file(work: Path) -> None:
     (work / "link.png").symlink_to("a/same.png")
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     for arguments, said in (
-        (["a/same.png", "a/same.jpg", "-o", "y.png"], "and there are 2 photos; give a folder"),
-        (["a", "-o", "y.png"], "and there are 2 photos"),
-        (["a/same.png", "-o", "y.png", "-k", "2"], "and there are several classes"),
-        (["a/same.png", "-o", "y.png", "-t", "all"], "and there are several classes"),
+        (["a/same.png", "a/same.jpg", "-o", "y.png"], "but the command has 2 photos; give a folder"),
+        (["a", "-o", "y.png"], "but the command has 2 photos"),
+        (["a/same.png", "-o", "y.png", "-k", "2"], "but the command has several classes"),
+        (["a/same.png", "-o", "y.png", "-t", "all"], "but the command has several classes"),
         (["a/same.png", "-o", "a/same.png"], "is an input, which would be replaced"),
         (["a/same.png", "-o", "link.png"], "is an input, which would be replaced"),
     ):

@@ -488,7 +488,7 @@ def test_labels_name_targets(lite0_file: Path) -> None:
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros((5, 5, 3), np.int64), "dtype int64"),
         (42, "is a int"),
-        (io.BytesIO(b"a file"), "is no image that can be decoded"),
+        (io.BytesIO(b"a file"), "is not an image that can be decoded"),
         (None, "is a NoneType"),
     ],
 )

@@ -360,7 +360,7 @@ def test_what_is_stated_against_what_is_seen(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="output_kind is 'softmax'; expected logits, probabilities, sigmoid"):
         made(tmp_path, 5, output_kind="softmax")
     literally = made(tmp_path, 5, [node("Softmax", "z", to="y", axis=1)], output_kind="logits")
-    assert any("taken for logits all the same" in notice for notice in literally.notices)
+    assert any("is used as logits, as stated" in notice for notice in literally.notices)
     shown = ortcam.ScoreCAM(literally.path).explain(INPUT, targets="all").targets
     twice = softmax(softmax(logits_of(INPUT[0], 5)))
     np.testing.assert_allclose([target.probability for target in shown], twice, rtol=1e-5)

@@ -190,9 +190,9 @@ def missing(path: Path, fer: bytes) -> None:
     ("make", "message"),
     [
         (cut, "cannot be loaded by LiteRT or is cut short"),
-        (random_bytes, "is no TFLite model"),
+        (random_bytes, "is not a TFLite model"),
         (random_behind_the_head, "cannot be loaded by LiteRT"),
-        (empty, r"\(0 bytes\) is no TFLite model"),
+        (empty, r"\(0 bytes\) is not a TFLite model"),
         (missing, "no such file"),
     ],
 )

@@ -1,11 +1,11 @@
-"""The definitions of Score-CAM in use, as data: what a mask is, what weighs a channel, what becomes of the sum.
+"""Define the variants of Score-CAM as data: the masks, the weights of channels, and the steps from sum to map.
 
 With f the logits, p = softmax(f), U bilinear upsampling to the input size, x the input and c the target class,
 every definition is
 
     N_k = masks(A_k)          w_k = weight(f(x * N_k))          map = steps(sum_k w_k A_k)
 
-and they differ in the details that `Convention` names.
+`Convention` names the details in which the definitions differ.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ortcam.errors import OptionError, nearest, one_line
 Floats = NDArray[np.float32]
 Step = Literal["relu", "upsample", "normalize"]
 _SAMPLES_AT_ONCE = 1 << 16  # 256 kB: they stay in the cache
-_FEWEST_CHANNELS = 64  # at once: fewer make slow products
-TINY = np.finfo(np.float32).tiny  # a smaller range is none
+_FEWEST_CHANNELS = 64  # channels at once: products of fewer are slow
+TINY = np.finfo(np.float32).tiny  # a smaller range counts as zero
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Convention:
     Attributes:
         name: the preset's name.
         source: the paper or project that defines it.
-        mask_align_corners: masks are upsampled with aligned corners, else with half-pixel centres.
-        mask_normalized: min-max normalisation of a mask takes the extremes of the ``upsampled`` channel, or of
+        mask_align_corners: whether masks are upsampled with aligned corners, else with half-pixel centres.
+        mask_normalized: whether min-max normalisation of a mask uses the extremes of the ``upsampled`` channel, or of
             the channel at the ``layer``'s own size.
-        mask_epsilon: added to the range that the mask is divided by.
-        constant_channels: a channel without spatial variation is left out (``skip``), or its mask is zero and it
-            keeps the weight that the blank input gets (``blank``).
+        mask_epsilon: added to the range by which the mask is divided.
+        constant_channels: for a channel without spatial variation: ``skip`` leaves it out; ``blank`` gives it a zero
+            mask and the weight of the blank input.
         weight: ``probability``: p_c of the masked input; ``softmax``: the softmax over all channels of f_c.
-        scored: the tensor that p or f is taken from: the ``logits``, or the model's own ``output``; with a model
-            that ends in a softmax the latter makes p a softmax of a softmax.
-        steps: what turns the sum [h,w] into the map [H,W], in order.
-        map_align_corners: as `mask_align_corners`, for the ``upsample`` step.
+        scored: the tensor for p or f: the ``logits``, or the model's own ``output``. If a model ends in a softmax,
+            ``output`` makes p a softmax of a softmax.
+        steps: the steps that turn the sum [h,w] into the map [H,W], in order.
+        map_align_corners: the same as `mask_align_corners`, for the ``upsample`` step.
         map_epsilon: added to the range in the ``normalize`` step.
     """
 
@@ -62,7 +62,7 @@ class Convention:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Convention:
-        """Return the convention whose fields `dataclasses.asdict` gave, as they come back from JSON.
+        """Make a convention from the fields of `dataclasses.asdict`, as read from JSON.
 
         Raises:
             OptionError: a field is unknown or missing.
@@ -73,7 +73,7 @@ class Convention:
             raise OptionError(f"preset has other fields than expected: {one_line(error)}") from error
 
     def masks(self, activations: Floats, size: tuple[int, int]) -> Masks:
-        """Return what turns each channel of `activations` [K,h,w] into its mask at `size` = (H, W)."""
+        """Return the masks at `size` = (H, W) of the channels of `activations` [K,h,w]."""
         lowest, highest = activations.min(axis=(1, 2)), activations.max(axis=(1, 2))
         varies = highest > lowest
         if self.mask_normalized == "upsampled":
@@ -89,8 +89,8 @@ class Convention:
         """Return the weight of every channel for every target, [T,K].
 
         Args:
-            scores: [K,T], -inf for a channel that was left out: log p_c of every masked input where `weight` is
-                ``probability``, f_c where it is ``softmax``.
+            scores: [K,T], -inf for a channel that was left out: log p_c of every masked input if `weight` is
+                ``probability``, f_c if it is ``softmax``.
         """
         if self.weight == "probability":
             weights = np.exp(scores)
@@ -118,7 +118,7 @@ class Convention:
 class Masks:
     """The masks of K channels, each written as U((A_k - shift) * scale + offset).
 
-    An affine map of the channel at its own size gives the same mask as one of the upsampled channel, since
+    An affine map of the channel at its own size gives the same mask as an affine map of the upsampled channel, because
     bilinear weights sum to 1.
 
     Attributes:
@@ -174,17 +174,15 @@ PRESETS: dict[str, Convention] = {
 
 
 def resolve_convention(preset: str | Convention) -> Convention:
-    """Return the convention of that name, or the convention itself.
+    """Return the convention with this name, or the convention itself.
 
     Raises:
-        OptionError: no preset has the name.
+        OptionError: the preset is unknown.
     """
     if isinstance(preset, Convention):
         return preset
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise OptionError(
-            f"preset {preset!r} does not exist; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
-        )
+        raise OptionError(f"preset {preset!r} is unknown; expected {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}")
     return PRESETS[preset]
 
 
@@ -221,8 +219,8 @@ def upsample(maps: Floats, size: tuple[int, int], align_corners: bool = False) -
 def upsampled_extremes(activations: Floats, size: tuple[int, int], align_corners: bool) -> tuple[Floats, Floats]:
     """Return the minimum and maximum [K] of every channel of [K,h,w] after upsampling to `size`.
 
-    Between four neighbouring activations the upsampled channel is bilinear, so over the samples in that cell it
-    is extreme at the first or last of them in each direction: at most 2h * 2w samples are computed, not H * W.
+    Between four neighbouring activations the upsampled channel is bilinear, so its extremes over the samples in that
+    cell lie at the first or last sample in each direction. At most 2h * 2w samples are computed, not H * W.
     """
     rows = extreme_rows(size[0], activations.shape[1], align_corners)
     columns = extreme_rows(size[1], activations.shape[2], align_corners)

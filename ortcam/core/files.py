@@ -1,4 +1,4 @@
-"""Writing files and directories whole or not at all."""
+"""Write files and directories whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 
 from ortcam.errors import OccupiedError, OutputError
 
-_RENAMES = 8  # attempts, where other processes write the same directory
+_RENAMES = 8  # attempts, in case other processes write the same directory
 _open = set[Path]()  # the unfinished directories of this process
 
 
 @contextmanager
 def replace_directory(directory: Path, refusal: Callable[[Path], str | None]) -> Iterator[Path]:
-    """Give an unfinished directory to fill; when the block ends well it takes the name `directory`.
+    """Yield an unfinished directory to fill, and rename it to `directory` if the block succeeds.
 
-    A directory of that name that is not empty is replaced only if `refusal` allows it. `refusal` is asked before the
+    An existing directory that is not empty is replaced only if `refusal` allows it. `refusal` is called before the
     block and again after it, because another process may have written there meanwhile. A link to a directory stays
     a link.
 
@@ -33,7 +33,7 @@ def replace_directory(directory: Path, refusal: Callable[[Path], str | None]) ->
 
     Raises:
         OccupiedError: `refusal` gave a reason.
-        OutputError: the name belongs to a file, or the directory cannot be written.
+        OutputError: the name is a file, or the directory cannot be written.
     """
     final = Path(os.path.realpath(directory))
 
@@ -55,7 +55,7 @@ def replace_directory(directory: Path, refusal: Callable[[Path], str | None]) ->
 
 
 def only(is_ours: Callable[[Path], bool]) -> Callable[[Path], str | None]:
-    """Return a refusal, for `replace_directory`, of directories that hold anything but what `is_ours`."""
+    """Return a `refusal` for `replace_directory` that refuses directories with files that are not `is_ours`."""
 
     def refusal(folder: Path) -> str | None:
         return None if all(map(is_ours, folder.iterdir())) else "it holds other files; give an empty or new directory"
@@ -64,7 +64,7 @@ def only(is_ours: Callable[[Path], bool]) -> Callable[[Path], str | None]:
 
 
 def _take_place(unfinished: Path, final: Path, check: Callable[[Path], None]) -> None:
-    """Rename `unfinished` to `final`. What stands there is moved aside first, then checked, then deleted."""
+    """Rename `unfinished` to `final`; move an existing directory aside first, then check it, then delete it."""
     for attempt in range(_RENAMES):
         old = unfinished.with_name(f"{unfinished.name}-old{attempt}")
         if final.exists() and any(final.iterdir()):
@@ -86,9 +86,9 @@ def _take_place(unfinished: Path, final: Path, check: Callable[[Path], None]) ->
 
 @contextmanager
 def replace_files(path: Path) -> Iterator[Path]:
-    """Give an unfinished directory beside `path`; when the block ends well its files move to `path`'s folder.
+    """Yield an unfinished directory beside `path`, and move its files to `path`'s folder if the block succeeds.
 
-    `path` itself moves last, so that it never stands there without what it needs (external weights).
+    `path` itself moves last, so that it never exists without the files that it needs (external weights).
 
     Raises:
         OutputError: the folder is missing or cannot be written.
@@ -96,7 +96,7 @@ def replace_files(path: Path) -> Iterator[Path]:
     try:
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
-    except OSError as error:  # a folder that may not be looked into
+    except OSError as error:  # a folder without permission to read it
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     with _unfinished(path, path) as unfinished:
         yield unfinished
@@ -109,7 +109,7 @@ def replace_files(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _unfinished(final: Path, shown: Path) -> Iterator[Path]:
-    """Make a hidden directory beside `final`, which error messages call `shown`; it is gone after the block."""
+    """Yield a hidden directory beside `final` (`shown` in messages), and delete it after the block."""
     try:
         file = next((folder for folder in final.parents if folder.exists() and not folder.is_dir()), None)
         if file is not None:
@@ -134,9 +134,9 @@ def discard_unfinished() -> None:
 
 
 class Fingerprint:
-    """The SHA-256 of a file as the file is when this object is made.
+    """The SHA-256 of a file in its state when this object is made.
 
-    The hash is computed when it is first asked for, and at most once a process for a file that does not change.
+    The hash is computed at its first use, and at most once in a process for a file that does not change.
 
     Attributes:
         path: the absolute path of the file; None for bytes.
@@ -148,18 +148,18 @@ class Fingerprint:
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Fingerprint:
-        """Return the fingerprint of bytes that lie in no file."""
+        """Return the fingerprint of bytes that are not in a file."""
         made = cls.__new__(cls)
         made.path, made._state = None, None
         made.__dict__["sha256"] = hashlib.sha256(data).hexdigest()  # where the cached property keeps it
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """The hash goes with it: the file need not lie where it is unpickled."""
+        """Return the state with the hash, because the file may be missing where the object is unpickled."""
         return {"path": self.path, "_state": self._state, "sha256": self.sha256}
 
     def holds(self) -> bool:
-        """Whether the file is still the same; true where there was none. Another copy of it is the same."""
+        """Return whether the file is still the same; true for bytes. Another copy of the file counts as the same."""
         if self.path is None or self._state is None or _state_of(self.path) == self._state:
             return True
         found = Fingerprint(self.path)
@@ -167,7 +167,7 @@ class Fingerprint:
 
     @cached_property
     def sha256(self) -> str | None:
-        """The hash in hexadecimal digits; None where the file changed before it was computed."""
+        """The hash in hexadecimal digits; None if the file changed before the hash was computed."""
         if self._state is None or self.path is None:
             return None
         try:
@@ -178,7 +178,7 @@ class Fingerprint:
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:
-    """Return what changes whenever the file does; None where there is no such file."""
+    """Return values that change whenever the file changes; None if the file is missing."""
     try:
         found = path.stat()
     except OSError:

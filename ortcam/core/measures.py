@@ -1,4 +1,4 @@
-"""Numbers that describe a map: where it is strongest, how far it reaches, and how alike two maps are.
+"""Measure maps: their maximum, their extent, and the correlation of two maps.
 
 docs/record.md gives the definitions to users.
 """
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 from ortcam.core.pictures import Crop
 
-EDGE = 0.05  # of the crop's height and width, on each side
-MOST_CORRELATED = 20  # classes; the matrix of more is left out
-_LONGEST_SIDE = 256  # samples of a map that r is computed from, in each direction
+EDGE = 0.05  # share of the crop's height and width, on each side
+MOST_CORRELATED = 20  # classes; a larger matrix is left out
+_LONGEST_SIDE = 256  # samples of a map for r, in each direction
 
 
 @dataclass(frozen=True)
 class MapMeasures:
-    """Numbers of one map [H,W]; all are None where the map is flat.
+    """Measures of one map [H,W]; all are None if the map is flat.
 
     Attributes:
         maximum: (x, y), the pixel of the photo where the map is highest; the first of several, row by row.
         half_maximum_box: the smallest box that holds every pixel where the map has at least half of its maximum, in
             photo pixels; `bottom` and `right` lie outside of it.
-        share_above_half: how many of the photo's pixels these are, in [0,1].
+        share_above_half: the share of the photo's pixels where the map has at least half of its maximum, in [0,1].
         share_at_edge: the share of the map's sum within 5 % of the crop's height or width from the crop's edge, in
-            [0,1]. A map that is the same everywhere has 0.19.
+            [0,1]. A constant map has 0.19.
     """
 
     maximum: tuple[int, int] | None = None
@@ -37,10 +37,10 @@ class MapMeasures:
 
 
 class Meter:
-    """Measures the maps of one photo, one after the other: all of them together may not fit into memory."""
+    """Measures the maps of one photo one by one, because all maps together may not fit into memory."""
 
     def __init__(self, crop: Crop, count: int) -> None:
-        """Prepare for `count` maps of a photo that the model saw the part `crop` of."""
+        """Prepare for `count` maps of a photo; `crop` is the part that the model saw."""
         self._crop = crop
         self._correlates = count <= MOST_CORRELATED
         self._samples: list[NDArray[np.float64] | None] = []
@@ -66,7 +66,7 @@ class Meter:
 
 
 def measure_map(saliency: NDArray[np.float32], crop: Crop) -> MapMeasures:
-    """Return the numbers of a map, float32 [H,W] in [0,1], of a photo that the model saw the part `crop` of."""
+    """Measure a map, float32 [H,W] in [0,1]; `crop` is the part of the photo that the model saw."""
     inside = saliency[crop.top : crop.bottom, crop.left : crop.right]
     highest = inside.max()
     if not highest > 0:
@@ -80,7 +80,7 @@ def measure_map(saliency: NDArray[np.float32], crop: Crop) -> MapMeasures:
         crop.top + int(rows[-1]) + 1,
         crop.left + int(columns[-1]) + 1,
     )
-    # einsum, not a product of matrices: the threads of NumPy's BLAS would wait busily for the next one.
+    # einsum, not a matrix product: the threads of NumPy's BLAS would wait busily for the next product.
     inner = np.einsum("y,yx->x", _coverage(crop.height), inside) @ _coverage(crop.width)
     whole = inside.sum(dtype=np.float64)
     return MapMeasures(
@@ -92,7 +92,7 @@ def measure_map(saliency: NDArray[np.float32], crop: Crop) -> MapMeasures:
 
 
 def _coverage(length: int) -> NDArray[np.float64]:
-    """Return how much of each of `length` pixels lies further than EDGE from both ends."""
+    """Return the part of each of `length` pixels that lies further than EDGE from both ends."""
     begins = np.arange(length, dtype=np.float64)
     return np.asarray(np.clip(np.minimum(begins + 1, (1 - EDGE) * length) - np.maximum(begins, EDGE * length), 0, 1))
 

@@ -1,7 +1,7 @@
-"""Lines that C libraries write to standard error by themselves: libjpeg on damaged files, ONNX Runtime on threads.
+"""Discard lines that C libraries write to standard error: libjpeg about damaged files, ONNX Runtime about threads.
 
-They go to file descriptor 2, whatever Python does with `sys.stderr`. Only a program that owns its process may turn that
-away, as the command line does; within others' programs nothing is changed.
+These lines go to file descriptor 2, regardless of `sys.stderr`. Only a program that owns its process may redirect this
+descriptor, as the command line does. Inside other programs, this module changes nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 
 _lock = threading.Lock()
 _owned = False
-_inside = 0  # how many blocks are open, in all threads
-_kept = -1  # a copy of file descriptor 2 while it is turned away
+_inside = 0  # the number of open blocks, in all threads
+_kept = -1  # a copy of file descriptor 2 while it is redirected
 
 
 def own_standard_error() -> None:
-    """Let `sys.stderr` write to a copy of file descriptor 2, so that `quiet` never keeps back a line of Python's."""
+    """Let `sys.stderr` write to a copy of file descriptor 2, so that `quiet` never discards Python's own lines."""
     global _owned
-    if sys.stderr is None:  # a process that was started without standard error
+    if sys.stderr is None:  # the process was started without standard error
         return
     with suppress(OSError):
         copy = os.dup(2)
@@ -31,7 +31,7 @@ def own_standard_error() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Discard what C libraries write to standard error in the block, where the process is ortcam's own."""
+    """Discard the lines of C libraries on standard error inside the block, if ortcam owns the process."""
     if not _owned:
         yield
         return

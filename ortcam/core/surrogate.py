@@ -1,18 +1,18 @@
-"""A Gaussian process over masks: from the scores of some masks, those of all, and how sure that is.
+"""Predict the scores of all masks from the scores of some, with their uncertainty, by a Gaussian process over masks.
 
 The sixth root of a mask's weight is modelled as a smooth function of the mask plus a part of its own (the nugget):
 
     w(m)^(1/6) = a + b * area(m) + f(m) + e_m,   cov f = s2 * k(m, m'),   var e = s2 * NUGGET
 
-The root is nearly a logarithm where weights matter, and tells those apart less that make no difference to the map
-(a power transform: Box and Cox 1964). k is the Matern 3/2 kernel of the distance between masks at the layer's size.
-Two masks are near when they show the network the same things, so the distance counts places by their activity, and
-takes places whose channels are alike (by the cosine of their activations) for more nearly the same place; masks that
-show little are told apart as well as those that show much, since they are enlarged to a more equal size.
+The root is almost a logarithm for weights that matter, and compresses weights that make no difference to the map (a
+power transform: Box and Cox 1964). k is the Matern 3/2 kernel of the distance between masks at the layer's size. Two
+masks are near if they show the network the same content. The distance therefore counts places by their activity, and
+places whose activations are alike (by cosine) count as nearly the same place. Masks are scaled to a more equal size, so
+that two small masks with different content are as different as two large masks.
 
-Masks are chosen one after the other so that the uncertainty of the *map*, not of the scores, falls
-most: Bayesian A-optimal design (Chaloner and Verdinelli 1995) for the linear functional "sum of w_k A_k". Kernel
-algebra: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 2.23 to 2.45.
+Masks are chosen one after the other, always the mask that most reduces the uncertainty of the *map*, not of the scores:
+Bayesian A-optimal design (Chaloner and Verdinelli 1995) for the linear functional "sum of w_k A_k". Kernel algebra:
+Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 2.23 to 2.45.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ortcam.core.convention import TINY, Floats
 ROOT = 6  # `sixth_moment` belongs to it
 NUGGET = np.float32(0.05)
 LENGTH = 2.5  # the kernel's squared length scale over the mean squared distance of two masks
-# A mask counts by the weight that it would have so many standard deviations of the root above its prediction: what
-# may turn out strong matters.
+# A mask counts by the weight at this many standard deviations of the root above its prediction: masks that may turn out
+# strong matter.
 HOPE = 1.5
-LEAST_ROOT = 0.05  # of a predicted weight
+LEAST_ROOT = 0.05  # the least root of a predicted weight
 PRIOR_OF_AREA = 0.01  # ridge on b
-SHORTEST = 1e-12  # mean squared distance: masks closer than that are one
-ACTIVITY = 0.7  # the power of a place's activity that its differences count by
-ALIKE = 0.4  # how far places with the same channels are the same place
-EVEN = 0.3  # the power of a mask's size that it is divided by
-# Of the map, whose uncertainty is what counts, its smooth part: a quarter of its directions, or the fewest.
+SHORTEST = 1e-12  # the least mean squared distance: closer masks count as one
+ACTIVITY = 0.7  # differences at a place count by its activity to this power
+ALIKE = 0.4  # the degree to which places with the same channels count as the same place
+EVEN = 0.3  # masks are divided by their size to this power
+# The uncertainty counts only in the smooth part of the map: a quarter of its directions, but at least the fewest.
 _SMOOTH_SHARE = 4
 _FEWEST_DIRECTIONS = 16
 _BLOCK = 128
@@ -55,22 +55,22 @@ class Prediction(NamedTuple):
 
 
 class Surrogate:
-    """Chooses masks to be scored, and predicts the scores of the others. Deterministic."""
+    """Chooses masks to score, and predicts the scores of the others; deterministic."""
 
     def __init__(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> None:
-        """Start without any score.
+        """Start without scores.
 
         Args:
             masks: float32 [D,P], the masks in [0,1] at the P places of the layer.
-            parts: float32 [D,P], what a weight of 1 of each mask adds to the map: the sum of its channels.
+            parts: float32 [D,P], the part of the map for a weight of 1 of each mask: the sum of its channels.
             grid: rows and columns of the P places.
         """
         self._parts = parts
         self._basis = smooth_directions(grid)  # [P,R]
         self._kernel = _Kernel(masks, parts)
-        self._rows = np.empty((0, len(masks)), np.float32)  # of the kernel, for what is chosen
+        self._rows = np.empty((0, len(masks)), np.float32)  # rows of the kernel, for the chosen masks
         self._factor = np.empty((0, len(masks)), np.float32)  # rows of the pivoted Cholesky factor of the kernel
-        self._variance = np.ones(len(masks), np.float32)  # of f, given what is chosen
+        self._variance = np.ones(len(masks), np.float32)  # of f, given the chosen masks
         area = masks.mean(axis=1)
         self._trend = np.stack([np.ones_like(area), area - area.mean()], axis=1).astype(np.float64)
         self._weights = np.ones(len(masks), np.float32)
@@ -131,7 +131,7 @@ class Surrogate:
         return self._predictions
 
     def _aim(self, logs: NDArray[np.float64], hoped: NDArray[np.float64]) -> None:
-        """Let the next choice count masks by what they may weigh, for all targets together.
+        """Make the next choice count masks by their possible weights, for all targets together.
 
         Args:
             logs: the predicted log weights [D,T].
@@ -143,7 +143,7 @@ class Surrogate:
         self._weights = np.sqrt(np.square(shares).mean(axis=1)).astype(np.float32)
 
     def expected_error(self, target: int) -> float:
-        """Return the expected 1 - r of a target's map at the layer's size against the exact one, to first order."""
+        """Return the expected 1 - r between a target's map at the layer's size and the exact map, to first order."""
         logs, amplitude = self._predictions[target]
         whole = np.exp(logs) @ self._parts
         centred = whole - whole.mean()
@@ -158,7 +158,7 @@ class Surrogate:
 
 
 def sixth_moment(mean: Any, variance: Any) -> Any:
-    """Return the mean of the sixth power of a normal variable: of arrays, or of values of a graph."""
+    """Return the mean of the sixth power of a normal variable, for arrays or for values of a graph."""
     square = mean * mean
     return square * square * (square + variance * 15) + variance * variance * (square * 45 + variance * 15)
 
@@ -196,7 +196,7 @@ class _Kernel:
 
 
 def _distance_factors(masks: Floats, parts: Floats) -> tuple[Floats, Floats]:
-    """Return [D,P+2] and [P+2,D]: their product is the squared distances of the masks, scaled for the kernel."""
+    """Return [D,P+2] and [P+2,D], whose product is the squared distances of the masks, scaled for the kernel."""
     points = masks @ _metric(parts)
     norms = np.einsum("dp,dp->d", points, masks)
     enlarged = np.maximum(norms, TINY) ** np.float32(-EVEN / 2)
@@ -223,7 +223,7 @@ def _matern(squares: Floats) -> Floats:
 
 
 def _metric(parts: Floats) -> Floats:
-    """Return the matrix [P,P] of the quadratic form that measures how differently two masks show the network."""
+    """Return the matrix [P,P] of the quadratic form that measures how different two masks are for the network."""
     gram = (parts.T @ parts).astype(np.float64)
     size = np.sqrt(np.maximum(np.diag(gram), TINY))
     alike = ALIKE * gram / np.outer(size, size) + (1 - ALIKE) * np.eye(len(gram))
@@ -232,10 +232,10 @@ def _metric(parts: Floats) -> Floats:
 
 
 def smooth_directions(grid: tuple[int, int]) -> Floats:
-    """Return the smoothest maps on a grid, but the constant one, as orthonormal columns [P,R].
+    """Return the smoothest maps on a grid, without the constant map, as orthonormal columns [P,R].
 
-    A quarter of as many as there are places, and 16 at least: 16 of 7x7, 49 of 14x14. With 16 on the latter the error
-    was stated three times too small; with all of them it is stated too large.
+    R is a quarter of the places, but at least 16: 16 for 7x7, 49 for 14x14. With only 16 for 14x14, the stated error
+    was three times too small; with all of them, it is too large.
 
     Source: the type-2 discrete cosine transform (Ahmed, Natarajan, Rao 1974), lowest spatial frequencies first.
     """
@@ -256,9 +256,9 @@ def _cosines(length: int) -> NDArray[np.float64]:
 
 
 def _away_from(maps: Floats, basis: Floats) -> Floats:
-    """Take out of directions [P,R] what moves the mean of `maps` [T,P] by a factor, which does not change r.
+    """Remove from directions [P,R] the direction of the mean of `maps` [T,P]: a factor does not change r.
 
-    Nor does a constant, which none of the directions has.
+    A constant does not change r either, but none of the directions contains a constant.
     """
     mean = maps.mean(axis=0)
     mean = mean - mean.mean()

@@ -1,8 +1,9 @@
-"""What the axes of a graph's tensors are: rows, columns or channels, followed from the image through its operators.
+"""Find which axes of a graph's tensors are rows, columns or channels, by following them from the image.
 
-Networks cut maps into windows, put windows or heads into the batch, and turn rows into tokens. All of that is done by
-Reshape and Transpose, which only regroup axes. So an axis is written as parts of the image's rows and columns and of
-channels, and an axis that is no whole row or column, or is both, is seen. What is not followed is unknown.
+Networks cut maps into windows, put windows or heads into the batch, and turn rows into tokens. They do all of this with
+Reshape and Transpose, which only regroup axes. An axis is therefore written as parts of the image's rows, of its
+columns and of channels. This shows axes that are not whole rows or columns, or that mix them. Axes that cannot be
+followed are unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ortcam.graph.maps import CHANNELS_FIRST, ELEMENTWISE, constant_ints, variab
 from ortcam.model.contract import Layout
 
 Kind = Literal["rows", "columns", "channels", "unknown"]
-# Operators that mix values along an axis, or scale them, and keep every axis what it is.
+# Operators that mix or scale values along an axis, and keep the meaning of every axis.
 _KEEPING = {
     "BatchNormalization", "Hardmax", "InstanceNormalization", "LayerNormalization", "LogSoftmax", "LpNormalization",
     "RMSNormalization", "SimplifiedLayerNormalization", "Softmax",
@@ -29,7 +30,7 @@ _REORDERING = _REGROUPING | {"Transpose", "Identity"}
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an axis: `size` steps of `stride` along rows, columns or channels, of which there are `whole`."""
+    """A part of an axis: `size` steps of `stride` along the `whole` rows, columns or channels."""
 
     kind: Kind
     size: int
@@ -38,7 +39,7 @@ class Part:
 
     @classmethod
     def full(cls, kind: Kind, size: int) -> tuple[Part, ...]:
-        """Return an axis that is one whole; an axis of size 1 has no parts."""
+        """Return an axis of all rows, columns or channels; an axis of size 1 has no parts."""
         return (cls(kind, size, 1, size),) if size > 1 else ()
 
 
@@ -47,10 +48,10 @@ Axes = tuple[Axis, ...]  # of a tensor; the batch counts as 1, so its axis has n
 
 
 def may_be(axis: Axis, kind: Kind) -> bool:
-    """Whether an axis is rows, columns or channels as a map has them, or is not known; one of size 1 may be any.
+    """Return whether an axis can be the rows, columns or channels of a map; unknown axes and axes of size 1 can.
 
-    Every n-th row, as merged patches leave them, are rows of a coarser map, and what lies between them is channels of
-    it; channels between rows are those of a finer map.
+    Every n-th row, as after merging patches, is a row of a coarser map; the rows between are channels of that map.
+    Channels between rows are rows of a finer map.
     """
     if not axis or any(part.kind == "unknown" for part in axis):
         return True
@@ -62,7 +63,7 @@ def may_be(axis: Axis, kind: Kind) -> bool:
 
 
 def is_known(axis: Axis, kind: Kind) -> bool:
-    """Whether an axis is known to be rows, columns or channels as a map has them."""
+    """Return whether an axis is known to be the rows, columns or channels of a map."""
     return may_be(axis, kind) and bool(axis) and all(part.kind != "unknown" for part in axis)
 
 
@@ -71,7 +72,7 @@ def size_of(axis: Axis) -> int:
 
 
 def possible_layouts(axes: Axes) -> list[Layout]:
-    """Return the layouts that a 4-D tensor of these axes can have as a map; none where it is no map."""
+    """Return the possible layouts of a 4-D tensor with these axes; none if it is not a map."""
     kinds: dict[Layout, tuple[Kind, Kind, Kind]] = {
         "NCHW": ("channels", "rows", "columns"),
         "NHWC": ("rows", "columns", "channels"),
@@ -90,7 +91,7 @@ def grid_of(axes: Axes) -> tuple[int, int] | None:
 
 
 def is_map(axes: Axes) -> bool:
-    """Whether a tensor is known to be a map, or a sequence of its places."""
+    """Return whether a tensor is known to be a map, or a sequence of its places."""
     if len(axes) == 3:
         return grid_of(axes) is not None
     unknown = any(part.kind == "unknown" for axis in axes for part in axis)
@@ -98,13 +99,13 @@ def is_map(axes: Axes) -> bool:
 
 
 def may_be_sequence(axes: Axes) -> bool:
-    """Whether a tensor [batch,T,D] may be a sequence of places, as far as its axes are known."""
+    """Return whether a tensor [batch,T,D] may be a sequence of places, as far as its axes are known."""
     unknown = any(part.kind == "unknown" for part in axes[1])
     return axes[0] == () and may_be(axes[2], "channels") and (unknown or grid_of(axes) is not None)
 
 
 def restores_map(value: ir.Value, known: Mapping[ir.Value, Axes]) -> bool:
-    """Whether a map is put together here of windows or the like: no tensor that it only reorders was a map before."""
+    """Return whether a tensor first restores a map, from windows or the like: no tensor that it reorders was a map."""
     node = value.producer()
     if node is None or node.op_type not in _REORDERING or not is_map(known.get(value, ())):
         return False
@@ -117,7 +118,7 @@ def restores_map(value: ir.Value, known: Mapping[ir.Value, Axes]) -> bool:
 
 
 def find_axes(graph: ir.Graph, image_layout: Layout) -> dict[ir.Value, Axes]:
-    """Return the axes of the tensors of a graph, as far as they can be followed from the image.
+    """Return the axes of a graph's tensors, where they can be followed from the image.
 
     Args:
         graph: its first input is the image; shapes are complete where they can be.
@@ -148,12 +149,12 @@ def find_axes(graph: ir.Graph, image_layout: Layout) -> dict[ir.Value, Axes]:
     return found
 
 
-# The dimensions of what a node makes from one image; None for those that are not known.
+# The dimensions of a node's result for one image; None for an unknown dimension.
 _Sizes = list[int | None]
 
 
 def _follow(node: ir.Node, sizes: _Sizes, found: Mapping[ir.Value, Axes]) -> Axes | None:
-    """Return the axes of what a node makes; None where they are not known."""
+    """Return the axes of a node's result; None if they are unknown."""
     first = node.inputs[0]
     given = None if first is None else found.get(first)
     if node.op_type in ELEMENTWISE or node.op_type in ("Expand", "Concat"):
@@ -169,7 +170,7 @@ def _follow(node: ir.Node, sizes: _Sizes, found: Mapping[ir.Value, Axes]) -> Axe
 
 
 def _filled(sizes: _Sizes, total: int) -> list[int] | None:
-    """Return the dimensions of a tensor of that many numbers, of which one at most is not known; else None."""
+    """Fill in at most one unknown dimension from the count of numbers; return None if it cannot be filled in."""
     known = math.prod(size for size in sizes if size is not None)
     if sizes.count(None) > 1 or not known or total % known or (None not in sizes and total != known):
         return None
@@ -177,7 +178,7 @@ def _filled(sizes: _Sizes, total: int) -> list[int] | None:
 
 
 def _regroup(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
-    """Follow operators that leave the order of all numbers as it is."""
+    """Follow operators that keep the order of all numbers."""
     filled = _filled(sizes, math.prod(map(size_of, given)))
     if filled is None:
         return None
@@ -205,7 +206,7 @@ def _regroup(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:
-    """Return parts of which those that follow each other in the image as well are one."""
+    """Join parts that also follow each other in the image."""
     joined: list[Part] = []
     for part in parts:
         last = joined[-1] if joined else None
@@ -232,7 +233,7 @@ def _convolve(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
 
 
 def _resampled(axis: Axis, size: int) -> Axis:
-    """Return an axis after it got another size, such that all of it lies as before."""
+    """Return an axis after resampling: another size over the same range."""
     kind = axis[0].kind if axis else "unknown"
     if is_known(axis, kind):
         return Part.full(kind, size)
@@ -240,7 +241,7 @@ def _resampled(axis: Axis, size: int) -> Axis:
 
 
 def _resize(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
-    """Follow operators that give axes another size: resampled and padded rows stay rows, cut ones may not."""
+    """Follow operators that change the size of axes: resampled and padded rows stay rows, cut rows may not."""
     known = [size for size in sizes if size is not None]
     if len(known) != len(given):
         return None
@@ -280,7 +281,7 @@ def _reduce(node: ir.Node, sizes: _Sizes, given: Axes) -> Axes | None:
 
 
 def _combine(node: ir.Node, sizes: _Sizes, found: Mapping[ir.Value, Axes]) -> Axes | None:
-    """Follow operators that combine tensors place by place, of which one may be spread out; and concatenation."""
+    """Follow concatenation, and operators that combine tensors place by place with broadcasting."""
     given = [found[value] for value in variable_inputs(node) if value in found]
     rank = len(sizes)
     if not given or any(len(axes) > rank for axes in given):
@@ -303,7 +304,7 @@ def _combine(node: ir.Node, sizes: _Sizes, found: Mapping[ir.Value, Axes]) -> Ax
 
 
 def _settled(axis: Axis) -> Axis:
-    """Return rows of a coarser map as the rows of a map, once what lay between them is mixed."""
+    """Return the rows of a coarser map as rows of a map, after the rows between them were mixed."""
     if len(axis) == 1 and is_known(axis, axis[0].kind):
         return Part.full(axis[0].kind, axis[0].size)
     return axis
@@ -314,7 +315,7 @@ def _unknown(choices: Sequence[Axis]) -> Axis:
 
 
 def _multiply(node: ir.Node, sizes: _Sizes, found: Mapping[ir.Value, Axes]) -> Axes | None:
-    """Follow a matrix product [...,m,k] x [...,k,n]: a weight makes other channels, or mixes all places."""
+    """Follow a matrix product [...,m,k] x [...,k,n]: with a weight, it makes new channels or mixes all places."""
     given, other = (None if value is None else found.get(value) for value in node.inputs[:2])
     if len(variable_inputs(node)) > 1:
         if given is None or other is None or len(other) != len(given):

@@ -1,4 +1,4 @@
-"""Writing a graph the way one writes numpy: values with operators, loops and branches as functions.
+"""Write a graph like NumPy code: values have operators, loops and branches are functions.
 
     graph = Builder()
     x = graph.input("x", np.float32, ["n"])
@@ -6,8 +6,8 @@
     (total,) = graph.loop(count, [graph.constant(0.0)], lambda i, sum_: [sum_ + graph.gather(x, i)], ranks=[0])
     graph.output(total, "total", [])
 
-A node goes to the innermost graph that is being written, and may read values of the graphs around it. The onnx
-package's own helpers write the protobuf; what is here keeps names, element types and constants.
+A new node goes to the innermost open graph, and may read values of the graphs around it. The onnx package's helpers
+write the protobuf; this module keeps names, element types and constants.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import DTypeLike, NDArray
 from onnx import helper, numpy_helper
 
-PREFIX = "ortcam/"  # of all names that are made here
+PREFIX = "ortcam/"  # the beginning of all names that this module makes
 _BOOLEAN = {"Greater", "GreaterOrEqual", "Equal", "And", "Or", "Not", "IsNaN", "IsInf"}
 _INTEGER = {"Shape", "Size", "ArgMax", "NonZero"}
 _TYPED_BY = {"Where": 1, "OneHot": 2}  # the input whose type the output has; others: the first
@@ -30,7 +30,7 @@ Dims = Sequence[int | str | None]
 
 
 class Value:
-    """A tensor of a graph; the operators of numpy make nodes. A number stands for a constant of the value's type.
+    """A tensor of a graph; NumPy's operators write nodes. A number stands for a constant of the value's type.
 
     Attributes:
         name: in the graph.
@@ -95,7 +95,7 @@ class Value:
 
 
 class _Scope:
-    """One graph that is being written: the model's own, or the body of a loop or branch."""
+    """An open graph: the model's own, or the body of a loop or branch."""
 
     def __init__(self) -> None:
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -104,7 +104,7 @@ class _Scope:
         self.initializers: list[onnx.TensorProto] = []
         self.known: list[onnx.ValueInfoProto] = []  # types that cannot be inferred
         self.constants: dict[tuple[Any, ...], Value] = {}
-        self.made: set[str] = set()  # names of what its nodes made
+        self.made: set[str] = set()  # the names of its nodes' outputs
 
     def to_proto(self, name: str) -> onnx.GraphProto:
         known = self.known
@@ -132,7 +132,7 @@ class Builder:
         self._scope.outputs.append(_value_info(name, value.dtype, dims))
 
     def default(self, name: str, value: NDArray[Any]) -> None:
-        """Give an input the value that it has where the caller gives none."""
+        """Give an input a default value."""
         self._scope.initializers.append(numpy_helper.from_array(value, name))
 
     def constant(self, value: Number | Sequence[Any], dtype: DTypeLike | None = None) -> Value:
@@ -148,13 +148,13 @@ class Builder:
         return scope.constants[key]
 
     def op(self, op_type: str, *inputs: Value | None, name: str | None = None, **attributes: Any) -> Value:
-        """Write a node of one output; None stands for an input that is left out."""
+        """Write a node with one output; None stands for an omitted input."""
         return self.ops(op_type, *inputs, outputs=1, name=name, **attributes)[0]
 
     def ops(
         self, op_type: str, *inputs: Value | None, outputs: int, name: str | None = None, **attributes: Any
     ) -> list[Value]:
-        """Write a node of several outputs."""
+        """Write a node with several outputs."""
         made = [self._name(op_type) for _ in range(outputs)]
         given = ["" if value is None else value.name for value in inputs]
         while given and not given[-1]:
@@ -169,7 +169,7 @@ class Builder:
         initializers: Iterable[onnx.TensorProto],
         known: Iterable[onnx.ValueInfoProto],
     ) -> None:
-        """Take over nodes, weights and known types of another graph; its names must not be in use here."""
+        """Copy nodes, weights and known types of another graph; its names must not be in use here."""
         self._scope.nodes.extend(nodes)
         self._scope.initializers.extend(initializers)
         self._scope.known.extend(known)
@@ -179,7 +179,7 @@ class Builder:
         self._scope.nodes.append(helper.make_node("Identity", [value.name], [name], name=PREFIX + name))
 
     def refer(self, name: str, dtype: DTypeLike) -> Value:
-        """Return a value that an embedded node made."""
+        """Return the value of this name that an embedded node makes."""
         return Value(self, name, dtype)
 
     def loop(
@@ -194,15 +194,15 @@ class Builder:
         """Write a Loop.
 
         Args:
-            count: how often, int64; None until the condition fails.
-            state: what goes from turn to turn; shapes may change.
-            body: called with the turn's number (int64 scalar) and the state; returns the new state. What it returns
-                beyond that is stacked along a new first axis.
-            ranks: how many dimensions each of the state has, which some runtimes must know.
-            condition: whether the body returns, before all that, whether to go on (bool scalar).
+            count: the number of turns, int64; None to run until the condition fails.
+            state: the values that go from turn to turn; their shapes may change.
+            body: called with the turn's number (int64 scalar) and the state; returns the new state. Further values that
+                it returns are stacked along a new first axis.
+            ranks: the number of dimensions of each value of the state, which some runtimes need.
+            condition: whether the first value that the body returns says whether to continue (bool scalar).
 
         Returns:
-            The final state, and what was stacked.
+            The final state, and the stacked values.
         """
         scope = self._open()
         number, going = self._inner_input(np.int64, []), self._inner_input(np.bool_, [])
@@ -218,7 +218,7 @@ class Builder:
     def branch(
         self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
     ) -> list[Value]:
-        """Write an If; `condition` is one bool, and both functions return values of the same types."""
+        """Write an If; `condition` is a single bool, and both functions return values of the same types."""
         graphs, results = [], []
         for write in (then, otherwise):
             scope = self._open()
@@ -227,7 +227,7 @@ class Builder:
             graphs.append(scope.to_proto(self._name("branch")))
         return self._control("If", [condition], results[0], then_branch=graphs[0], else_branch=graphs[1])
 
-    # What numpy has as functions or methods.
+    # NumPy's functions and methods.
 
     def cast(self, value: Value, dtype: DTypeLike) -> Value:
         if value.dtype == np.dtype(dtype):
@@ -259,7 +259,7 @@ class Builder:
         return Value(self, made.name, dtype)
 
     def arange(self, count: Value) -> Value:
-        """Return 0, 1, ... before `count` (int64 scalar or [1])."""
+        """Return 0, 1, ..., count - 1; `count` is an int64 scalar or [1]."""
         zero, one = self.constant(0, np.int64), self.constant(1, np.int64)
         return self.op("Range", zero, self.scalar(count), one)
 
@@ -285,7 +285,7 @@ class Builder:
         return self.op("Max", a, b if isinstance(b, Value) else self.constant(b, a.dtype))
 
     def reduce(self, kind: str, value: Value, *axes: int, keep: bool = False) -> Value:
-        """Return ``ReduceSum``, ``ReduceMean``, ... over axes, all of them where none are given."""
+        """Return ``ReduceSum``, ``ReduceMean``, ... over the axes; over all axes if none are given."""
         over = self.constant(axes, np.int64) if axes else None
         return self.op(f"Reduce{kind}", value, over, keepdims=int(keep))
 
@@ -305,7 +305,7 @@ class Builder:
         return self._scope
 
     def _close(self, results: list[Value], like: Sequence[Value]) -> None:
-        """End the innermost graph; its outputs must be its own, so others pass through an Identity."""
+        """Close the innermost graph. Its outputs must be its own values; other values pass through an Identity."""
         scope = self._scope
         for at, value in enumerate(results):
             if value.name not in scope.made or value.name in {output.name for output in scope.outputs}:

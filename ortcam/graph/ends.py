@@ -1,7 +1,7 @@
-"""What a classifier's output holds, read off the operators that it ends in.
+"""Read the kind of a classifier's scores from the operators at the end of its graph.
 
-A softmax or a sigmoid may stand behind other operators: those that only reorder or convert, a logarithm, a scale and
-an offset, a selection of classes. The end is followed from the output back, and what stands on the way is taken into
+Other operators may follow a softmax or a sigmoid: operators that only reorder or convert, a logarithm, a scale and an
+offset, a selection of classes. The end is followed backwards from the output, and these operators are taken into
 account.
 """
 
@@ -31,14 +31,14 @@ _LONGEST = 32  # nodes behind an output
 
 @dataclass(frozen=True)
 class Scores:
-    """What an output of a classifier holds.
+    """The kind of scores in a classifier's output.
 
     Attributes:
-        kind: what it holds; logits where neither a softmax nor a sigmoid is found.
-        activation: what makes probabilities of the logits; None where that is not known.
-        logits: the tensor that the softmax or sigmoid reads; None where the output is the logits, or they are nowhere.
-        scale: what the integers of that tensor stand for, where it is quantized.
-        output_scale: (a, b) where the output is a * x + b, and x is of that kind.
+        kind: the kind; logits if the graph has neither a softmax nor a sigmoid at its end.
+        activation: the function that turns logits into probabilities; None if it is unknown.
+        logits: the tensor that the softmax or sigmoid reads; None if the output is the logits, or no tensor is.
+        scale: scale and zero point of the logits tensor; None if it is not quantized.
+        output_scale: (a, b) if the output is a * x + b with x of this kind.
     """
 
     kind: OutputKind = "logits"
@@ -58,7 +58,7 @@ class _End:
     scale: tuple[float, int] | None = None
     factor: float = 1.0
     offset: float = 0.0
-    needs_scale: Scale | None = None  # it is the one that is meant only where factor and offset come to this
+    needs_scale: Scale | None = None  # the end counts only if factor and offset become this scale
     selected: bool = False  # some of the classes
 
     @property
@@ -67,7 +67,7 @@ class _End:
 
 
 def read_scores(output: ir.Value) -> Scores:
-    """Return what an output holds."""
+    """Return the kind of scores in an output."""
     end = _follow(output, _LONGEST)
     if end is None:
         return Scores()
@@ -80,14 +80,14 @@ def read_scores(output: ir.Value) -> Scores:
         "log_probabilities" if end.logs else "sigmoid" if end.activation == "sigmoid" else "probabilities"
     )
     activation = end.activation
-    if end.selected and activation == "softmax" and _count(output) == 1:  # of two classes, or one against the rest
+    if end.selected and activation == "softmax" and _count(output) == 1:  # two classes, or one class against the rest
         activation, kind = "sigmoid", kind if end.logs else "sigmoid"
     scale = None if end.is_plain else (end.factor, end.offset)
     return Scores(kind, activation, end.logits, end.scale, scale)
 
 
 def _follow(value: ir.Value | None, depth: int) -> _End | None:
-    """Return the end that a tensor is made of."""
+    """Return the end from which a tensor is computed."""
     node = None if value is None else value.producer()
     if node is None or depth == 0 or not node.inputs:
         return None
@@ -118,7 +118,7 @@ def _follow(value: ir.Value | None, depth: int) -> _End | None:
 
 
 def _scaled(node: ir.Node, changing: ir.Value, end: _End) -> _End | None:
-    """Return the end behind a node that scales or shifts it by a number; None behind any other."""
+    """Return the end behind a node that scales or shifts it by a number; None behind other nodes."""
     kind, by = node.op_type, 0.0
     if kind in ("Max", "Min"):
         return end
@@ -129,7 +129,7 @@ def _scaled(node: ir.Node, changing: ir.Value, end: _End) -> _End | None:
     found = _number(next((one for one in node.inputs if one is not changing), None))
     if found is None:
         return None
-    by, from_it = found, node.inputs[1] is changing  # whether it is the constant that is divided, or subtracted from
+    by, from_it = found, node.inputs[1] is changing  # whether the node divides the constant, or subtracts from it
     if kind == "Add":
         return replace(end, offset=end.offset + by)
     if kind == "Sub":
@@ -156,7 +156,7 @@ def _both_sides(concat: ir.Node, depth: int) -> _End | None:
 
 
 def _written_out(node: ir.Node) -> _End | None:
-    """Return the end where a node completes a softmax or sigmoid that is written out in other operators."""
+    """Return the end if a node completes a softmax or sigmoid that is written out in other operators."""
     kind = node.op_type
     if kind == "HardSigmoid":
         return _End("sigmoid")
@@ -197,7 +197,7 @@ def _one_over(denominator: ir.Value | None) -> _End | None:
 
 
 def _negated(value: ir.Value | None) -> ir.Value | None:
-    """Return x where a tensor is -x; None where it is made otherwise."""
+    """Return x if a tensor is -x, else None."""
     node = None if value is None else value.producer()
     if node is None:
         return None
@@ -209,7 +209,7 @@ def _negated(value: ir.Value | None) -> ir.Value | None:
 
 
 def _softmax_input(exponentials: ir.Value | None, sums: ir.Value | None) -> ir.Value | None:
-    """Return x where exp(x - max(x)) is divided by its sum, with or without the maximum."""
+    """Return x if a node divides exp(x - max(x)) by its sum, with or without the maximum."""
     total = _made_by(sums, "ReduceSum")
     if exponentials is None or total is None or total.inputs[0] is not exponentials:
         return None
@@ -220,7 +220,7 @@ def _softmax_input(exponentials: ir.Value | None, sums: ir.Value | None) -> ir.V
 
 
 def _log_softmax_input(node: ir.Node) -> ir.Value | None:
-    """Return x where a node ends x - log(sum(exp(x))), with or without the maximum."""
+    """Return x if a node completes x - log(sum(exp(x))), with or without the maximum."""
     first, second = node.inputs
     total = _made_by(second, "ReduceLogSumExp")
     if total is not None:
@@ -232,7 +232,7 @@ def _log_softmax_input(node: ir.Node) -> ir.Value | None:
 
 
 def _before_maximum(shifted: ir.Value | None) -> ir.Value | None:
-    """Return x where a tensor is x - max(x), else the tensor itself."""
+    """Return x if a tensor is x - max(x), else the tensor itself."""
     subtraction = None if shifted is None else shifted.producer()
     if subtraction is not None and subtraction.op_type == "Sub":
         largest = _made_by(subtraction.inputs[1], "ReduceMax")
@@ -242,7 +242,7 @@ def _before_maximum(shifted: ir.Value | None) -> ir.Value | None:
 
 
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """Return the node of that operator behind a value, past operators that only give it back its dimensions."""
+    """Return the node of this operator that makes a value, past operators that only restore dimensions."""
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == op_type:
             return node
@@ -254,7 +254,7 @@ def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def _number(value: ir.Value | None) -> float | None:
-    """Return the number that all elements of a constant are; None for other values."""
+    """Return the number that all elements of a constant equal; None for other values."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     if tensor is None or not tensor.size:
         return None
@@ -263,7 +263,7 @@ def _number(value: ir.Value | None) -> float | None:
 
 
 def _count(value: ir.Value) -> int | None:
-    """Return the only dimension beside the batch that is not 1, or 1; None where it is not known."""
+    """Return the only dimension beside the batch that is not 1, or 1; None if it is unknown."""
     if value.shape is None:
         return None
     dims = [dim for dim in list(value.shape)[1:] if dim != 1]

@@ -1,8 +1,8 @@
-"""Target layers: which tensors of a graph are feature maps that Score-CAM can explain, the best first.
+"""Find the tensors of a graph that Score-CAM can explain (candidate target layers), the best first.
 
-The target layer should carry everything the model knows of the photo, where it still has places. So a candidate
-is a spatial tensor that *every* path from the image to the scores runs through: the end of a residual block is
-one, a branch of it or a squeeze-excite gate is not. The tokens of a vision transformer are a spatial tensor too.
+The target layer should carry all information about the photo, and still have places. A candidate is therefore a spatial
+tensor that *every* path from the image to the scores runs through: the end of a residual block is a candidate; a branch
+of the block or a squeeze-excite gate is not. The tokens of a vision transformer are a spatial tensor as well.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ortcam.graph.axes import Axes, find_axes, grid_of, may_be_sequence, possibl
 from ortcam.graph.maps import Tokens, find_layout, find_tokens, guess_layout, places_matter, variable_inputs
 from ortcam.model.contract import Layout
 
-# Nodes that read a tensor's size only: no information about the photo passes through them.
+# Nodes that read only a tensor's size: no information about the photo passes through them.
 _SIZE_ONLY = {"Shape", "Size", "ConstantOfShape"}
-# Nodes that hold weights, when one of their inputs is an initializer: features become other features.
+# Nodes that hold weights if one of their inputs is an initializer: they compute new features.
 WEIGHTED = {
     "Conv",
     "Gemm",
@@ -34,7 +34,7 @@ WEIGHTED = {
     "MatMulInteger",
     "QGemm",
 }
-# Nodes that only move, thin out or relabel a feature map: the map before them is the finer one.
+# Nodes that only move, thin out or relabel a feature map: the map before them is finer.
 _PASSIVE = {
     "AveragePool", "MaxPool", "LpPool", "Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze",
     "Unsqueeze", "Pad", "Slice", "QuantizeLinear", "DequantizeLinear", "Resize", "DepthToSpace", "SpaceToDepth",
@@ -55,11 +55,11 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Reading:
-    """How the graph of a classifier is to be read.
+    """How to read the graph of a classifier.
 
     Attributes:
         image_layout: the order of the input's dimensions.
-        grid: (rows, columns) of a vision transformer's patches, where the user gives them.
+        grid: the user's (rows, columns) of a vision transformer's patches, or None.
     """
 
     image_layout: Layout = "NCHW"
@@ -73,7 +73,7 @@ class FeatureMap:
     Attributes:
         value: the tensor.
         layout: ``NCHW``, or ``NHWC`` with the channels last (so are tokens).
-        tokens: which tokens are places of the image, where the tensor is a sequence [batch,T,D].
+        tokens: the tokens that are places of the image, if the tensor is a sequence [batch,T,D].
     """
 
     value: ir.Value
@@ -82,7 +82,7 @@ class FeatureMap:
 
     @property
     def shape(self) -> tuple[int | None, int | None, int | None]:
-        """Channels, height and width; None where unknown."""
+        """Channels, height and width; None if unknown."""
         if self.tokens is not None:
             return dims(self.value)[-1], self.tokens.rows, self.tokens.columns
         if len(dims(self.value)) != 3:
@@ -99,7 +99,7 @@ class Candidate:
         feature_map: the tensor.
         module: the module or layer of the source framework whose output it is, or None.
         op_type: the operator that makes it.
-        reason: why it stands where it stands.
+        reason: why it has its rank.
     """
 
     feature_map: FeatureMap
@@ -114,17 +114,17 @@ class Candidate:
 
     @property
     def shape(self) -> tuple[int | None, int | None, int | None]:
-        """Channels, height and width; None where the graph leaves them open."""
+        """Channels, height and width; None for a free dimension."""
         return self.feature_map.shape
 
     @property
     def name(self) -> str:
-        """What a user would call it: the module, else the tensor."""
+        """The name for the user: the module's, else the tensor's."""
         return self.module or self.value
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Add the shapes that ONNX can infer to a model's values, in place; where it cannot, they stay unknown."""
+    """Add the shapes that ONNX can infer to a model's values, in place; other shapes stay unknown."""
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it would log a traceback
     ShapeInferencePass()(model)
     for node in model.graph.all_nodes():
@@ -136,15 +136,15 @@ def infer_shapes(model: ir.Model) -> None:
 def find_candidates(
     model: ir.Model, reading: Reading | None = None, layers: Mapping[str, ir.Value] | None = None
 ) -> list[Candidate]:
-    """Return the candidate target layers of a classifier, best first; empty when there is none.
+    """Return the candidate target layers of a classifier, best first; an empty list without candidates.
 
-    The best is the last spatial bottleneck that weights still follow (so not a classifier that is a
-    convolution), made by something else than pooling or reshaping, after its activation function. Of a vision
-    transformer it is the last sequence of tokens of which the scores read more than the class token.
+    The best candidate is the last spatial bottleneck that weights still follow (so it is not a convolutional
+    classifier) and that is not the result of pooling or reshaping, after its activation function. In a vision
+    transformer, it is the last sequence of tokens of which the scores read more than the class token.
 
     Args:
         model: the graph; its first input is the image, its first output the scores.
-        reading: how to read it.
+        reading: how to read the graph.
         layers: the source framework's layers; None for the modules that torch's exporter recorded.
     """
     reading = reading or Reading()
@@ -182,18 +182,18 @@ def find_layer(
     reading: Reading | None = None,
     layers: Mapping[str, ir.Value] | None = None,
 ) -> tuple[FeatureMap, str]:
-    """Return the tensor that `layer` names, and the name to record for it.
+    """Return the tensor of a layer, and the name to record for it.
 
     Args:
         model: the graph.
         layer: ``auto`` for the best candidate, a layer of the source framework (a module by its last call, as a
             hook would see it), or the name of a value in the graph.
-        model_name: what error messages call the model.
+        model_name: the model's name in messages.
         reading: how to read the graph.
         layers: the source framework's layers; None for the modules that torch's exporter recorded.
 
     Raises:
-        LayerError: there is no such layer, it is no map and no sequence of patches, or no candidate exists.
+        LayerError: the layer is missing, is neither a map nor a sequence of patches, or no candidate exists.
     """
     reading = reading or Reading()
     named = module_outputs(model.graph) if layers is None else layers
@@ -230,10 +230,10 @@ def _read_map(
     axes: Mapping[ir.Value, Axes],
     guess: bool,
 ) -> FeatureMap | None:
-    """Return a tensor as a map: of unknown rank it is taken for one, of other ranks than 4 and 3 it is none.
+    """Return a tensor as a map: a tensor of unknown rank is read as a map; ranks other than 4 and 3 return None.
 
-    A tensor of which the graph tells that its axes are no rows and columns, or does not tell where its channels are, as
-    inside an attention [batch,heads,T,d], is only taken for a map if that may be guessed.
+    The axes may be known not to be rows and columns, or the channels may be unknown, as inside an attention
+    [batch,heads,T,d]. Such a tensor is read as a map only if guessing is allowed.
     """
     image = model.graph.inputs[0]
     rank = None if value.shape is None else len(value.shape)
@@ -263,7 +263,7 @@ def _read_map(
 
 
 def _dequantized(value: ir.Value) -> ir.Value:
-    """Return a tensor as the rest of a quantized network sees it: rounded and cut off, which may be its ReLU."""
+    """Return a tensor after its quantization, whose rounding and clipping may be its ReLU."""
     users = [use.node for use in value.uses()]
     if users and all(node.op_type == "QuantizeLinear" for node in users):
         readers = [use.node for use in users[0].outputs[0].uses()]
@@ -280,9 +280,8 @@ def _suggest(model: ir.Model, reading: Reading, layers: Mapping[str, ir.Value]) 
 def module_outputs(graph: ir.Graph) -> dict[str, ir.Value]:
     """Return, for every module that torch's exporter recorded, the tensor that its last call returns.
 
-    That is the last tensor that a node inside the module makes and one outside it reads. Modules that are
-    absent were merged into another one: a convolution into the batch normalisation behind it.
-    Outer modules come first.
+    This is the last tensor that a node inside the module makes and a node outside it reads. Missing modules were merged
+    into another module: a convolution into the batch normalisation behind it. Outer modules come first.
     """
     outputs: dict[str, ir.Value] = {}
     inner = {node: frozenset(_scopes(node)) for node in graph}
@@ -314,12 +313,12 @@ def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def dims(value: ir.Value) -> tuple[int | None, ...]:
-    """Return a value's dimensions without the batch; None for the unknown, () for an unknown rank."""
+    """Return a value's dimensions without the batch; None for an unknown dimension, () for an unknown rank."""
     return () if value.shape is None else tuple(dim if isinstance(dim, int) else None for dim in value.shape)[1:]
 
 
 def is_spatial(feature_map: FeatureMap) -> bool:
-    """Whether a map has more than one place, as far as known, and its tensor a known rank."""
+    """Return whether a map may have more than one place, and its tensor has a known rank."""
     if feature_map.value.shape is None:
         return False
     return any(dim is None or dim > 1 for dim in feature_map.shape[1:])
@@ -345,7 +344,7 @@ def _path_to_scores(graph: ir.Graph) -> dict[ir.Node, None]:
 def _bottlenecks(graph: ir.Graph, path: dict[ir.Node, None]) -> list[ir.Value]:
     """Return the values that every path runs through, in order.
 
-    Going through the nodes in topological order, those are the values that are alone in being still needed.
+    In topological order of the nodes, a bottleneck is a value that is the only value still needed.
     """
     bottlenecks = []
     image = graph.inputs[0]
@@ -368,10 +367,10 @@ def _bottlenecks(graph: ir.Graph, path: dict[ir.Node, None]) -> list[ir.Value]:
 
 
 def _is_unfinished(value: ir.Value) -> bool:
-    """Whether the tensor only feeds its own activation function or normalisation: what comes out is the layer."""
+    """Return whether a tensor only feeds its own activation function or normalisation, whose result is the layer."""
     users = [use.node for use in value.uses()]
     kinds = {node.op_type for node in users}
-    if len(users) == 1 and users[0].op_type in ("Max", "Min"):  # a ReLU, or its upper bound, where one side is constant
+    if len(users) == 1 and users[0].op_type in ("Max", "Min"):  # a ReLU, or its upper bound, if one side is constant
         return len(variable_inputs(users[0])) == 1
     if len(users) == 1:
         return bool(kinds & (_ACTIVATIONS | _NORMALIZATIONS))
@@ -380,7 +379,7 @@ def _is_unfinished(value: ir.Value) -> bool:
 
 
 def _weights_follow(value: ir.Value, path: dict[ir.Node, None]) -> bool:
-    """Whether a node with weights lies between the value and the scores."""
+    """Return whether a node with weights lies between the value and the scores."""
     seen: set[ir.Node] = set()
     waiting = [use.node for use in value.uses()]
     while waiting:

@@ -1,4 +1,4 @@
-"""How a tensor is a feature map: where its channels are, and which of its tokens are places of the image."""
+"""Read a tensor as a feature map: find its channels, and the tokens that are places of the image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHANNELS_FIRST = {
     "GroupNormalization", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "LRN",
     "DepthToSpace", "SpaceToDepth",
 }  # fmt: skip
-# Operators that leave every value where it is, or combine tensors place by place.
+# Operators that keep every value in its place, or combine tensors place by place.
 ELEMENTWISE = {
     "Abs", "Add", "Cast", "Celu", "Clip", "DequantizeLinear", "Div", "Dropout", "Elu", "Erf", "Exp", "Gelu",
     "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow",
@@ -30,10 +30,10 @@ MOST_OTHER_TOKENS = 16  # class, distillation and register tokens: no published 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Which tokens of a sequence [batch,T,D] are the patches of the image, in rows.
+    """The tokens of a sequence [batch,T,D] that are the patches of the image, row by row.
 
     Attributes:
-        first: how many other tokens (class, distillation, registers) come before them.
+        first: the number of other tokens (class, distillation, registers) before them.
         rows, columns: the grid of patches.
     """
 
@@ -47,7 +47,7 @@ class Tokens:
 
 
 def find_layout(value: ir.Value, image: ir.Value, image_layout: Layout = "NCHW") -> Layout | None:
-    """Return where the channels of a 4-D tensor are, read off the operators around it; None where they do not tell.
+    """Read the layout of a 4-D tensor from the operators around it; return None if they do not show it.
 
     Args:
         value: the tensor.
@@ -58,13 +58,13 @@ def find_layout(value: ir.Value, image: ir.Value, image_layout: Layout = "NCHW")
 
 
 def guess_layout(value: ir.Value) -> Layout:
-    """Return where the channels of a 4-D tensor are, guessed from its dimensions: the two equal ones are places."""
+    """Guess the layout of a 4-D tensor from its dimensions: the two equal dimensions are places."""
     dims = [dim if isinstance(dim, int) else None for dim in value.shape or ()][1:]
     return "NHWC" if len(dims) == 3 and dims[0] == dims[1] != dims[2] and None not in dims[:2] else "NCHW"
 
 
 def _layout_behind(value: ir.Value, image: ir.Value, image_layout: Layout) -> Layout | None:
-    """Read the layout off what the tensor was made from."""
+    """Read the layout from the nodes that lead to the tensor."""
     seen: set[ir.Value] = set()
     waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(value, (0, 1, 2, 3))]  # a tensor, and where its axes end up
     while waiting:
@@ -91,7 +91,7 @@ def _layout_behind(value: ir.Value, image: ir.Value, image_layout: Layout) -> La
 
 
 def _layout_ahead(value: ir.Value) -> Layout | None:
-    """Read the layout off what is made from the tensor."""
+    """Read the layout from the nodes that follow the tensor."""
     seen: set[ir.Value] = set()
     waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(value, (0, 1, 2, 3))]  # a tensor, and where its axes came from
     while waiting:
@@ -122,7 +122,7 @@ def _layout_of(channel_axis: int) -> Layout | None:
 
 
 def _channels_last(node: ir.Node) -> bool:
-    """Whether a node works along the last axis of its first input: weights or a normalisation of its channels."""
+    """Return whether a node works along the last axis of its first input, with weights or a normalisation."""
     if node.op_type == "LayerNormalization":
         return _int_attribute(node, "axis", -1) == -1
     return node.op_type in ("MatMul", "Gemm", "QLinearMatMul", "MatMulInteger") and len(variable_inputs(node)) == 1
@@ -143,7 +143,7 @@ def _int_attribute(node: ir.Node, name: str, default: int) -> int:
 
 
 def _reduced_axes(node: ir.Node) -> list[int] | None:
-    """Return the axes that a reduction goes over; None for other nodes, or where they are not known."""
+    """Return the axes of a reduction; None for other nodes, or if the axes are unknown."""
     if not node.op_type.startswith("Reduce"):
         return None
     if "axes" in node.attributes:
@@ -152,16 +152,16 @@ def _reduced_axes(node: ir.Node) -> list[int] | None:
 
 
 def constant_ints(value: ir.Value | None) -> list[int] | None:
-    """Return the whole numbers that a constant holds; None where it is not known."""
+    """Return the whole numbers in a constant; None for other values."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
 
 
 def find_scale(value: ir.Value) -> tuple[float, int] | None:
-    """Return what the integers of a tensor stand for, (q - zero_point) * scale; None where the graph does not say.
+    """Return scale and zero point of a tensor of integers q, which stand for (q - zero_point) * scale; None if unknown.
 
-    It is read off the operator that quantized them, else off those that dequantize them; between may stand operators
-    that only reorder them.
+    They are read from the operator that quantized the tensor, else from operators that dequantize it. Operators that
+    only reorder the integers may lie between.
     """
     behind: ir.Value | None = value
     while behind is not None and (node := behind.producer()) is not None:
@@ -180,13 +180,13 @@ def find_scale(value: ir.Value) -> tuple[float, int] | None:
     return scales.pop() if len(scales) == 1 else None
 
 
-# Where operators keep the scale and zero point of the integers that they return, and of those that they read first.
+# Indices of the inputs with scale and zero point: of the integers that operators return, and of those they read first.
 _QUANTIZERS = {"QuantizeLinear": (1, 2), "QLinearConv": (6, 7), "QLinearMatMul": (6, 7), "QLinearAdd": (6, 7)}
 _DEQUANTIZERS = {"DequantizeLinear": (1, 2), "QLinearConv": (1, 2), "QLinearMatMul": (1, 2)}
 
 
 def read_scale(node: ir.Node, scale_place: int, zero_place: int) -> tuple[float, int] | None:
-    """Return a scale and zero point that a node has among its inputs; None where they are no single constants."""
+    """Return the scale and zero point among a node's inputs; None if they are not single constants."""
     scale = None if node.inputs[scale_place] is None else ir.convenience.get_const_tensor(node.inputs[scale_place])  # type: ignore[arg-type]
     zero_point = constant_ints(node.inputs[zero_place]) if len(node.inputs) > zero_place else [0]
     if scale is None or scale.size != 1 or not zero_point:
@@ -212,16 +212,16 @@ def find_tokens(
     size: tuple[int, int] | None,
     grid: tuple[int, int] | None = None,
 ) -> Tokens | None:
-    """Return which tokens of a sequence [batch,T,D] are the patches of the image; None where it is no such sequence.
+    """Return the tokens of a sequence [batch,T,D] that are the patches of the image; None if it has no patches.
 
-    Patches come last and in rows, other tokens first, as in ViT, DeiT and DINOv2. Their grid is that of the last
-    convolution before the tensor whose places fit, else the one of the image's proportions.
+    Patches come last and row by row, other tokens first, as in ViT, DeiT and DINOv2. Their grid is the grid of the last
+    convolution before the tensor with as many places, else a grid with the image's proportions.
 
     Args:
         value: the tensor.
         path: the nodes from the image to the scores, in order.
         size: (height, width) of the image.
-        grid: (rows, columns), where the user gives them.
+        grid: the user's (rows, columns), or None.
     """
     shape = value.shape
     if shape is None or len(shape) != 3 or not isinstance(shape[1], int) or not isinstance(shape[2], int):
@@ -253,10 +253,10 @@ def _grids(
 
 
 def places_matter(value: ir.Value) -> bool:
-    """Whether the scores depend on more than one token of a sequence [batch,T,D]: no class token is cut out of it.
+    """Return whether the scores depend on more than one token of a sequence [batch,T,D]: no class token is cut out.
 
-    What reads the last tokens of a network with a class token is that token only; a map of the others would show
-    nothing that the scores are made of.
+    At the end of a network with a class token, the scores read only that token; a map of the other tokens would not
+    explain them.
     """
     seen: set[ir.Value] = set()
     waiting = [value]
@@ -281,7 +281,7 @@ def places_matter(value: ir.Value) -> bool:
 
 
 def _slice_is_single(node: ir.Node) -> bool:
-    """Whether a Slice takes one token."""
+    """Return whether a Slice takes one token."""
     starts, ends, axes = (constant_ints(value) for value in (*node.inputs[1:4], None, None, None)[:3])
     if not starts or not ends or (axes or [0]) != [1]:
         return False

@@ -1,10 +1,10 @@
-"""Preprocessing, and a map's way back to the photo, as nodes: `ortcam.model.preprocessing` for a photo of any size.
+"""Write preprocessing, and the placing of maps on the photo, as nodes, for photos of any size (`ortcam.model.preprocessing`).
 
     photo uint8 [H,W,3] -> input float32 [1,C,h,w] or [1,h,w,C]
     map float32 [T,h,w] -> at the photo's size, float32 [T,H,W]
 
-The same filters (Pillow's) in the same precision. Rows are resized a few at a time, so that a photo of a hundred
-million pixels needs no float copy of itself.
+The nodes use the same filters (Pillow's) in the same precision. They resize a few rows at a time, so that a photo of a
+hundred million pixels needs no float copy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ortcam.graph.builder import Builder, Value
 from ortcam.model.contract import Layout
 from ortcam.model.preprocessing import GRAY_WEIGHTS, SUPPORT, Interpolation, Preprocessing
 
-_BLOCK = 16  # rows that are made at a time
+_BLOCK = 16  # rows that are resized at a time
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Side:
     """One direction of the resized photo, all int64 [1].
 
     Attributes:
-        length: of the photo, in pixels.
-        full: of the whole resized photo.
-        begin: where the cut-out begins in it.
+        length: the length of the photo, in pixels.
+        full: the length of the whole resized photo.
+        begin: where the crop begins in the resized photo.
     """
 
     length: Value
@@ -65,7 +65,7 @@ def _cut(graph: Builder, length: Value, full: Value, size: int, rounding: str) -
 def write_preprocessing(
     graph: Builder, photo: Value, rows: Side, columns: Side, preprocessing: Preprocessing, layout: Layout
 ) -> Value:
-    """photo uint8 [H,W,3] -> the model's input float32 [1,C,h,w] or [1,h,w,C]: `Preprocessing.apply`."""
+    """Write `Preprocessing.apply`: photo uint8 [H,W,3] -> the model's input float32 [1,C,h,w] or [1,h,w,C]."""
     height, width, interpolation = preprocessing.height, preprocessing.width, preprocessing.interpolation
     places = graph.constant(np.arange(width))
     across, x_begin, x_end = _filters(graph, columns, places, interpolation)  # [w,n]
@@ -96,9 +96,9 @@ def write_preprocessing(
 
 
 def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpolation) -> tuple[Value, Value, Value]:
-    """Return what the photo's pixels from `begin` to `end` weigh at `places` [n] of the cut-out.
+    """Return the weights of the photo's pixels from `begin` to `end` at `places` [n] of the crop.
 
-    As `preprocessing.filter_taps`; the other pixels weigh nothing.
+    They equal `preprocessing.filter_taps`; other pixels have weight 0.
 
     Returns:
         The weights float32 [n,end-begin]; begin and end, int64 [1].
@@ -118,13 +118,13 @@ def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpola
     pixels = graph.cast(graph.arange(end - begin) + begin, np.float64) + 0.5
     centre = graph.expand_dims(centre, 1)
     weights = _weigh(graph, (pixels - centre) / stretch, interpolation)
-    if interpolation == "box":  # where rounding decides which box a pixel on its edge belongs to
+    if interpolation == "box":  # rounding decides to which box a pixel on an edge belongs
         weights = graph.where(pixels >= graph.op("Floor", centre - reach + 0.5), weights, 0.0)
     return graph.cast(weights / graph.reduce("Sum", weights, 1, keep=True), np.float32), begin, end
 
 
 def _weigh(graph: Builder, signed: Value, interpolation: Interpolation) -> Value:
-    """Return what pixels at these distances weigh, float64, as the kernels of `preprocessing`."""
+    """Return the weights of pixels at these distances, float64, by the kernels of `preprocessing`."""
     if interpolation in ("nearest", "box"):
         return graph.cast((signed > -0.5) & ~(signed > 0.5), np.float64)
     distance = graph.op("Abs", signed)
@@ -152,7 +152,7 @@ def _cubic(graph: Builder, distance: Value, a: float = -0.5) -> Value:
 
 
 def write_placing(graph: Builder, maps: Value, rows: Side, columns: Side, preprocessing: Preprocessing) -> Value:
-    """maps float32 [T,h,w] -> [T,H,W]: drawn where the model looked, 0 around it, as `Explanation.maps`."""
+    """Write `Explanation.maps`: maps float32 [T,h,w] -> [T,H,W], with 0 outside the part that the model saw."""
     top, bottom = _span(graph, rows, preprocessing.height)
     left, right = _span(graph, columns, preprocessing.width)
     count = graph.size(maps, 0)
@@ -168,7 +168,7 @@ def write_placing(graph: Builder, maps: Value, rows: Side, columns: Side, prepro
 
 
 def _span(graph: Builder, side: Side, size: int) -> tuple[Value, Value]:
-    """Return the photo's pixels that the cut-out covers, as `Preprocessing.crop`."""
+    """Return the photo's pixels that the crop covers, as `Preprocessing.crop` does."""
 
     def on_photo(place: Value) -> Value:
         at = graph.cast(place * side.length, np.float64) / graph.cast(side.full, np.float64)

@@ -1,7 +1,7 @@
-"""A model's graph as ONNX's checker takes it: without functions, and without operators that the checker refuses.
+"""Rewrite a model's graph for ONNX's checker: without functions, and without operators that the checker refuses.
 
-ONNX Runtime runs more than the standard has: GroupNormalization of opset 18 to 20, which the standard has withdrawn,
-and SimplifiedLayerNormalization, which its optimizer writes. A packed file is meant for other runtimes too.
+ONNX Runtime runs operators outside the standard: GroupNormalization of opset 18 to 20, which the standard has
+withdrawn, and SimplifiedLayerNormalization, which its optimizer writes. Packed files must run in other runtimes too.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
 
-# Writes a node another way.
+# Writes a node in other operators.
 _Rewrite = Callable[[onnx.NodeProto], list[onnx.NodeProto]]
 
 
 def standardize(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model that computes the same, with its functions inlined and refused operators written another way.
+    """Return an equivalent model with its functions inlined and refused operators written in standard operators.
 
     Args:
         proto: the model with its weights inside; it may be changed.
@@ -57,7 +57,7 @@ def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 
 def in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Put every node behind those that it reads from, as ONNX demands; runtimes are lenient, so not every file is."""
+    """Put every node behind the nodes that it reads, as ONNX requires. Runtimes are lenient, so not every file is."""
     nodes = list(nodes)
     maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
     after = [{maker[name] for name in _read_by(node) if name in maker} for node in nodes]
@@ -65,7 +65,7 @@ def in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, those that the graphs inside it read from outside included."""
+    """Yield the names that a node reads, including outer names that the graphs inside it read."""
     yield from node.input
     for inner in inner_graphs(node):
         own = {one.name for one in (*inner.input, *inner.initializer)}
@@ -74,7 +74,7 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _standardize_weights(graph: onnx.GraphProto) -> None:
-    """Make sparse weights dense, and keep the last of several with one name, as ONNX Runtime does in a main graph."""
+    """Make sparse weights dense, and keep the last of several weights with one name, as ONNX Runtime does."""
     graph.initializer.extend(map(_to_dense, graph.sparse_initializer))
     del graph.sparse_initializer[:]
     kept = {tensor.name: tensor for tensor in graph.initializer}
@@ -84,7 +84,10 @@ def _standardize_weights(graph: onnx.GraphProto) -> None:
 
 
 def _to_dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
-    """Source: onnx.proto, SparseTensorProto: indices [n] into the flat tensor, or [n,rank] of coordinates."""
+    """Return a sparse tensor as a dense tensor.
+
+    Source: onnx.proto, SparseTensorProto: indices [n] into the flat tensor, or coordinates [n,rank].
+    """
     values, indices, shape = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices), [*sparse.dims]
     dense = np.zeros(shape, values.dtype)
     dense[np.unravel_index(indices, shape) if indices.ndim == 1 else tuple(indices.T)] = values
@@ -116,7 +119,10 @@ def _rewrite_of(node: onnx.NodeProto, opset: int) -> _Rewrite | None:
 
 
 def _write_group_normalization(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Groups as the channels of an InstanceNormalization: scale and bias are given for each group."""
+    """Write a GroupNormalization as an InstanceNormalization whose channels are the groups.
+
+    Scale and bias are given for each group.
+    """
     image, scale, bias = node.input
     write = _Writer(node)
     shape = write.op("Shape", image)
@@ -128,16 +134,16 @@ def _write_group_normalization(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _state_axes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """State the axes that are taken where none are given: shape inference fails without them."""
+    """State the default axes of a node, because shape inference fails without them."""
     if not any(attribute.name == "axes" for attribute in node.attribute):
         node.attribute.append(helper.make_attribute("axes", [0, 2, 3]))
     return [node]
 
 
 def _write_root_mean_square(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """x / sqrt(mean(x^2) + epsilon) * scale over the last axes, in float32 (Zhang and Sennrich 2019, RMSNorm).
+    """Write x / sqrt(mean(x^2) + epsilon) * scale over the last axes, in float32 (Zhang and Sennrich 2019, RMSNorm).
 
-    ONNX Runtime makes one node of these again.
+    ONNX Runtime fuses these nodes into one node again.
     """
     values, scale = node.input
     write = _Writer(node)
@@ -163,7 +169,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> Any:
 
 
 class _Writer:
-    """Writes nodes in the place of another; names begin with the one of its output."""
+    """Writes nodes that replace another node; their names begin with the name of its output."""
 
     def __init__(self, node: onnx.NodeProto) -> None:
         self._node, self._made = node, list[onnx.NodeProto]()
@@ -177,6 +183,6 @@ class _Writer:
         return self.op("Constant", value=numpy_helper.from_array(value))
 
     def end(self, op_type: str, *inputs: str) -> list[onnx.NodeProto]:
-        """Write the node that makes the output, and return all."""
+        """Write the last node, which makes the output, and return all nodes."""
         output = self._node.output[0]
         return [*self._made, helper.make_node(op_type, inputs, [output], name=self._node.name or output)]

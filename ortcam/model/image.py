@@ -1,4 +1,4 @@
-"""Photos: reading image files of every common kind.
+"""Read image files of all common formats.
 
 file -> photo [H,W,3] uint8 RGB
 """
@@ -33,7 +33,7 @@ _OTHER_KINDS = {
     b"v/1\x01": "an OpenEXR picture",
     b"\0\0\1\0": "an icon (ICO)",
 }
-_PROPERTIES = 4096  # the bytes that an AVIF file's properties stand in
+_PROPERTIES = 4096  # the first bytes of an AVIF file, which hold its properties
 _EXIF_BYTES = 65536
 _lock, _silent, _level = threading.Lock(), 0, 0
 _logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4
@@ -75,7 +75,7 @@ def read_photo(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo
         uint8 [H,W,3], RGB.
 
     Raises:
-        ImageError: the file is missing, unreadable, no image, cut short, or has more than `max_pixels` pixels.
+        ImageError: the file is missing, unreadable, not an image, cut short, or has more than `max_pixels` pixels.
     """
     return decode_photo(read_file(path), str(path), max_pixels)
 
@@ -96,10 +96,10 @@ def read_file(path: str | PathLike[str]) -> bytes:
 
 
 def read_stream(stream: Any) -> bytes:
-    """Return the bytes that are left in a binary file: an open file, io.BytesIO, an upload.
+    """Return the remaining bytes of a binary file: an open file, io.BytesIO, an upload.
 
     Raises:
-        ImageError: it cannot be read, is at its end, or returns no bytes.
+        ImageError: the file cannot be read, is at its end, or does not return bytes.
     """
     try:
         data = stream.read()
@@ -111,7 +111,7 @@ def read_stream(stream: Any) -> bytes:
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     if hasattr(data, "close") and hasattr(data, "__await__"):
-        data.close()  # else Python warns of a coroutine that nobody waited for
+        data.close()  # else Python warns that the coroutine was never awaited
     raise ImageError(
         f"image, a {type(stream).__name__}, returns a {type(data).__name__} from read(); expected bytes: "
         "open a file with mode 'rb', and await an asynchronous upload first"
@@ -119,7 +119,7 @@ def read_stream(stream: Any) -> bytes:
 
 
 def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> Photo:
-    """Decode the bytes of an image file; as `read_photo`, with `name` standing in the error messages."""
+    """Decode the bytes of an image file, as `read_photo` does; `name` is its name in error messages."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); expected an image such as JPEG or PNG")
     _refuse_large(_size_in_header(data), name, max_pixels)
@@ -141,7 +141,7 @@ def decode_photo(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
 
 
 def _decode(data: bytes, name: str, flags: int) -> NDArray[Any] | None:
-    """Return the pixels as OpenCV decodes them; None where it cannot."""
+    """Return the pixels as OpenCV decodes them; None if it cannot."""
     try:
         with _silent_opencv(), native.quiet():
             return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -150,7 +150,7 @@ def _decode(data: bytes, name: str, flags: int) -> NDArray[Any] | None:
 
 
 def _decode_alpha(data: bytes, name: str) -> NDArray[Any] | None:
-    """Return the pixels [H,W,4], RGBA, turned upright; None where the file has no alpha."""
+    """Return the pixels [H,W,4], RGBA, turned upright; None if the file has no alpha."""
     pixels = _decode(data, name, cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
         return None
@@ -158,48 +158,48 @@ def _decode_alpha(data: bytes, name: str) -> NDArray[Any] | None:
 
 
 def _decode_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
-    # Asked for RGB, OpenCV exchanges red and blue of 16 bits, and decodes no grey numbers of 32 bits.
+    # Asked for RGB, OpenCV swaps red and blue of 16 bits, and does not decode grey samples of 32 bits.
     samples = tiff.read_samples(data, name)
     _refuse_large(samples.size, name, max_pixels)
     pixels = _decode(samples.data, name, cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise ImageError(f"{name} is a TIFF file that is damaged or of a kind that cannot be decoded; save it as PNG")
+        raise ImageError(f"{name} is a damaged or unsupported TIFF file; save it as PNG")
     return samples.to_rgb(_to_rgb_order(pixels), name)
 
 
 def _decode_avif(data: bytes, name: str) -> NDArray[Any]:
-    # Asked for RGB, OpenCV gives BGR where there is an alpha.
+    # Asked for RGB, OpenCV returns BGR if the file has an alpha.
     pixels = _decode(data, name, cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError(
-            f"{name} is an AVIF picture that is damaged, or that this OpenCV does not read; save it as JPEG or PNG"
+            f"{name} is an AVIF picture that is damaged, or that this OpenCV cannot read; save it as JPEG or PNG"
         )
     return _turned(_to_rgb_order(pixels), data)
 
 
 def _to_rgb_order(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Put the channels of BGR or BGRA pixels, of any type, into the order RGB or RGBA."""
+    """Convert BGR or BGRA pixels, of any type, to the order RGB or RGBA."""
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
         return np.ascontiguousarray(pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]])
     return pixels
 
 
 def _decode_other(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
-    """Decode what OpenCV cannot, or say what it is.
+    """Decode a picture that OpenCV cannot decode, or say what it is.
 
     Raises:
-        ImageError: it is no picture, or of a kind that cannot be read here.
+        ImageError: the bytes are not a picture, or have an unsupported format.
     """
     if _brands(data) & _HEIC:
         return _decode_heic(data, name, max_pixels)
     for magic, kind in _OTHER_KINDS.items():
         if data.startswith(magic):
-            raise ImageError(f"{name} is {kind}, which ortcam does not read; save it as JPEG or PNG")
-    raise ImageError(f"{name} is no image that can be decoded; expected JPEG, PNG, WebP, TIFF, BMP or GIF")
+            raise ImageError(f"{name} is {kind}, which is unsupported; save it as JPEG or PNG")
+    raise ImageError(f"{name} is not an image that can be decoded; expected JPEG, PNG, WebP, TIFF, BMP or GIF")
 
 
 def _brands(data: bytes) -> frozenset[bytes]:
-    """Return the formats that a file of ISO's base media format says it can be read as; none for other files."""
+    """Return the brands (formats) that a file of ISO's base media format states; none for other files."""
     if data[4:8] != b"ftyp":
         return frozenset()
     end = min(int.from_bytes(data[:4], "big"), 256)
@@ -223,7 +223,7 @@ def _decode_heic(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _turned(pixels: NDArray[Any], data: bytes) -> NDArray[Any]:
-    """Turn and mirror an AVIF picture as its properties say, which OpenCV passes over."""
+    """Turn and mirror an AVIF picture by its properties, which OpenCV ignores."""
     at = data.find(b"\0\0\0\x09irot", 0, _PROPERTIES)
     if at >= 0:
         pixels = np.rot90(pixels, data[at + 8] & 3)
@@ -243,7 +243,7 @@ def _exif_orientation(data: bytes) -> int:
 
 
 def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo an orientation as EXIF numbers them."""
+    """Undo an orientation, given by its EXIF number."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -255,7 +255,7 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 @contextmanager
 def _silent_opencv() -> Iterator[None]:
-    """Keep OpenCV's log, which has a level for the whole process, silent in the block, in whatever thread."""
+    """Silence OpenCV's log inside the block, in any thread; the log has one level for the whole process."""
     global _silent, _level
     with _lock:
         if _silent == 0:
@@ -274,10 +274,10 @@ def as_photo(pixels: NDArray[Any], name: str = "image") -> Photo:
     """Make an RGB photo of an integer array: uint8 or uint16, [H,W], [H,W,1], [H,W,3] or [H,W,4] (RGBA).
 
     Returns:
-        uint8 [H,W,3]; the same memory where nothing had to change.
+        uint8 [H,W,3]; the same memory if nothing had to change.
 
     Raises:
-        ImageError: another dtype or shape, or no pixels at all.
+        ImageError: the array has another dtype or shape, or no pixels.
     """
     expected = "expected an RGB photo uint8 [H,W,3] or an input tensor float32 [1,C,H,W]"
     if pixels.dtype not in (np.uint8, np.uint16):
@@ -307,7 +307,7 @@ def _refuse_large(size: tuple[int, ...] | None, name: str, max_pixels: int) -> N
 
 
 def _size_in_header(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) as a PNG or JPEG header states it, before anything is decoded; else None."""
+    """Return (height, width) from a PNG or JPEG header, without decoding; None for other files."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     at = 2 if data.startswith(b"\xff\xd8") else len(data)
@@ -320,22 +320,22 @@ def _size_in_header(data: bytes) -> tuple[int, int] | None:
 
 
 def _is_cut_short(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker, or a PNG its end chunk."""
+    """Return whether a JPEG lacks its end marker, or a PNG its end chunk."""
     if data.startswith(b"\xff\xd8\xff"):
         return not _jpeg_ends(data)
     return data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND") < 0
 
 
-# In a scan, 0xFF stands before 0x00 (stuffing), a restart marker or another 0xFF; before anything else it ends it.
+# In a scan, 0xFF is followed by 0x00 (stuffing), a restart marker or another 0xFF; any other byte ends the scan.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Whether the segments and scans of a JPEG lead to its end marker; what is appended behind it does not count."""
+    """Return whether the segments and scans of a JPEG lead to its end marker; bytes behind the marker do not count."""
     at = 2
     while at + 1 < len(data):
         marker = data[at + 1]
-        if data[at] != 0xFF or marker == 0xD9:  # no marker where one must be: let the decoder judge
+        if data[at] != 0xFF or marker == 0xD9:  # a marker is missing: let the decoder judge
             return True
         if marker == 0xFF:
             at += 1

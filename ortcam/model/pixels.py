@@ -1,4 +1,4 @@
-"""Pixels: of a picture's path, bytes or open file, of Pillow images, arrays and tensors."""
+"""Read the pixels of paths, bytes and open files of pictures, of Pillow images, arrays and tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ortcam.model.image import MAX_PIXELS, decode_photo, read_file, read_stream
 def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray[Any, Any], Origin | None]:
     """Return the pixels of a path, of a picture's bytes or binary file, of a Pillow image, a torch tensor or an array.
 
-    Also return the origin of a picture file, hashed from the very bytes that are decoded; None for other images,
-    whose origin is their pixels or values.
+    Also return the origin of a picture file, hashed from the same bytes that are decoded. Other images have None: their
+    origin is their pixels or values.
 
     Raises:
-        ImageError: it is none of these, or the file cannot be read.
+        ImageError: the image has another type, or the file cannot be read.
     """
     if isinstance(image, str | PathLike):
         data = read_file(image)
@@ -46,7 +46,7 @@ def read_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any
             image = image.float() if image.is_floating_point() else image
         if hasattr(image, "__array__"):
             return np.asarray(image)
-    except Exception as error:  # whatever Pillow, which decodes a file only now, torch and others raise
+    except Exception as error:  # any error of Pillow (which decodes a file only now), torch and others
         raise ImageError(f"image, a {type(image).__name__}, cannot be read: {one_line(error)}") from error
     raise ImageError(
         f"image is a {type(image).__name__}; expected a path, the bytes of a picture, an RGB photo uint8 [H,W,3] "
@@ -55,11 +55,11 @@ def read_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any
 
 
 def _from_pillow(image: Any) -> np.ndarray[Any, Any]:
-    """Return the pixels of a Pillow image as `read_photo` would give them: turned upright, 16 bits and alpha kept."""
+    """Return the pixels of a Pillow image as `read_photo` returns them: upright, with 16 bits and alpha kept."""
     from PIL import ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("F", "I"):  # which Pillow would cut to 0 to 255
+    if image.mode in ("F", "I"):  # Pillow would clip these to 0 to 255
         raise ValueError(f"mode {image.mode} does not say which values are black and white; scale it to 8 bits first")
     if image.mode in ("LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")

@@ -1,7 +1,7 @@
-"""PNG files: what is damaged, and the chunks that say nothing about pixels.
+"""Check PNG files for damage, and remove the chunks that do not affect pixels.
 
-libpng writes its remarks on a colour profile or a damaged file straight to standard error, whatever the caller's
-settings. It has nothing to say about a file whose checksums are right and that holds pixels only.
+libpng writes warnings about colour profiles and damaged files to standard error, regardless of the caller's settings.
+It writes nothing for a file that has right checksums and only pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def pixels_only(data: bytes, name: str) -> bytes:
     """Return the file without colour profiles, texts and the like; transparency and orientation stay.
 
     Raises:
-        ImageError: a checksum is wrong, a chunk is cut short or missing, or the header makes no sense.
+        ImageError: a checksum is wrong, a chunk is cut short or missing, or the header is invalid.
     """
     view, at, kept, kinds = memoryview(data), len(MAGIC), [data[: len(MAGIC)]], [b""]
     dropped = False
@@ -30,7 +30,7 @@ def pixels_only(data: bytes, name: str) -> bytes:
             raise ImageError(f"{name} is cut short: its end is missing; get the whole file again")
         body = view[at + 8 : end - 4]
         sound = zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
-        needed = not kind[0] & 0x20  # a capital letter: no decoder may pass over it
+        needed = not kind[0] & 0x20  # a capital letter: decoders must not ignore the chunk
         if needed and not (sound and (kind != b"IHDR" or _makes_sense(body))):
             raise ImageError(f"{name} is damaged (its {_show(kind)} chunk); get the file again")
         if kind == b"IHDR":

@@ -1,4 +1,4 @@
-"""Preprocessing: what turns a photo into a model's input tensor.
+"""Turn a photo into a model's input tensor.
 
 photo [H,W,3] uint8 RGB -> input [1,C,H,W] (or [1,H,W,C]) float32
 """
@@ -29,7 +29,7 @@ _ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photo becomes a model's input. Stored in the model file; every field is plain JSON.
+    """The steps that turn a photo into a model's input. The model file stores them; every field is plain JSON.
 
     The photo is resized, cut to ``height`` x ``width``, its channels ordered, and each value v in [0, 255]
     becomes ``(v * scale - mean) / std``, per channel in the order of `channels`.
@@ -37,9 +37,9 @@ class Preprocessing:
     Attributes:
         height, width: the input size in pixels.
         channels: ``RGB``, ``BGR`` or ``GRAY`` (ITU-R BT.601 luma, as OpenCV and Pillow).
-        resize: the length in pixels that the shorter side of the photo gets before the centre is cut out
-            (torchvision's Resize and CenterCrop); or (height, width) that the photo is stretched to before that; None
-            stretches the whole photo to the input size.
+        resize: the length in pixels to which the shorter side of the photo is resized before the centre is cut out
+            (torchvision's Resize and CenterCrop); or the (height, width) to which the photo is stretched before the
+            cut. None stretches the whole photo to the input size.
         interpolation: Pillow's filters: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` (a = -0.5) or
             ``lanczos``; all but ``nearest`` are antialiased.
         scale, mean, std: see above.
@@ -78,7 +78,7 @@ class Preprocessing:
             raise OptionError("preprocessing std has a 0; expected values to divide by")
 
     def _checked_resize(self) -> int | tuple[int, int] | None:
-        """Return `resize` as a number, a pair or None; JSON has lists for pairs."""
+        """Return `resize` as a number, a pair or None; in JSON, pairs are lists."""
         if self.resize is None:
             return None
         pair = isinstance(self.resize, list | tuple)
@@ -124,7 +124,7 @@ class Preprocessing:
         }
         if name not in presets:
             raise OptionError(
-                f"preprocessing {name!r} does not exist; expected {', '.join(presets)} or a JSON file"
+                f"preprocessing {name!r} is unknown; expected {', '.join(presets)} or a JSON file"
                 + nearest(name, presets)
             )
         fields = presets[name]
@@ -136,17 +136,17 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Return the preprocessing whose fields a JSON object gives.
+        """Make a preprocessing from the fields of a JSON object.
 
         Args:
             fields: the fields of this class, or the object in a preprocessor_config.json of Hugging Face's
                 transformers, or in a config.json of timm.
 
         Raises:
-            OptionError: an unknown field, a value that makes no sense, or a step that cannot be done exactly.
+            OptionError: a field is unknown, a value is invalid, or a step cannot be done exactly.
         """
         if not isinstance(fields, Mapping):
-            raise OptionError("preprocessing is no JSON object; expected fields such as height, width, mean, std")
+            raise OptionError("preprocessing is not a JSON object; expected fields such as height, width, mean, std")
         fields = translate(fields)
         known = list(cls.__dataclass_fields__)
         for name in fields:
@@ -161,7 +161,7 @@ class Preprocessing:
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Preprocessing:
-        """Read the preprocessing from a JSON file, as `from_dict`."""
+        """Read a preprocessing from a JSON file, in the forms of `from_dict`."""
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
@@ -210,7 +210,7 @@ class Preprocessing:
         return np.ascontiguousarray(tensor[None], np.float32)
 
     def invert(self, tensor: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Photo:
-        """Turn an input float32 [1,C,H,W] (or [1,H,W,C]) back into a photo uint8 [H,W,3], to draw upon."""
+        """Turn an input float32 [1,C,H,W] (or [1,H,W,C]) back into a photo uint8 [H,W,3], to draw on it."""
         pixels = tensor[0].transpose(1, 2, 0) if layout == "NCHW" else tensor[0]
         pixels = (pixels * np.array(self.std, np.float32) + np.array(self.mean, np.float32)) / self.scale
         pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
@@ -291,12 +291,12 @@ def resample(
 def _bands(
     length: int, full: int, offset: int, size: int, interpolation: Interpolation, most: int
 ) -> list[tuple[slice, slice, NDArray[np.float32]]]:
-    """Cut a resampling matrix, nearly all of which is zero, into bands of at most `most` rows: quick products.
+    """Cut a resampling matrix, which is nearly all zero, into bands of at most `most` rows, for fast products.
 
-    The arguments but the last are those of `filter_taps`. Kept for the next photo of the size.
+    All arguments except the last are those of `filter_taps`. The result is kept for the next photo of the size.
 
     Returns:
-        Of each band the output samples, the samples that they are made of, and the matrix [outputs,samples].
+        For each band the output samples, the input samples that they need, and the matrix [outputs,samples].
     """
     first, weights = filter_taps(length, full, offset, size, interpolation)
     bands = []
@@ -313,15 +313,15 @@ def _bands(
 def filter_taps(
     length: int, full: int, offset: int, size: int, interpolation: Interpolation
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return which samples make each output sample: the first one [size], and the weights [size, taps].
+    """Return the input samples of each output sample: the first sample [size], and the weights [size, taps].
 
-    Taps that lie outside the photo weigh 0; the weights of each output sample sum to 1.
+    Taps outside the photo have weight 0; the weights of each output sample sum to 1.
     """
     scale = length / full
     stretch = max(scale, 1.0)
     centre = (np.arange(offset, offset + size) + 0.5) * scale
-    if interpolation == "nearest":  # a box as wide as one sample, over the sample that the centre lies in
-        # Pillow adds the scale up (Geometry.c), which decides where a centre lies between two samples.
+    if interpolation == "nearest":  # a box as wide as one sample, over the sample that contains the centre
+        # Pillow adds up the scale (Geometry.c), which decides the side of a centre that lies between two samples.
         centre = np.cumsum([scale / 2] + [scale] * (offset + size - 1))[offset:]
         centre, stretch = np.floor(centre) + 0.5, 1.0
     support = SUPPORT[interpolation] * stretch

@@ -1,7 +1,7 @@
-"""Preprocessing as other projects write it down: transformers' preprocessor_config.json, timm's config.json.
+"""Read the preprocessing files of other projects: transformers' preprocessor_config.json, timm's config.json.
 
-Sources: transformers 5.24 (models/*/image_processing_*.py, image_processing_backends.py), whose Pillow processors do
-what is returned here; timm 1.0 (data/transforms_factory.py, transforms_imagenet_eval).
+Sources: the Pillow processors of transformers 5.24 (models/*/image_processing_*.py, image_processing_backends.py) and
+timm 1.0 (data/transforms_factory.py, transforms_imagenet_eval).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _SQUARE = {"default_to_square": True}
 _BILINEAR, _BICUBIC = {"resample": 2}, {"resample": 3}
 _EDGE_224 = {"size": {"shortest_edge": 224}, "crop_size": 224}
 
-# What a processor does where its file says nothing. A default that changed between versions is left out, and the file
-# has to state it.
+# The defaults of each processor. A default that changed between versions is left out; the file has to state the value.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {**_SQUARE, "size": 224, **_BILINEAR, **_STANDARD},
     "deit": {**_SQUARE, "do_center_crop": True, "size": 256, "crop_size": 224, **_BICUBIC, **_STANDARD},
@@ -68,13 +67,13 @@ _MARKS = ("image_processor_type", "feature_extractor_type", "image_mean", "do_re
 
 
 def translate(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields of a `Preprocessing` that another project's file states; other objects as they are.
+    """Translate another project's file into the fields of a `Preprocessing`; return other objects unchanged.
 
     Args:
         fields: a preprocessor_config.json or processor_config.json of transformers, or a config.json of timm.
 
     Raises:
-        OptionError: the file asks for something that `Preprocessing` cannot do exactly, or leaves something out.
+        OptionError: the file has a step that `Preprocessing` cannot do exactly, or lacks a value.
     """
     if isinstance(fields.get("image_processor"), Mapping):  # processor_config.json
         return translate(fields["image_processor"])
@@ -122,7 +121,7 @@ def _from_transformers(given: Mapping[str, Any]) -> dict[str, Any]:
         raise OptionError(f"the processor {name} is unsupported; {_WRITE}")
     if name and kind not in _DEFAULTS:
         warnings.warn(
-            f"the processor {name} is unknown to ortcam: its file was read as those of other processors are",
+            f"the processor {name} is unknown to ortcam: its file was read like the files of other processors",
             OrtcamWarning,
             stacklevel=5,
         )
@@ -147,7 +146,7 @@ _WRITE = (
 
 
 def _geometry(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the photo is resized and cut."""
+    """Return the fields for resizing and cutting the photo."""
     edge, sides = _read_size(_stated(fields, "size"), fields.get("default_to_square"), "size")
     if kind == "convnext":
         if edge is None:
@@ -173,7 +172,7 @@ def _geometry(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what becomes of the values 0 to 255."""
+    """Return the fields for scaling and normalising the values 0 to 255."""
     scale = _number(fields["rescale_factor"], "rescale_factor") if fields["do_rescale"] else 1.0
     mean, std, flips = 0.0, 1.0, fields.get("do_flip_channel_order")
     values: dict[str, Any] = {"scale": scale, "channels": "BGR" if flips else "RGB", "mean": mean, "std": std}
@@ -191,7 +190,7 @@ def _values(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_size(size: Any, square: Any, name: str) -> tuple[int | None, tuple[int, int] | None]:
-    """Return the length of the shorter side, or height and width."""
+    """Return the length of the shorter side, or (height, width)."""
     if _is_length(size) and square is not None:
         return (None, (size, size)) if square else (size, None)
     if isinstance(size, list | tuple) and len(size) == 2 and all(_is_length(side) for side in size):

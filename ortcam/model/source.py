@@ -1,4 +1,4 @@
-"""Where a model comes from: a file, the bytes of one, or an onnx.ModelProto."""
+"""Read a model from a file, the bytes of a file, or an onnx.ModelProto."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class ModelSource:
     """A model that can be read again and again, here and in another process.
 
     Attributes:
-        path: the file; None where the model came as bytes or as an onnx.ModelProto.
-        name: what short messages call the model.
-        shown: what messages call it that tell where it lies.
+        path: the file; None for bytes and for an onnx.ModelProto.
+        name: the model's name in short messages.
+        shown: the model's name in messages that state its path.
         fingerprint: the hash of the file or of the bytes.
     """
 
     def __init__(self, model: Any) -> None:
-        """Note where the model is; a file is not read yet.
+        """Store the source, without reading a file.
 
         Args:
             model: a path, the bytes of an ONNX file, or an onnx.ModelProto, which is copied.
 
         Raises:
-            ModelError: it is none of these.
+            ModelError: the model has another type.
         """
         self.path: Path | None = None
         self._data: bytes | None = None
@@ -51,12 +51,12 @@ class ModelSource:
         self.fingerprint = Fingerprint.of_bytes(self._data)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A relative path is of no use where another directory is the current one."""
+        """Return the state with an absolute path: another process may have another current directory."""
         return {**self.__dict__, "path": None if self.path is None else self.path.absolute()}
 
     @property
     def folder(self) -> Path:
-        """The directory that external weights, if there are any, are read from."""
+        """The directory of external weights."""
         return Path() if self.path is None else self.path.resolve().parent
 
     @property
@@ -71,14 +71,14 @@ class ModelSource:
         """Parse the model; weights in external files stay there.
 
         Raises:
-            ModelError: it is missing, cannot be read, is no ONNX model, or has external weights and no folder.
+            ModelError: the file is missing or unreadable, is not an ONNX model, or has external weights and no folder.
         """
         if self.path is not None:
             return read_proto(self.path)
         try:
             proto = onnx.load_model_from_string(self._data or b"")
         except (DecodeError, ValueError) as error:
-            raise ModelError(f"{self.name} is no ONNX model, or cut short: {one_line(error)}") from error
+            raise ModelError(f"{self.name} is not an ONNX model, or is cut short: {one_line(error)}") from error
         _refuse_empty(proto, self.name)
         external = external_files(proto)
         if external:
@@ -89,7 +89,7 @@ class ModelSource:
         return proto
 
     def check_unchanged(self) -> None:
-        """Raise a ModelError where the file is another one than the file that was loaded first."""
+        """Raise a ModelError if the file has changed since it was first loaded."""
         if self.fingerprint.path is not None and not self.fingerprint.path.exists():
             raise ModelError(f"{self.shown} is missing, though it was there when the model was loaded; put it back")
         if not self.fingerprint.holds():
@@ -107,7 +107,7 @@ def _serialize(proto: onnx.ModelProto) -> bytes:
 
 
 def external_files(proto: onnx.ModelProto) -> list[str]:
-    """Return the names of the files that external weights lie in, sorted, relative to the model's folder."""
+    """Return the sorted names of the files with external weights, relative to the model's folder."""
     names = {
         entry.value
         for tensor in proto.graph.initializer
@@ -122,7 +122,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file; weights in external files stay there.
 
     Raises:
-        ModelError: it is missing, cannot be read, or is no ONNX model.
+        ModelError: the file is missing or unreadable, or is not an ONNX model.
     """
     if path.is_dir():
         raise ModelError(f"{path} is a directory; expected an ONNX file")
@@ -133,11 +133,11 @@ def read_proto(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise ModelError(f"cannot read {path}: {one_line(error)}") from error
     except (DecodeError, ValueError) as error:
-        raise ModelError(f"{path} is no ONNX model, or cut short: {one_line(error)}") from error
+        raise ModelError(f"{path} is not an ONNX model, or is cut short: {one_line(error)}") from error
     _refuse_empty(proto, str(path))
     return proto
 
 
 def _refuse_empty(proto: onnx.ModelProto, name: str) -> None:
     if not proto.graph.node or not proto.graph.output:
-        raise ModelError(f"{name} is no ONNX model: it has no graph")
+        raise ModelError(f"{name} is not an ONNX model: it has no graph")

@@ -1,4 +1,4 @@
-"""TIFF files whose samples are not plain RGB or grey: which range and which colours they mean.
+"""Read TIFF files whose samples are not plain RGB or grey: find the range and the colours of their samples.
 
 Source: TIFF 6.0 (tags, CIELab), Adobe's TIFF Technical Notes (ICCLab), BigTIFF.
 """
@@ -22,7 +22,7 @@ _TAGS = {
     _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT, _MIN, _MAX, _SMIN, _SMAX, _ORIENTATION
 }  # fmt: skip
 _TYPES = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 11: "f", 12: "d", 16: "Q", 17: "q"}  # struct's letters
-_MOST_VALUES = 64  # of a tag that is read here
+_MOST_VALUES = 64  # the most values of a tag that are read
 _WHITE_IS_ZERO, _RGB, _CMYK, _CIELAB, _ICCLAB, _ITULAB = 0, 2, 5, 8, 9, 10
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _ASSOCIATED, _UNASSOCIATED = 1, 2
@@ -35,12 +35,12 @@ _XYZ_TO_SRGB = np.array(
 
 @dataclass(frozen=True)
 class TiffSamples:
-    """What the samples of a TIFF file's first image mean.
+    """The meaning of the samples in a TIFF file's first image.
 
     Attributes:
-        data: the file; where its colours are Lab, it calls them RGB, so that decoders leave the samples alone.
-        size: (height, width); None where the file does not say.
-        limits: the values of black and white; None where they are those of the type.
+        data: the file. If its colours are Lab, the tags in `data` say RGB, so that decoders do not change the samples.
+        size: (height, width); None if the file does not state it.
+        limits: the values of black and white; None for the limits of the type.
         inverted: whether the least value is white.
         lab: the kind of Lab colours, by its number in the file; None for other colours.
         alpha: the kind of the fourth sample: ``straight``, ``premultiplied`` or ``none``.
@@ -54,7 +54,7 @@ class TiffSamples:
     alpha: str
 
     def to_rgb(self, samples: NDArray[Any], name: str) -> NDArray[Any]:
-        """Turn decoded samples [H,W] or [H,W,C] (R, G, B before others) into a photo of 8 or 16 bits.
+        """Turn decoded samples [H,W] or [H,W,C] (R, G, B first) into a photo of 8 or 16 bits.
 
         Raises:
             ImageError: a value is NaN or infinite.
@@ -81,10 +81,10 @@ class TiffSamples:
 
 
 def read_samples(data: bytes, name: str) -> TiffSamples:
-    """Read what the samples mean from the tags.
+    """Read the meaning of the samples from the tags.
 
     Raises:
-        ImageError: the range of the samples is not stated, or the colours are of an unknown kind.
+        ImageError: the file does not state the range of the samples, or its colours are of an unknown kind.
     """
     tags, places = _read_tags(data)
     bits, sample_format = max(tags.get(_BITS, [1])), tags.get(_FORMAT, [_UNSIGNED])[0]
@@ -98,11 +98,11 @@ def read_samples(data: bytes, name: str) -> TiffSamples:
             or bits not in (8, 16)
             or sample_format != _UNSIGNED
         ):
-            raise ImageError(f"{name} has Lab colours of a kind that cannot be read; convert it to RGB")
+            raise ImageError(f"{name} has an unsupported kind of Lab colours; convert it to RGB")
         at, letter = places[_PHOTOMETRIC]
         rgb = data[:at] + struct.pack(letter, _RGB) + data[at + struct.calcsize(letter) :]
         return TiffSamples(rgb, size, None, False, photometric, alpha)
-    if photometric == _CMYK:  # CMYK becomes RGB with an alpha that hides nothing
+    if photometric == _CMYK:  # CMYK becomes RGB with an opaque alpha
         alpha = "straight"
     limits = None
     if sample_format != _UNSIGNED or bits > 16:
@@ -119,15 +119,15 @@ def read_samples(data: bytes, name: str) -> TiffSamples:
 
 
 def read_orientation(data: bytes) -> int:
-    """Return the orientation, 1 to 8, that a TIFF file or an EXIF block states; 1 where it states none."""
+    """Return the orientation, 1 to 8, of a TIFF file or an EXIF block; 1 if it states none."""
     found = _read_tags(data)[0].get(_ORIENTATION, [1])[0] if data[:4] in MAGIC else 1
     return found if found in range(1, 9) else 1
 
 
 def _read_tags(data: bytes) -> tuple[dict[int, list[Any]], dict[int, tuple[int, str]]]:
-    """Return the values of the first image's tags, and where they stand with their struct format.
+    """Return the values of the first image's tags, and their positions with their struct formats.
 
-    Tags of a broken file are left out: the decoder says what is wrong with it.
+    Broken tags are left out; the decoder reports a broken file.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in (data[2], data[3])

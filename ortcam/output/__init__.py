@@ -1,1 +1,1 @@
-"""What becomes of an explanation: drawing, saving, the record."""
+"""Draw and save explanations, and write their records."""

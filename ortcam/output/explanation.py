@@ -1,4 +1,4 @@
-"""Explanation: what a model saw in a photo, what was run to find out, and how to keep it."""
+"""Hold, draw and save an explanation of a photo."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Pictures:
-    """What every explanation can draw and keep."""
+    """The drawing and saving that all explanations share."""
 
     photo: Photo | None
     crop: Crop
@@ -42,7 +42,7 @@ class Pictures:
 
     @property
     def error(self) -> ErrorEstimate | None:
-        """The largest of `errors`; None where one is not known."""
+        """The largest of `errors`; None if an error is unknown."""
         known = [error for error in self.errors if error is not None]
         return max(known, key=lambda error: error.expected) if len(known) == len(self.errors) else None
 
@@ -55,7 +55,7 @@ class Pictures:
 
     @property
     def bytes_to_write(self) -> int:
-        """About how many bytes `save` writes: per target a float32 map and a PNG of about a byte a pixel."""
+        """The approximate number of bytes that `save` writes: a float32 map and a PNG (1 byte a pixel) per target."""
         height, width = self.photo_size
         return 5 * len(self.targets) * height * width
 
@@ -81,7 +81,7 @@ class Pictures:
         return self.map(target)
 
     def __contains__(self, target: object) -> bool:
-        """Whether a class index or label was explained."""
+        """Return whether a class index or label was explained."""
         return isinstance(target, int | str) and len(find_target(target, self.targets)) == 1
 
     __iter__ = None  # explanation[N] is the map of class N, not the N-th map: these are `maps`
@@ -90,7 +90,7 @@ class Pictures:
         """Return the map of the target at a place of `targets`, float32 [H,W]; -1 is the last place.
 
         Raises:
-            OptionError: `targets` has no such place.
+            OptionError: the place is not in `targets`.
         """
         raise NotImplementedError
 
@@ -117,15 +117,15 @@ class Pictures:
         )
 
     def _checked_place(self, place: int) -> int:
-        """Return the place of a target that exists."""
+        """Return the place as an index, after checking it."""
         count = len(self.targets)
         if isinstance(place, bool) or not isinstance(place, int | np.integer) or not -count <= place < count:
             raise OptionError(f"place is {place!r}; expected the place of one of the {count} targets, from 0")
         return int(place)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the arrays, as plain JSON: the record that `save` writes. See docs/record.md."""
-        return build_record(cast("Recordable", self))  # both kinds of explanation have what it reads
+        """Return the explanation without its arrays as plain JSON: the record that `save` writes (docs/record.md)."""
+        return build_record(cast("Recordable", self))  # both kinds of explanation have these attributes
 
     @property
     def measures(self) -> tuple[MapMeasures, ...]:
@@ -145,7 +145,7 @@ class Pictures:
         return tuple(meter.measures), meter.correlations()
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Return what `save` keeps beside the maps, by name."""
+        """Return the arrays that `save` writes beside the maps, by name."""
         return {}
 
     def overlay(self, target: int | str | None = None, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
@@ -161,7 +161,7 @@ class Pictures:
 
         Raises:
             TargetError: the class was not explained.
-            OptionError: an unknown colormap or an opacity out of range.
+            OptionError: the colormap is unknown, or the opacity is out of range.
         """
         return self.overlay_at(self.place_of(target), opacity, colormap)
 
@@ -180,20 +180,21 @@ class Pictures:
         colormap: str = "turbo",
         overwrite: bool = False,
     ) -> Path:
-        """Write overlays (PNG), ``maps.npy``, ``explanation.json`` and, but for a packed explainer's, ``raw_maps.npy``
-        and ``weights.npy``.
+        """Write overlays (PNG), ``maps.npy`` and ``explanation.json``.
+
+        Explanations of a model file also have ``raw_maps.npy`` and ``weights.npy``; those of a packed explainer do not.
 
         The directory appears whole or not at all. A directory that holds an earlier explanation of the same photo,
         model, classes and options, and nothing else, is replaced: see docs/record.md.
 
         Args:
-            directory: where to.
-            opacity, colormap: of the overlays.
-            overwrite: replace an earlier explanation of anything. Other files are never deleted.
+            directory: the directory to write.
+            opacity, colormap: for the overlays.
+            overwrite: replace any earlier explanation. Other files are never deleted.
 
         Raises:
             OccupiedError: the directory holds another explanation, or other files.
-            OutputError: it cannot be written.
+            OutputError: the directory cannot be written.
         """
         check_style(opacity, colormap)
         shape = (len(self.targets), *self.photo_size)
@@ -201,7 +202,7 @@ class Pictures:
         with replace_directory(Path(directory), lambda folder: self._why_occupied(folder, overwrite)) as unfinished:
             try:
                 maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
-                for row, target in enumerate(self.targets):  # one at a time: all classes may be a thousand
+                for row, target in enumerate(self.targets):  # one by one: all classes may be a thousand
                     saliency = maps[row] = self.map_at(row)
                     meter.add(saliency)
                     overlay = self._draw(saliency, opacity, colormap)
@@ -233,22 +234,22 @@ class Explanation(Pictures):
             normalisation.
         weights: float32 [T,K], the weight of every channel.
         targets: the T classes, in the order of the maps.
-        errors: how far every map is from the exact one; None where the method of selection knows nothing of it, or
-            has fewer than 8 scores to tell it by.
-        source: the path that the photo was read from; None where it was not a path.
-        photo: uint8 [H,W,3] RGB; None where only an input tensor was given and it could not be turned back.
+        errors: the estimated error of every map against the exact map; None if the method of selection cannot estimate
+            it, or has fewer than 8 scores.
+        source: the path from which the photo was read; None if it was not read from a path.
+        photo: uint8 [H,W,3] RGB; None for an input tensor that cannot be turned back into a photo.
         crop: the part of the photo that preprocessing left for the model.
         convention: the definition of Score-CAM in use.
         input_size: the model's input size (h_in, w_in).
         channels: K, all channels of the target layer.
-        live: how many vary in space; None where the method does not look at them.
-        scored: how many masked inputs were run: one for each distinct mask, or fewer with a budget.
-        layer, provider: what was explained, on which execution provider.
-        seconds: wall time of the explanation; of photos that were explained together, its share. On CUDA it includes
-            waiting for another group of photos in `explain_batch`.
-        seconds_scoring: of that, choosing and running the masked inputs.
-        flat: which of the T maps are flat (nothing in the layer speaks for the class).
-        provenance: photo and model by their hashes, what was asked for, versions and time: what the record states.
+        live: the number of channels that vary in space; None where the method does not look at them.
+        scored: the number of masked inputs that were run: one for each distinct mask, or fewer with a budget.
+        layer, provider: the target layer, and the execution provider.
+        seconds: wall time of the explanation; for photos that were explained together, the photo's share. On CUDA it
+            includes waiting for another group of photos in `explain_batch`.
+        seconds_scoring: the part of `seconds` that chose and ran the masked inputs.
+        flat: which of the T maps are flat (no channel of the layer supports the class).
+        provenance: the hashes of photo and model, the options given, versions and time, for the record.
     """
 
     raw_maps: NDArray[np.float32]
@@ -282,7 +283,7 @@ class Explanation(Pictures):
 
     @cached_property
     def maps(self) -> NDArray[np.float32]:
-        """float32 [T,H,W] in [0,1] at the photo's size; 0 outside `crop`, which the model did not see."""
+        """float32 [T,H,W] in [0,1] at the photo's size; 0 outside `crop`, where the model did not see the photo."""
         return np.stack([self.map_at(place) for place in range(len(self.targets))])
 
     def map_at(self, place: int) -> NDArray[np.float32]:
@@ -295,9 +296,9 @@ class Explanation(Pictures):
 
 
 def warn_of_flat_maps(targets: Sequence[Target], flat: Sequence[bool], layer: str) -> None:
-    """Warn the caller's caller of maps that show nothing."""
+    """Warn the caller's caller of flat maps."""
     names = [target.name for target, nothing in zip(targets, flat, strict=True) if nothing]
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        message = f"the map of {', '.join(names[:5])}{more} is flat (all zero): nothing in layer {layer} speaks for it"
+        message = f"the map of {', '.join(names[:5])}{more} is flat (all zero): no channel of layer {layer} supports it"
         warnings.warn(message, OrtcamWarning, stacklevel=3)

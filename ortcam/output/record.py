@@ -1,4 +1,4 @@
-"""The record of an explanation: `explanation.json`, and what decides whether two explanations are the same.
+"""Write and read the record of an explanation, `explanation.json`, and decide whether two explanations are the same.
 
 docs/record.md describes every field; `explanation.schema.json`, beside this module, is its JSON Schema.
 """
@@ -33,7 +33,7 @@ MANIFEST = "explanation.json"
 if TYPE_CHECKING:  # protocols take milliseconds to make, and only the type checker reads them
 
     class Recordable(Protocol):
-        """What `build_record` reads: every explanation has it."""
+        """The attributes of an explanation that `build_record` reads."""
 
         @property
         def provenance(self) -> Provenance: ...
@@ -74,7 +74,7 @@ if TYPE_CHECKING:  # protocols take milliseconds to make, and only the type chec
 
 
 def build_record(explanation: Recordable) -> dict[str, Any]:
-    """Return everything but the arrays of an explanation, as plain JSON: docs/record.md."""
+    """Return an explanation without its arrays as plain JSON; docs/record.md describes it."""
     record = outline(explanation)
     for target, measures in zip(record["targets"], explanation.measures, strict=True):
         target |= _describe_measures(measures)
@@ -82,7 +82,7 @@ def build_record(explanation: Recordable) -> dict[str, Any]:
 
 
 def outline(explanation: Recordable) -> dict[str, Any]:
-    """Return the record without the numbers that the maps must be drawn for."""
+    """Return the record without the numbers that need drawn maps."""
     e, known = explanation, explanation.provenance
     height, width = e.photo_size
     photo, model = known.photo, known.model
@@ -162,7 +162,7 @@ def _describe_measures(measures: MapMeasures) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; a number that is not finite becomes null."""
+    """Return a value in JSON's types; a number that is not finite becomes null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -179,13 +179,13 @@ def overlay_name(target: Target) -> str:
 
 
 def is_written_by_save(path: Path) -> bool:
-    """Whether a file in a directory is one that `Explanation.save` writes."""
+    """Return whether `Explanation.save` writes a file of this name."""
     ours = path.name in (MANIFEST, "maps.npy", "raw_maps.npy", "weights.npy")
     return path.is_file() and (ours or re.fullmatch(r"overlay-\d+(-[a-z0-9-]+)?\.png", path.name) is not None)
 
 
 def write_record(record: Mapping[str, Any], directory: Path) -> None:
-    """Write `explanation.json`. File names that are no text are written as escapes that Python reads back."""
+    """Write `explanation.json`. File names that are not text are written as escapes that Python reads back."""
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -194,7 +194,7 @@ def read_record(directory: Path) -> dict[str, Any]:
     """Return the record in a directory that `Explanation.save` wrote.
 
     Raises:
-        OutputError: there is none, it is damaged, or it has another format.
+        OutputError: the record is missing or damaged, or has another format.
     """
     path = directory / MANIFEST
     try:
@@ -216,7 +216,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 
 def why_not_same(explanation: Recordable, directory: Path) -> str | None:
-    """Return what a directory holds instead of an earlier run of the same explanation; None where it holds one.
+    """Return what a directory holds if it does not hold an earlier run of the same explanation, else None.
 
     Two explanations are the same if photo, model, classes and options are the same: the photo's content, size and
     file name; the content of the model file and of its external weights; layer, preprocessing and preset; the
@@ -248,7 +248,7 @@ def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
     hashes = [model["sha256"], *(file["sha256"] for file in model["external_data"])]
     return (
         [photo[name] for name in ("name", "hashed", "sha256", "height", "width")],
-        # A model of unknown content is like no other, not even like itself.
+        # A model of unknown content never counts as the same, not even as itself.
         [*([object()] if None in hashes else hashes), model["packed"], model["layer"], record["preprocessing"]],
         [record.get("method", _SCORE_CAM), record["preset"]],
         [target["index"] for target in record["targets"]],

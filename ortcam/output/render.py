@@ -1,4 +1,4 @@
-"""Pictures: a map laid over its photo, and PNG files."""
+"""Draw maps over photos, and encode pictures."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COLORMAPS = {
 
 
 def check_style(opacity: float, colormap: str) -> None:
-    """Raise an OptionError where there is no such colormap, or the opacity is out of range."""
+    """Raise an OptionError if the colormap is unknown or the opacity is out of range."""
     if not isinstance(colormap, str) or colormap not in COLORMAPS:
         raise OptionError(
-            f"colormap {colormap!r} does not exist; expected {', '.join(COLORMAPS)}{nearest(str(colormap), COLORMAPS)}"
+            f"colormap {colormap!r} is unknown; expected {', '.join(COLORMAPS)}{nearest(str(colormap), COLORMAPS)}"
         )
     if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         raise OptionError(f"opacity is {opacity}; expected a number from 0 to 1")
@@ -30,20 +30,20 @@ def check_style(opacity: float, colormap: str) -> None:
 def draw_overlay(
     photo: Photo, saliency: NDArray[np.float32], crop: Crop, opacity: float = 0.6, colormap: str = "turbo"
 ) -> Photo:
-    """Lay a map over its photo: the more salient, the more colour. What the model did not see is dim and grey.
+    """Draw a map over its photo: the more salient, the more colour. Parts that the model did not see are dim and grey.
 
     Args:
         photo: uint8 [H,W,3] RGB.
         saliency: float32 [H,W] in [0,1].
         crop: the part that the model saw.
-        opacity: how much of the photo the colour covers where the map is 1, in [0,1].
+        opacity: opacity of the colour where the map is 1, in [0,1].
         colormap: turbo, jet, inferno or viridis.
 
     Returns:
         uint8 [H,W,3] RGB.
 
     Raises:
-        OptionError: an unknown colormap, or an opacity out of range.
+        OptionError: the colormap is unknown, or the opacity is out of range.
     """
     check_style(opacity, colormap)
     inside = slice(crop.top, crop.bottom), slice(crop.left, crop.right)
@@ -57,7 +57,7 @@ def draw_overlay(
 
 
 def place_map(saliency: NDArray[np.float32], crop: Crop, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return a map [h,w] of the model's input as one of the photo, float32 [H,W]; 0 outside the crop."""
+    """Return a map [h,w] of the model's input at the photo's size, float32 [H,W]; 0 outside the crop."""
     placed = np.zeros(size, np.float32)
     placed[crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
     return placed
@@ -69,7 +69,7 @@ def draw_sheet(entries: list[tuple[Photo, Photo, str]], side: int = 224, columns
     Args:
         entries: photo and overlay, uint8 [H,W,3] RGB, and a caption in ASCII, per photo.
         side: the side of a picture on the sheet in pixels; longer photos are cut in the middle.
-        columns: how many photos stand side by side.
+        columns: the number of photos side by side.
 
     Returns:
         uint8 [H,W,3] RGB, on white.

@@ -1,4 +1,4 @@
-"""The JSON Schema of a record, and checking a record against it without a package for schemas."""
+"""Check a record against its JSON Schema, without a package for schemas."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def find_violation(value: Any, rule: Mapping[str, Any], name: str = "the record") -> str | None:
-    """Return what in a JSON value breaks the schema, in words, or None.
+    """Return the first violation of the schema in a JSON value, in words; None if the value is valid.
 
-    Only the keywords that this schema uses are known, so that reading a record needs no package for schemas.
+    The function supports only the keywords that this schema uses, so that reading a record needs no other package.
     """
     if "$ref" in rule:
         rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]

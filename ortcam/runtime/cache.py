@@ -1,6 +1,6 @@
-"""What is kept between runs: measured batch sizes, optimised graphs, TensorRT engines. Losing it costs only time.
+"""Keep measured batch sizes, optimised graphs and TensorRT engines between runs. Losing them costs only time.
 
-Everything lies in the platform's cache directory (`ORTCAM_CACHE` names another; an empty value turns the cache off).
+The files lie in the platform's cache directory (`ORTCAM_CACHE` names another; an empty value turns the cache off).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from ortcam.errors import OrtcamError, OrtcamWarning
 
 _VARIABLE = "ORTCAM_CACHE"
 _MOST_BYTES = 2 << 30
-_unusable: set[str] = set()  # places that a warning was given of, in this process
+_unusable: set[str] = set()  # places that this process has warned about
 
 
 def cache_directory() -> Path | None:
-    """Return where things are kept; None when the cache is turned off, or where no directory can be found for it."""
+    """Return the cache directory; None if the cache is turned off, or has no directory."""
     chosen = os.environ.get(_VARIABLE)
     if chosen is None:
         return _users_directory()
     try:
         return Path(chosen).expanduser() if chosen else None
-    except RuntimeError:  # another user's home, and there is no such user
-        _warn_once(chosen, f"{_VARIABLE} is {chosen!r}, which is no directory that can be found; nothing is kept")
+    except RuntimeError:  # the home of an unknown user
+        _warn_once(chosen, f"{_VARIABLE} is {chosen!r}, and no such directory can be found; nothing is kept")
         return None
 
 
 def _users_directory() -> Path | None:
-    """Return the platform's cache directory of this user; None, and a warning, where the user has none.
+    """Return the platform's cache directory of this user; warn and return None if the user has none.
 
     In a container, a user may have neither the variable HOME nor an entry in the list of users.
     """
@@ -54,37 +54,37 @@ def _users_directory() -> Path | None:
 
 
 def cannot_write(path: Path, error: Exception) -> None:
-    """Warn that `path` cannot be kept, once a process for all that cannot be kept in its directory."""
+    """Warn that `path` cannot be written, once in a process for each directory."""
     directory = str(path.parent)
     reason = str(error).replace(f"cannot write {path}: ", "")
     _warn_once(
         directory,
         f"{directory} cannot be written ({reason}), so nothing is kept; "
-        f"set {_VARIABLE} to another directory, or to nothing to keep nothing",
+        f"set {_VARIABLE} to another directory, or to nothing to turn the cache off",
     )
 
 
 def make_key(*parts: Any) -> str:
-    """Return a file name for what depends on `parts`, this machine's processor and this version of the cache."""
+    """Return a file name that depends on `parts`, this machine's processor and this version of the cache."""
     facts = json.dumps([1, platform.machine(), _processor(), *map(str, parts)])
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def read_entry(key: str) -> dict[str, Any] | None:
-    """Return what was kept under `key`; None where nothing is, and a warning where it makes no sense."""
+    """Return the entry under `key`; None if it is missing, with a warning if it is invalid."""
     directory = cache_directory()
     if directory is None:
         return None
     path = directory / f"{key}.json"
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:  # it is missing, or may not be read: it is made again, and who writes it will say what is wrong
+    except OSError:  # missing or unreadable: it is made again, and writing it reports the fault
         return None
     except (ValueError, RecursionError) as error:
         complain(path, type(error).__name__)
         return None
     if not isinstance(entry, dict):
-        complain(path, "no JSON object")
+        complain(path, "not a JSON object")
         return None
     return entry
 
@@ -95,7 +95,7 @@ def complain(path: Path, reason: str) -> None:
 
 
 def write_entry(key: str, entry: Mapping[str, Any]) -> None:
-    """Keep plain JSON under `key`; a warning where that cannot be written."""
+    """Write plain JSON under `key`; warn if it cannot be written."""
     directory = cache_directory()
     if directory is None:
         return
@@ -118,7 +118,7 @@ def _warn_once(place: str, message: str) -> None:
 
 
 def _processor() -> str:
-    """Return the processor's model: an optimised graph is laid out for one."""
+    """Return the processor's model, because an optimised graph fits one model."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -129,25 +129,25 @@ def _processor() -> str:
 
 
 def find_graph(kept: Path) -> Path | None:
-    """Return the graph that was kept as `kept`; None where none is, and a warning where it is not as it was written.
+    """Return the graph that was kept as `kept`; None if it is missing, with a warning if it is damaged.
 
-    A graph is data that no runtime can tell from other data, so its checksum stands in its name: `seal_graph`.
+    A runtime cannot recognise a damaged graph, so the file's name contains a checksum: `seal_graph`.
     """
     try:
         for path in sorted(kept.parent.glob(f"{kept.stem}-*{kept.suffix}")):
             if path == _sealed(kept, path):
-                with contextlib.suppress(PermissionError):  # somebody else's file, that may be read
-                    os.utime(path)  # what was used last is kept longest
+                with contextlib.suppress(PermissionError):  # another user's file, which may be readable
+                    os.utime(path)  # mark it as used: `make_room` deletes the oldest first
                 return path
             _warn(f"{path} is damaged; it is made again")
             path.unlink()
-    except OSError:  # what writes it will say so
+    except OSError:  # writing it again reports the fault
         pass
     return None
 
 
 def seal_graph(written: Path) -> None:
-    """Put the checksum of a graph into its file's name."""
+    """Write the checksum of a graph into its file's name."""
     written.rename(_sealed(written, written))
 
 
@@ -161,11 +161,11 @@ def _sealed(kept: Path, path: Path) -> Path:
 
 
 def make_room(limit: int = _MOST_BYTES) -> None:
-    """Delete the graphs that were not used for longest until the rest have at most `limit` bytes."""
+    """Delete the least recently used graphs until the rest have at most `limit` bytes."""
     directory = cache_directory()
     if directory is None:
         return
-    with contextlib.suppress(OSError):  # another process may be at it
+    with contextlib.suppress(OSError):  # another process may have deleted it
         kept = sorted(directory.glob("*.onnx"), key=lambda path: path.stat().st_mtime, reverse=True)
         used = 0
         for path in kept:

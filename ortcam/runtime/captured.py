@@ -1,12 +1,13 @@
-"""CUDA graphs: the kernels of a whole run, launched at once.
+"""Run sessions as CUDA graphs, which launch the kernels of a whole run at once.
 
-Beside the launches they save what CUDA's provider does whenever the shapes change: it plans every convolution anew, for
-.1 to .8 s a network, and an exact map changes twice between a plain pass of one photo and batches of masked images.
+CUDA graphs save more than the launches. Whenever the shapes change, CUDA's provider plans every convolution again,
+which takes 0.1 to 0.8 s for a network. An exact map changes the shapes twice: from the plain pass of one photo to
+batches of masked images, and back.
 
-ONNX Runtime captures the first run with a number of its own (the run option gpu_graph_id) and replays it for later runs
-with that number. A replay reads and writes where the captured run did, so graphs have buffers of their own, and what is
-new is copied into them. Graphs belong to the thread that captured them, so all runs of a session are made on one
-thread; and CUDA forbids other threads to take memory while one is captured, so ortcam's other sessions wait for that.
+ONNX Runtime captures the first run with a new number (the run option gpu_graph_id), and replays it for later runs with
+this number. A replay reads and writes the buffers of the captured run. Each graph therefore has its own buffers, into
+which new inputs are copied. A graph belongs to the thread that captured it, so all runs of a session are made on one
+thread. CUDA forbids other threads to allocate memory during a capture, so ortcam's other sessions wait meanwhile.
 
 Source: ONNX Runtime's documentation of the CUDA provider, "Using CUDA Graphs".
 """
@@ -39,7 +40,7 @@ Key = tuple[Any, ...]
 
 
 class Gate:
-    """Lets one thread capture while no other uses a GPU. Of this process it knows what ortcam does."""
+    """Lets one thread capture while no other thread of ortcam uses a GPU. It does not see other users of the GPU."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -48,7 +49,7 @@ class Gate:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Use a GPU while nothing is captured."""
+        """Use a GPU inside the block, and wait for a running capture first."""
         with self._changed:
             self._changed.wait_for(lambda: not self._captures)
             self._users += 1
@@ -61,7 +62,7 @@ class Gate:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Capture; whoever comes waits."""
+        """Capture inside the block; other threads wait."""
         with self._changed:
             self._changed.wait_for(lambda: not self._captures)
             self._captures = True
@@ -91,14 +92,14 @@ class Batch(NamedTuple):
     """A run of a session.
 
     Attributes:
-        kind: whatever `fixed` follows from beside the shapes.
-        inputs: what is new.
-        fixed: what is the same for all runs of this kind and these shapes.
-        outputs: names and shapes; None where that follows from a first run without a graph only.
-        direct: does the same without a graph.
-        owner: whose `shared` are, so that they are not copied again while nobody else's are.
+        kind: together with the shapes, it determines `fixed`.
+        inputs: the inputs that are new in this run.
+        fixed: the inputs that are the same for all runs of this kind and these shapes.
+        outputs: names and shapes of the outputs; None if only a first run without a graph can show them.
+        direct: runs the batch without a graph.
+        owner: the owner of `shared`, which are copied only if another owner's arrays were copied since.
         shared: the other inputs.
-        on_device: returns those on the device.
+        on_device: returns the other inputs on the device.
     """
 
     kind: bool
@@ -115,12 +116,12 @@ class CapturedRuns:
     """Runs a session as CUDA graphs: one for every set of shapes."""
 
     def __init__(self, session: ort.InferenceSession, name: str, device: str, device_id: int) -> None:
-        """Begin without a graph.
+        """Start without captured graphs.
 
         Args:
-            session: captures graphs.
-            name: what error messages call the model.
-            device, device_id: where buffers live.
+            session: a session that captures graphs.
+            name: the model's name in messages.
+            device, device_id: the device of the buffers.
         """
         self._session, self._name, self._device, self._device_id = session, name, device, device_id
         self._seen: dict[Key, dict[str, Shape]] = {}  # the shapes of the outputs
@@ -138,7 +139,7 @@ class CapturedRuns:
         """Return a batch's outputs, all float32.
 
         Raises:
-            ModelError: ONNX Runtime cannot run or capture it.
+            ModelError: ONNX Runtime cannot run or capture the model.
         """
         with running(self._name):
             return self._worker.submit(self._run, batch).result()
@@ -165,7 +166,7 @@ class CapturedRuns:
                 results = self._replay(graph, batch)
             except RUNTIME_ERRORS as error:
                 raise ModelError(
-                    f"ONNX Runtime cannot run {self._name} as a CUDA graph: {one_line(error)}; it can do without: "
+                    f"ONNX Runtime cannot run {self._name} as a CUDA graph: {one_line(error)}; run it without: "
                     "provider option enable_cuda_graph=0"
                 ) from error
         self._graphs[key], self._shared[shapes] = graph, buffers
@@ -177,7 +178,7 @@ class CapturedRuns:
         return graph.run(batch.inputs)
 
     def _copy(self, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
-        """Copy float32 tensors on the device; ONNX Runtime has a node for that, and no function."""
+        """Copy float32 tensors on the device; ONNX Runtime has no function for this, so a node does it."""
         if self._copier is None:
             self._copier = _create_copier(list(sources), self._device, self._device_id)
         binding = self._copier.io_binding()
@@ -188,7 +189,7 @@ class CapturedRuns:
 
 
 class _Buffers:
-    """Inputs on the device, in places that they keep."""
+    """Holds inputs on the device, at fixed addresses."""
 
     def __init__(self, arrays: Arrays, device: str, device_id: int) -> None:
         self.device, self.device_id = device, device_id
@@ -203,15 +204,15 @@ class _Buffers:
             self.values[name].update_inplace(np.ascontiguousarray(array))
 
     def hold(self, owner: object, copy: Callable[[], None]) -> None:
-        """Copy an owner's arrays here, if they do not lie here already."""
+        """Copy an owner's arrays into the buffers, unless they are there already."""
         if self._owner() is not owner:
-            self._owner = lambda: None  # should only a part be copied
+            self._owner = lambda: None  # in case only a part is copied
             copy()
             self._owner = weakref.ref(owner)
 
 
 class _Graph:
-    """A run in buffers of its own, and in some that all graphs of the same photos share."""
+    """A captured run: its own buffers, and buffers that all graphs of the same photos share."""
 
     def __init__(
         self, session: ort.InferenceSession, own: _Buffers, shared: _Buffers, outputs: Mapping[str, Shape], number: int

@@ -1,4 +1,4 @@
-"""Whether an execution provider loads at all, tried in a process of its own."""
+"""Test in a separate process whether an execution provider loads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 def preload(ort_name: str) -> None:
-    """Load CUDA and cuDNN from their pip packages, where those are installed and the provider needs them."""
+    """Load CUDA and cuDNN from their pip packages, if these are installed and the provider needs them."""
     if ort_name in _NVIDIA:
         ort.preload_dlls()
 
@@ -32,13 +32,13 @@ sys.exit(0 if sys.argv[1] in session.get_providers() else 9)
 
 
 def probe(ort_name: str, install: str) -> str | None:
-    """Return why the provider does not load, or None when it does. Tried in a process of its own.
+    """Test a provider in a separate process; return why it does not load, or None if it loads.
 
-    ONNX Runtime tells the reason only in its log, which the process's standard error keeps.
+    ONNX Runtime writes the reason only to its log, on the standard error of the process.
 
     Args:
         ort_name: ONNX Runtime's name of the provider.
-        install: what to do where this build of ONNX Runtime does not have it.
+        install: advice if this build of ONNX Runtime lacks the provider.
     """
     if ort_name not in ort.get_available_providers():
         return f"this build of ONNX Runtime does not have it; {install}"

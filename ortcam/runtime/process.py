@@ -1,4 +1,4 @@
-"""What belongs to one process: sessions, which neither survive a fork nor can be pickled, are opened again.
+"""Open sessions again in other processes, because a session does not survive a fork and cannot be pickled.
 
 ONNX Runtime's threads do not exist in a forked child. A run that waits for them hangs. The end of a session
 joins them, so it hangs as well. A child therefore keeps its parent's sessions from ending, and opens its own.
@@ -29,22 +29,22 @@ class Closable(Protocol):
 Opened = TypeVar("Opened", bound=Closable)
 
 _held: weakref.WeakSet[Reopened[Any]] = weakref.WeakSet()
-_last: tuple[str, Any] | None = None  # what was opened last for an unpickled object, and the object's mark
+_last: tuple[str, Any] | None = None  # the object that was opened last for an unpickled `Reopened`, and its mark
 
 
 class Reopened(Generic[Opened]):
-    """Something that is open in one process, and is opened again in another one when it is first used there.
+    """Holds an open object, and opens it again in another process at its first use there.
 
     Attributes:
         forks: whether it can be opened again in a forked child.
     """
 
     def __init__(self, reopen: Callable[[], Opened], opened: Opened, forks: bool) -> None:
-        """Hold what is open in this process.
+        """Hold an object that is open in this process.
 
         Args:
-            reopen: opens it again; can be pickled.
-            opened: what is open.
+            reopen: a function that opens it again; can be pickled.
+            opened: the open object.
             forks: whether it can be opened again in a forked child.
         """
         self._reopen, self.forks = reopen, forks
@@ -53,10 +53,10 @@ class Reopened(Generic[Opened]):
         _held.add(self)
 
     def get(self) -> Opened:
-        """Return what is open in this process.
+        """Return the object, opened in this process.
 
         Raises:
-            OrtcamError: it cannot be opened here.
+            OrtcamError: the object cannot be opened here.
         """
         global _last
         opened = self._opened
@@ -71,7 +71,7 @@ class Reopened(Generic[Opened]):
                         "this process was forked from the process that opened the model, and only the provider 'cpu' "
                         "can be used again after a fork; start processes with spawn or forkserver"
                     )
-                # A pool unpickles its function for every task: a session of the same origin is used again.
+                # A pool unpickles its function for every task, so a session of the same origin is used again.
                 again = _last is not None and self._mark and _last[0] == self._mark
                 self._opened = _last[1] if again and _last is not None else self._reopen()
                 if self._mark:
@@ -97,11 +97,11 @@ class Reopened(Generic[Opened]):
         _held.add(self)
 
     def _forget(self) -> None:
-        """In a forked child, let what is open be, for ever: to end it would hang."""
+        """In a forked child, keep the open object for ever, because ending it would hang."""
         if self._opened is not None:
             _keep(self._opened)
             self._opened, self._forked = None, True
-        self._lock = Lock()  # another thread may have held it
+        self._lock = Lock()  # another thread may hold it
 
 
 def _keep(thing: Any) -> None:
@@ -116,14 +116,14 @@ def _in_forked_child() -> None:
     if _last is not None:
         _keep(_last[1])
         _last = None
-    if HAS_TELEMETRY:  # at the exit, it joins a thread that the child lacks
+    if HAS_TELEMETRY:  # at the exit, telemetry joins a thread that the child lacks
         _skip_exit_handlers()
 
 
 def _skip_exit_handlers() -> None:
-    """Let this process end, once Python itself has ended, without the exit handlers that C code registered so far.
+    """Let this process end after Python's own exit, without the exit handlers that C code has registered so far.
 
-    `on_exit` is glibc's: the function that it was given last runs first, and gets the exit status.
+    glibc's `on_exit` runs the function that was registered last first, and passes it the exit status.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

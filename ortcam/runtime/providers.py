@@ -1,4 +1,4 @@
-"""Execution providers: which one to use, with which options, and whether it really loads."""
+"""Choose an execution provider and its options, and check that it really loads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ortcam.runtime.session import CPU, RUNTIME_ERRORS, Opened, create_session
 if TYPE_CHECKING:
     import onnx
 
-# Short names, and what to install for each. A build of ONNX Runtime holds a few of these.
+# Short names, and what to install for each. A build of ONNX Runtime has only a few providers.
 PROVIDERS: dict[str, tuple[str, str]] = {
     "cpu": ("CPUExecutionProvider", "pip install 'ortcam[cpu]'"),
     "cuda": ("CUDAExecutionProvider", "pip install 'ortcam[gpu]' instead of 'ortcam[cpu]'"),
@@ -34,15 +34,15 @@ PROVIDERS: dict[str, tuple[str, str]] = {
     "webgpu": ("WebGpuExecutionProvider", "install a build of ONNX Runtime with WebGPU"),
     "xnnpack": ("XnnpackExecutionProvider", "install a build of ONNX Runtime with XNNPACK"),
 }
-# Providers whose memory ONNX Runtime's Python binding can allocate, and what it calls that memory.
+# Providers whose memory ONNX Runtime's Python binding can allocate, and its name for this memory.
 _DEVICE_MEMORY = {"cuda": "cuda", "tensorrt": "cuda"}
 _TAKE_DEVICE_ID = ("cuda", "tensorrt", "directml", "migraphx")
-# What `auto` tries, best first. TensorRT builds an engine for minutes, so it is for those who ask for it.
+# The providers that `auto` tries, best first. TensorRT builds an engine for minutes, so `auto` does not try it.
 _AUTO = ("cuda", "cpu")
-# Providers that are a package of their own beside ONNX Runtime: the module that knows where the library lies.
+# Providers with their own package beside ONNX Runtime: the module that knows where the library lies.
 _PLUGINS = {"openvino": "onnxruntime_ep_openvino"}
 _PLUGIN_ERRORS: tuple[type[Exception], ...] = (ImportError, OSError, *RUNTIME_ERRORS)
-_registered: set[str] = set()  # ONNX Runtime takes each once a process
+_registered: set[str] = set()  # ONNX Runtime registers each only once in a process
 _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -51,7 +51,7 @@ _PACKAGES = (
     "onnxruntime-qnn",
 )
 CUDA_GRAPHS = "enable_cuda_graph"
-# What differs from ONNX Runtime's own defaults: TF32 keeps 10 of float32's 23 bits of mantissa, and the maps show it.
+# Defaults other than ONNX Runtime's: TF32 keeps 10 of float32's 23 bits of mantissa, which shows in the maps.
 _DEFAULTS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 
 
@@ -64,9 +64,9 @@ class Provider:
 
     Attributes:
         name: ``auto``, a short name such as ``cuda``, or ONNX Runtime's own name.
-        options: ONNX Runtime's options of the provider, by their own names; they are stronger than ortcam's defaults
-            (CUDA: use_tf32=0; TensorRT: engine and timing cache, profile shapes).
-        device_id: which of several devices.
+        options: the provider's options by ONNX Runtime's names; they override ortcam's defaults (CUDA: use_tf32=0;
+            TensorRT: engine and timing cache, profile shapes).
+        device_id: the number of the device, from 0.
     """
 
     name: str = "auto"
@@ -80,11 +80,11 @@ class Provider:
         name = by_ort_name.get(self.name.lower(), self.name.lower())
         if name != "auto" and name not in PROVIDERS:
             raise ProviderError(
-                f"provider {self.name!r} does not exist; expected auto, {', '.join(PROVIDERS)}"
+                f"provider {self.name!r} is unknown; expected auto, {', '.join(PROVIDERS)}"
                 f"{nearest(self.name, PROVIDERS)}"
             )
         if not isinstance(self.options, Mapping):
-            raise OptionError(f"options is {self.options!r}; expected names and values, as {{'use_tf32': '1'}}")
+            raise OptionError(f"options is {self.options!r}; expected names and values, such as {{'use_tf32': '1'}}")
         if isinstance(self.device_id, bool) or not isinstance(self.device_id, Integral) or self.device_id < 0:
             raise OptionError(f"device_id is {self.device_id!r}; expected a whole number from 0")
         if self.device_id and name not in _TAKE_DEVICE_ID:
@@ -108,12 +108,12 @@ class Provider:
 
     @property
     def device(self) -> Device:
-        """Where the session's buffers live."""
+        """The device of the session's buffers."""
         return Device(_DEVICE_MEMORY.get(self.name, "cpu"), self.device_id)
 
     @property
     def captures(self) -> bool | None:
-        """Whether the options want CUDA graphs to be captured; None where they leave it open."""
+        """Whether the options ask for CUDA graphs; None if they do not say."""
         return _is_on(self.options[CUDA_GRAPHS]) if CUDA_GRAPHS in self.options else None
 
     @property
@@ -122,7 +122,7 @@ class Provider:
         return self.name == "cuda" and not _is_on(self.options.get("prefer_nhwc", "0"))
 
     def session_options(self, of_the_model: Mapping[str, str]) -> dict[str, str]:
-        """Return all options for ONNX Runtime; of the model are shapes, caches, and whether graphs are captured."""
+        """Return all options for ONNX Runtime, including the model's shapes, caches and capturing of graphs."""
         options = {**_DEFAULTS.get(self.name, {}), **of_the_model}
         if self.name in _TAKE_DEVICE_ID:
             options["device_id"] = str(self.device_id)
@@ -174,7 +174,7 @@ def _try(provider: Provider, create: Create) -> Opened | None:
     if provider.name == "cpu":
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it tries again
             return create(provider, [], 4)
-    ort.set_default_logger_severity(4)  # a failure is reported once, by us
+    ort.set_default_logger_severity(4)  # ortcam reports a failure once
     runs = False
     try:
         with contextlib.redirect_stdout(None):  # where ONNX Runtime prints that it falls back
@@ -184,11 +184,11 @@ def _try(provider: Provider, create: Create) -> Opened | None:
     except ModelError as error:
         if probe(provider.ort_name, PROVIDERS[provider.name][1]) is not None:
             return None
-        if provider.options:  # the provider is well, so it is the model, or an option
+        if provider.options:  # the provider itself works, so the model or an option is at fault
             raise ProviderError(f"provider {provider.name!r} with {dict(provider.options)}: {error}") from error
         raise
     finally:
-        # With CUDA it stays quiet: cuDNN calls it an error of every plan that it lacks, and another is taken.
+        # With CUDA the log stays silent: cuDNN logs an error for every plan that it lacks, and then uses another plan.
         ort.set_default_logger_severity(4 if runs and provider.name == "cuda" else 2)
     return opened if runs else None
 
@@ -203,7 +203,7 @@ def create_on(
     log_severity: int,
     of_the_model: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
-    """Create a session on a provider, as `create_session`; `of_the_model` are options beside the user's own."""
+    """Create a session on a provider, as `create_session` does; `of_the_model` holds options beside the user's."""
     more = dict(of_the_model or {})
     named: list[tuple[str, dict[str, Any]]] = []
     if devices:
@@ -212,7 +212,7 @@ def create_on(
         named = CPU
     else:
         named = [(provider.ort_name, provider.session_options(more))]
-        if provider.name == "tensorrt":  # what it does not take runs on the same GPU, if it can
+        if provider.name == "tensorrt":  # nodes that TensorRT does not support run on the same GPU if possible
             cuda = Provider("cuda", device_id=provider.device_id)
             named.append((cuda.ort_name, cuda.session_options({})))
         named += CPU
@@ -220,7 +220,7 @@ def create_on(
 
 
 def _plugin_devices(name: str) -> list[Any]:
-    """Return the devices that a provider's plugin finds; none where there is no plugin.
+    """Return the devices that a provider's plugin finds; an empty list without a plugin.
 
     Raises:
         ProviderError: the plugin is installed and finds no device, or does not load.
@@ -251,7 +251,7 @@ def _plugin_devices(name: str) -> list[Any]:
 
 
 def check_provider(name: str) -> str | None:
-    """Return why a provider does not load, or None when it does."""
+    """Return why a provider does not load; None if it loads."""
     ort_name, install = PROVIDERS[name]
     if ort_name not in ort.get_available_providers() and name in _PLUGINS:
         try:
@@ -263,10 +263,10 @@ def check_provider(name: str) -> str | None:
 
 
 def count_nodes(session: ort.InferenceSession) -> dict[str, dict[str, int]]:
-    """Return how many nodes of which operator run on each provider; the session must have recorded it."""
+    """Return the number of nodes of each operator on each provider; the session must have recorded it."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise ProviderError(
-            f"ONNX Runtime {ort.__version__} does not tell which provider runs a node; 1.24 and newer do: "
+            f"ONNX Runtime {ort.__version__} does not show which provider runs a node; 1.24 and newer do: "
             "pip install --upgrade onnxruntime"
         )
     counts: dict[str, dict[str, int]] = {}
@@ -278,7 +278,7 @@ def count_nodes(session: ort.InferenceSession) -> dict[str, dict[str, int]]:
 
 
 def installed_packages() -> dict[str, str]:
-    """Return the installed packages that hold ONNX Runtime, with their versions. More than one is a fault."""
+    """Return the installed packages of ONNX Runtime with their versions. More than one is a fault."""
     found = {}
     for package in _PACKAGES:
         try:

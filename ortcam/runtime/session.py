@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime."""
+"""Create sessions of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ortcam.errors import ModelError, OrtcamError, OrtcamWarning, one_line
 from ortcam.runtime.cache import cannot_write, find_graph, seal_graph
 from ortcam.runtime.threads import usable_processors
 
-# What a session raises; ONNX Runtime gives them no common base class.
+# The errors of a session, which have no common base class.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     state.EPFail,
     state.EngineError,
@@ -50,7 +50,7 @@ class Opened(NamedTuple):
 
 @contextmanager
 def running(name: str) -> Iterator[None]:
-    """Raise what ONNX Runtime says in the block as a ModelError; `name` is the model's in the message."""
+    """Raise ONNX Runtime's errors inside the block as a ModelError; `name` is the model's name in the message."""
     try:
         yield
     except RUNTIME_ERRORS as error:
@@ -66,7 +66,7 @@ def make_options(threads: int | None) -> ort.SessionOptions:
         threads = usable_processors()
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Threads wait busily within a run, which is faster, and not between runs, where the caller's work is.
+    # Threads wait busily within a run, which is faster, and sleep between runs, when the caller works.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
@@ -82,12 +82,12 @@ def create_session(
     """Create a session of an edited model; weights that are external are read from `external_data`.
 
     Args:
-        proto: the model, or its file; weights inside it must fit protobuf's 2 GB, larger models have external ones.
-        providers: execution providers with their options, best first; empty where `options` names a plugin's devices.
-        name: what error messages call the model.
+        proto: the model, or its file; weights inside it must fit protobuf's 2 GB; larger models have external weights.
+        providers: execution providers with their options, best first; empty if `options` names a plugin's devices.
+        name: the model's name in messages.
         external_data: the directory of the file that the model came from.
-        options: of the session.
-        log_severity: ONNX Runtime's, from 0 (all) to 4 (fatal).
+        options: the session's options.
+        log_severity: ONNX Runtime's log severity, from 0 (all) to 4 (fatal).
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -99,7 +99,7 @@ def create_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_data))
     try:
         serialized = str(proto) if isinstance(proto, Path) else proto.SerializeToString()
-        # Without its fallback, which would print on standard output that it tries the CPU again.
+        # Switch off its fallback, which would print to standard output that it tries the CPU again.
         named = {"providers": providers} if providers else {}
         with native.quiet():
             return ort.InferenceSession(serialized, options, **named, enable_fallback=False)
@@ -108,7 +108,7 @@ def create_session(
 
 
 def create_own(graph: onnx.GraphProto, name: str, device: str, device_id: int) -> ort.InferenceSession:
-    """Create a session of a graph that is ortcam's own, on ``cpu`` or ``cuda``; without TF32, on one thread."""
+    """Create a session of one of ortcam's own graphs, on ``cpu`` or ``cuda``; without TF32, on one thread."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     cuda = ("CUDAExecutionProvider", {"device_id": str(device_id), "use_tf32": "0"})
     providers = CPU if device == "cpu" else [cuda, *CPU]
@@ -118,7 +118,7 @@ def create_own(graph: onnx.GraphProto, name: str, device: str, device_id: int) -
 def load_prepared(
     kept: Path, name: str, external_data: Path, make_options: Callable[[], ort.SessionOptions]
 ) -> ort.InferenceSession | None:
-    """Load a graph that was optimised and kept for the CPU; None where there is none that loads."""
+    """Load a graph that was optimised and kept for the CPU; None if it is missing or does not load."""
     graph = find_graph(kept)
     if graph is None:
         return None
@@ -140,7 +140,7 @@ def prepare(
     external_data: Path,
     make_options: Callable[[], ort.SessionOptions],
 ) -> ort.InferenceSession:
-    """Create a session on the CPU and keep its optimised graph as `kept`; a warning where that cannot be written."""
+    """Create a session on the CPU and keep its optimised graph as `kept`; warn if the graph cannot be written."""
     try:
         with replace_files(kept) as folder:
             options = make_options()

@@ -1,4 +1,4 @@
-"""The shapes of a graph's tensors: what ONNX can infer, and where it cannot, what one run shows."""
+"""Find the shapes of a graph's tensors: ONNX infers them where it can, and one run shows the others."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
 
 def complete_shapes(model: ir.Model, folder: Path, input_shape: tuple[int, ...] | None) -> list[ir.Value]:
-    """Give the graph's tensors their shapes and types, in place, and return those whose shape was measured.
+    """Set the shapes and types of the graph's tensors, in place, and return the tensors whose shape was measured.
 
-    A measured shape holds for one image: where another dimension than the first grows with the batch, it is not to be
-    written into a file.
+    A measured shape holds for one image. A dimension other than the first may grow with the batch, so a measured shape
+    must not be written into a file.
 
     Args:
         model: the graph; its first input is the image.
         folder: where external weights are.
-        input_shape: the image's dimensions without the batch; None where they are not known, and nothing can be run.
+        input_shape: the image's dimensions without the batch; None if they are unknown; the graph is then not run.
     """
     infer_shapes(model)
     unknown = [value for value in all_values(model.graph) if value.name and not _is_known(value)]
