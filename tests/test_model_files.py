@@ -201,4 +201,4 @@ def test_well_known_files(files: dict[str, Any], source: str, message: str, tmp_
 def test_a_disagreement_says_nothing_good_beside_a_failure(same: bool, message: str) -> None:
     """A top class that is the same up to the error is no agreement where the error is too large."""
     with pytest.raises(ExportError, match=message):
-        _refuse_disagreement(Agreement(0.9, None, same, (1, 3)), 0.25, 0.5)
+        _refuse_disagreement(Agreement(0.9, (), same, (1, 3)), 0.25, 0.5)

@@ -43,7 +43,7 @@ def test_windows_of_tokens_are_no_rows(tmp_path: Path) -> None:
     report = export(torch_models.windows(), tmp_path / "net.onnx", input_size=64)
     assert report.shape == (12, 8, 8)
     assert report.places.verdict == "confirmed"
-    assert report.contract.verified["places"] == "confirmed"
+    assert report.contract.layers[0].verified["places"] == "confirmed"
     row, column = brightest_cell(report.path, slice(0, 16), slice(0, 16))
     assert row < 0.25
     assert column < 0.25
@@ -111,7 +111,7 @@ def test_maps_in_another_order_are_no_candidates(change: str, stated: str, tmp_p
     assert (row, column) == (0.5 / 6, 7.5 / 8)
     with pytest.warns(OrtcamWarning, match="show wrong places: .*; the next best layer is relu"):
         named = export(module, tmp_path / "named.onnx", "second", input_size=(48, 64))
-    assert named.contract.verified["places"] == stated
+    assert named.contract.layers[0].verified["places"] == stated
     assert "show wrong places" in named.notices[-1]
     assert named.notices[-1].endswith("the next best layer is relu")
 
@@ -148,7 +148,7 @@ def test_a_wrong_grid_of_patches_is_noticed(tmp_path: Path) -> None:
         img_size=(32, 48), patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10, global_pool="avg"
     ).eval()
     report = export(module, tmp_path / "net.onnx", "blocks.1", input_size=(32, 48), grid=(6, 4))
-    assert report.contract.verified["places"] == "the cells are a grid of 4 x 6"
+    assert report.contract.layers[0].verified["places"] == "the cells are a grid of 4 x 6"
     right = export(module, tmp_path / "net.onnx", "blocks.1", input_size=(32, 48))
     assert (right.shape, right.places.verdict) == ((32, 4, 6), "confirmed")
 
