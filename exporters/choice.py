@@ -81,7 +81,7 @@ class LayerChoice:
         Raises:
             LayerError: there is none, or two are the same tensor.
         """
-        return _distinct([self._find(self._converted, layer) for layer in self._layers])
+        return _distinct([self._find(self._converted, layer) for layer in self._layers], self._layers)
 
     def check(self, draft: Path, source: Converted, targets: Sequence[Target]) -> list[Checked]:
         """Check the cells of the exposed layers; where they are no places, look for a layout or a layer that is right.
@@ -108,7 +108,7 @@ class LayerChoice:
             better = one.better
             found = self._find(spare, layer) if better is None else self._target(spare, better.feature_map, better.name)
             targets.append(found)
-        return _distinct(targets)
+        return _distinct(targets, self._layers)
 
     def _check(self, draft: Path, source: Converted, targets: Sequence[Target], place: int) -> Checked:
         asked, chosen = self._layers[place], targets[place]
@@ -161,17 +161,17 @@ class LayerChoice:
         return [candidate for candidate in found if candidate.value in computed][:_MOST_OTHERS]
 
 
-def _distinct(targets: list[Target]) -> list[Target]:
+def _distinct(targets: list[Target], asked: Sequence[str]) -> list[Target]:
     """Return the layers; refuse two that are the same tensor."""
     names: dict[ir.Value, str] = {}
-    for target in targets:
+    for target, name in zip(targets, asked, strict=True):
         value = target.feature_map.value
         if value in names:
             raise LayerError(
-                f"layers {names[value]!r} and {target.name!r} are the same tensor of {target.converted.name}; "
-                "expected each layer once"
+                f"layers {names[value]!r} and {name!r} are the same tensor of {target.converted.name}; expected each "
+                "layer once"
             )
-        names[value] = target.name
+        names[value] = name
     return targets
 
 

@@ -32,7 +32,7 @@ def brightest_cell(path: Path, rows: slice, columns: slice) -> tuple[float, floa
     white[:, :, rows, columns] = 2
     before, after = (session.run(["activations"], {"image": image})[0] for image in (grey, white))
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
-    axis = 1 if metadata["ortcam.activations_layout"] == "NCHW" else 3
+    axis = 1 if metadata["ortcam.layers"][0]["layout"] == "NCHW" else 3
     answer = np.abs(after - before).mean(axis)[0]
     row, column = np.unravel_index(answer.argmax(), answer.shape)
     return (row + 0.5) / answer.shape[0], (column + 0.5) / answer.shape[1]
@@ -114,6 +114,19 @@ def test_maps_in_another_order_are_no_candidates(change: str, stated: str, tmp_p
     assert named.contract.layers[0].verified["places"] == stated
     assert "show wrong places" in named.notices[-1]
     assert named.notices[-1].endswith("the next best layer is relu")
+
+
+def test_a_better_layer_takes_the_place_of_the_first_and_the_second_stays(tmp_path: Path) -> None:
+    """`auto` sees that its best candidate is upside down; the layer that is named beside it is exposed all the same."""
+    module = Rearranged("upside down").eval()
+    report = export(module, tmp_path / "net.onnx", ["auto", "first"], input_size=(48, 64))
+    assert [(layer.shape, layer.places.verdict) for layer in report.layers] == [((8, 6, 8), "confirmed")] * 2
+    x = np.random.default_rng(0).standard_normal((2, 3, 48, 64)).astype(np.float32)
+    _, chosen, named = ort.InferenceSession(report.path).run(None, {"image": x})
+    with torch.no_grad():
+        expected = module.first(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(named, expected, rtol=0, atol=1e-5)  # float32 sums of 192 products
+    np.testing.assert_allclose(chosen, np.maximum(expected, 0), rtol=0, atol=1e-5)
 
 
 class NoPlaces(nn.Module):

@@ -120,9 +120,10 @@ class CamModel:
         """Return the exposed layer that has this name; None where the file exposes no such layer.
 
         Args:
-            layer: the name in the source framework, the value in the graph, or the output; names count first.
+            layer: the name in the source framework, the output, or the value in the source's graph; it is looked for
+                in this order.
         """
-        for names in zip(*((one.name, one.value, one.output) for one in self.stated.layers), strict=True):
+        for names in zip(*((one.name, one.output, one.value) for one in self.stated.layers), strict=True):
             if layer in names:
                 return self.stated.layers[names.index(layer)]
         return None
