@@ -121,8 +121,11 @@ def test_fer_reads_a_face(fer_file: Path, fer_source: Path, faces: dict[str, Pho
 def test_fer_as_tf_keras_vis(
     fer_source: Path, faces: dict[str, Photo], tmp_path: Path, layer: str, shape: tuple[int, ...]
 ) -> None:
-    report = export(fer_source, tmp_path / "fer.onnx", layer=layer, preprocess="tf")
+    beside = "auto" if layer == "activation_5" else "add_3"
+    report = export(fer_source, tmp_path / "fer.onnx", layer=[layer, beside], preprocess="tf")
     assert (report.layer, report.shape) == (layer, shape)
+    assert report.layers[1].name == {"auto": "add_4"}.get(beside, beside)
+    assert all(one.error is not None and one.error < 1e-5 for one in report.layers)
     cam = ortcam.ScoreCAM(report.path, preset="tf-keras-vis")
     _, tensor, _ = cam.model.prepare(faces["hopper"])
     explanation = cam.explain(faces["hopper"])
