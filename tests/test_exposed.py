@@ -24,6 +24,7 @@ import ortcam
 from ortcam import CamModel
 from ortcam.cli.app import app
 from ortcam.errors import LayerError, OptionError
+from ortcam.explain.explainer import ModelExplainer
 from ortcam.exporters import export
 from ortcam.runtime.layer import with_layer
 
@@ -82,6 +83,15 @@ def test_an_exposed_layer_is_that_of_a_file_of_its_own(folder: Path, alone: str,
         found = explain(folder / "three.onnx", layer)
         np.testing.assert_array_equal(found.raw_maps, expected.raw_maps)
         assert found.layer == found.to_dict()["model"]["layer"] == expected.layer
+
+
+def test_what_follows_an_exposed_layer_is_that_of_a_file_of_its_own(folder: Path) -> None:
+    """Recipro-CAM runs the tail behind the layer alone; behind `features.1` lie the other two layers."""
+    for layer, alone in (("features", "first"), ("features.1", "second")):
+        ours = ModelExplainer(folder / "three.onnx", ortcam.ReciproCAM(), provider="cpu", layer=layer).explain(PHOTO)
+        theirs = ModelExplainer(folder / f"{alone}.onnx", ortcam.ReciproCAM(), provider="cpu").explain(PHOTO)
+        assert theirs.raw_maps.std() > 0
+        np.testing.assert_array_equal(ours.raw_maps, theirs.raw_maps)
 
 
 def test_a_layer_that_is_not_exposed_is_still_found(folder: Path) -> None:
