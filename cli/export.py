@@ -1,4 +1,4 @@
-"""ortcam export: a model in, a model file with its target layer exposed out."""
+"""ortcam export: a model in, a model file with its target layers exposed out."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ def export(
         ),
     ] = None,
     layer: Annotated[
-        str,
-        typer.Option(help="Target layer: auto, a module (a.b), a Keras layer (outer/inner), or a value in the graph."),
-    ] = "auto",
+        list[str] | None,
+        typer.Option(
+            help="Target layer: auto, a module (a.b), a Keras layer (outer/inner), or a value in the graph. May be "
+            "repeated: the file exposes all of them, and the first is the default. Default: auto.",
+            show_default=False,
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -95,7 +99,7 @@ def export(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
-    """Export a model to ONNX with its target layer exposed, and verify it against its source.
+    """Export a model to ONNX with its target layers exposed, and verify it against its source.
 
     Examples:
 
@@ -108,6 +112,8 @@ def export(
       ortcam export tagger.onnx -o tagger.cam.onnx --output sigmoid
 
       ortcam export model.keras -o model.onnx --layer block5_conv3 --preprocess caffe
+
+      ortcam export torchvision:resnet50 -o resnet50.onnx --layer layer4 --layer layer3
     """
     path, output_kind = split_output(output or [], output_kind)
     size, patches = parse_size(input_size), parse_size(grid)
@@ -118,7 +124,7 @@ def export(
         report = run_export(
             source,
             path or default_output(source),
-            layer,
+            layer or "auto",
             weights=weights,
             input_size=size,
             opset=opset,
@@ -140,22 +146,29 @@ def export(
                 "path": str(report.path),
                 "layer": report.layer,
                 "shape": list(report.shape),
+                "layers": [
+                    {"name": stated.name, "shape": list(layer.shape), "output": stated.output} | stated.verified
+                    for stated, layer in zip(report.contract.layers, report.layers, strict=True)
+                ],
                 "output": report.contract.output,
                 "activation": report.contract.activation,
                 "preprocessing": None
                 if report.contract.preprocessing is None
                 else report.contract.preprocessing.to_dict(),
                 "labels": 0 if report.contract.labels is None else len(report.contract.labels),
-                "verified": report.contract.verified,
+                "verified": report.contract.verified | report.contract.layers[0].verified,
                 "notices": list(report.notices),
             }
         )
         return
-    shape = " x ".join("?" if dim is None else str(dim) for dim in report.shape)
     agreement, contract = report.agreement, report.contract
     described = describe_output(contract.output, contract.activation, contract.output_scale)
+    shapes = [" x ".join("?" if dim is None else str(dim) for dim in layer.shape) for layer in report.layers]
+    print(f"{report.path}: target layer {report.layer} ({shapes[0]}), {described}")
     inner = "" if agreement.activations is None else f", target layer within {agreement.activations:.1g}"
-    print(f"{report.path}: target layer {report.layer} ({shape}), {described}")
+    for other, shape in zip(report.layers[1:], shapes[1:], strict=True):
+        print(f"{report.path}: layer {other.name} ({shape})")
+        inner += "" if other.error is None else f", layer {other.name} within {other.error:.1g}"
     print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
 
 

@@ -194,7 +194,13 @@ def _describe_value(value: ir.Value) -> dict[str, Any]:
 def _describe_contract(contract: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {**asdict(contract), "labels": None if contract.labels is None else list(contract.labels)}
+    return {
+        "layer": contract.layer,
+        "value": contract.value,
+        "activations_layout": contract.activations_layout,
+        **asdict(contract),
+        "labels": None if contract.labels is None else list(contract.labels),
+    }
 
 
 def _describe_output(contract: dict[str, Any]) -> str:
@@ -204,11 +210,11 @@ def _describe_output(contract: dict[str, Any]) -> str:
 
 
 def _print_contract(contract: dict[str, Any]) -> None:
-    print(f"layer   {contract['layer']} ({contract['value']} in the source graph)")
-    print(
-        f"layout  image {contract['image_layout']}, activations {contract['activations_layout']}; "
-        f"output: {_describe_output(contract)}"
-    )
+    for layer in contract["layers"]:
+        held = "" if layer["output"] in (None, "activations") else f", output {layer['output']}"
+        print(f"layer   {layer['name']} ({layer['value']} in the source graph{held})")
+    layouts = ", ".join(f"{layer['output'] or 'activations'} {layer['layout']}" for layer in contract["layers"])
+    print(f"layout  image {contract['image_layout']}, {layouts}; output: {_describe_output(contract)}")
     preprocessing = contract["preprocessing"]
     if preprocessing is None:
         print("photos  no preprocessing is known: only input tensors can be explained")
@@ -225,18 +231,26 @@ def _print_contract(contract: dict[str, Any]) -> None:
         )
     labels = contract["labels"]
     print("labels  none" if labels is None else f"labels  {len(labels)}: {'; '.join(labels[:3])}; ...")
-    source, verified = contract["source"], contract["verified"]
+    source = contract["source"]
     versions = ", ".join(f"{name} {version}" for name, version in source.get("versions", {}).items())
     print(f"source  {source.get('kind')} {source.get('name')} ({versions})")
+    _print_verified(contract["verified"], contract["layers"])
+
+
+def _print_verified(verified: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+    """Print what the export compared and checked; of several layers, each is named."""
+    several = len(layers) > 1
     if verified:
-        inner = verified["activations_relative_error"]
-        print(
-            f"checked scores within {verified['logits_relative_error']:g}"
-            + ("" if inner is None else f", target layer within {inner:g}")
-            + f" (relative) of the source, batches {verified['batches']}"
-        )
-    if "places" in verified:
-        print(f"places  {_PLACES.get(verified['places'], 'wrong: ' + verified['places'])}")
+        inner = ""
+        for layer in layers:
+            error = layer["verified"].get("activations_relative_error")
+            inner += "" if error is None else f", {layer['name'] if several else 'target layer'} within {error:g}"
+        scores = f"scores within {verified['logits_relative_error']:g}"
+        print(f"checked {scores}{inner} (relative) of the source, batches {verified['batches']}")
+    for layer in layers:
+        found = layer["verified"].get("places")
+        if found is not None:
+            print(f"places  {layer['name'] + ': ' if several else ''}{_PLACES.get(found, 'wrong: ' + found)}")
 
 
 def _explainer_facts(entries: dict[str, str], path: Path) -> dict[str, Any]:

@@ -60,8 +60,8 @@ LayerName = Annotated[
     str | None,
     typer.Option(
         "--layer",
-        help="Another target layer of the model's graph: a module or a value (see: ortcam inspect). "
-        "Default: the layer that the file exposes.",
+        help="Another target layer: one that the file exposes, or a module or a value of its graph (see: ortcam "
+        "inspect). Default: the layer that the file exposes first.",
         show_default=False,
     ),
 ]

@@ -1,8 +1,8 @@
-"""Choose the layer to expose: the named layer, or the best candidate whose cells are places of the image."""
+"""Which layers are exposed: those that were named, or the best candidate whose cells are places of the image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ortcam.exporters.places import Cells, Places, check_places
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.graph.axes import find_axes, is_map
 from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find_candidates, find_layer, module_outputs
-from ortcam.model.contract import Layout
+from ortcam.model.contract import Layout, output_name
 from ortcam.runtime.shapes import complete_shapes
 
 # The number of candidates to check if the first fails, and the number that a message lists.
@@ -42,6 +42,11 @@ class Target:
     measured: tuple[ir.Value, ...]
     followed: bool
 
+    @property
+    def source_layer(self) -> str | None:
+        """Its name among the source's layers, where it has one."""
+        return self.name if self.name in self.layers else None
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -50,13 +55,13 @@ class Checked:
     Attributes:
         places: whether the layer's cells are places of the image.
         layout: where the layer's channels are.
-        better: the layer to expose instead; None to keep the exposed layer.
-        notices: notices for the user.
+        better: the candidate to expose instead; None for the one that is exposed.
+        notices: what the user should know.
     """
 
     places: Places
     layout: Layout
-    better: Target | None = None
+    better: Candidate | None = None
     notices: tuple[str, ...] = ()
 
 
@@ -65,33 +70,49 @@ class LayerChoice:
 
     def __init__(self, converted: Converted, options: SourceOptions) -> None:
         """Complete the shapes of the source's graph, in place, and keep a copy: exposing a layer edits a graph."""
-        self._layer, self._reading = options.layer, Reading(converted.image_layout, options.grid)
+        self._layers, self._reading = options.layers, Reading(converted.image_layout, options.grid)
         measured = complete_shapes(converted.model, converted.folder, converted.input_shape)
         self._measured = {value.name for value in measured}
         self._converted, self._spare = converted, _copy(converted)
 
-    def choose(self) -> Target:
-        """Return the layer that the user named, or the best candidate.
+    def choose(self) -> list[Target]:
+        """Return the layers that the user named, or the best candidate.
 
         Raises:
-            LayerError: the layer is missing, or no candidate exists.
+            LayerError: there is none, or two are the same tensor.
         """
-        converted = self._converted
-        chosen = find_layer(converted.model, self._layer, converted.name, self._reading, converted.layers)
-        return self._target(converted, *chosen)
+        return _distinct([self._find(self._converted, layer) for layer in self._layers], self._layers)
 
-    def check(self, draft: Path, source: Converted, chosen: Target) -> Checked:
-        """Check the cells of the exposed layer; if they are not places, look for a right layout or layer.
+    def check(self, draft: Path, source: Converted, targets: Sequence[Target]) -> list[Checked]:
+        """Check the cells of the exposed layers; where they are no places, look for a layout or a layer that is right.
 
         Args:
             draft: the exported file.
-            source: the source, for its images and batches.
-            chosen: the exposed layer.
+            source: what images it takes, and the batches it can run.
+            targets: the exposed layers.
 
         Raises:
-            LayerError: `auto` was given, and no candidate's cells are places of the image.
+            LayerError: a layer was to be found, and no candidate's cells are places of the image.
         """
-        own = Cells("activations", chosen.feature_map.layout)
+        return [self._check(draft, source, targets, place) for place in range(len(targets))]
+
+    def choose_again(self, checked: Sequence[Checked]) -> list[Target]:
+        """Return the layers in the copy of the source's graph: the better one where there is one.
+
+        Raises:
+            LayerError: two are the same tensor.
+        """
+        spare = self._spare
+        targets = []
+        for layer, one in zip(self._layers, checked, strict=True):
+            better = one.better
+            found = self._find(spare, layer) if better is None else self._target(spare, better.feature_map, better.name)
+            targets.append(found)
+        return _distinct(targets, self._layers)
+
+    def _check(self, draft: Path, source: Converted, targets: Sequence[Target], place: int) -> Checked:
+        asked, chosen = self._layers[place], targets[place]
+        own = Cells(output_name(place), chosen.feature_map.layout)
         (places,) = check_places(draft, draft.parent, source, [own])
         if places.verdict == "none" and chosen.followed:
             places = replace(places, verdict="followed")
@@ -106,7 +127,7 @@ class LayerChoice:
         if of_turned.verdict == "confirmed":
             return Checked(of_turned, turned.layout)
         right = [pair for pair in zip(others, of_others, strict=True) if pair[1].verdict == "confirmed"]
-        if self._layer != "auto" or (self._reading.grid is not None and not right):  # the user's word
+        if asked != "auto" or (self._reading.grid is not None and not right):  # the user's word
             instead = f"; the next best layer is {right[0][0].name}" if right else ""
             notice = f"the maps of layer {chosen.name!r} show wrong places: {places.reason}{instead}"
             return Checked(places, own.layout, notices=(notice,))
@@ -117,7 +138,12 @@ class LayerChoice:
                 "one all the same, name it with --layer"
             )
         better, of_better = right[0]
-        return Checked(of_better, better.feature_map.layout, self._target(self._spare, better.feature_map, better.name))
+        return Checked(of_better, better.feature_map.layout, better)
+
+    def _find(self, converted: Converted, layer: str) -> Target:
+        return self._target(
+            converted, *find_layer(converted.model, layer, converted.name, self._reading, converted.layers)
+        )
 
     def _target(self, converted: Converted, feature_map: FeatureMap, name: str) -> Target:
         layers = module_outputs(converted.model.graph) if converted.layers is None else converted.layers
@@ -133,6 +159,20 @@ class LayerChoice:
         computed -= {value.name for value in proto.graph.output}
         found = find_candidates(spare.model, self._reading, spare.layers)
         return [candidate for candidate in found if candidate.value in computed][:_MOST_OTHERS]
+
+
+def _distinct(targets: list[Target], asked: Sequence[str]) -> list[Target]:
+    """Return the layers; refuse two that are the same tensor."""
+    names: dict[ir.Value, str] = {}
+    for target, name in zip(targets, asked, strict=True):
+        value = target.feature_map.value
+        if value in names:
+            raise LayerError(
+                f"layers {names[value]!r} and {name!r} are the same tensor of {target.converted.name}; expected each "
+                "layer once"
+            )
+        names[value] = name
+    return targets
 
 
 def _copy(converted: Converted) -> Converted:

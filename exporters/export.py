@@ -1,4 +1,4 @@
-"""Export a model of another framework as a verified ONNX file with its target layer exposed."""
+"""export: a model of another framework becomes a verified ONNX file with its target layers exposed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ortcam.core.files import replace_files
 from ortcam.errors import ExportError, OptionError, OrtcamWarning, one_line
 from ortcam.explain.scorecam import ScoreCAM
 from ortcam.exporters.batches import settle_batch
-from ortcam.exporters.choice import LayerChoice, Target
+from ortcam.exporters.choice import Checked, LayerChoice, Target
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.outputs import refuse_largest
 from ortcam.exporters.places import Places
@@ -34,11 +34,11 @@ from ortcam.exporters.score_kind import (
     state_count,
 )
 from ortcam.exporters.sources import Converted, SourceOptions, convert, find_layer_name
-from ortcam.exporters.verify import Agreement, verify
+from ortcam.exporters.verify import Agreement, LayerToVerify, verify
 from ortcam.graph.ends import read_scores
 from ortcam.graph.expose import expose
-from ortcam.graph.layers import FeatureMap, dims
-from ortcam.model.contract import Contract, Layout
+from ortcam.graph.layers import dims
+from ortcam.model.contract import Contract, ExposedLayer, Layout
 from ortcam.model.preprocessing import NAMES, Preprocessing
 from ortcam.runtime.layer import GRAPH_ERRORS
 
@@ -49,28 +49,56 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 
 
 @dataclass(frozen=True)
+class ReportedLayer:
+    """A layer that was exposed.
+
+    Attributes:
+        name: the layer.
+        shape: its channels, height and width; None where they are free.
+        error: how closely the file and its source agree on it, as `LayerAgreement.error`.
+        places: whether the layer's cells are places of the image.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    error: float | None
+    places: Places
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """The result of an export.
 
     Attributes:
         path: the file.
-        layer: the target layer's name.
-        shape: its channels, height and width; None for a free dimension.
-        contract: the contract in the file's metadata.
+        layers: the exposed layers; the first is the target layer.
+        contract: what the file's metadata states.
         agreement: how closely the file and its source agree.
-        places: whether the layer's cells are places of the image.
-        notices: notices for the user.
-        warned: the notices that were also issued as warnings.
+        notices: what the user should know.
+        warned: those of the notices that were issued as warnings, too.
     """
 
     path: Path
-    layer: str
-    shape: tuple[int | None, ...]
+    layers: tuple[ReportedLayer, ...]
     contract: Contract
     agreement: Agreement
-    places: Places
     notices: tuple[str, ...]
     warned: tuple[str, ...] = ()
+
+    @property
+    def layer(self) -> str:
+        """The target layer's name."""
+        return self.layers[0].name
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """The target layer's channels, height and width; None where they are free."""
+        return self.layers[0].shape
+
+    @property
+    def places(self) -> Places:
+        """Whether the target layer's cells are places of the image."""
+        return self.layers[0].places
 
 
 def export(
@@ -105,7 +133,8 @@ def export(
             ``NAME.onnx.data``.
         layer: ``auto`` (the last spatial feature map after its activation function whose cells are places of the
             image), a dotted module name, a Keras layer (nested: ``outer/inner``), the name of a value in the graph, or
-            for a model in memory the module or Keras layer itself, such as ``model.layer4``.
+            for a model in memory the module or Keras layer itself, such as ``model.layer4``. A list of these exposes
+            several layers in one file, the target layer first.
         weights: for a PyTorch module, a checkpoint of torch.save (read with ``weights_only=True``) or a
             ``.safetensors`` file; for a Keras model that a callable builds, a weights file; ``random`` (seeded) leaves
             a torchvision or timm network untrained. None: torchvision and timm load their default trained weights.
@@ -130,8 +159,9 @@ def export(
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.
-        LayerError: the layer is missing, or ``auto`` finds no layer whose cells are places of the image.
-        OptionError: an argument is invalid.
+        LayerError: a layer does not exist or is given twice, or ``auto`` finds none whose cells are places of the
+            image.
+        OptionError: an argument makes no sense.
         OutputError: the file cannot be written.
     """
     if not isinstance(output, str | PathLike) or Path(output).suffix != ".onnx":
@@ -144,8 +174,7 @@ def export(
             f"opset is {opset!r}; expected {', '.join(map(str, OPSETS))}: the engine needs at least 18, and ONNX "
             "Runtime lacks GPU kernels above 20"
         )
-    if not isinstance(layer, str):
-        layer = find_layer_name(source, layer)
+    layers = _layer_names(source, layer)
     if input_layout not in (None, "NCHW", "NHWC"):
         raise OptionError(f"input_layout is {input_layout!r}; expected NCHW or NHWC")
     if precision not in get_args(Precision):
@@ -160,7 +189,7 @@ def export(
         size,
         opset,
         preprocess,
-        layer,
+        layers,
         None if output_name is None else str(output_name),
         input_layout,
         rows_and_columns,
@@ -171,11 +200,10 @@ def export(
         converted = convert(source, options)
         output_kind = output_kind or converted.output_kind
         choice = LayerChoice(converted, options)
-        target = choice.choose()
-        exposed = _expose(target, given, output_kind)
-    contract = exposed.contract
+        targets = choice.choose()
+        exposed = _expose(targets, given, output_kind)
     notices = [*converted.notices, *exposed.notices]
-    if contract.preprocessing is None:
+    if exposed.contract.preprocessing is None:
         notices.append(
             "no preprocessing is known, so only input tensors can be explained; for photos give --preprocess "
             f"{', '.join(NAMES)} or a JSON file (to compare them: ortcam preprocessing {output} photos/)"
@@ -183,42 +211,64 @@ def export(
     with _graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
         written = _write(draft, converted, precision, external_data_bytes)
-        checked = choice.check(draft, written, target)
-        if checked.better is not None:
-            exposed = _expose(checked.better, given, output_kind)
-            contract = exposed.contract
-            written = _write(draft, checked.better.converted, precision, external_data_bytes)
+        checked = choice.check(draft, written, targets)
+        if any(one.better is not None for one in checked):
+            targets = choice.choose_again(checked)
+            exposed = _expose(targets, given, output_kind)
+            written = _write(draft, targets[0].converted, precision, external_data_bytes)
+        contract = exposed.contract
         if precision == "fp16":
             contract = replace(contract, source=contract.source | {"precision": precision})
-        agreement = verify(draft, written, exposed.source_layer, exposed.feature_map.tokens)
+        asked = [LayerToVerify(target.source_layer, target.feature_map.tokens) for target in targets]
+        agreement = verify(draft, written, asked)
         proto = onnx.load(draft, load_external_data=False)
         notice = settle_batch(proto, draft, written, agreement)
         if notice is not None:
             notices.append(notice)
             agreement = replace(agreement, batches=(1,))
-        contract = replace(
-            contract,
-            layer=exposed.source_layer or agreement.layer or contract.layer,
-            activations_layout=checked.layout,
-            verified=agreement.to_dict() | checked.places.to_dict(),
-        )
+        layers_of_file = _settle_layers(contract.layers, targets, agreement, checked)
+        contract = replace(contract, layers=layers_of_file, verified=agreement.to_dict())
         contract, more = check_kind(contract, output_kind, agreement.scores)
         notices += more
         if contract.output == "probabilities":
             rename_output(proto, "probabilities")
+            contract = replace(contract, outputs={"scores": "probabilities"})
         state_count(proto, agreement.scores.shape[1])
         onnx.helper.set_model_props(
             proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
         )
         onnx.save(proto, draft)
         ScoreCAM(draft, provider="cpu").rehearse()
-    notices += checked.notices
-    for text in checked.notices:
+    warned = tuple(notice for one in checked for notice in one.notices)
+    for text in warned:
         warnings.warn(text, OrtcamWarning, stacklevel=2)
-    shape = replace(exposed.feature_map, layout=checked.layout).shape
-    return ExportReport(
-        output, contract.layer, shape, contract, agreement, checked.places, tuple(notices), checked.notices
+    reported = tuple(
+        ReportedLayer(layer.name, replace(target.feature_map, layout=one.layout).shape, agrees.error, one.places)
+        for layer, target, agrees, one in zip(contract.layers, targets, agreement.layers, checked, strict=True)
     )
+    return ExportReport(output, reported, contract, agreement, (*notices, *warned), warned)
+
+
+def _layer_names(source: Any, layer: Any) -> tuple[str, ...]:
+    """Return the names of the layers that were given as one or several names, modules or Keras layers."""
+    given = layer if isinstance(layer, list | tuple) else [layer]
+    if not given:
+        raise OptionError("layer is an empty list; expected a layer, several, or 'auto'")
+    return tuple(one if isinstance(one, str) else find_layer_name(source, one) for one in given)
+
+
+def _settle_layers(
+    stated: Sequence[ExposedLayer], targets: Sequence[Target], agreement: Agreement, checked: Sequence[Checked]
+) -> tuple[ExposedLayer, ...]:
+    """Return what the file states of its layers: the source's names for them, and what was verified."""
+    settled: list[ExposedLayer] = []
+    for layer, target, agrees, one in zip(stated, targets, agreement.layers, checked, strict=True):
+        name = target.source_layer or agrees.name or layer.name
+        if any(name == other.name for other in settled):  # the source has equal tensors
+            name = layer.name
+        verified = agrees.to_dict() | one.places.to_dict()
+        settled.append(replace(layer, name=name, layout=one.layout, verified=verified))
+    return tuple(settled)
 
 
 def _write(draft: Path, converted: Converted, precision: Precision, external_data_bytes: int) -> Converted:
@@ -258,44 +308,40 @@ class _Exposed:
     """The result of exposing a layer.
 
     Attributes:
-        feature_map: the target layer.
-        source_layer: its name among the source's layers; None without one.
-        contract: the contract for the file's metadata.
-        notices: notices for the user.
+        contract: what the file states.
+        notices: what the user should know.
     """
 
-    feature_map: FeatureMap
-    source_layer: str | None
     contract: Contract
     notices: tuple[str, ...]
 
 
-def _expose(target: Target, labels: tuple[str, ...] | None, stated: StatedKind | None) -> _Exposed:
-    """Make the target layer an output of its graph, in place."""
-    converted, feature_map = target.converted, target.feature_map
+def _expose(targets: Sequence[Target], labels: tuple[str, ...] | None, stated: StatedKind | None) -> _Exposed:
+    """Make the layers outputs of their graph, in place."""
+    converted = targets[0].converted
     model = converted.model
     refuse_largest(model.graph.outputs[0], converted.name)
     classes = _count_classes(model)
     fitting, notice = fit_labels(labels or converted.labels, classes, labels is not None)
+    feature_maps = [target.feature_map for target in targets]
     contract = Contract(
-        layer=target.name,
-        value=feature_map.value.name or "",
+        layers=tuple(
+            ExposedLayer(target.name, target.feature_map.value.name or "", target.feature_map.layout)
+            for target in targets
+        ),
         image_layout=converted.image_layout,
-        activations_layout=feature_map.layout,
         preprocessing=converted.preprocessing,
         labels=fitting,
         source=converted.source,
     )
     scores, notices = settle_kind(read_scores(model.graph.outputs[0]), stated, classes, converted.name)
-    contract = expose(model, feature_map, contract, scores)
-    notices = notices if notice is None else (notice, *notices)
-    name = target.name if target.name in target.layers else None
-    exposed = _Exposed(feature_map, name, contract, notices)
+    contract = expose(model, feature_maps, contract, scores)
     RemoveUnusedNodesPass()(model)
-    for value in target.measured:
-        if value is not feature_map.value:
+    kept = {feature_map.value for feature_map in feature_maps}
+    for value in targets[0].measured:
+        if value not in kept:
             value.shape = None
-    return exposed
+    return _Exposed(contract, notices if notice is None else (notice, *notices))
 
 
 def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -202,22 +202,27 @@ def _load_weights(model: Any, weights: str | PathLike[str], name: str) -> None:
 
 
 def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> Converted:
-    """Convert a model. If the target layer is a Keras layer, trace it as another output, so that its tensor stays."""
+    """Convert a model; layers that are Keras layers are traced as more outputs, so they surely are tensors."""
     image = _input_spec(model, name, options)
     layers = find_layers(model)
-    path = _find_path(layers, options.layer)
-    traced, paths = _trace(model, image, name, layers, path)
+    found = {layer: _find_path(layers, layer) for layer in options.layers}
+    asked = {layer: path for layer, path in found.items() if path is not None}
+    targets = tuple(dict.fromkeys(asked.values()))
+    alone = len(asked) == len(found)
+    traced, paths = _trace(model, image, name, {path: layers[path] for path in targets} if alone else layers, targets)
     values = [value for node in traced.proto.graph.node for value in node.output]
-    if path is None and options.layer not in ("auto", *values):
-        short = [known.rpartition("/")[2] for known in layers]
-        raise LayerError(f"layer {options.layer!r} is not in {name}{nearest(options.layer, [*layers, *short])}")
+    for layer in found:
+        if layer not in asked and layer not in ("auto", *values):
+            short = [known.rpartition("/")[2] for known in layers]
+            raise LayerError(f"layer {layer!r} is not in {name}{nearest(layer, [*layers, *short])}")
     run_maps = show_maps(traced, paths)
 
     def run(inputs: NDArray[Any], place: int) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
         with quiet():
             scores = to_numpy(_flat(model(tf.constant(inputs), training=False))[place])
         maps = run_maps(inputs)
-        return scores, maps if path is None else {path: maps[path], options.layer: maps[path]}
+        named = {name: maps[path] for layer, path in asked.items() for name in (path, layer)}
+        return scores, named if alone else maps | named
 
     foreign = ForeignGraph(
         name=name,
@@ -225,7 +230,7 @@ def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> 
         source={"kind": "keras", "name": short_name, "versions": VERSIONS},
         run=run,
         runs_batch=image.shape[0],
-        layers={} if path is None else {path: _exposed(path), options.layer: _exposed(path)},
+        layers={name: _exposed(path) for layer, path in asked.items() for name in (path, layer)},
     )
     return adopt(foreign, options)
 
@@ -288,14 +293,19 @@ def _find_path(layers: Mapping[str, Any], layer: str) -> str | None:
 
 
 def _exposed(path: str) -> str:
-    """Return the name of the graph's tensor for a traced target layer."""
+    """Return the name of the tensor in the graph that a layer to expose is traced as."""
     return f"{path}/output"
 
 
 def _trace(
-    model: Any, image: tf.TensorSpec, name: str, layers: Mapping[str, Any], target: str | None
+    model: Any, image: tf.TensorSpec, name: str, layers: Mapping[str, Any], targets: Sequence[str]
 ) -> tuple[Traced, dict[str, str]]:
-    """Convert a model, with the tensor of the target layer in the graph, though not among its outputs.
+    """Convert a model, with the tensors of some layers in the graph, though not among its outputs.
+
+    Args:
+        model, image, name: the model, what it takes, and what messages call it.
+        layers: the layers whose tensors are named.
+        targets: those of them that are to be in the graph.
 
     Returns:
         The graph, and the layers' names by TensorFlow's names for their results.
@@ -303,26 +313,32 @@ def _trace(
     paths: dict[str, str] = {}
 
     def trace(inputs: Any) -> dict[str, Any]:
-        with _recorded(layers if target is None else {target: layers[target]}) as results:
+        with _recorded(layers) as results:
             returned = model(inputs, training=False)
         outputs = _flat(returned)
         paths.clear()
-        for path, result in results.items():  # if several layers return the same tensor, the first made it
-            if tf.is_tensor(result):
-                paths.setdefault(result.name, path)
+        for path in sorted(results, key=lambda path: path not in targets):
+            if tf.is_tensor(results[path]):  # of layers that return the same tensor, the first made it
+                paths.setdefault(results[path].name, path)
         named = dict(zip(_output_names(model, returned, len(outputs)), outputs, strict=True))
-        if target is None:
-            return named
-        result = results.get(target)
-        if not tf.is_tensor(result):
-            what = "is not called in a prediction" if result is None else "returns more than one tensor"
-            raise LayerError(f"layer {target!r} of {name} {what}; expected a layer that returns a feature map")
-        return named | {_exposed(target): tf.identity(result)}
+        for target in targets:
+            result = results.get(target)
+            if result is None or not tf.is_tensor(result):
+                what = "is not called in a prediction" if result is None else "returns more than one tensor"
+                raise LayerError(f"layer {target!r} of {name} {what}; expected a layer that returns a feature map")
+            if paths[result.name] != target:
+                raise LayerError(
+                    f"layers {paths[result.name]!r} and {target!r} of {name} are the same tensor; expected each layer "
+                    "once"
+                )
+            named[_exposed(target)] = tf.identity(result)
+        return named
 
     traced = to_onnx(trace, image, name)
-    if target is not None:
-        outputs = traced.proto.graph.output
-        outputs.remove(next(output for output in outputs if output.name == _exposed(target)))
+    exposed = set(map(_exposed, targets))
+    outputs = [output for output in traced.proto.graph.output if output.name not in exposed]
+    del traced.proto.graph.output[:]
+    traced.proto.graph.output.extend(outputs)
     return traced, paths
 
 

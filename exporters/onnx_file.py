@@ -38,10 +38,10 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         proto,
         source,
         folder=path.resolve().parent,
-        layers={contract.layer: "activations"} if contract.layer else {},
+        layers={layer.name: layer.output for layer in contract.layers if layer.output is not None},
         preprocessing=contract.preprocessing,
         labels=contract.labels,
-        output_kind=kind_of(contract) if contract.layer else None,
+        output_kind=kind_of(contract) if contract.layers else None,
     )
     return adopt(foreign, options)
 
@@ -49,4 +49,4 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
 def own_contract(proto: onnx.ModelProto, path: Path) -> Contract:
     """Return the contract of a file that ortcam wrote, else an empty contract."""
     entries = {entry.key: entry.value for entry in proto.metadata_props}
-    return Contract.from_metadata(entries, str(path)) if PREFIX + "format" in entries else Contract("", "")
+    return Contract.from_metadata(entries, str(path)) if PREFIX + "format" in entries else Contract(())

@@ -34,7 +34,7 @@ class SourceOptions:
         input_size: (height, width) of the input.
         opset: 18, 19 or 20, for sources that are converted.
         preprocess: a name, a JSON file or a Preprocessing.
-        layer: the target layer as the user named it, or ``auto``.
+        layers: the layers to expose as the user named them, or ``auto``.
         output: the name, the key or the index of the output that holds the class scores.
         input_layout: the order of the input's dimensions, if the file does not state it.
         grid: (rows, columns) of the patches of a vision transformer.
@@ -47,7 +47,7 @@ class SourceOptions:
     input_size: tuple[int, int] | None = None
     opset: int = 20
     preprocess: str | PathLike[str] | Preprocessing | None = None
-    layer: str = "auto"
+    layers: tuple[str, ...] = ("auto",)
     output: str | None = None
     input_layout: Layout | None = None
     grid: tuple[int, int] | None = None

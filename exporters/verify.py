@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,31 +61,63 @@ Reference = Callable[[Floats, LayerMatch], NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class LayerToVerify:
+    """An exposed layer of a file, as its source knows it.
+
+    Attributes:
+        name: the layer, where it is one that the source has a name for.
+        tokens: how it was cut out of a sequence of tokens.
+    """
+
+    name: str | None
+    tokens: Tokens | None = None
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """How closely an exposed layer and its source agree, the worst over all batches.
+
+    Attributes:
+        error: the largest difference over the largest activation; None where the layer could not be compared.
+        name: what the source calls the layer, where it was found among its tensors.
+    """
+
+    error: float | None
+    name: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"activations_relative_error": None if self.error is None else float(f"{self.error:.3g}")}
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How closely an exported file and its source agree, the worst over all batches.
 
     Attributes:
         logits: the largest difference of the scores over the largest score.
-        activations: the same for the target layer; None if only the scores could be compared.
-        top1: whether both have the same top class for every input, up to ties within `logits`.
+        layers: likewise for each exposed layer.
+        top1: whether both see the same top class in every input, up to ties within `logits`.
         batches: the batch sizes that were run.
-        layer: the source's name for the target layer; None if it was not found among the source's tensors.
-        scores: float32 [R,N], the file's scores for all inputs.
-        mixing: the relative difference of a picture's scores and target layer, alone and in a batch.
+        scores: float32 [R,N], what the file returned for all inputs.
+        mixing: how far scores and layers of a picture alone are from its own in a batch, relatively.
     """
 
     logits: float
-    activations: float | None
+    layers: tuple[LayerAgreement, ...]
     top1: bool
     batches: tuple[int, ...]
-    layer: str | None = None
     scores: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32), compare=False, repr=False)
     mixing: float = 0.0
 
+    @property
+    def activations(self) -> float | None:
+        """The error of the first exposed layer; None where only the scores could be compared."""
+        return self.layers[0].error if self.layers else None
+
     def to_dict(self) -> dict[str, Any]:
+        """Return what a file states of its scores."""
         return {
             "logits_relative_error": float(f"{self.logits:.3g}"),
-            "activations_relative_error": None if self.activations is None else float(f"{self.activations:.3g}"),
             "same_top1": self.top1,
             "batches": list(self.batches),
         }
@@ -98,7 +130,7 @@ def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     return float(np.abs(ours - theirs).max()) / max(scale, float(np.finfo(np.float32).tiny))
 
 
-def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens | None) -> Agreement:
+def verify(path: Path, converted: Converted, layers: Sequence[LayerToVerify]) -> Agreement:
     """Compare an exported file with its source on random inputs (see `make_pictures`).
 
     One picture runs both alone and among others, to compare its scores.
@@ -106,23 +138,23 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
     Args:
         path: the file.
         converted: the source.
-        layer: the source's name for the target layer; None if it has none.
-        tokens: how the target layer was cut out of a sequence of tokens.
+        layers: the exposed layers.
 
     Raises:
         ExportError: the file does not run, or does not agree with its source.
     """
     proto = onnx.load(path, load_external_data=False)
     session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
-    reference, random = converted.reference(layer), np.random.default_rng(0)
-    logits_error, top1, distances, returned, name = 0.0, True, [], [], None
+    references, random = [converted.reference(layer.name) for layer in layers], np.random.default_rng(0)
+    logits_error, top1, returned = 0.0, True, []
+    matches: list[list[LayerMatch]] = [[] for _ in layers]
     mixing, alone = 0.0, []
     pictures = make_pictures(converted, random, max(converted.batches))
     middle = len(pictures) // 2  # a graph may read a batch from its front or its end
     for batch in converted.batches:
         inputs = pictures[middle : middle + 1] if batch == 1 else pictures
         try:
-            scores, activations = results = session.run(None, {"image": inputs})
+            scores, *activations = results = session.run(None, {"image": inputs})
         except RUNTIME_ERRORS as error:
             raise ExportError(f"the exported model does not run with a batch of {batch}: {one_line(error)}") from error
         _refuse_odd_outputs(scores, activations, batch)
@@ -132,30 +164,35 @@ def verify(path: Path, converted: Converted, layer: str | None, tokens: Tokens |
         elif 1 in converted.batches:
             pairs = zip(results, alone, strict=True)
             mixing = max(relative_error(together[middle : middle + 1], own) for together, own in pairs)
-        match = LayerMatch(activations, tokens)
-        source_scores = reference(inputs, match)
+        for layer, reference, tensor, seen in zip(layers, references, activations, matches, strict=True):
+            seen.append(LayerMatch(tensor, layer.tokens))
+            source_scores = reference(inputs, seen[-1])
         if source_scores.shape != scores.shape:
             raise ExportError(
                 f"the exported model returns scores {list(scores.shape)}, its source {list(source_scores.shape)}"
             )
-        if match.distance is not None:
-            distances.append(match.distance)
-            name = match.name
         logits_error = max(logits_error, relative_error(scores, source_scores))
         tie = logits_error * float(np.abs(source_scores).max())
         chosen = source_scores[np.arange(batch), scores.argmax(axis=1)]
         top1 = top1 and bool((source_scores.max(axis=1) - chosen <= tie).all())
-    inner = max(distances) if len(distances) == len(converted.batches) else None
-    agreement = Agreement(logits_error, inner, top1, converted.batches, name, np.concatenate(returned), mixing)
+    of_layers = tuple(map(_worst, matches))
+    agreement = Agreement(logits_error, of_layers, top1, converted.batches, np.concatenate(returned), mixing)
     try:
         _refuse_disagreement(agreement, converted.tolerance, converted.layer_tolerance)
     except ExportError as error:
-        again, source_again = session.run(None, {"image": inputs})[0], reference(inputs, match)
+        again, source_again = session.run(None, {"image": inputs})[0], references[-1](inputs, seen[-1])
         for what, first, second in (("it", scores, again), ("the source", source_scores, source_again)):
             if relative_error(second, first) > TOLERANCE:
                 raise ExportError(f"{error}; {what} {explain_randomness(second, first)}") from error
         raise
     return agreement
+
+
+def _worst(matches: Sequence[LayerMatch]) -> LayerAgreement:
+    """Return how closely a layer agrees over all batches; its error is unknown where one batch shows none."""
+    distances = [match.distance for match in matches if match.distance is not None]
+    name = next((match.name for match in reversed(matches) if match.distance is not None), None)
+    return LayerAgreement(max(distances) if len(distances) == len(matches) else None, name)
 
 
 def make_pictures(converted: Converted, random: np.random.Generator, count: int) -> Floats:
@@ -191,22 +228,25 @@ def _refuse_disagreement(agreement: Agreement, tolerance: float, layer_tolerance
             f"the exported model does not agree with its source: scores differ by {agreement.logits:.2g} of the "
             f"largest (at most {tolerance:g} allowed){top}"
         )
-    if agreement.activations is not None and not agreement.activations <= layer_tolerance:
-        raise ExportError(
-            "the exported target layer does not agree with its source: "
-            f"activations differ by {agreement.activations:.2g} of the largest (at most {layer_tolerance:g} allowed)"
-        )
+    for layer in agreement.layers:
+        if layer.error is not None and not layer.error <= layer_tolerance:
+            shown = "" if layer.name is None else f" {layer.name!r}"
+            raise ExportError(
+                f"the exported target layer{shown} does not agree with its source: "
+                f"activations differ by {layer.error:.2g} of the largest (at most {layer_tolerance:g} allowed)"
+            )
 
 
-def _refuse_odd_outputs(scores: Floats, activations: Floats, batch: int) -> None:
+def _refuse_odd_outputs(scores: Floats, activations: Sequence[Floats], batch: int) -> None:
     if scores.ndim != 2 or len(scores) != batch:
         raise ExportError(
             f"the model returns {list(scores.shape)} for a batch of {batch}; expected class scores [batch,classes]: "
             "ortcam explains image classifiers"
         )
-    if activations.ndim != 4 or len(activations) != batch:
-        raise ExportError(
-            f"the target layer is {list(activations.shape)} for a batch of {batch}; expected [batch,channels,h,w]"
-        )
-    if not np.isfinite(scores).all() or not np.isfinite(activations).all():
+    for tensor in activations:
+        if tensor.ndim != 4 or len(tensor) != batch:
+            raise ExportError(
+                f"the target layer is {list(tensor.shape)} for a batch of {batch}; expected [batch,channels,h,w]"
+            )
+    if not all(np.isfinite(tensor).all() for tensor in (scores, *activations)):
         raise ExportError("the model returns NaN or infinite values for standard normal inputs")

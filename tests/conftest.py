@@ -156,7 +156,7 @@ def in_table(record_property: Callable[[str, object], None]) -> Callable[..., No
                 "shape": " x ".join(map(str, dims if contract.activations_layout == "NCHW" else [dims[2], *dims[:2]])),
                 "output": contract.output,
                 "scores": contract.verified["logits_relative_error"],
-                "activations": contract.verified["activations_relative_error"],
+                "activations": contract.layers[0].verified["activations_relative_error"],
             }
         for name, value in fields.items():
             record_property(name, "" if value is None else value)

@@ -39,8 +39,11 @@ def test_the_file_keeps_the_contract(tiny: nn.Module, tmp_path: Path) -> None:
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert not any("stack_trace" in entry.key for node in proto.graph.node for entry in node.metadata_props)
     entries = {entry.key: json.loads(entry.value) for entry in proto.metadata_props if entry.key.startswith("ortcam.")}
-    assert entries["ortcam.format"] == 1
-    assert entries["ortcam.layer"] == "features"
+    assert entries["ortcam.format"] == 2
+    (layer,) = entries["ortcam.layers"]
+    assert layer.pop("verified").keys() == {"activations_relative_error", "places", "places_correlation"}
+    assert layer == {"name": "features", "value": "relu_1", "layout": "NCHW", "output": "activations"}
+    assert (entries["ortcam.task"], entries["ortcam.outputs"]) == ("classify", {"scores": "logits"})
     assert entries["ortcam.output"] == "logits"
     assert entries["ortcam.labels"] == labels
     assert entries["ortcam.preprocessing"]["height"] == 32
@@ -48,7 +51,8 @@ def test_the_file_keeps_the_contract(tiny: nn.Module, tmp_path: Path) -> None:
     assert entries["ortcam.verified"]["same_top1"] is True
     assert entries["ortcam.verified"]["batches"] == [1, 3]
     assert 0 <= entries["ortcam.verified"]["logits_relative_error"] < 1e-5
-    assert 0 <= entries["ortcam.verified"]["activations_relative_error"] < 1e-5
+    assert report.agreement.activations is not None
+    assert 0 <= report.agreement.activations < 1e-5
 
 
 def test_any_runtime_can_run_the_file(tiny: nn.Module, tmp_path: Path) -> None:
@@ -63,7 +67,7 @@ def test_any_runtime_can_run_the_file(tiny: nn.Module, tmp_path: Path) -> None:
 def test_trained_lite0_agrees_with_its_source(lite0_file: Path) -> None:
     contract = CamModel(lite0_file).contract
     assert contract.verified["logits_relative_error"] <= 1e-4
-    assert contract.verified["activations_relative_error"] <= 1e-4
+    assert contract.layers[0].verified["activations_relative_error"] <= 1e-4
     assert contract.layer == "_swish"  # one ReLU6 module, called all over the network; its last call is the head's
     assert contract.labels is not None
     assert contract.labels[243] == "bull mastiff"

@@ -23,7 +23,7 @@ PLACES = {
     "cv2": ("ortcam/model/image.py", "ortcam/output/render.py"),
     "onnx_ir": (
         "ortcam/graph/",
-        "ortcam/runtime/layer.py",
+        "ortcam/runtime/edited.py",
         "ortcam/runtime/shapes.py",
         "exporters/",
         "cli/inspect.py",

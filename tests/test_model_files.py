@@ -1,4 +1,4 @@
-"""Model files as people have them: frozen TensorFlow graphs, and well-known files that are no sources."""
+"""Model files as people have them: of an older format, frozen TensorFlow graphs, files that are no sources."""
 
 from __future__ import annotations
 
@@ -12,12 +12,98 @@ import onnxruntime as ort
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from typer.testing import CliRunner
 
-from ortcam.errors import ExportError, LayerError, OptionError
+import ortcam
+from ortcam import CamModel
+from ortcam.cli.app import app
+from ortcam.errors import ExportError, LayerError, ModelError, OptionError
 from ortcam.exporters import export
 from ortcam.exporters.verify import Agreement, _refuse_disagreement
+from ortcam.model.contract import ExposedLayer
 
 v1 = tf.compat.v1
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_a_file_of_format_1(tmp_path: Path) -> None:
+    """data/format1.onnx was written by ortcam 0.1.0 of November 2026, the last that wrote format 1:
+
+        labels = [f"label {i}" for i in range(10)]
+        export(conftest.Tiny().eval(), "format1.onnx", input_size=32, preprocess="imagenet", labels=labels)
+
+    data/format1.npz has `raw_maps` and `target` of its exact official explanation of `photo`, made then on a CPU. This
+    ortcam makes the same map to the bit there; another processor's float32 sums differ by about 1e-6.
+    """
+    kept, path = np.load(DATA / "format1.npz"), DATA / "format1.onnx"
+    entries = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+    assert (entries["ortcam.format"], entries["ortcam.layer"]) == (1, "features")
+    photo = np.random.default_rng(18).integers(0, 256, (48, 40, 3), np.uint8)
+    cam = ortcam.ScoreCAM(path, provider="cpu")
+    found = cam.explain(photo)
+    assert (found.targets[0].index, found.targets[0].label, found.layer) == (int(kept["target"]), "label 0", "features")
+    np.testing.assert_allclose(found.raw_maps, kept["raw_maps"], rtol=0, atol=1e-5)
+    contract = cam.model.contract
+    assert contract.task == "classify"
+    assert contract.layers == (
+        ExposedLayer(
+            "features", "relu_1", "NCHW", "activations",
+            {"activations_relative_error": 2.84e-07, "places": "confirmed", "places_correlation": 0.844},
+        ),
+    )  # fmt: skip
+    assert contract.verified == {"logits_relative_error": 7.81e-08, "same_top1": True, "batches": [1, 3]}
+    shown = CliRunner().invoke(app, ["inspect", str(path)]).output
+    assert "layer   features (relu_1 in the source graph)" in shown
+    assert "checked scores within 7.81e-08, target layer within 2.84e-07" in shown
+    ortcam.pack(path, tmp_path / "packed.onnx")
+    packed = ortcam.PackedExplainer(tmp_path / "packed.onnx", provider="cpu")
+    np.testing.assert_allclose(packed.explain(photo).maps, found.maps, rtol=0, atol=1e-4)  # as all packed files
+    assert packed.contract.layer == "features"
+
+
+def change(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
+    """Write entries of the metadata anew; None takes one away."""
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    entries |= {f"ortcam.{key}": json.dumps(value) for key, value in values.items()}
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, {key: text for key, text in entries.items() if text != "null"})
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": 3}, r"has format 3; this ortcam reads formats 1 and 2: export it again, or use a newer ortcam"),
+        ({"task": "detect"}, r"for the task 'detect'; this ortcam knows only 'classify': use a newer ortcam"),
+        ({"task": "detect", "layers": None, "output": "boxes"}, "for the task 'detect'"),
+        ({"layers": []}, "metadata that cannot be read: the outputs of the layers are"),
+        ({"layers": [{"name": "a"}]}, "metadata that cannot be read: .*'value'"),
+        ({"layers": [{"name": "a", "value": "b", "layout": "CHWN"}]}, "the layout of layer 'a' is 'CHWN'"),
+        ({"layers": [{"name": "a", "value": 1}]}, "the value of a layer is 1"),
+        ({"layers": [{"name": "a", "value": "b", "output": "c"}]}, r"the outputs of the layers are \['c'\]"),
+        ({"layers": None}, "metadata that cannot be read"),
+        ({"outputs": ["logits"]}, "outputs is "),
+        ({"outputs": {"scores": "boxes"}}, r"expected the input 'image' and the outputs \['boxes', 'activations'\]"),
+    ],
+)
+def test_metadata_that_is_refused(values: dict[str, Any], message: str) -> None:
+    proto = onnx.load(DATA / "format1.onnx")
+    contract = CamModel(proto).contract
+    written = {key: json.loads(text) for key, text in contract.to_metadata().items()}
+    proto = change(proto, **{key.removeprefix("ortcam."): value for key, value in written.items()})
+    assert CamModel(proto).contract == contract, "as format 2 it says the same"
+    with pytest.raises(ModelError, match=message) as caught:
+        CamModel(change(proto, **values))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_newer_file_states_besides_is_no_obstacle() -> None:
+    """Fields may be added within a format."""
+    proto = onnx.load(DATA / "format1.onnx")
+    layer = {"name": "features", "value": "relu_1", "layout": "NCHW", "output": "activations", "colour": "blue"}
+    proto = change(proto, format=2, layers=[layer], outputs={"scores": "logits", "boxes": "b"}, other=1)
+    assert CamModel(proto).contract.layers == (ExposedLayer("features", "relu_1"),)
 
 
 def frozen_graph(name: str = "final_result") -> tuple[Any, np.ndarray, np.ndarray]:
@@ -57,8 +143,10 @@ def test_a_frozen_graph(suffix: str, tmp_path: Path) -> None:
 def test_outputs_and_layers_of_a_frozen_graph(tmp_path: Path) -> None:
     source = tmp_path / "frozen.pb"
     source.write_bytes(frozen_graph()[0].SerializeToString())
-    report = export(source, tmp_path / "net.onnx", output_name="logits:0", layer="Relu")
+    report = export(source, tmp_path / "net.onnx", output_name="logits:0", layer=["Relu", "features"])
     assert (report.layer, report.shape, report.contract.output) == ("Relu", (8, 16, 16), "logits")
+    assert [(layer.name, layer.shape) for layer in report.layers[1:]] == [("features", (6, 7, 7))]
+    assert all(layer.error is not None and layer.error < 1e-5 for layer in report.layers)
     with pytest.raises(OptionError, match="no node 'logit'; nearest: logits"):
         export(source, tmp_path / "other.onnx", output_name="logit")
     with pytest.raises(LayerError, match=r"'feature' is not in .*; nearest: features"):
@@ -204,4 +292,4 @@ def test_well_known_files(files: dict[str, Any], source: str, message: str, tmp_
 def test_a_disagreement_says_nothing_good_beside_a_failure(same: bool, message: str) -> None:
     """A top class that is the same up to the error is no agreement where the error is too large."""
     with pytest.raises(ExportError, match=message):
-        _refuse_disagreement(Agreement(0.9, None, same, (1, 3)), 0.25, 0.5)
+        _refuse_disagreement(Agreement(0.9, (), same, (1, 3)), 0.25, 0.5)

@@ -32,7 +32,7 @@ def brightest_cell(path: Path, rows: slice, columns: slice) -> tuple[float, floa
     white[:, :, rows, columns] = 2
     before, after = (session.run(["activations"], {"image": image})[0] for image in (grey, white))
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
-    axis = 1 if metadata["ortcam.activations_layout"] == "NCHW" else 3
+    axis = 1 if metadata["ortcam.layers"][0]["layout"] == "NCHW" else 3
     answer = np.abs(after - before).mean(axis)[0]
     row, column = np.unravel_index(answer.argmax(), answer.shape)
     return (row + 0.5) / answer.shape[0], (column + 0.5) / answer.shape[1]
@@ -43,7 +43,7 @@ def test_windows_of_tokens_are_no_rows(tmp_path: Path) -> None:
     report = export(torch_models.windows(), tmp_path / "net.onnx", input_size=64)
     assert report.shape == (12, 8, 8)
     assert report.places.verdict == "confirmed"
-    assert report.contract.verified["places"] == "confirmed"
+    assert report.contract.layers[0].verified["places"] == "confirmed"
     row, column = brightest_cell(report.path, slice(0, 16), slice(0, 16))
     assert row < 0.25
     assert column < 0.25
@@ -111,9 +111,22 @@ def test_maps_in_another_order_are_no_candidates(change: str, stated: str, tmp_p
     assert (row, column) == (0.5 / 6, 7.5 / 8)
     with pytest.warns(OrtcamWarning, match="show wrong places: .*; the next best layer is relu"):
         named = export(module, tmp_path / "named.onnx", "second", input_size=(48, 64))
-    assert named.contract.verified["places"] == stated
+    assert named.contract.layers[0].verified["places"] == stated
     assert "show wrong places" in named.notices[-1]
     assert named.notices[-1].endswith("the next best layer is relu")
+
+
+def test_a_better_layer_takes_the_place_of_the_first_and_the_second_stays(tmp_path: Path) -> None:
+    """`auto` sees that its best candidate is upside down; the layer that is named beside it is exposed all the same."""
+    module = Rearranged("upside down").eval()
+    report = export(module, tmp_path / "net.onnx", ["auto", "first"], input_size=(48, 64))
+    assert [(layer.shape, layer.places.verdict) for layer in report.layers] == [((8, 6, 8), "confirmed")] * 2
+    x = np.random.default_rng(0).standard_normal((2, 3, 48, 64)).astype(np.float32)
+    _, chosen, named = ort.InferenceSession(report.path).run(None, {"image": x})
+    with torch.no_grad():
+        expected = module.first(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(named, expected, rtol=0, atol=1e-5)  # float32 sums of 192 products
+    np.testing.assert_allclose(chosen, np.maximum(expected, 0), rtol=0, atol=1e-5)
 
 
 class NoPlaces(nn.Module):
@@ -148,7 +161,7 @@ def test_a_wrong_grid_of_patches_is_noticed(tmp_path: Path) -> None:
         img_size=(32, 48), patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10, global_pool="avg"
     ).eval()
     report = export(module, tmp_path / "net.onnx", "blocks.1", input_size=(32, 48), grid=(6, 4))
-    assert report.contract.verified["places"] == "the cells are a grid of 4 x 6"
+    assert report.contract.layers[0].verified["places"] == "the cells are a grid of 4 x 6"
     right = export(module, tmp_path / "net.onnx", "blocks.1", input_size=(32, 48))
     assert (right.shape, right.places.verdict) == ((32, 4, 6), "confirmed")
 

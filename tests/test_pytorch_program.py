@@ -80,10 +80,12 @@ def test_resnet18_keeps_its_modules(resnet18_program: Path, resnet18: nn.Module,
 
 
 def test_a_layer_by_its_module(resnet18_program: Path, tmp_path: Path) -> None:
-    report = export(resnet18_program, tmp_path / "r.onnx", "layer3.0.bn1")
-    assert (report.layer, report.shape) == ("layer3.0.bn1", (256, 6, 6))
-    assert report.agreement.activations is not None
-    assert report.agreement.activations <= 1e-4
+    report = export(resnet18_program, tmp_path / "r.onnx", ["layer3.0.bn1", "layer4"])
+    assert [(layer.name, layer.shape) for layer in report.layers] == [
+        ("layer3.0.bn1", (256, 6, 6)),
+        ("layer4", (512, 3, 3)),
+    ]
+    assert all(layer.error is not None and layer.error <= 1e-4 for layer in report.layers)
     with pytest.raises(LayerError, match="nearest: layer4"):
         export(resnet18_program, tmp_path / "s.onnx", "layer5")
 

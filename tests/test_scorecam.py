@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import subprocess
 import sys
 import threading
@@ -604,7 +605,8 @@ def test_a_file_with_channels_last_is_explained_alike(
     for value, shape in ((graph.input[0], ["batch", 96, 96, 3]), (graph.output[1], ["batch", 3, 3, 512])):
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
     entries = {entry.key: entry.value for entry in proto.metadata_props}
-    entries |= {"ortcam.image_layout": '"NHWC"', "ortcam.activations_layout": '"NHWC"'}
+    (layer,) = json.loads(entries["ortcam.layers"])
+    entries |= {"ortcam.image_layout": '"NHWC"', "ortcam.layers": json.dumps([layer | {"layout": "NHWC"}])}
     onnx.helper.set_model_props(proto, entries)
     onnx.save(proto, tmp_path / "last.onnx")
     cam = ortcam.ScoreCAM(tmp_path / "last.onnx")

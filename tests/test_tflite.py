@@ -156,8 +156,10 @@ def test_quantized_throughout(
 def test_layers_by_their_names(make_tflite: Callable[[str], Path], kind: str, tmp_path: Path) -> None:
     """A fused operator's name stands for what it returns: behind its ReLU."""
     source = make_tflite(kind)
-    report = export(source, tmp_path / "fer.onnx", layer="model_1_1/activation_5_1/Relu")
-    assert report.shape == (64, 15, 15)
+    report = export(source, tmp_path / "fer.onnx", layer=["model_1_1/activation_5_1/Relu", "model_1_1/add_3_1/Add"])
+    assert [layer.shape for layer in report.layers] == [(64, 15, 15), (64, 8, 8)]
+    assert report.layers[1].error is not None
+    assert report.layers[1].error < {"float": 1e-5, "int8": 0.2}[kind]
     assert report.agreement.activations is not None
     assert report.agreement.activations < {"float": 1e-5, "int8": 0.2}[kind]
     x = np.random.default_rng(0).standard_normal((1, 64, 64, 1)).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,9 @@ def pack(
     source = _read_whole(known)
     explainer = build_explainer(source, known.contract, plan)
     facts = _describe(known, plan, explainer.graph.output[0].name, classes)
-    for key, text in {**known.contract.to_metadata(), EXPLAINER: json.dumps(facts)}.items():
+    layer_alone = replace(known.contract.layers[0], output=None)
+    contract = replace(known.contract, layers=(layer_alone,), outputs={"scores": facts["scores"]})
+    for key, text in {**contract.to_metadata(), EXPLAINER: json.dumps(facts)}.items():
         explainer.metadata_props.add(key=key, value=text)
     explainer.producer_name, explainer.producer_version = "ortcam", ortcam.__version__
     refusal = _refusal(explainer)

@@ -25,8 +25,9 @@ from ortcam.graph import names, scoring, surrogates
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
-from ortcam.graph.standard import in_order, rename, standardize
+from ortcam.graph.standard import in_order, standardize
 from ortcam.model.contract import Contract, Layout, count_scores
+from ortcam.model.protobuf import rename
 
 _INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
 _OURS = ("image", "target", "target_class", "saliency", "scored", "error")

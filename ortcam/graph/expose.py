@@ -1,7 +1,8 @@
-"""Making a target layer an output, under the names and types of the model-file contract."""
+"""Making target layers outputs, under the names and types of the model-file contract."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,38 +13,50 @@ from ortcam.errors import LayerError
 from ortcam.graph.ends import Scores
 from ortcam.graph.layers import FeatureMap, all_values
 from ortcam.graph.maps import Tokens, find_scale
-from ortcam.model.contract import PREFIX, Contract
+from ortcam.model.contract import PREFIX, Contract, output_name
 
 _INTEGERS = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
-def expose(model: ir.Model, feature_map: FeatureMap, contract: Contract, read: Scores) -> Contract:
-    """Make a feature map the output `activations`, in place, rename image and scores, and write the contract.
+def expose(model: ir.Model, feature_maps: Sequence[FeatureMap], contract: Contract, read: Scores) -> Contract:
+    """Make feature maps the outputs `activations`, `activations.1`, ..., in place, and rename image and scores.
 
-    Returns the contract, with what the graph's output holds: `read`.
+    Returns the contract, which the model's metadata states then, with what the graph's output holds: `read`.
 
     The weights and the computation stay as they are; outputs other than the first are dropped. Image, scores and
     activations become float32 where the graph has other types, and patches in rows become a map [batch,h,w,K].
 
+    Args:
+        model: the graph.
+        feature_maps: one for each layer of the contract.
+        contract: what else the file states.
+        read: what the first output holds.
+
     Raises:
-        LayerError: the feature map holds numbers that cannot be turned into float32.
+        LayerError: a feature map holds numbers that cannot be turned into float32.
     """
     graph = model.graph
     _make_image_float(graph)
     result = _flatten(graph, _make_float(graph, graph.outputs[0]))
-    activations = _make_float(graph, feature_map.value)
-    if feature_map.tokens is not None:
-        activations = _place_tokens(activations, feature_map.tokens)
-    if activations is result:
+    exposed: list[ir.Value] = []
+    for feature_map in feature_maps:
+        activations = _make_float(graph, feature_map.value)
+        if feature_map.tokens is not None:
+            activations = _place_tokens(activations, feature_map.tokens)
+        exposed.append(activations)
+    if result in exposed:
         result = _append(result, "Identity", [result])
     scores = "probabilities" if read.kind in ("probabilities", "sigmoid") else "logits"
-    _rename(graph, {"image": graph.inputs[0], "activations": activations, scores: result})
-    graph.outputs[:] = [result, activations]
-    for named in (graph.inputs[0], result, activations):
+    outputs = {output_name(place): activations for place, activations in enumerate(exposed)}
+    _rename(graph, {"image": graph.inputs[0], **outputs, scores: result})
+    graph.outputs[:] = [result, *exposed]
+    for named in (graph.inputs[0], result, *exposed):
         if named.shape is not None and len(named.shape) and not isinstance(named.shape[0], int):
             named.shape = ir.Shape(["batch", *list(named.shape)[1:]])
     contract = replace(
         contract,
+        layers=tuple(replace(layer, output=name) for layer, name in zip(contract.layers, outputs, strict=True)),
+        outputs={"scores": scores},
         output=read.kind,
         activation=read.activation,
         output_scale=read.output_scale,

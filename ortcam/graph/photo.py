@@ -1,4 +1,4 @@
-"""Write preprocessing, and the placing of maps on the photo, as nodes, for photos of any size (`ortcam.model.preprocessing`).
+"""Preprocessing, and the placing of maps on the photo, as nodes: `ortcam.model.preprocessing` for any size.
 
     photo uint8 [H,W,3] -> input float32 [1,C,h,w] or [1,h,w,C]
     map float32 [T,h,w] -> at the photo's size, float32 [T,H,W]

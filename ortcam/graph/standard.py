@@ -6,7 +6,7 @@ withdrawn, and SimplifiedLayerNormalization, which its optimizer writes. Packed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -15,7 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
 
-# Writes a node in other operators.
+from ortcam.model.protobuf import inner_graphs, read_by
+
+# Writes a node another way.
 _Rewrite = Callable[[onnx.NodeProto], list[onnx.NodeProto]]
 
 
@@ -33,44 +35,12 @@ def standardize(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs inside a node: the body of a loop, the branches of an If."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Rename values in a graph and in the graphs inside its nodes."""
-    for one in (*graph.input, *graph.initializer, *graph.value_info):
-        one.name = names.get(one.name, one.name)
-    for node in graph.node:
-        for strings in (node.input, node.output):
-            for at, name in enumerate(strings):
-                if name in names:
-                    strings[at] = names[name]
-        for inner in inner_graphs(node):
-            rename(inner, names)
-    for output in graph.output:
-        output.name = names.get(output.name, output.name)
-
-
 def in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Put every node behind the nodes that it reads, as ONNX requires. Runtimes are lenient, so not every file is."""
     nodes = list(nodes)
     maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    after = [{maker[name] for name in _read_by(node) if name in maker} for node in nodes]
+    after = [{maker[name] for name in read_by(node) if name in maker} for node in nodes]
     return [nodes[at] for at in TopologicalSorter(dict(enumerate(after))).static_order()]
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, including outer names that the graphs inside it read."""
-    yield from node.input
-    for inner in inner_graphs(node):
-        own = {one.name for one in (*inner.input, *inner.initializer)}
-        own.update(name for one in inner.node for name in one.output)  # values outside may have these names too
-        yield from (name for one in inner.node for name in _read_by(one) if name not in own)
 
 
 def _standardize_weights(graph: onnx.GraphProto) -> None:

@@ -1,13 +1,15 @@
-"""CamModel: an ONNX file whose target layer is an output, and the contract that its metadata states.
+"""CamModel: an ONNX file whose target layers are outputs, and the contract that its metadata states.
 
-An ordinary ONNX file: input `image`, outputs `logits` (or `probabilities`) and `activations`, and metadata
-entries with the prefix ``ortcam.`` whose values are JSON. See docs/model-file.md.
+An ordinary ONNX file: input `image`, outputs `logits` (or `probabilities`), `activations`, `activations.1`, ..., and
+metadata entries with the prefix ``ortcam.`` whose values are JSON. See docs/model-file.md.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from ortcam.errors import (
     ModelError,
     PackedModelError,
 )
-from ortcam.model.contract import EXPLAINER, Contract, count_scores
+from ortcam.model.contract import ACTIVATIONS, EXPLAINER, Contract, ExposedLayer, count_scores
 from ortcam.model.image import MAX_PIXELS
+from ortcam.model.protobuf import choose_output, drop_outputs
 from ortcam.model.source import ModelSource, external_files
 from ortcam.model.source import read_proto as read_proto
 
@@ -34,7 +37,8 @@ class CamModel:
 
     Attributes:
         source: where it came from.
-        contract: what its metadata states.
+        contract: of the model as it runs: what the file states, where another layer is chosen, of that layer alone.
+        stated: what its metadata states, whatever layer is chosen.
         input_shape: the dimensions of `image` without the batch; None where the size is free.
         batch: the batch size when the file fixes one, else None.
         activations_shape: the dimensions of `activations` without the batch; None where the size is free.
@@ -68,6 +72,7 @@ class CamModel:
         self.fingerprints = (self.source.fingerprint, *(Fingerprint(folder / file) for file in external))
         self._edit: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
         self._read_shapes(proto)
+        self.stated = self.contract
         self._fresh: onnx.ModelProto | None = proto
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,10 +81,12 @@ class CamModel:
     def _read_shapes(self, proto: onnx.ModelProto) -> None:
         inputs = {value.name: value for value in proto.graph.input}
         outputs = [value.name for value in proto.graph.output]
-        if "image" not in inputs or "activations" not in outputs:
+        scores = self.contract.outputs.get("scores", outputs[0])
+        expected = [scores, *(layer.output for layer in self.contract.layers)]
+        if "image" not in inputs or outputs[0] != scores or not set(expected) <= set(outputs):
             raise ModelError(
                 f"{self.shown} has inputs {list(inputs)} and outputs {outputs}; "
-                "expected the input 'image' and the output 'activations': export it again"
+                f"expected the input 'image' and the outputs {expected}: export it again"
             )
         shape = [dim.dim_value or None for dim in inputs["image"].type.tensor_type.shape.dim]
         if len(shape) != 4:
@@ -109,13 +116,40 @@ class CamModel:
         other._read_shapes(proto)
         return other
 
+    def find_exposed(self, layer: str) -> ExposedLayer | None:
+        """Return the exposed layer that has this name; None where the file exposes no such layer.
+
+        Args:
+            layer: the name in the source framework, the output, or the value in the source's graph; it is looked for
+                in this order.
+        """
+        for names in zip(*((one.name, one.output, one.value) for one in self.stated.layers), strict=True):
+            if layer in names:
+                return self.stated.layers[names.index(layer)]
+        return None
+
+    def with_exposed(self, layer: ExposedLayer) -> CamModel:
+        """Return the same model with another of its exposed layers as target layer: `activations`."""
+        if layer == self.stated.layers[0]:
+            other = copy.copy(self)
+            other.contract, other._edit, other._fresh = self.stated, None, self.take_file()
+            other._read_shapes(other._fresh)
+            return other
+        edit = partial(_choose, chosen=layer, layers=self.stated.layers)
+        logits = {layer.output: ACTIVATIONS, ACTIVATIONS: layer.output}.get(self.stated.logits, self.stated.logits)
+        contract = replace(self.stated, layers=(replace(layer, output=ACTIVATIONS),), logits=logits)
+        return self.with_layer(contract, edit(self.take_file()), edit)
+
     def exposes(self, layer: str) -> bool:
         """Whether `layer` is a name of the target layer that the model has already."""
-        return layer in (self.contract.layer, self.contract.value, "activations")
+        own, found = self.contract.layers[0], self.find_exposed(layer)
+        if found is not None:
+            return replace(found, output=own.output) == own
+        return layer in (own.name, own.value)
 
     @property
     def edited_layer(self) -> str | None:
-        """The value that is the target layer, where it is not the layer that the file exposes itself."""
+        """The value that is the target layer, where it is not the layer that the file exposes first."""
         return None if self._edit is None else self.contract.value
 
     @property
@@ -174,10 +208,17 @@ class CamModel:
     def take_proto(self) -> onnx.ModelProto:
         """Return the parsed file for the caller to edit: no copy of the weights is kept here."""
         proto, self._fresh = self._fresh, None
-        if proto is not None:
-            return proto
-        proto = self.source.read()
-        return proto if self._edit is None else self._edit(proto)
+        if proto is None:
+            proto = self.source.read()
+            proto = proto if self._edit is None else self._edit(proto)
+        if self._edit is None:
+            drop_outputs(proto.graph, _outputs(self.stated.layers[1:]))
+        return proto
+
+    def take_file(self) -> onnx.ModelProto:
+        """Return the parsed file as it was read, for the caller to edit."""
+        proto, self._fresh = self._fresh, None
+        return self.source.read() if proto is None or self._edit is not None else proto
 
     def forget_proto(self) -> None:
         """Let the parsed weights go, where nobody took them."""
@@ -196,6 +237,17 @@ class CamModel:
     def resolve_targets(self, targets: Targets, classes: int) -> tuple[Wanted, ...] | None:
         """Return the targets that a user names: `ortcam.core.targets.resolve_targets`."""
         return resolve_targets(targets, classes, self.labels, self.name)
+
+
+def _choose(proto: onnx.ModelProto, chosen: ExposedLayer, layers: Sequence[ExposedLayer]) -> onnx.ModelProto:
+    """Make an exposed layer the output `activations`, and the only one, in place."""
+    (own,) = _outputs([chosen])
+    choose_output(proto.graph, own, ACTIVATIONS, [name for name in _outputs(layers) if name != own])
+    return proto
+
+
+def _outputs(layers: Sequence[ExposedLayer]) -> list[str]:
+    return [layer.output for layer in layers if layer.output is not None]
 
 
 # What a model is loaded from: a file's path or bytes, an onnx.ModelProto, or what is loaded already.

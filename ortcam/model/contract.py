@@ -25,11 +25,52 @@ from ortcam.model.pixels import read_pixels
 from ortcam.model.preprocessing import Preprocessing
 from ortcam.model.source import read_proto as read_proto
 
-FORMAT = 1
+FORMAT = 2  # that is written
+FORMATS = (1, 2)  # that are read
 PREFIX = "ortcam."
 EXPLAINER = PREFIX + "explainer"  # the metadata entry that only packed explainers have
 EXPLAINER_FORMAT = 1
 Layout = Literal["NCHW", "NHWC"]
+Task = Literal["classify"]
+ACTIVATIONS = "activations"  # the output that holds the first exposed layer
+_OF_LAYER = ("activations_relative_error", "places", "places_correlation")  # format 1 has them beside the scores'
+
+
+def output_name(place: int) -> str:
+    """Return the name of the output that holds the exposed layer at a place of the list.
+
+    >>> output_name(0), output_name(2)
+    ('activations', 'activations.2')
+    """
+    return f"{ACTIVATIONS}.{place}" if place else ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class ExposedLayer:
+    """A layer that a file has among its outputs.
+
+    Attributes:
+        name: its name in the source framework, as a user would type it.
+        value: the name that the tensor had in the graph before it was exposed.
+        layout: the order of the tensor's dimensions.
+        output: the output that holds it; None in a packed explainer, where no output does.
+        verified: how closely source and file agree on it, and whether its cells are places of the image; empty where
+            nothing was compared.
+    """
+
+    name: str
+    value: str
+    layout: Layout = "NCHW"
+    output: str | None = ACTIVATIONS
+    verified: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the fields, which may come from a file."""
+        for key in ("name", "value"):
+            if not isinstance(getattr(self, key), str):
+                raise TypeError(f"the {key} of a layer is {getattr(self, key)!r}")
+        if self.layout not in get_args(Layout):
+            raise ValueError(f"the layout of layer {self.name!r} is {self.layout!r}")
 
 
 @dataclass(frozen=True)
@@ -37,9 +78,11 @@ class Contract:
     """What the metadata of a model file states.
 
     Attributes:
-        layer: the target layer's name in the source framework, as a user would type it.
-        value: the name that the tensor had in the graph before it was exposed.
-        image_layout, activations_layout: the order of the dimensions.
+        layers: the exposed layers. The first is the target layer where no other is named.
+        task: what the model does with an image.
+        outputs: the names of the file's other outputs by their role: ``scores``. Empty for a file of format 1, whose
+            first output holds the scores.
+        image_layout: the order of the dimensions.
         output: what the first output holds: ``logits``, ``log_probabilities``, ``probabilities`` (of a softmax) or
             ``sigmoid`` (the probabilities of independent sigmoids).
         activation: what makes probabilities of the logits: ``softmax`` or ``sigmoid``. None where neither the graph nor
@@ -51,13 +94,14 @@ class Contract:
             where no such tensor is in the graph.
         logits_scale: what its integers stand for where it is quantized: scale and zero point.
         source: what the model was made from: kind, name, versions.
-        verified: how closely source and file agree, by measure; empty when there was nothing to compare with.
+        verified: how closely the scores of source and file agree, by measure; empty when there was nothing to compare
+            with.
     """
 
-    layer: str
-    value: str
+    layers: tuple[ExposedLayer, ...]
+    task: Task = "classify"
+    outputs: dict[str, str] = field(default_factory=dict)
     image_layout: Layout = "NCHW"
-    activations_layout: Layout = "NCHW"
     output: OutputKind = "logits"
     activation: Activation | None = None
     output_scale: Scale | None = None
@@ -94,9 +138,10 @@ class Contract:
             values = {
                 key.removeprefix(PREFIX): json.loads(text) for key, text in entries.items() if key.startswith(PREFIX)
             }
-            found = values.pop("format")
-            if found != FORMAT:
-                raise ModelError(f"{name} has format {found!r}; this ortcam reads format {FORMAT}: export it again")
+            _refuse_unknown(values, name)
+            values["layers"] = _read_layers(values)
+            if not isinstance(values.get("outputs", {}), dict):
+                raise TypeError(f"outputs is {values['outputs']!r}")
             if values.get("preprocessing") is not None:
                 values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             if values.get("labels") is not None:
@@ -105,8 +150,23 @@ class Contract:
                 if values.get(key, known[0]) not in known:
                     raise ValueError(f"{key} is {values[key]!r}")
             return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
-        except (ValueError, TypeError, AttributeError, OptionError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, OptionError) as error:
             raise ModelError(f"{name} has metadata that cannot be read: {one_line(error)}; export it again") from error
+
+    @property
+    def layer(self) -> str:
+        """The target layer's name in the source framework."""
+        return self.layers[0].name
+
+    @property
+    def value(self) -> str:
+        """The name that the target layer's tensor had in the graph before it was exposed."""
+        return self.layers[0].value
+
+    @property
+    def activations_layout(self) -> Layout:
+        """The order of the target layer's dimensions."""
+        return self.layers[0].layout
 
     @property
     def makes_probabilities(self) -> Activation:
@@ -174,3 +234,35 @@ def count_scores(proto: onnx.ModelProto) -> int | None:
     """Return how many scores the first output of a model file has; None where the file does not say."""
     dims = proto.graph.output[0].type.tensor_type.shape.dim
     return dims[-1].dim_value or None if dims else None
+
+
+def _refuse_unknown(values: dict[str, Any], name: str) -> None:
+    """Refuse metadata of a format or for a task that this ortcam does not know."""
+    found, task = values["format"], values.get("task", "classify")
+    if found not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise ModelError(
+            f"{name} has format {found!r}; this ortcam reads formats {known}: export it again, or use a newer ortcam"
+        )
+    if task not in get_args(Task):
+        raise ModelError(
+            f"{name} is made for the task {task!r}; this ortcam knows only {', '.join(map(repr, get_args(Task)))}: "
+            "use a newer ortcam"
+        )
+
+
+def _read_layers(values: dict[str, Any]) -> tuple[ExposedLayer, ...]:
+    """Return the exposed layers of metadata; that of format 1 has one, and what was verified of it with the scores."""
+    if values["format"] == 1:
+        verified = values.get("verified", {})
+        of_layer = {key: verified.pop(key) for key in _OF_LAYER if key in verified}
+        layout = values.get("activations_layout", "NCHW")
+        return (ExposedLayer(values["layer"], values["value"], layout, verified=of_layer),)
+    fields = ExposedLayer.__dataclass_fields__
+    layers = tuple(
+        ExposedLayer(**{key: value for key, value in entry.items() if key in fields}) for entry in values["layers"]
+    )
+    outputs = [layer.output for layer in layers]
+    if not layers or outputs not in ([output_name(place) for place in range(len(layers))], [None]):
+        raise ValueError(f"the outputs of the layers are {outputs}")
+    return layers

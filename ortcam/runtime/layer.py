@@ -1,24 +1,8 @@
-"""Another target layer of a model file, exposed when the file is loaded.
-
-onnx-ir reads the graph here; it takes half a second to import, so this module is imported only where a layer is named.
-"""
+"""Another target layer of a model file than its first: one that the file exposes, or one of its graph."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-
-import onnx
-import onnx_ir as ir
-
-from ortcam.errors import ModelError, one_line
-from ortcam.graph.ends import Scores
-from ortcam.graph.expose import expose
-from ortcam.graph.layers import Reading, all_values, find_layer, module_outputs
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import Contract
-from ortcam.runtime.shapes import complete_shapes
 
 GRAPH_ERRORS = (
     RuntimeError,
@@ -30,67 +14,24 @@ GRAPH_ERRORS = (
 
 
 def with_layer(model: CamModel, layer: str) -> CamModel:
-    """Return the model with another tensor of its graph as target layer.
+    """Return the model with another target layer.
+
+    A layer that the file exposes takes no time. For any other tensor onnx-ir reads the graph, which takes half a
+    second to import, so it is imported only then.
 
     Args:
         model: the model file.
-        layer: a module or layer that the file names, the name of a value in the graph (see: ortcam inspect), or
-            ``auto`` for the best candidate.
+        layer: a layer that the file exposes, a module or layer that it names, the name of a value in the graph (see:
+            ortcam inspect), or ``auto`` for the best candidate.
 
     Raises:
         LayerError: there is no such layer, or it is no feature map.
     """
     if model.exposes(layer):
         return model
-    own = model.contract
-    size = tuple(dim for dim in model.usual_shape if dim is not None)
-    edit = partial(
-        _expose, contract=own, layer=layer, name=model.name, folder=model.external_data_directory,
-        input_shape=size if len(size) == 3 else None,
-    )  # fmt: skip
-    proto, contract = edit(model.take_proto())
-    return model.with_layer(contract, proto, partial(_first, edit))
+    exposed = model.find_exposed(layer)
+    if exposed is not None:
+        return model.with_exposed(exposed)
+    from ortcam.runtime.edited import with_edited
 
-
-def _first(edit: partial[tuple[onnx.ModelProto, Contract]], proto: onnx.ModelProto) -> onnx.ModelProto:
-    return edit(proto)[0]
-
-
-def _expose(
-    proto: onnx.ModelProto,
-    contract: Contract,
-    layer: str,
-    name: str,
-    folder: Path,
-    input_shape: tuple[int, ...] | None,
-) -> tuple[onnx.ModelProto, Contract]:
-    """Return the model with the layer as its output `activations`, and what it states then."""
-    try:
-        model = ir.from_proto(proto)
-        graph = model.graph
-        measured = complete_shapes(model, folder, input_shape)
-        exposed = next(value for value in graph.outputs if value.name == "activations")
-        layers = module_outputs(graph) | {contract.layer: exposed, contract.value: exposed}
-        feature_map, found = find_layer(model, layer, name, Reading(contract.image_layout), layers)
-        graph.outputs[:] = [graph.outputs[0]]
-        changed = replace(
-            contract,
-            layer=found,
-            value=feature_map.value.name or "",
-            activations_layout=feature_map.layout,
-            verified={key: value for key, value in contract.verified.items() if not key.startswith("activations")},
-        )
-        # The kind of the scores was settled when the file was written; the graph alone may not tell it.
-        logits = next((value for value in all_values(graph) if value.name == contract.logits), None)
-        scores = Scores(contract.output, contract.activation, logits, contract.logits_scale, contract.output_scale)
-        changed = expose(model, feature_map, changed, scores)
-        for value in measured:  # they hold for one image, and ONNX Runtime would optimise by them for every batch
-            if value is not feature_map.value:
-                value.shape = None
-        result = ir.to_proto(model)
-    except GRAPH_ERRORS as error:
-        raise ModelError(f"{name} has a graph that cannot be read or edited: {one_line(error)}") from error
-    onnx.helper.set_model_props(
-        result, {entry.key: entry.value for entry in result.metadata_props} | changed.to_metadata()
-    )
-    return result, changed
+    return with_edited(model, layer)
