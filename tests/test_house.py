@@ -13,10 +13,7 @@ from write_house import Drawing, table, without_figures
 
 ROOT = Path(__file__).parent.parent
 # Imports that run up and are known: the file's name, what it imports, and why.
-KNOWN = {
-    # A record may be of a packed explainer; what explains is chosen, late, by what the record says.
-    ("reproduction.py", "ortcam.deploy.packed"),
-}
+KNOWN: set[tuple[str, str]] = set()
 # What may be imported in some places only, late or not: the beginnings of their paths.
 PLACES = {
     "onnxruntime": ("ortcam/runtime/", "exporters/precision.py"),
