@@ -34,8 +34,6 @@ FOLDERS = {"ortcam": "ortcam", "exporters": "ortcam.exporters", "cli": "ortcam.c
 FACE = "ortcam"
 When = Literal["start", "late", "types"]
 Importing = ast.Import | ast.ImportFrom | ast.Call
-# Files at the top of ortcam/ that belong to a room. The first of a room's files says what the room is for.
-AT_THE_TOP: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,6 @@ class House:
         for source in self.sources.values():
             if source.module != FACE:
                 found.setdefault(source.room, []).append(source)
-        top = list(AT_THE_TOP)
-        for sources in found.values():
-            sources.sort(key=lambda source: top.index(name) if (name := source.module.split(".")[1]) in top else -1)
         return {room: sources for room, sources in found.items() if sources}
 
     @cached_property
@@ -151,7 +146,7 @@ def room_of(module: str) -> str:
     top, *inner = module.split(".")
     if top != FACE:
         return ""
-    return AT_THE_TOP.get(inner[0], inner[0]) if inner else FACE
+    return inner[0] if inner else FACE
 
 
 def may_import(above: str, below: str) -> bool:

@@ -476,9 +476,11 @@ def test_packing_what_cannot_be_packed(small: Path) -> None:
     assert_one_line_error(
         run("page", "p.onnx", "--runtime", ".", cwd=small), 1, "expected the npm package onnxruntime-web"
     )
-    done = run("explain", "p.onnx", "cat.png", "--budget", "3", cwd=small)
-    assert done.returncode == 2
-    assert "leave" in done.stderr
+    for option, message in (
+        ("--budget=3", "leave budget, tolerance and selection out"),
+        ("--preset=paper", "leave preset out"),
+    ):
+        assert_one_line_error(run("explain", "p.onnx", "cat.png", option, cwd=small), 1, message)
     assert sorted(path.name for path in small.glob("*.onnx")) == ["broken.onnx", "model.onnx", "p.onnx"]
 
 

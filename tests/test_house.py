@@ -142,15 +142,15 @@ def test_the_face_loads_no_room(house: House) -> None:
 
 # A small house with one fault of each kind: the path and the line of each stand in the message.
 GOOD = {
-    "ortcam/__init__.py": "import typing\nif typing.TYPE_CHECKING:\n    from ortcam.scorecam import ScoreCAM\n",
+    "ortcam/__init__.py": "import typing\nif typing.TYPE_CHECKING:\n    from ortcam.explain.scorecam import ScoreCAM\n",
     "ortcam/errors.py": "",
     "ortcam/core/budget.py": "import numpy.linalg\nfrom ortcam.errors import E\n",
     "ortcam/graph/layers.py": "from ortcam.core import budget\n",
     "ortcam/graph/maps.py": "from ortcam.graph.layers import f\n",
     "ortcam/runtime/engine.py": "import onnxruntime\nfrom ortcam.graph import maps\n",
-    "ortcam/scorecam.py": "from `ortcam.runtime.engine` import Engine\n",
+    "ortcam/explain/scorecam.py": "from ortcam.runtime.engine import Engine\n",
     "ortcam/deploy/pack.py": "from ortcam import ScoreCAM\n",
-    "exporters/export.py": "def export():\n    import torch\n    from ortcam.scorecam import ScoreCAM\n",
+    "exporters/export.py": "def export():\n    import torch\n    from ortcam.explain.scorecam import ScoreCAM\n",
     "cli/app.py": "from ortcam.exporters.export import export\n",
 }
 
@@ -183,12 +183,12 @@ def test_a_good_house_passes(tmp_path: Path) -> None:
         (
             "ortcam/graph/layers.py",
             "def f():\n    from ortcam.runtime import engine\n",
-            "ortcam/graph/layers.py:2 imports `ortcam.runtime.engine`: graph may not import runtime",
+            "ortcam/graph/layers.py:2 imports ortcam.runtime.engine: graph may not import runtime",
         ),
         (
             "ortcam/core/budget.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ortcam import ScoreCAM\n",
-            "ortcam/core/budget.py:3 imports ortcam.scorecam: core may not import explain",
+            "ortcam/core/budget.py:3 imports ortcam.explain.scorecam: core may not import explain",
         ),
         (
             "ortcam/runtime/engine.py",
@@ -203,7 +203,7 @@ def test_a_good_house_passes(tmp_path: Path) -> None:
         (
             "ortcam/graph/maps.py",
             "import ortcam\nprint(ortcam.__version__, ortcam.ScoreCAM)\n",
-            "ortcam/graph/maps.py:1 imports ortcam.scorecam: graph may not import explain",
+            "ortcam/graph/maps.py:1 imports ortcam.explain.scorecam: graph may not import explain",
         ),
         (
             "ortcam/output/x.py",
@@ -219,16 +219,16 @@ def test_an_import_that_runs_up_is_found(tmp_path: Path, file: str, text: str, t
 
 
 def test_circles_are_found(tmp_path: Path) -> None:
-    house = build(tmp_path, **{"ortcam/graph/layers.py": "import `ortcam.core.budget`\nimport ortcam.graph.maps\n"})
+    house = build(tmp_path, **{"ortcam/graph/layers.py": "import ortcam.core.budget\nimport ortcam.graph.maps\n"})
     assert room_circle(house) == ""
     assert sorted(file_circle(house).split("; ")) == [
         "ortcam/graph/layers.py:2 imports ortcam.graph.maps",
         "ortcam/graph/maps.py:1 imports ortcam.graph.layers",
     ]
-    late = build(tmp_path, **{"ortcam/graph/layers.py": "def f():\n    import `ortcam.runtime.engine`\n"})
+    late = build(tmp_path, **{"ortcam/graph/layers.py": "def f():\n    import ortcam.runtime.engine\n"})
     assert file_circle(late) == ""
     assert sorted(room_circle(late).split("; ")) == [
-        "ortcam/graph/layers.py:2 imports `ortcam.runtime.engine`",
+        "ortcam/graph/layers.py:2 imports ortcam.runtime.engine",
         "ortcam/runtime/engine.py:2 imports ortcam.graph.maps",
     ]
 
@@ -238,12 +238,12 @@ def test_libraries_out_of_place_are_found(tmp_path: Path) -> None:
         tmp_path,
         **{
             "ortcam/core/budget.py": "import cv2\nfrom ortcam import __version__\n",
-            "ortcam/scorecam.py": "def f():\n    from torch.nn import Module\n",
+            "ortcam/explain/scorecam.py": "def f():\n    from torch.nn import Module\n",
         },
     )
     assert [message.partition(";")[0] for message in out_of_place(house)] == [
         "ortcam/core/budget.py:1 imports cv2",
-        "ortcam/scorecam.py:2 imports torch.nn",
+        "ortcam/explain/scorecam.py:2 imports torch.nn",
     ]
     assert [message.partition(";")[0] for message in in_core(house)] == [
         "ortcam/core/budget.py:1 imports cv2",
@@ -258,5 +258,5 @@ def test_the_check_of_the_drawing_sees_imports_and_not_figures(tmp_path: Path) -
 
     once, again, longer = shown(), shown(), shown(**{"ortcam/core/budget.py": "import ortcam.errors\n" * 12})
     assert once == again == longer
-    assert shown(**{"ortcam/runtime/engine.py": "import `ortcam.core.budget`\nimport ortcam.graph.maps\n"}) != once
+    assert shown(**{"ortcam/runtime/engine.py": "import ortcam.core.budget\nimport ortcam.graph.maps\n"}) != once
     assert shown(**{"ortcam/output/render.py": ""}) != once

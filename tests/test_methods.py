@@ -32,7 +32,7 @@ from ortcam.errors import LayerError, OptionError, OrtcamError
 from ortcam.exporters import export
 from ortcam.methods import METHODS, make_method
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import Contract
+from ortcam.model.contract import Contract, ExposedLayer
 from ortcam.runtime.classifier import Classifier, Setup
 from ortcam.runtime.providers import Provider
 
@@ -61,7 +61,7 @@ def pixels_model(nhwc: bool) -> onnx.ModelProto:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     layout = "NHWC" if nhwc else "NCHW"
-    contract = Contract("relu", "relu", layout, layout, activation="softmax")
+    contract = Contract((ExposedLayer("relu", "relu", layout),), image_layout=layout, activation="softmax")
     helper.set_model_props(model, contract.to_metadata())
     return model
 
@@ -339,7 +339,7 @@ def test_the_record_states_the_method(small: Path, photo: Array, tmp_path: Path)
     }  # fmt: skip
     assert record["preset"]["name"] == "rise"
     explanation.save(tmp_path / "a")
-    assert ortcam.reproduce(tmp_path / "a", photo=_saved(photo, tmp_path)).same
+    assert ortcam.reproduce(tmp_path / "a", photo=_saved(photo, tmp_path)).agrees
     other = ortcam.load_explainer(small, ortcam.RISE(masks=20, seed=8)).explain(photo)
     with pytest.raises(OrtcamError, match="another method or preset"):
         other.save(tmp_path / "a")

@@ -13,14 +13,27 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Convention
 from ortcam.core.files import Fingerprint
+from ortcam.core.method import Method
 from ortcam.core.provenance import Origin
-from ortcam.errors import ImageError, ModelError, OrtcamError, OrtcamWarning, OutputError, PackedModelError, one_line
+from ortcam.deploy.packed import PackedExplainer
+from ortcam.errors import (
+    ImageError,
+    ModelError,
+    OptionError,
+    OrtcamError,
+    OrtcamWarning,
+    OutputError,
+    PackedModelError,
+    one_line,
+)
+from ortcam.explain.explainer import ModelExplainer
+from ortcam.methods import make_method
+from ortcam.methods.scorecam import ScoreCAMMethod
 from ortcam.output.record import read_record
-from ortcam.runtime.providers import Provider
+from ortcam.runtime.providers import Provider, ProviderLike
 
 if TYPE_CHECKING:
-    from ortcam.deploy.packed import PackedExplainer
-    from ortcam.explain.scorecam import ScoreCAM
+    from ortcam.explain.protocol import Explainer
     from ortcam.output.explanation import Pictures
 
 # Another processor, provider or version rounds otherwise; on the same machine the maps are nearly always equal.
@@ -85,7 +98,7 @@ def reproduce(
     directory: str | PathLike[str],
     model: str | PathLike[str] | None = None,
     photo: str | PathLike[str] | None = None,
-    provider: str | Provider | None = None,
+    provider: ProviderLike | None = None,
 ) -> Reproduction:
     """Run a stored explanation again, with what its record says that was asked for.
 
@@ -108,10 +121,10 @@ def reproduce(
     file = _find_model(record, model)
     classes = [target["index"] for target in record["targets"]]
     try:
-        cam, options = _open(record, file, provider)
+        explainer, options = _open(record, file, provider)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OrtcamWarning)  # of flat maps: they are compared
-            again = cam.explain(image, classes, **options)
+            again = explainer.explain(image, classes, **options)
     except OrtcamError as error:
         if record["model"]["sha256"] in (None, Fingerprint(file).sha256):
             raise
@@ -191,26 +204,33 @@ def _read_photo(record: dict[str, Any], given: str | PathLike[str] | None) -> An
         raise ImageError(f"cannot read the array {path}: {one_line(error)}") from error
 
 
-def _open(
-    record: dict[str, Any], model: Path, provider: str | Provider | None
-) -> tuple[ScoreCAM | PackedExplainer, dict[str, Any]]:
+def _open(record: dict[str, Any], model: Path, provider: ProviderLike | None) -> tuple[Explainer, dict[str, Any]]:
     """Return what explains, and the options of its `explain`."""
-    from ortcam.deploy.packed import PackedExplainer
-    from ortcam.explain.scorecam import ScoreCAM
-
     run, asked = record["run"], record["asked"]
     if provider is None:
         provider = Provider(run["provider"], run["provider_options"], run["device_id"])
     if record["model"]["packed"]:
         return PackedExplainer(model, provider), {}
-    if len(record["preset"]) == 1:
-        raise OutputError(f"the record holds no more of the preset than its name, {record['preset']['name']!r}")
+    layer, batch_size = record["model"]["layer"], run["batch_size"]
     try:
-        convention, layer = Convention.from_dict(record["preset"]), record["model"]["layer"]
-        cam = ScoreCAM(model, provider, convention, run["batch_size"], layer=layer)
+        explainer = ModelExplainer(model, _method_of(record), provider, batch_size, layer=layer)
     except PackedModelError as error:
         raise ModelError(f"{model} is a packed explainer; expected the model file {record['model']['name']}") from error
-    return cam, {name: asked[name] for name in ("budget", "tolerance", "selection")}
+    return explainer, {name: asked[name] for name in ("budget", "tolerance", "selection")}
+
+
+def _method_of(record: dict[str, Any]) -> Method:
+    """Return the recorded method; a record without one is of score-cam."""
+    options = dict(record.get("method", {"name": "score-cam"}))
+    name = options.pop("name")
+    try:
+        if name != "score-cam":
+            return make_method(name, options)
+        if len(record["preset"]) == 1:
+            raise OutputError(f"the record holds no more of the preset than its name, {record['preset']['name']!r}")
+        return ScoreCAMMethod(Convention.from_dict(record["preset"]))
+    except OptionError as error:
+        raise OutputError(f"the record cannot be run again: {error}") from error
 
 
 def _is_same_photo(again: Pictures, record: dict[str, Any]) -> bool:

@@ -32,6 +32,7 @@ from ortcam.explain.signatures import names_from_the_third
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
+from ortcam.runtime.layer import with_layer
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import ProviderLike, resolve_provider
 from ortcam.runtime.scorer import Progress
@@ -84,8 +85,8 @@ class ModelExplainer:
                 in the cache directory.
             threads: CPU threads, at most one per processor. None for one per physical core, and for what is done with
                 several photos at once between passes one per processor (at most 4 beside a GPU).
-            layer: another target layer than the file exposes: a module that the file names, or a value of its graph
-                (see: ortcam inspect).
+            layer: the target layer, if not the first that the file exposes: another exposed layer, a module that the
+                file names, or a value of its graph (see: ortcam inspect).
 
         Raises:
             ModelError: the file cannot be used; a LayerError where the layer is unknown or does not suit the method.
@@ -98,9 +99,7 @@ class ModelExplainer:
         self.method = method
         wanted = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
-        if layer is not None and not self.model.exposes(layer):
-            from ortcam.runtime.layer import with_layer
-
+        if layer is not None:
             self.model = with_layer(self.model, layer)
         begin, setup = time.perf_counter(), Setup(self.model, method.scored, wanted, batch_size, threads, method.change)
         classifier = Classifier(setup)
