@@ -55,7 +55,7 @@ def doctor(
         _show_placement(model, options.make_provider(provider, provider_option, device_id), as_json)
         return
     if provider_option or device_id:
-        raise typer.BadParameter("the options of a provider need a model: ortcam doctor MODEL ...")
+        raise typer.BadParameter("--provider-option and --device-id need a model, so use: ortcam doctor MODEL ...")
     facts = examine()
     wanted = options.make_provider(provider, None, 0).name if facts["providers"] else None
     facts["problems"] += [

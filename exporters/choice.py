@@ -1,4 +1,4 @@
-"""Which layers are exposed: those that were named, or the best candidate whose cells are places of the image."""
+"""Choose the layers to expose: the named layers, or the best candidate whose cells are places of the image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Target:
 
     @property
     def source_layer(self) -> str | None:
-        """Its name among the source's layers, where it has one."""
+        """The tensor's name among the source's layers; None without one."""
         return self.name if self.name in self.layers else None
 
 
@@ -55,8 +55,8 @@ class Checked:
     Attributes:
         places: whether the layer's cells are places of the image.
         layout: where the layer's channels are.
-        better: the candidate to expose instead; None for the one that is exposed.
-        notices: what the user should know.
+        better: the candidate to expose instead; None to keep the exposed layer.
+        notices: notices for the user.
     """
 
     places: Places
@@ -79,28 +79,28 @@ class LayerChoice:
         """Return the layers that the user named, or the best candidate.
 
         Raises:
-            LayerError: there is none, or two are the same tensor.
+            LayerError: a layer is missing, no candidate exists, or two layers are the same tensor.
         """
         return _distinct([self._find(self._converted, layer) for layer in self._layers], self._layers)
 
     def check(self, draft: Path, source: Converted, targets: Sequence[Target]) -> list[Checked]:
-        """Check the cells of the exposed layers; where they are no places, look for a layout or a layer that is right.
+        """Check the cells of the exposed layers; if they are not places, look for a right layout or layer.
 
         Args:
             draft: the exported file.
-            source: what images it takes, and the batches it can run.
+            source: the source, for its images and batches.
             targets: the exposed layers.
 
         Raises:
-            LayerError: a layer was to be found, and no candidate's cells are places of the image.
+            LayerError: `auto` was given, and no candidate's cells are places of the image.
         """
         return [self._check(draft, source, targets, place) for place in range(len(targets))]
 
     def choose_again(self, checked: Sequence[Checked]) -> list[Target]:
-        """Return the layers in the copy of the source's graph: the better one where there is one.
+        """Return the layers in the copy of the source's graph, each replaced by a better layer if there is one.
 
         Raises:
-            LayerError: two are the same tensor.
+            LayerError: two layers are the same tensor.
         """
         spare = self._spare
         targets = []
@@ -162,7 +162,7 @@ class LayerChoice:
 
 
 def _distinct(targets: list[Target], asked: Sequence[str]) -> list[Target]:
-    """Return the layers; refuse two that are the same tensor."""
+    """Return the layers; refuse two layers that are the same tensor."""
     names: dict[ir.Value, str] = {}
     for target, name in zip(targets, asked, strict=True):
         value = target.feature_map.value

@@ -1,4 +1,4 @@
-"""export: a model of another framework becomes a verified ONNX file with its target layers exposed."""
+"""Export a model of another framework as a verified ONNX file with its target layers exposed."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class ReportedLayer:
 
     Attributes:
         name: the layer.
-        shape: its channels, height and width; None where they are free.
-        error: how closely the file and its source agree on it, as `LayerAgreement.error`.
+        shape: its channels, height and width; None for a free dimension.
+        error: the difference between file and source, as `LayerAgreement.error`.
         places: whether the layer's cells are places of the image.
     """
 
@@ -72,10 +72,10 @@ class ExportReport:
     Attributes:
         path: the file.
         layers: the exposed layers; the first is the target layer.
-        contract: what the file's metadata states.
+        contract: the contract in the file's metadata.
         agreement: how closely the file and its source agree.
-        notices: what the user should know.
-        warned: those of the notices that were issued as warnings, too.
+        notices: notices for the user.
+        warned: the notices that were also issued as warnings.
     """
 
     path: Path
@@ -92,7 +92,7 @@ class ExportReport:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """The target layer's channels, height and width; None where they are free."""
+        """The target layer's channels, height and width; None for a free dimension."""
         return self.layers[0].shape
 
     @property
@@ -159,9 +159,9 @@ def export(
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.
-        LayerError: a layer does not exist or is given twice, or ``auto`` finds none whose cells are places of the
+        LayerError: a layer is missing or is given twice, or ``auto`` finds no layer whose cells are places of the
             image.
-        OptionError: an argument makes no sense.
+        OptionError: an argument is invalid.
         OutputError: the file cannot be written.
     """
     if not isinstance(output, str | PathLike) or Path(output).suffix != ".onnx":
@@ -250,17 +250,17 @@ def export(
 
 
 def _layer_names(source: Any, layer: Any) -> tuple[str, ...]:
-    """Return the names of the layers that were given as one or several names, modules or Keras layers."""
+    """Return the names of the given layers: one or several names, modules or Keras layers."""
     given = layer if isinstance(layer, list | tuple) else [layer]
     if not given:
-        raise OptionError("layer is an empty list; expected a layer, several, or 'auto'")
+        raise OptionError("layer is an empty list; expected one or several layers, or 'auto'")
     return tuple(one if isinstance(one, str) else find_layer_name(source, one) for one in given)
 
 
 def _settle_layers(
     stated: Sequence[ExposedLayer], targets: Sequence[Target], agreement: Agreement, checked: Sequence[Checked]
 ) -> tuple[ExposedLayer, ...]:
-    """Return what the file states of its layers: the source's names for them, and what was verified."""
+    """Return the file's entries for its layers: the source's names for them, and the verified errors."""
     settled: list[ExposedLayer] = []
     for layer, target, agrees, one in zip(stated, targets, agreement.layers, checked, strict=True):
         name = target.source_layer or agrees.name or layer.name
@@ -308,8 +308,8 @@ class _Exposed:
     """The result of exposing a layer.
 
     Attributes:
-        contract: what the file states.
-        notices: what the user should know.
+        contract: the contract for the file's metadata.
+        notices: notices for the user.
     """
 
     contract: Contract

@@ -202,7 +202,7 @@ def _load_weights(model: Any, weights: str | PathLike[str], name: str) -> None:
 
 
 def _convert(model: Any, name: str, short_name: str, options: SourceOptions) -> Converted:
-    """Convert a model; layers that are Keras layers are traced as more outputs, so they surely are tensors."""
+    """Convert a model; trace the Keras layers to expose as additional outputs, so that their tensors stay."""
     image = _input_spec(model, name, options)
     layers = find_layers(model)
     found = {layer: _find_path(layers, layer) for layer in options.layers}
@@ -293,7 +293,7 @@ def _find_path(layers: Mapping[str, Any], layer: str) -> str | None:
 
 
 def _exposed(path: str) -> str:
-    """Return the name of the tensor in the graph that a layer to expose is traced as."""
+    """Return the name of the graph's tensor for a traced layer."""
     return f"{path}/output"
 
 
@@ -303,9 +303,9 @@ def _trace(
     """Convert a model, with the tensors of some layers in the graph, though not among its outputs.
 
     Args:
-        model, image, name: the model, what it takes, and what messages call it.
+        model, image, name: the model, its input, and its name in messages.
         layers: the layers whose tensors are named.
-        targets: those of them that are to be in the graph.
+        targets: the layers whose tensors must be in the graph.
 
     Returns:
         The graph, and the layers' names by TensorFlow's names for their results.
@@ -318,7 +318,7 @@ def _trace(
         outputs = _flat(returned)
         paths.clear()
         for path in sorted(results, key=lambda path: path not in targets):
-            if tf.is_tensor(results[path]):  # of layers that return the same tensor, the first made it
+            if tf.is_tensor(results[path]):  # if several layers return the same tensor, the first made it
                 paths.setdefault(results[path].name, path)
         named = dict(zip(_output_names(model, returned, len(outputs)), outputs, strict=True))
         for target in targets:

@@ -62,10 +62,10 @@ Reference = Callable[[Floats, LayerMatch], NDArray[Any]]
 
 @dataclass(frozen=True)
 class LayerToVerify:
-    """An exposed layer of a file, as its source knows it.
+    """An exposed layer of a file, to be found in its source.
 
     Attributes:
-        name: the layer, where it is one that the source has a name for.
+        name: the source's name for the layer; None if it has none.
         tokens: how it was cut out of a sequence of tokens.
     """
 
@@ -78,8 +78,8 @@ class LayerAgreement:
     """How closely an exposed layer and its source agree, the worst over all batches.
 
     Attributes:
-        error: the largest difference over the largest activation; None where the layer could not be compared.
-        name: what the source calls the layer, where it was found among its tensors.
+        error: the largest difference over the largest activation; None if the layer could not be compared.
+        name: the source's name for the layer; None if it was not found among the source's tensors.
     """
 
     error: float | None
@@ -95,11 +95,11 @@ class Agreement:
 
     Attributes:
         logits: the largest difference of the scores over the largest score.
-        layers: likewise for each exposed layer.
-        top1: whether both see the same top class in every input, up to ties within `logits`.
+        layers: the same for each exposed layer.
+        top1: whether both have the same top class for every input, up to ties within `logits`.
         batches: the batch sizes that were run.
-        scores: float32 [R,N], what the file returned for all inputs.
-        mixing: how far scores and layers of a picture alone are from its own in a batch, relatively.
+        scores: float32 [R,N], the file's scores for all inputs.
+        mixing: the relative difference of a picture's scores and layers, alone and in a batch.
     """
 
     logits: float
@@ -111,11 +111,11 @@ class Agreement:
 
     @property
     def activations(self) -> float | None:
-        """The error of the first exposed layer; None where only the scores could be compared."""
+        """The error of the first exposed layer; None if only the scores could be compared."""
         return self.layers[0].error if self.layers else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a file states of its scores."""
+        """Return the entries for a file's metadata."""
         return {
             "logits_relative_error": float(f"{self.logits:.3g}"),
             "same_top1": self.top1,
@@ -189,7 +189,7 @@ def verify(path: Path, converted: Converted, layers: Sequence[LayerToVerify]) ->
 
 
 def _worst(matches: Sequence[LayerMatch]) -> LayerAgreement:
-    """Return how closely a layer agrees over all batches; its error is unknown where one batch shows none."""
+    """Return the worst agreement of a layer over all batches; its error is unknown if a batch does not show it."""
     distances = [match.distance for match in matches if match.distance is not None]
     name = next((match.name for match in reversed(matches) if match.distance is not None), None)
     return LayerAgreement(max(distances) if len(distances) == len(matches) else None, name)

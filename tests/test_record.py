@@ -274,7 +274,7 @@ def test_only_the_same_explanation_is_replaced(
         (cam.explain(renamed, targets=3, budget=6), "of another photo"),
         (cam.explain(read_photo(cat), targets=3, budget=6), "of another photo"),
         (ortcam.ScoreCAM(other_model).explain(cat, targets=3, budget=6), "with another model"),
-        (paper.explain(cat, targets=3, budget=6), "with another preset"),
+        (paper.explain(cat, targets=3, budget=6), "with another method or preset"),
         (cam.explain(cat, targets=4, budget=6), "of other classes"),
         (cam.explain(cat, targets=[3, 4], budget=6), "of other classes"),
         (cam.explain(cat, targets=3), "with other options"),

@@ -341,7 +341,7 @@ def test_a_batch_goes_on_after_a_bad_photo(small: ortcam.ScoreCAM, photos: dict[
     )
     assert len(done) == 2
     assert failed[0][0] == bad
-    assert "no image" in failed[0][1]
+    assert "not an image" in failed[0][1]
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         list(small.explain_batch([bad, photos["coffee"]]))
 

@@ -19,7 +19,7 @@ from ortcam.core.scores import guess
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.explain.scorecam import ScoreCAM
-from ortcam.graph.explainer import Plan, build_explainer
+from ortcam.graph.explainer import Packing, build_explainer
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT
 from ortcam.model.source import external_files
@@ -101,7 +101,7 @@ def pack(
         )
     if known.batch and batch_size not in (None, known.batch):
         raise OptionError(f"batch_size is {batch_size}; {known.name} knows only batches of {known.batch}")
-    plan = Plan(
+    plan = Packing(
         convention=convention,
         budget=None if budget is None else min(budget, _LARGEST_BUDGET),
         batch_size=known.batch or min(shape[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
@@ -189,7 +189,7 @@ def _read_whole(model: CamModel) -> onnx.ModelProto:
     return proto
 
 
-def _describe(model: CamModel, plan: Plan, scores: str, classes: int) -> dict[str, Any]:
+def _describe(model: CamModel, plan: Packing, scores: str, classes: int) -> dict[str, Any]:
     return {
         "format": EXPLAINER_FORMAT,
         "preset": plan.convention.name,

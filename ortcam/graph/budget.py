@@ -22,8 +22,8 @@ from ortcam.core.convention import TINY
 from ortcam.core.surrogate import ACTIVITY, ALIKE, EVEN, LENGTH, SHORTEST
 from ortcam.graph import surrogates
 from ortcam.graph.builder import Builder, Value
-from ortcam.graph.saliency import Selection
-from ortcam.graph.surrogates import State
+from ortcam.graph.saliency import SelectedMasks
+from ortcam.graph.surrogates import SurrogateValues
 
 STATE = tuple(name for name in surrogates.RANKS if name != "basis")  # what goes from turn to turn, of one photo
 _LARGEST_EXPONENT = 126.0  # 2^-127 is no normal float32
@@ -34,7 +34,7 @@ def surrogate_grid(small: tuple[int, int]) -> tuple[int, int]:
     return min(small[0], LARGEST_SIDE), min(small[1], LARGEST_SIDE)
 
 
-def write_unseen(graph: Builder, count: Value) -> State:
+def write_unseen(graph: Builder, count: Value) -> SurrogateValues:
     """Return a surrogate of `count` masks, int64 [1], that knows no score; its kernel and parts stand for nothing.
 
     All shapes are computed: OpenVINO takes a constant's for the shape of the state in all turns.
@@ -60,8 +60,8 @@ def write_unseen(graph: Builder, count: Value) -> State:
 
 
 def write_start(
-    graph: Builder, unseen: State, activations: Value, selection: Selection, small: tuple[int, int]
-) -> State:
+    graph: Builder, unseen: SurrogateValues, activations: Value, selection: SelectedMasks, small: tuple[int, int]
+) -> SurrogateValues:
     """activations float32 [K,h,w] and their distinct masks -> what a surrogate knows before any score."""
     grid = surrogate_grid(small)
     rows, columns = (averaging_matrix(*pair) for pair in zip(small, grid, strict=True))
@@ -124,7 +124,7 @@ def stage_size(graph: Builder, done: Value, most: Value) -> Value:
     return graph.minimum(stage, most - done)
 
 
-def write_errors(graph: Builder, state: State) -> Value:
+def write_errors(graph: Builder, state: SurrogateValues) -> Value:
     """Return how far the maps are from the exact ones, float32 [T,3]: expected, low and high, as `ErrorEstimate`.
 
     One target after the other: of all classes at once, the products would take gigabytes.
@@ -137,7 +137,7 @@ def write_errors(graph: Builder, state: State) -> Value:
     return graph.minimum(graph.reshape(errors, -1, 1) * np.array(CALIBRATION, np.float32), LARGEST_ERROR)
 
 
-def write_scores(graph: Builder, state: State, seen: Value) -> Value:
+def write_scores(graph: Builder, state: SurrogateValues, seen: Value) -> Value:
     """scores float32 [n,T] of the chosen masks -> those of all masks [D,T]."""
     logs = graph.op("Squeeze", state["logs"], graph.constant([0], np.int64))
     scores = logs + graph.reduce("Max", seen, 0, keep=True)

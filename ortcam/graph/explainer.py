@@ -24,7 +24,7 @@ from ortcam.graph import budget as budgets
 from ortcam.graph import names, scoring, surrogates
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
-from ortcam.graph.saliency import Selection, write_saliency, write_selection, write_weights
+from ortcam.graph.saliency import SelectedMasks, write_saliency, write_selection, write_weights
 from ortcam.graph.standard import in_order, standardize
 from ortcam.model.contract import Contract, Layout, count_scores
 from ortcam.model.protobuf import rename
@@ -34,7 +34,7 @@ _OURS = ("image", "target", "target_class", "saliency", "scored", "error")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Packing:
     """What an explainer is made for.
 
     Attributes:
@@ -67,17 +67,17 @@ class Plan:
         return (shape[1], shape[2]) if layout == "NCHW" else (shape[0], shape[1])
 
 
-_RANKS = (3, 1, 1, 2, 1, 1, 1, 2)  # of the fields of _State
+_RANKS = (3, 1, 1, 2, 1, 1, 1, 2)  # of the fields of _Carried
 
 
-class _State(NamedTuple):
+class _Carried(NamedTuple):
     """What goes from turn to turn.
 
     Attributes:
         activations: float32 [K,h,w] of the plain pass.
         output: float32 [N], the model's own; of a single score [2], with its negation first.
         targets: int64 [T].
-        affine, channels, rows: the photo's distinct masks, as `Selection`.
+        affine, channels, rows: the photo's distinct masks, as `SelectedMasks`.
         queue: int64 [q], the distinct masks to run next.
         scores: float32 [n,T] of the masks that were run, in that order.
     """
@@ -92,7 +92,7 @@ class _State(NamedTuple):
     scores: Value
 
 
-def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> onnx.ModelProto:
+def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Packing) -> onnx.ModelProto:
     """Turn a model file into its explainer.
 
     Args:
@@ -119,7 +119,7 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Plan) -> o
 
 class _Writer:
     def __init__(
-        self, graph: Builder, model: onnx.GraphProto, result: str, contract: Contract, plan: Plan, single: bool
+        self, graph: Builder, model: onnx.GraphProto, result: str, contract: Contract, plan: Packing, single: bool
     ) -> None:
         self.graph, self.model, self.result, self.contract, self.plan = graph, model, result, contract, plan
         self.single = single
@@ -160,13 +160,13 @@ class _Writer:
         fault = self._check(self._is_wild(image), "the image has NaN or infinite values; expected finite numbers")
         return image + self.graph.cast(fault, np.float32), lambda maps: maps
 
-    def _write_loop(self, image: Value, target: Value) -> tuple[_State, surrogates.State | None]:
+    def _write_loop(self, image: Value, target: Value) -> tuple[_Carried, surrogates.SurrogateValues | None]:
         graph = self.graph
         # OpenVINO takes the shape of a constant for the shape of the state in all turns; so 1 is computed.
         one = graph.maximum(graph.minimum(graph.size(target, 0), 1), 1)
         zero = graph.full(one, 0, np.int64)
         plain = graph.constant(np.array([[0, 0, 1]], np.float32))
-        start = _State(
+        start = _Carried(
             activations=graph.full(graph.shape(one, *self.plan.layer_size), 0.0, np.float32),
             output=graph.full(one, 0.0, np.float32),
             targets=graph.full(graph.size(target, 0), 0, np.int64),
@@ -185,11 +185,11 @@ class _Writer:
         ranks = _RANKS + (tuple(surrogates.RANKS[name] for name in budgets.STATE) if surrogate else ())
         final = graph.loop(None, [*start, *surrogate], turn, ranks=ranks, condition=True)
         count = len(start)
-        return _State(*final[:count]), dict(zip(budgets.STATE, final[count:], strict=True)) if surrogate else None
+        return _Carried(*final[:count]), dict(zip(budgets.STATE, final[count:], strict=True)) if surrogate else None
 
     def _write_turn(self, first: Value, image: Value, target: Value, values: tuple[Value, ...]) -> list[Value]:
-        graph, plan, count = self.graph, self.plan, len(_State._fields)
-        state, known = _State(*values[:count]), values[count:]
+        graph, plan, count = self.graph, self.plan, len(_Carried._fields)
+        state, known = _Carried(*values[:count]), values[count:]
         output, logits, activations, scores = self._write_model(first, image, state)
 
         def begin() -> list[Value]:
@@ -202,14 +202,14 @@ class _Writer:
             return [*state._replace(queue=left, scores=seen), *known]
 
         after = graph.branch(first, begin, go_on)
-        state, known = _State(*after[:count]), tuple(after[count:])
+        state, known = _Carried(*after[:count]), tuple(after[count:])
         if plan.budget is not None:
             state, surrogate = self._write_budget(first, state, dict(zip(budgets.STATE, known, strict=True)))
             known = _in_order(surrogate)
         going = graph.scalar(graph.size(state.queue, 0) > 0)
         return [going, *state, *known]
 
-    def _write_model(self, first: Value, image: Value, state: _State) -> tuple[Value, Value, Value, Value]:
+    def _write_model(self, first: Value, image: Value, state: _Carried) -> tuple[Value, Value, Value, Value]:
         """Run the model on the next batch of the queue: output, logits, activations [b,K,h,w], scores [b,T]."""
         graph, plan, contract = self.graph, self.plan, self.contract
         waiting = graph.size(state.queue, 0)
@@ -288,7 +288,7 @@ class _Writer:
             all_at_once = graph.where(self._is_predicted(selection), graph.constant([0]), count)
             queue = graph.slice(queue, 0, all_at_once, 0)
         return [
-            *_State(
+            *_Carried(
                 activations=three,
                 output=graph.reshape(output, -1),
                 targets=classes_asked,
@@ -305,12 +305,14 @@ class _Writer:
         """Return a surrogate of `count` masks that knows no score; nothing without a budget."""
         return () if self.plan.budget is None else _in_order(budgets.write_unseen(self.graph, count))
 
-    def _write_budget(self, first: Value, state: _State, known: surrogates.State) -> tuple[_State, surrogates.State]:
+    def _write_budget(
+        self, first: Value, state: _Carried, known: surrogates.SurrogateValues
+    ) -> tuple[_Carried, surrogates.SurrogateValues]:
         """After the plain pass start a surrogate; after a stage let it predict; then choose the next stage."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
         layer = graph.reshape(state.activations, graph.size(state.activations, 0), *plan.layer_size)
-        selection = Selection(state.affine, state.channels, state.rows)
+        selection = SelectedMasks(state.affine, state.channels, state.rows)
         done, most = graph.size(state.scores, 0), graph.constant([plan.budget])
         predicted = self._is_predicted(selection)
         ended = predicted & graph.equal(graph.size(state.queue, 0), 0)
@@ -343,10 +345,10 @@ class _Writer:
     def _write_step(
         self,
         condition: Value,
-        known: surrogates.State,
+        known: surrogates.SurrogateValues,
         changing: tuple[str, ...],
-        step: Callable[[surrogates.State], surrogates.State],
-    ) -> surrogates.State:
+        step: Callable[[surrogates.SurrogateValues], surrogates.SurrogateValues],
+    ) -> surrogates.SurrogateValues:
         """Let `step` change some fields of a surrogate where the condition holds."""
 
         def taken() -> list[Value]:
@@ -356,7 +358,7 @@ class _Writer:
         values = self.graph.branch(condition, taken, lambda: [known[name] for name in changing])
         return known | dict(zip(changing, values, strict=True))
 
-    def _is_predicted(self, selection: Selection) -> Value:
+    def _is_predicted(self, selection: SelectedMasks) -> Value:
         """Whether a photo has more masks than the budget, the blank one not counted, bool [1]: `Limits.most`."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
@@ -367,12 +369,12 @@ class _Writer:
         blank = graph.reduce("Max", graph.cast(graph.equal(scale, 0.0), np.int64))
         return count - blank > plan.budget
 
-    def _write_maps(self, state: _State, surrogate: surrogates.State | None) -> tuple[Value, Value]:
+    def _write_maps(self, state: _Carried, surrogate: surrogates.SurrogateValues | None) -> tuple[Value, Value]:
         """scores of the masks that were run -> maps float32 [T,h_in,w_in], and their errors float32 [T,3]."""
         graph, plan = self.graph, self.plan
         fault = self._check(self._is_wild(state.scores), "the model returns NaN or infinite values for a masked image")
         scores = state.scores + graph.cast(fault, np.float32)
-        selection = Selection(state.affine, state.channels, state.rows)
+        selection = SelectedMasks(state.affine, state.channels, state.rows)
         error = graph.full(graph.shape(graph.size(state.targets, 0), 3), 0.0, np.float32)  # of exact maps
         if surrogate is not None:
             seen, exact = scores, error
@@ -389,14 +391,14 @@ class _Writer:
         sums = graph.where(varies, sums, 0.0)
         return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size), error
 
-    def _write_errors(self, surrogate: surrogates.State, exact: Value) -> Value:
+    def _write_errors(self, surrogate: surrogates.SurrogateValues, exact: Value) -> Value:
         """Return the errors of maps that a budget predicted; NaN where so few scores say nothing of them."""
         assert self.plan.budget is not None
         if self.plan.budget < FEWEST_FOR_AN_ERROR:
             return exact + np.nan
         return budgets.write_errors(self.graph, self._with_basis(surrogate))
 
-    def _with_basis(self, surrogate: surrogates.State) -> surrogates.State:
+    def _with_basis(self, surrogate: surrogates.SurrogateValues) -> surrogates.SurrogateValues:
         """Add the directions that count, as a constant of the graph that is being written."""
         directions = smooth_directions(budgets.surrogate_grid(self.plan.layer_size))
         return surrogate | {"basis": self.graph.constant(directions)}
@@ -421,6 +423,6 @@ class _Writer:
         return graph.gather(graph.constant([0]), graph.cast(wrong, np.int64), name=f"ortcam: {message}")
 
 
-def _in_order(surrogate: surrogates.State) -> tuple[Value, ...]:
+def _in_order(surrogate: surrogates.SurrogateValues) -> tuple[Value, ...]:
     """Return the values of a surrogate as they go from turn to turn."""
     return tuple(surrogate[name] for name in budgets.STATE)

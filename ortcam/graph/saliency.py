@@ -11,7 +11,7 @@ from ortcam.core.selection import MASK_RESOLUTION
 from ortcam.graph.builder import Builder, Value
 
 
-class Selection(NamedTuple):
+class SelectedMasks(NamedTuple):
     """The distinct masks of a photo, as `ortcam.core.selection.Selection`.
 
     Attributes:
@@ -27,7 +27,7 @@ class Selection(NamedTuple):
 
 def write_selection(
     graph: Builder, activations: Value, convention: Convention, size: tuple[int, int], small: tuple[int, int]
-) -> Selection:
+) -> SelectedMasks:
     """activations float32 [K,h,w] -> masks at `size` = (H, W); `small` is (h, w)."""
     lowest, highest = graph.reduce("Min", activations, 1, 2), graph.reduce("Max", activations, 1, 2)
     varies = highest > lowest
@@ -60,10 +60,10 @@ def write_selection(
     channels, inverse = graph.branch(some, distinct, nothing)
     left_out = graph.op("Expand", graph.size(channels, 0), graph.size(levels, 0))
     rows = graph.op("ScatterElements", left_out, counted, inverse, axis=0)
-    return Selection(affine, channels, rows)
+    return SelectedMasks(affine, channels, rows)
 
 
-def write_weights(graph: Builder, scores: Value, selection: Selection, convention: Convention) -> Value:
+def write_weights(graph: Builder, scores: Value, selection: SelectedMasks, convention: Convention) -> Value:
     """scores float32 [D,T] of the distinct masks -> the weights of all channels float32 [T,K]."""
     nothing = graph.full(graph.shape(1, graph.size(scores, 1)), -np.inf, np.float32)
     of_channels = graph.gather(graph.concat([scores, nothing], 0), selection.rows)  # [K,T]

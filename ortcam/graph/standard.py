@@ -17,7 +17,7 @@ from onnx import helper, inliner, numpy_helper
 
 from ortcam.model.protobuf import inner_graphs, read_by
 
-# Writes a node another way.
+# Writes a node in other operators.
 _Rewrite = Callable[[onnx.NodeProto], list[onnx.NodeProto]]
 
 

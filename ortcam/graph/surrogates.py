@@ -37,11 +37,11 @@ RANKS = {
 }
 CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes
 PREDICTED = ("importance", "direction", "logs", "amplitudes")  # what a prediction changes
-State = dict[str, Value]  # some of these
+SurrogateValues = dict[str, Value]  # some of these
 _END = np.iinfo(np.int64).max  # of an axis, for a slice
 
 
-def write_choice(graph: Builder, state: State, count: int | Value) -> State:
+def write_choice(graph: Builder, state: SurrogateValues, count: int | Value) -> SurrogateValues:
     """Choose `count` masks more for every photo: `Surrogate.choose`.
 
     A number is written out, mask by mask; a value, int64 [1], makes a Loop.
@@ -81,7 +81,7 @@ def write_choice(graph: Builder, state: State, count: int | Value) -> State:
     return state | dict(zip(CHOSEN, values[1:], strict=True))
 
 
-def write_prediction(graph: Builder, state: State, scores: Value) -> State:
+def write_prediction(graph: Builder, state: SurrogateValues, scores: Value) -> SurrogateValues:
     """scores float32 [G,n,T] of the chosen masks -> what that says of all: `Surrogate.observe`."""
     double = np.float64
     below = scores - graph.reduce("Max", scores, 1, keep=True)
@@ -125,7 +125,7 @@ def write_prediction(graph: Builder, state: State, scores: Value) -> State:
     }
 
 
-def write_expected_error(graph: Builder, state: State, target: Value) -> Value:
+def write_expected_error(graph: Builder, state: SurrogateValues, target: Value) -> Value:
     """target int64 [1] -> the expected 1 - r of its map, float32 [G,1,1]: `Surrogate.expected_error`."""
     logs = graph.gather(state["logs"], target, 2)  # [G,D,1]
     whole = _swapped(graph, graph.op("Exp", logs)) @ state["parts"]  # [G,1,P]
@@ -141,7 +141,7 @@ def write_expected_error(graph: Builder, state: State, target: Value) -> Value:
     return graph.where(size > 0.0, amplitude * spread * 0.5 / graph.maximum(size, float(TINY)), 1.0)
 
 
-def _weighted(graph: Builder, state: State, maps: Value, weights: Value) -> Value:
+def _weighted(graph: Builder, state: SurrogateValues, maps: Value, weights: Value) -> Value:
     """Return what masks do to the directions that count beside `maps` [G,P], times `weights` [G,D]: [G,D,R]."""
     basis = state["basis"]
     mean = maps - graph.reduce("Mean", maps, 1, keep=True)

@@ -242,7 +242,7 @@ class Explanation(Pictures):
         convention: the definition of Score-CAM in use.
         input_size: the model's input size (h_in, w_in).
         channels: K, all channels of the target layer.
-        live: the number of channels that vary in space; None where the method does not look at them.
+        live: the number of channels that vary in space; None if the method does not use them.
         scored: the number of masked inputs that were run: one for each distinct mask, or fewer with a budget.
         layer, provider: the target layer, and the execution provider.
         seconds: wall time of the explanation; for photos that were explained together, the photo's share. On CUDA it

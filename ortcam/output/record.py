@@ -233,7 +233,7 @@ def why_not_same(explanation: Recordable, directory: Path) -> str | None:
     return next((f"an explanation {part}" for part, mine, other in pairs if mine != other), None)
 
 
-_SCORE_CAM = {"name": "score-cam"}  # of a record that an ortcam without other methods wrote
+_SCORE_CAM = {"name": "score-cam"}  # for records of an older ortcam, which had no other methods
 _PARTS = (
     "of another photo",
     "with another model",

@@ -20,7 +20,7 @@ from ortcam.runtime import HAS_TELEMETRY
 
 
 class Closable(Protocol):
-    """Something that is open."""
+    """An object that can be closed."""
 
     def close(self) -> None:
         """End its threads."""
@@ -81,7 +81,7 @@ class Reopened(Generic[Opened]):
             return opened
 
     def close(self) -> None:
-        """Close what is open in this process; it can be used no more, here."""
+        """Close the object in this process, which cannot use it any more."""
         with self._lock:
             opened, self._opened, self._closed = self._opened, None, True
         if opened is not None:

@@ -137,16 +137,16 @@ ProviderLike = str | Provider  # a name, or a provider with options
 
 
 def resolve_provider(wanted: ProviderLike) -> Provider:
-    """Return the provider of that name, or the provider itself."""
+    """Return the provider with this name, or the provider itself."""
     return wanted if isinstance(wanted, Provider) else Provider(wanted)
 
 
-# Makes a session: the provider, the plugin's devices where it is one, ONNX Runtime's log severity.
+# Makes a session from the provider, the devices of its plugin (if it is a plugin), and ONNX Runtime's log severity.
 Create = Callable[[Provider, "list[Any]", int], Opened]
 
 
 def open_on_provider(wanted: Provider, create: Create) -> tuple[Opened, Provider]:
-    """Create a session on the provider that was asked for, or on the best that loads.
+    """Create a session on the requested provider; for `auto`, on the best provider that loads.
 
     Raises:
         ProviderError: the provider does not load.
@@ -167,7 +167,7 @@ def open_on_provider(wanted: Provider, create: Create) -> tuple[Opened, Provider
 
 
 def _try(provider: Provider, create: Create) -> Opened | None:
-    """Create a session; None when the provider does not load. ONNX Runtime itself would go on with the CPU."""
+    """Create a session; return None if the provider does not load. ONNX Runtime itself would continue on the CPU."""
     if provider.ort_name not in ort.get_available_providers():
         devices = _plugin_devices(provider.name)
         return create(provider, devices, 4) if devices else None

@@ -29,7 +29,7 @@ _NAME = "the surrogate"
 _TYPES: dict[str, DTypeLike] = {"inverse": np.float64, "chosen": np.int64, "amplitudes": np.float64}
 Grid = tuple[int, int]
 Result = TypeVar("Result")
-State = dict[str, Any]  # OrtValues by the names in `surrogates.RANKS`
+OnDevice = dict[str, Any]  # OrtValues by the names in `surrogates.RANKS`
 
 
 class DeviceSurrogates:
@@ -50,7 +50,7 @@ class DeviceSurrogates:
         """End the thread."""
         self._worker.shutdown()
 
-    def start(self, photos: list[tuple[Floats, Floats]], host: dict[str, NDArray[Any]]) -> State:
+    def start(self, photos: list[tuple[Floats, Floats]], host: dict[str, NDArray[Any]]) -> OnDevice:
         """Return the state of photos without any score.
 
         Args:
@@ -58,7 +58,7 @@ class DeviceSurrogates:
             host: the state but for the kernels.
         """
 
-        def start() -> State:
+        def start() -> OnDevice:
             session = self._session(_kernel_session)
             device, most = (self._device.type, self._device.id), host["free"].shape[1]
             kernels = ort.OrtValue.ortvalue_from_shape_and_type([len(photos), most, most], np.float32, *device)
@@ -77,40 +77,40 @@ class DeviceSurrogates:
 
         return self._run(start)
 
-    def choose(self, state: State, count: int) -> State:
+    def choose(self, state: OnDevice, count: int) -> OnDevice:
         """Choose `count` masks more for every photo; return what is new of the state."""
-        new: State = {}
+        new: OnDevice = {}
         while count:
             step = SMALLEST_STAGE if count >= SMALLEST_STAGE else 1
             new |= self._change(state | new, surrogates.CHOSEN, {}, _choice_session, step)
             count -= step
         return new
 
-    def predict(self, state: State, scores: Floats) -> State:
+    def predict(self, state: OnDevice, scores: Floats) -> OnDevice:
         """Predict from scores [G,n,T]; return what is new of the state."""
         return self._change(state, surrogates.PREDICTED, {"scores": scores}, _prediction_session)
 
-    def expected_errors(self, state: State, target: int) -> Floats:
+    def expected_errors(self, state: OnDevice, target: int) -> Floats:
         """Return the expected errors [G] of the maps of a target."""
         made = self._change(state, ("error",), {"target": np.array([target])}, _error_session)
         return self.read(made, "error").reshape(-1)
 
-    def read(self, state: State, name: str) -> NDArray[Any]:
+    def read(self, state: OnDevice, name: str) -> NDArray[Any]:
         """Return a value of the state on the host."""
         array: NDArray[Any] = self._run(lambda: state[name].numpy())
         return array
 
     def _change(
         self,
-        state: State,
+        state: OnDevice,
         names: tuple[str, ...],
         given: dict[str, NDArray[Any]],
         write: Callable[..., Builder],
         *arguments: Any,
-    ) -> State:
+    ) -> OnDevice:
         """Run a session with a state, and with what is given from the host; return what it makes, by name."""
 
-        def change() -> State:
+        def change() -> OnDevice:
             session = self._session(write, *arguments)
             binding = session.io_binding()
             for name in (one.name for one in session.get_inputs()):
@@ -155,8 +155,8 @@ class SurrogateGroup:
         self._grid = (0, 0)
         self._photos: list[tuple[Floats, Floats]] = []  # masks and parts; gone once the device has them
         self._scores: list[Floats] = []
-        self._state: State = {}
-        self._predicted: State = {}  # the state as it was after the last prediction
+        self._state: OnDevice = {}
+        self._predicted: OnDevice = {}  # the state as it was after the last prediction
         self._chosen = np.empty((0, 0), np.int64)
         self._is_outdated = False  # scores came in since the last prediction
         self._predictions: tuple[NDArray[Any], ...] | None = None
@@ -306,12 +306,12 @@ def _error_session() -> Builder:
     return graph
 
 
-def _write_state(graph: Builder, *names: str) -> surrogates.State:
+def _write_state(graph: Builder, *names: str) -> surrogates.SurrogateValues:
     """Return these of the state's values; one that is bound and not read would be copied to the host."""
     return {name: graph.input(name, *_of_state(name)) for name in names}
 
 
-def _write_changes(graph: Builder, state: surrogates.State, names: tuple[str, ...]) -> None:
+def _write_changes(graph: Builder, state: surrogates.SurrogateValues, names: tuple[str, ...]) -> None:
     for name in names:
         graph.output(state[name], _new(name), _of_state(name)[1])
 
