@@ -19,7 +19,8 @@ from ortcam.core.scores import guess
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.explain.scorecam import ScoreCAM
-from ortcam.graph.explainer import Packing, build_explainer
+from ortcam.graph.explainer import build_explainer
+from ortcam.graph.packing import Packing
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT
 from ortcam.model.source import external_files

@@ -11,85 +11,26 @@ them, until the queue is empty. With a budget, the turn that empties it predicts
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from ortcam.core.budget import FEWEST_FOR_AN_ERROR
-from ortcam.core.convention import Convention, interpolation_matrix
+from ortcam.core.convention import interpolation_matrix
 from ortcam.core.surrogate import smooth_directions
 from ortcam.graph import budget as budgets
 from ortcam.graph import names, scoring, surrogates
 from ortcam.graph.builder import Builder, Value
+from ortcam.graph.packing import Carried, Packing
 from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import SelectedMasks, write_saliency, write_selection, write_weights
 from ortcam.graph.standard import in_order, standardize
-from ortcam.model.contract import Contract, Layout, count_scores
+from ortcam.model.contract import Contract, count_scores
 from ortcam.model.protobuf import rename
 
 _INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
 _OURS = ("image", "target", "target_class", "saliency", "scored", "error")
-
-
-@dataclass(frozen=True)
-class Packing:
-    """What an explainer is made for.
-
-    Attributes:
-        convention: the definition of Score-CAM.
-        budget: the most masked images; None for all.
-        batch_size: masked images a turn.
-        fixed_batch: whether the model knows no other batch.
-        raw: take a photo uint8 [H,W,3] of any size, else the preprocessed input float32.
-        target: what the input `target` is where it is not given; None where it must be given.
-        input_shape: of the model's image, without the batch.
-        layer_size: (h, w) of the target layer.
-    """
-
-    convention: Convention
-    budget: int | None
-    batch_size: int
-    fixed_batch: bool
-    raw: bool
-    target: int | None
-    input_shape: tuple[int, int, int]
-    layer_size: tuple[int, int]
-
-    @property
-    def pads(self) -> bool:
-        """Whether every batch of masked images is full: the last one of an exact map is filled up."""
-        return self.fixed_batch or self.budget is None
-
-    def input_size(self, layout: Layout) -> tuple[int, int]:
-        shape = self.input_shape
-        return (shape[1], shape[2]) if layout == "NCHW" else (shape[0], shape[1])
-
-
-_RANKS = (3, 1, 1, 2, 1, 1, 1, 2)  # of the fields of _Carried
-
-
-class _Carried(NamedTuple):
-    """What goes from turn to turn.
-
-    Attributes:
-        activations: float32 [K,h,w] of the plain pass.
-        output: float32 [N], the model's own; of a single score [2], with its negation first.
-        targets: int64 [T].
-        affine, channels, rows: the photo's distinct masks, as `SelectedMasks`.
-        queue: int64 [q], the distinct masks to run next.
-        scores: float32 [n,T] of the masks that were run, in that order.
-    """
-
-    activations: Value
-    output: Value
-    targets: Value
-    affine: Value
-    channels: Value
-    rows: Value
-    queue: Value
-    scores: Value
 
 
 def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Packing) -> onnx.ModelProto:
@@ -135,9 +76,9 @@ class _Writer:
         if plan.target is not None:
             graph.default("target", np.array([plan.target], np.int64))
         image, place = self._write_raw(photo) if plan.raw else self._write_tensor(photo)
-        state, surrogate = self._write_loop(image, target)
+        state = self._write_loop(image, target)
         valid = self._is_valid(target, graph.size(state.output, 0))
-        maps, error = self._write_maps(state, surrogate)
+        maps, error = self._write_maps(state)
         saliency = place(maps * graph.reshape(graph.cast(valid, np.float32), -1, 1, 1))
         size = ["height", "width"] if plan.raw else self.size
         graph.output(state.output, name, ["classes"])
@@ -160,13 +101,13 @@ class _Writer:
         fault = self._check(self._is_wild(image), "the image has NaN or infinite values; expected finite numbers")
         return image + self.graph.cast(fault, np.float32), lambda maps: maps
 
-    def _write_loop(self, image: Value, target: Value) -> tuple[_Carried, surrogates.SurrogateValues | None]:
+    def _write_loop(self, image: Value, target: Value) -> Carried:
         graph = self.graph
         # OpenVINO takes the shape of a constant for the shape of the state in all turns; so 1 is computed.
         one = graph.maximum(graph.minimum(graph.size(target, 0), 1), 1)
         zero = graph.full(one, 0, np.int64)
         plain = graph.constant(np.array([[0, 0, 1]], np.float32))
-        start = _Carried(
+        start = Carried(
             activations=graph.full(graph.shape(one, *self.plan.layer_size), 0.0, np.float32),
             output=graph.full(one, 0.0, np.float32),
             targets=graph.full(graph.size(target, 0), 0, np.int64),
@@ -175,41 +116,34 @@ class _Writer:
             rows=zero,
             queue=zero,
             scores=graph.full(graph.shape(0, one), 0.0, np.float32),
+            surrogate=self._write_unseen(one),
         )
-        surrogate = self._write_unseen(one)
 
         def turn(number: Value, *values: Value) -> list[Value]:
-            first = graph.equal(number, 0)
-            return self._write_turn(first, image, target, values)
+            return self._write_turn(graph.equal(number, 0), image, target, Carried.of_values(values))
 
-        ranks = _RANKS + (tuple(surrogates.RANKS[name] for name in budgets.STATE) if surrogate else ())
-        final = graph.loop(None, [*start, *surrogate], turn, ranks=ranks, condition=True)
-        count = len(start)
-        return _Carried(*final[:count]), dict(zip(budgets.STATE, final[count:], strict=True)) if surrogate else None
+        return Carried.of_values(graph.loop(None, start.values(), turn, ranks=start.ranks(), condition=True))
 
-    def _write_turn(self, first: Value, image: Value, target: Value, values: tuple[Value, ...]) -> list[Value]:
-        graph, plan, count = self.graph, self.plan, len(_Carried._fields)
-        state, known = _Carried(*values[:count]), values[count:]
+    def _write_turn(self, first: Value, image: Value, target: Value, state: Carried) -> list[Value]:
+        graph, plan = self.graph, self.plan
         output, logits, activations, scores = self._write_model(first, image, state)
 
         def begin() -> list[Value]:
-            return self._write_beginning(output, logits, activations, target)
+            return self._write_beginning(output, logits, activations, target).values()
 
         def go_on() -> list[Value]:
             run = graph.minimum(graph.size(state.queue, 0), plan.batch_size)
             seen = graph.concat([state.scores, graph.slice(scores, 0, run, 0)], 0)
             left = graph.slice(state.queue, run, np.iinfo(np.int64).max, 0)
-            return [*state._replace(queue=left, scores=seen), *known]
+            return replace(state, queue=left, scores=seen).values()
 
-        after = graph.branch(first, begin, go_on)
-        state, known = _Carried(*after[:count]), tuple(after[count:])
+        after = Carried.of_values(graph.branch(first, begin, go_on))
         if plan.budget is not None:
-            state, surrogate = self._write_budget(first, state, dict(zip(budgets.STATE, known, strict=True)))
-            known = _in_order(surrogate)
-        going = graph.scalar(graph.size(state.queue, 0) > 0)
-        return [going, *state, *known]
+            after = self._write_budget(first, after)
+        going = graph.scalar(graph.size(after.queue, 0) > 0)
+        return [going, *after.values()]
 
-    def _write_model(self, first: Value, image: Value, state: _Carried) -> tuple[Value, Value, Value, Value]:
+    def _write_model(self, first: Value, image: Value, state: Carried) -> tuple[Value, Value, Value, Value]:
         """Run the model on the next batch of the queue: output, logits, activations [b,K,h,w], scores [b,T]."""
         graph, plan, contract = self.graph, self.plan, self.contract
         waiting = graph.size(state.queue, 0)
@@ -264,7 +198,7 @@ class _Writer:
         ends = 2 * offset if contract.output == "logits" else factor + 2 * offset  # of what the two sides sum to
         return both + np.array([[ends, 0.0]], np.float32)
 
-    def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> list[Value]:
+    def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> Carried:
         """After the plain pass: the classes, and the masks that are to be run."""
         graph, plan = self.graph, self.plan
         output, logits, layer = (graph.slice(value, 0, 1, 0) for value in (output, logits, activations))
@@ -287,27 +221,23 @@ class _Writer:
         if plan.budget is not None:  # of more masks than that, stages are chosen later
             all_at_once = graph.where(self._is_predicted(selection), graph.constant([0]), count)
             queue = graph.slice(queue, 0, all_at_once, 0)
-        return [
-            *_Carried(
-                activations=three,
-                output=graph.reshape(output, -1),
-                targets=classes_asked,
-                affine=selection.affine,
-                channels=selection.channels,
-                rows=selection.rows,
-                queue=queue,
-                scores=graph.full(graph.shape(0, graph.size(target, 0)), 0.0, np.float32),
-            ),
-            *self._write_unseen(graph.maximum(count, 1)),
-        ]
+        return Carried(
+            activations=three,
+            output=graph.reshape(output, -1),
+            targets=classes_asked,
+            affine=selection.affine,
+            channels=selection.channels,
+            rows=selection.rows,
+            queue=queue,
+            scores=graph.full(graph.shape(0, graph.size(target, 0)), 0.0, np.float32),
+            surrogate=self._write_unseen(graph.maximum(count, 1)),
+        )
 
-    def _write_unseen(self, count: Value) -> tuple[Value, ...]:
+    def _write_unseen(self, count: Value) -> surrogates.SurrogateValues:
         """Return a surrogate of `count` masks that knows no score; nothing without a budget."""
-        return () if self.plan.budget is None else _in_order(budgets.write_unseen(self.graph, count))
+        return {} if self.plan.budget is None else budgets.write_unseen(self.graph, count)
 
-    def _write_budget(
-        self, first: Value, state: _Carried, known: surrogates.SurrogateValues
-    ) -> tuple[_Carried, surrogates.SurrogateValues]:
+    def _write_budget(self, first: Value, state: Carried) -> Carried:
         """After the plain pass start a surrogate; after a stage let it predict; then choose the next stage."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
@@ -317,6 +247,7 @@ class _Writer:
         predicted = self._is_predicted(selection)
         ended = predicted & graph.equal(graph.size(state.queue, 0), 0)
 
+        known = state.surrogate
         known = self._write_step(
             predicted & first,
             known,
@@ -340,7 +271,7 @@ class _Writer:
         chosen = graph.reshape(known["chosen"], -1)
         begin = graph.where(more, done, graph.size(chosen, 0))
         new = graph.slice(chosen, begin, np.iinfo(np.int64).max, 0)
-        return state._replace(queue=graph.concat([state.queue, new], 0)), known
+        return replace(state, queue=graph.concat([state.queue, new], 0), surrogate=known)
 
     def _write_step(
         self,
@@ -369,18 +300,21 @@ class _Writer:
         blank = graph.reduce("Max", graph.cast(graph.equal(scale, 0.0), np.int64))
         return count - blank > plan.budget
 
-    def _write_maps(self, state: _Carried, surrogate: surrogates.SurrogateValues | None) -> tuple[Value, Value]:
+    def _write_maps(self, state: Carried) -> tuple[Value, Value]:
         """scores of the masks that were run -> maps float32 [T,h_in,w_in], and their errors float32 [T,3]."""
         graph, plan = self.graph, self.plan
         fault = self._check(self._is_wild(state.scores), "the model returns NaN or infinite values for a masked image")
         scores = state.scores + graph.cast(fault, np.float32)
         selection = SelectedMasks(state.affine, state.channels, state.rows)
         error = graph.full(graph.shape(graph.size(state.targets, 0), 3), 0.0, np.float32)  # of exact maps
-        if surrogate is not None:
+        if state.surrogate:
             seen, exact = scores, error
             scores, error = graph.branch(
                 self._is_predicted(selection),
-                lambda: [budgets.write_scores(graph, surrogate, seen), self._write_errors(surrogate, exact)],
+                lambda: [
+                    budgets.write_scores(graph, state.surrogate, seen),
+                    self._write_errors(state.surrogate, exact),
+                ],
                 lambda: [seen, exact],
             )
         weights = write_weights(graph, scores, selection, plan.convention)
@@ -421,8 +355,3 @@ class _Writer:
         """
         graph = self.graph
         return graph.gather(graph.constant([0]), graph.cast(wrong, np.int64), name=f"ortcam: {message}")
-
-
-def _in_order(surrogate: surrogates.SurrogateValues) -> tuple[Value, ...]:
-    """Return the values of a surrogate as they go from turn to turn."""
-    return tuple(surrogate[name] for name in budgets.STATE)

@@ -1,0 +1,92 @@
+"""What an explainer graph is made for, and what its loop carries from turn to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ortcam.core.convention import Convention
+from ortcam.graph import surrogates
+from ortcam.graph.budget import STATE
+from ortcam.graph.builder import Value
+from ortcam.graph.surrogates import SurrogateValues
+from ortcam.model.contract import Layout
+
+_RANKS = {
+    "activations": 3, "output": 1, "targets": 1, "affine": 2, "channels": 1, "rows": 1, "queue": 1, "scores": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What an explainer is made for.
+
+    Attributes:
+        convention: the definition of Score-CAM.
+        budget: the most masked images; None for all.
+        batch_size: masked images a turn.
+        fixed_batch: whether the model knows no other batch.
+        raw: take a photo uint8 [H,W,3] of any size, else the preprocessed input float32.
+        target: what the input `target` is where it is not given; None where it must be given.
+        input_shape: of the model's image, without the batch.
+        layer_size: (h, w) of the target layer.
+    """
+
+    convention: Convention
+    budget: int | None
+    batch_size: int
+    fixed_batch: bool
+    raw: bool
+    target: int | None
+    input_shape: tuple[int, int, int]
+    layer_size: tuple[int, int]
+
+    @property
+    def pads(self) -> bool:
+        """Whether every batch of masked images is full: the last one of an exact map is filled up."""
+        return self.fixed_batch or self.budget is None
+
+    def input_size(self, layout: Layout) -> tuple[int, int]:
+        """Return (H, W) of the model's image."""
+        shape = self.input_shape
+        return (shape[1], shape[2]) if layout == "NCHW" else (shape[0], shape[1])
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the loop carries from turn to turn.
+
+    Attributes:
+        activations: float32 [K,h,w] of the plain pass.
+        output: float32 [N], the model's own; of a single score [2], with its negation first.
+        targets: int64 [T].
+        affine, channels, rows: the photo's distinct masks, as `SelectedMasks`.
+        queue: int64 [q], the distinct masks to run next.
+        scores: float32 [n,T] of the masks that were run, in that order.
+        surrogate: what is known of the masks that were not run; empty without a budget.
+    """
+
+    activations: Value
+    output: Value
+    targets: Value
+    affine: Value
+    channels: Value
+    rows: Value
+    queue: Value
+    scores: Value
+    surrogate: SurrogateValues = field(default_factory=dict)
+
+    def values(self) -> list[Value]:
+        """Return everything as the flat list that an ONNX loop carries."""
+        return [*(getattr(self, name) for name in _RANKS), *(self.surrogate[name] for name in STATE if self.surrogate)]
+
+    def ranks(self) -> tuple[int, ...]:
+        """Return the rank of each of the values."""
+        return (*_RANKS.values(), *(surrogates.RANKS[name] for name in STATE if self.surrogate))
+
+    @classmethod
+    def of_values(cls, values: Sequence[Value]) -> Carried:
+        """Return what a flat list holds."""
+        activations, output, targets, affine, channels, rows, queue, scores, *rest = values
+        surrogate = dict(zip(STATE, rest, strict=True)) if rest else {}
+        return cls(activations, output, targets, affine, channels, rows, queue, scores, surrogate)
