@@ -20,6 +20,7 @@ from ortcam.runtime.scorer import Group, Progress, Scorer
 from ortcam.runtime.threads import Workers, usable_processors
 
 _FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need it, or may not be run in two threads
+_TAILS_FOR_AN_IMAGE = 8  # in a batch: a tail takes far less time and memory than the whole model
 _ENOUGH_THREADS = 4  # beside a device: more of them wait for Python's lock only
 
 
@@ -112,7 +113,8 @@ class Classifier:
 
     def _open(self, wiring: Wiring) -> Scorer:
         setup = self._setup
-        return Engine(setup.model, setup.scored, self.provider, self.batch_size, setup.threads, wiring=wiring).scorer
+        size = self.batch_size * (_TAILS_FOR_AN_IMAGE if wiring.at == "layer" else 1)
+        return Engine(setup.model, setup.scored, self.provider, size, setup.threads, wiring=wiring).scorer
 
 
 def _nothing() -> None:
