@@ -162,7 +162,7 @@ def explain(
     if picture is not None:
         check_picture(picture, photos, model, 2 if target == ["all"] else max(top_k, len(target or [])))
     folders = Folders(output, photos, overwrite)
-    waiting = iter(photos)  # every photo comes back in its turn: explained, or with an error
+    waiting = iter(photos)  # photos come back in order, explained or with an error
     with console.progress_bar(len(photos)) as advance:
         for explanation in explainer.explain_batch(
             [photo.image for photo in photos],
@@ -206,10 +206,10 @@ def explain(
 
 
 def _may_write(explanation: Pictures) -> bool:
-    """Ask the user before an explanation of more than 500 MB is written; whether the user was asked.
+    """Ask the user before writing an explanation of more than 500 MB. Return whether the user agreed.
 
     Raises:
-        OptionError: the user says no, or cannot be asked.
+        OptionError: the user declines, or cannot be asked.
     """
     size = explanation.bytes_to_write
     if size <= _MOST_BYTES_UNASKED:
@@ -219,7 +219,7 @@ def _may_write(explanation: Pictures) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise OptionError(f"{said}; give --yes to write them, or explain fewer classes")
     if not typer.confirm(f"{said}. Write them?", err=True):
-        raise OptionError("nothing more was written; explain fewer classes, or give --yes")
+        raise OptionError("no further explanation was written; explain fewer classes, or give --yes")
     return True
 
 
@@ -234,7 +234,7 @@ def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
 
 
 def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> None:
-    packed = done[0]["model"]["packed"]  # such a file does not tell what it might have run
+    packed = done[0]["model"]["packed"]  # a packed explainer does not return the number of channels
     errors = [target["error"] for entry in done for target in entry["targets"]]
     estimated = any(error is None or error["high"] for error in errors)
     wide = console.table_width() >= _WIDTH_OF_INTERVALS

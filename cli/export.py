@@ -120,7 +120,7 @@ def export(
     from ortcam.exporters import export as run_export
 
     console.note(f"exporting {source} ...")
-    with contextlib.redirect_stdout(sys.stderr):  # what the user's own code prints
+    with contextlib.redirect_stdout(sys.stderr):  # for output of the user's own code
         report = run_export(
             source,
             path or default_output(source),
@@ -173,7 +173,7 @@ def export(
 
 
 def default_output(source: str) -> Path:
-    """Return the file that a source is exported to by default: beside a file or folder, else in the current folder.
+    """Return the default file of an export: beside a file or folder, else in the current folder.
 
     >>> str(default_output("timm:hf/resnet18.a1")), str(default_output("nets/cat.h5"))
     ('resnet18.a1.cam.onnx', 'nets/cat.cam.onnx')
@@ -186,7 +186,7 @@ def default_output(source: str) -> Path:
 
 
 def split_output(given: list[str], kind: str | None) -> tuple[Path | None, str | None]:
-    """Return the file and the kind of the scores: an --output that is the name of a kind states it."""
+    """Return the file and the kind of the scores. An --output with the name of a kind states the kind."""
     files = [one for one in given if one not in KINDS]
     kinds = {one for one in (*given, kind) if one is not None and one not in files}
     if len(files) > 1:
@@ -199,12 +199,12 @@ def split_output(given: list[str], kind: str | None) -> tuple[Path | None, str |
             f"--output is {files[0]!r}; expected a file name that ends in .onnx, or logits, probabilities or sigmoid"
         )
     if len(kinds) > 1:
-        raise typer.BadParameter(f"the scores are stated to be {' and '.join(sorted(kinds))}; expected one of them")
+        raise typer.BadParameter(f"the kind of the scores is given as {' and '.join(sorted(kinds))}; expected one kind")
     return Path(files[0]) if files else None, next(iter(kinds), None)
 
 
 def describe_output(output: str, activation: str | None, scale: Sequence[float] | None) -> str:
-    """Return what the first output holds, and what makes probabilities of it."""
+    """Return a text for the kind of the first output, and the function that makes its probabilities."""
     text = {
         "logits": f"logits ({activation or 'softmax assumed'})",
         "log_probabilities": f"logarithms of probabilities ({activation})",
@@ -220,5 +220,5 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise typer.BadParameter(f"{text!r} is no size; expected SIDE or HEIGHTxWIDTH, such as 224 or 224x320")
+        raise typer.BadParameter(f"size is {text!r}; expected SIDE or HEIGHTxWIDTH, such as 224 or 224x320")
     return int(sides[0]), int(sides[-1])

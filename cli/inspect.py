@@ -1,4 +1,4 @@
-"""ortcam inspect: what is in an ONNX file."""
+"""ortcam inspect: show the contents of an ONNX file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ortcam.graph.layers import Candidate, Reading
 
 
-# What the check of places at the export found; other texts say in which wrong order the cells are.
+# Results of the export's check of places. Other texts name the wrong order of the cells.
 _PLACES = {
     "confirmed": "confirmed: the layer's cells answer where the image changes",
     "followed": "by the graph: its rows and columns are those of the image; all cells see the whole image alike",
@@ -72,7 +72,7 @@ def describe(path: Path) -> dict[str, Any]:
     """Return the facts of an ONNX file as plain JSON.
 
     Raises:
-        ModelError: it is no ONNX model.
+        ModelError: the file is not an ONNX model.
     """
     from ortcam.model.contract import EXPLAINER, PREFIX, Contract, count_scores
     from ortcam.model.source import read_proto
@@ -91,7 +91,7 @@ def describe(path: Path) -> dict[str, Any]:
 
     runs = importlib.util.find_spec("onnxruntime") is not None
     if not runs:
-        console.warn(f"{NO_RUNTIME}; only what the file itself states is shown")
+        console.warn(f"{NO_RUNTIME}; only the statements in the file are shown")
 
     try:
         if contract is None and runs:
@@ -127,14 +127,14 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _size(inputs: list[ir.Value]) -> tuple[int, ...] | None:
-    """Return the dimensions of the image without the batch; None where not all are known."""
+    """Return the dimensions of the image without the batch; None if any is unknown."""
     dims = list(inputs[0].shape or ())[1:] if len(inputs) == 1 else []
     sides = tuple(dim for dim in dims if isinstance(dim, int))
     return sides if len(sides) == len(dims) == 3 else None
 
 
 def _read_foreign(model: ir.Model, proto: Any, path: Path) -> tuple[ir.Model, Reading, tuple[int, ...] | None]:
-    """Read image and scores of a file that ortcam did not write as `export` does; return a graph of these alone."""
+    """Read image and scores of a foreign file, like `export`. Return a graph with these alone."""
     import onnx_ir as ir
 
     from ortcam.errors import OrtcamError
@@ -162,7 +162,7 @@ def _read_foreign(model: ir.Model, proto: Any, path: Path) -> tuple[ir.Model, Re
 
 
 def _drop_weights(model: ir.Model) -> None:
-    """Take the weights off the inputs, where old files list them."""
+    """Remove weights from the inputs; old files list them there."""
     weights = set(model.graph.initializers)
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in weights]
 
@@ -238,7 +238,7 @@ def _print_contract(contract: dict[str, Any]) -> None:
 
 
 def _print_verified(verified: dict[str, Any], layers: list[dict[str, Any]]) -> None:
-    """Print what the export compared and checked; of several layers, each is named."""
+    """Print the comparisons and checks of the export; name each of several layers."""
     several = len(layers) > 1
     if verified:
         inner = ""

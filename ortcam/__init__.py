@@ -59,7 +59,7 @@ __all__ = [
     "reproduce",
 ]
 
-# The public names are loaded when first used: `ortcam --help` need not wait for numpy and onnx.
+# Public names are loaded at first use, so `ortcam --help` does not wait for numpy and onnx.
 _HOME = {
     "PRESETS": "core.convention",
     "Convention": "core.convention",
@@ -103,7 +103,7 @@ def _has_runtime() -> bool:
 
 
 def _warn_of_no_runtime() -> None:
-    """Warn as one line, without the path and the line of code that Python's own format has."""
+    """Warn in one line, without the path and the line of code of Python's own format."""
     usual = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"ortcam: {message}\n"
     try:
@@ -112,7 +112,7 @@ def _warn_of_no_runtime() -> None:
         warnings.formatwarning = usual
 
 
-# The command line says it itself, in the command's own error.
+# The command line reports this in the error of the command.
 if not _has_runtime() and PurePath(*getattr(sys, "argv", ())[:1]).stem != "ortcam":
     _warn_of_no_runtime()
 

@@ -8,7 +8,7 @@ from numbers import Integral
 
 
 class OrtcamError(Exception):
-    """Anything that went wrong for a reason the user can mend."""
+    """The base of all errors that a user can correct."""
 
 
 class ImageError(OrtcamError):
@@ -48,15 +48,15 @@ class ExportError(OrtcamError):
 
 
 class OptionError(OrtcamError):
-    """An argument whose value makes no sense."""
+    """An invalid value of an argument."""
 
 
 class OrtcamWarning(UserWarning):
-    """Something that the user should know but that stops nothing, such as a flat map."""
+    """A notice for the user that stops nothing, such as a flat map."""
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
-    """Return ``"; nearest: a, b"`` for the choices most like `name`, or ``""`` when none is alike.
+    """Return ``"; nearest: a, b"`` for the choices most similar to `name`; ``""`` if none is similar.
 
     >>> nearest("layer5", ["layer4", "layer3", "fc"])
     '; nearest: layer4, layer3'
@@ -75,10 +75,10 @@ def one_line(error: BaseException, most: int = 300) -> str:
 
 
 def whole(name: str, number: object, other: str = "") -> int:
-    """Return a whole number from 1 of any integer type; `other` is what else may stand there.
+    """Check a whole number from 1 of any integer type, and return it; `other` names other valid values.
 
     Raises:
-        OptionError: it is none.
+        OptionError: it is not a whole number from 1.
     """
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
         raise OptionError(f"{name} is {number!r}; expected a whole number from 1{other}")

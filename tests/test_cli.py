@@ -465,9 +465,9 @@ def test_packing_what_cannot_be_packed(small: Path) -> None:
     (small / "broken.onnx").write_bytes((small / "model.onnx").read_bytes()[:1000])
     assert_one_line_error(run("pack", "broken.onnx", cwd=small), 1, "is not an ONNX model, or is cut short")
     assert_one_line_error(run("pack", "nothing.onnx", cwd=small), 1, "no such file")
-    assert_one_line_error(run("pack", "model.onnx", "--target", "dog", cwd=small), 1, "label 'dog' is no class")
+    assert_one_line_error(run("pack", "model.onnx", "--target", "dog", cwd=small), 1, "label 'dog' is unknown")
     assert_one_line_error(run("pack", "model.onnx", "--preset", "x", cwd=small), 1, "preset 'x' is unknown")
-    assert_one_line_error(run("page", "model.onnx", cwd=small), 1, "is no packed explainer")
+    assert_one_line_error(run("page", "model.onnx", cwd=small), 1, "is not a packed explainer")
     assert run("pack", "model.onnx", "-o", "p.onnx", "--budget", "2", "--no-verify", cwd=small).returncode == 0
     assert_one_line_error(run("pack", "p.onnx", cwd=small), 1, "is a packed explainer")
     assert_one_line_error(

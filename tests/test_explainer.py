@@ -178,7 +178,7 @@ def test_a_default_target_may_be_left_out(resnet18_file: Path, photos: dict[str,
     assert session.run(["target_class"], {"image": photo})[0].tolist() == [7]
     given = session.run(["target_class"], {"image": photo, "target": np.array([3, 2])})
     assert given[0].tolist() == [3, 2]
-    with pytest.raises(TargetError, match="label 'dog' is no class"):
+    with pytest.raises(TargetError, match="label 'dog' is unknown"):
         ortcam.pack(resnet18_file, tmp_path / "b.onnx", target="dog")
     with pytest.raises(TargetError, match="target 1000 is out of range"):
         ortcam.pack(resnet18_file, tmp_path / "b.onnx", target=1000)
@@ -345,7 +345,7 @@ def test_what_cannot_be_packed(tiny: nn.Module, tmp_path: Path) -> None:
     ortcam.pack(unknown, tmp_path / "b.onnx", raw=False)
     with pytest.raises(PackedModelError, match="is a packed explainer; expected the model file"):
         ortcam.pack(tmp_path / "b.onnx", tmp_path / "c.onnx")
-    with pytest.raises(ModelError, match="is no packed explainer"):
+    with pytest.raises(ModelError, match="is not a packed explainer"):
         ortcam.PackedExplainer(unknown)
     with pytest.raises(OptionError, match="budget is 0"):
         ortcam.pack(unknown, tmp_path / "c.onnx", raw=False, budget=0)
@@ -515,5 +515,5 @@ def test_a_model_repository_for_triton(packed: Path, resnet18_file: Path, lite0_
     assert [list(one.dims) for one in config.output] == [[-1], [-1], [-1, 96, 96], [1], [-1, 3]]
     with pytest.raises(OptionError, match="model name is 'a b'"):
         write_triton(packed, tmp_path / "models", name="a b")
-    with pytest.raises(ModelError, match="is no packed explainer"):
+    with pytest.raises(ModelError, match="is not a packed explainer"):
         write_triton(lite0_file, tmp_path / "models")

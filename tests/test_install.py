@@ -49,7 +49,7 @@ def test_without_a_runtime(tmp_path: Path, tiny: nn.Module) -> None:
     done = run(sys.executable, "command.py", "inspect", "model.onnx", cwd=tmp_path)
     assert done.returncode == 0
     assert "features.1" in done.stdout
-    assert done.stderr == f"warning: {NO_RUNTIME}; only what the file itself states is shown\n"
+    assert done.stderr == f"warning: {NO_RUNTIME}; only the statements in the file are shown\n"
     for command in (["explain", "model.onnx", "photo.jpg"], ["page", "model.onnx"]):
         done = run(sys.executable, "command.py", *command, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (1, f"error: {NO_RUNTIME}\n")

@@ -364,7 +364,7 @@ def test_methods_on_the_command_line(small: Path, photos: dict[str, Path], tmp_p
         (("--method", "rice"), "method 'rice' is unknown; expected score-cam, recipro-cam, rise; nearest: rise"),
         (("--method", "rise", "--method-option", "mask=3"), "method option 'mask' of rise is unknown"),
         (("--method", "rise", "--method-option", "masks=few"), "masks is 'few'; expected a whole number"),
-        (("--method", "rise", "--preset", "paper"), "presets are definitions of score-cam"),
+        (("--method", "rise", "--preset", "paper"), "only score-cam has presets"),
         (("--method", "recipro-cam", "--budget", "8"), "leave budget and tolerance out"),
         (("--method", "rise", "--tolerance", "0.1"), "leave tolerance and selection out"),
     ):

@@ -200,7 +200,7 @@ def test_a_batch_does_not_go_on_in_a_forked_child(small: Path) -> None:
         """,
         small,
     )
-    said = "this explain_batch was begun before a fork; begin another one in the child"
+    said = "this explain_batch began before a fork; call explain_batch again in the child"
     assert done.stdout.splitlines() == [said, "2 5"], done.stdout + done.stderr
 
 
@@ -287,7 +287,7 @@ def test_photos_without_a_path(small: Path) -> None:
             with pytest.raises(ImageError, match=said):
                 explainer.explain(wrong)
         for one in (data, io.BytesIO(data)):
-            with pytest.raises(OptionError, match="expected several pictures, or use explain"):
+            with pytest.raises(OptionError, match="expected several images, or use explain"):
                 list(explainer.explain_batch(one))
 
 

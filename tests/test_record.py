@@ -418,7 +418,7 @@ def test_other_presets_packed_files_and_arrays_are_reproduced(
         np.save(tmp_path / f"{name}.npy", array)
         assert ortcam.reproduce(folder, photo=tmp_path / f"{name}.npy").agrees
     assert ortcam.reproduce(tmp_path / "photo", photo=cat).same_photo  # a file of the same pixels
-    with pytest.raises(ModelError, match="is no packed explainer"):
+    with pytest.raises(ModelError, match="is not a packed explainer"):
         ortcam.reproduce(tmp_path / "packed", model=tiny_file)
     with pytest.raises(ModelError, match=r"is a packed explainer; expected the model file record\.onnx"):
         ortcam.reproduce(tmp_path / "mine", model=packed.path)

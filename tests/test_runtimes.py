@@ -250,7 +250,7 @@ def test_the_page_says_what_is_wrong(site: str, browser: Any) -> None:
     page.goto(site)
     for name, data in [("notes.txt", b"hello"), ("cut.png", b"\x89PNG\r\n\x1a\n" + bytes(40)), ("empty.jpg", b"")]:
         page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": data})
-        page.wait_for_selector(f"#fault:has-text('“{name}” is no image that this browser can open')")
+        page.wait_for_selector(f"#fault:has-text('“{name}” cannot be opened as an image')")
     page.set_input_files("#file", package_folder("skimage") / "data" / "coffee.png")
     page.wait_for_selector("#classes button[aria-pressed=true]", timeout=60_000)
     assert page.is_hidden("#fault")
@@ -279,12 +279,12 @@ def test_a_page_that_cannot_be_written(explainer: Path, resnet18_file: Path, tmp
         OptionError, match="expected the npm package onnxruntime-web, its folder or .tgz".replace(".", r"\.")
     ):
         write_page(explainer, tmp_path / "site", runtime=tmp_path)
-    with pytest.raises(ModelError, match="is no packed explainer"):
+    with pytest.raises(ModelError, match="is not a packed explainer"):
         write_page(resnet18_file, tmp_path / "site", runtime=runtime)
     with pytest.raises(ImageError, match="no such file"):
         write_page(explainer, tmp_path / "site", ["nothing.jpg"], runtime)
     tensors = ortcam.pack(resnet18_file, tmp_path / "tensors.onnx", raw=False, budget=2, verify=False).path
-    with pytest.raises(OptionError, match="takes preprocessed tensors, a page has photos"):
+    with pytest.raises(OptionError, match="takes preprocessed tensors; expected an explainer"):
         write_page(tensors, tmp_path / "site", runtime=runtime)
     assert not (tmp_path / "site").exists()
     (tmp_path / "site").mkdir()

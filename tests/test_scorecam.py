@@ -440,7 +440,7 @@ def test_groups_side_by_side_give_the_same_maps_in_the_same_order(resnet18_file:
         (1.5, "expected"),
         (np.array([3, 1000]), "out of range"),
         ("--5", "has no labels"),
-        ("9" * 5000, "9\\.\\.\\.' is no class"),
+        ("9" * 5000, "9\\.\\.\\.' is unknown"),
         (["all", 3], "give 'all' alone"),
         ([np.array([1, 2])], "expected a class index"),
         ([True], "expected a class index"),

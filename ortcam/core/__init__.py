@@ -1,1 +1,1 @@
-"""What needs NumPy alone: conventions, masks, targets, budgets, and what an explanation states."""
+"""Data and computations that need only NumPy: conventions, methods, masks, targets, budgets, provenance."""

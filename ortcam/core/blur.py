@@ -1,4 +1,4 @@
-"""Blurring as matrix products, so that a graph needs no operator but MatMul for it."""
+"""Blur with matrix products, so that a graph needs only MatMul."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from ortcam.core.convention import Floats
 
-_TRUNCATE = 4.0  # deviations, beyond which a Gaussian counts as zero
+_TRUNCATE = 4.0  # standard deviations; beyond, a Gaussian counts as zero
 
 
 @lru_cache(maxsize=16)
 def blur_matrix(length: int, sigma: float) -> Floats:
-    """Return the matrix [length,length] that blurs `length` samples with a Gaussian of `sigma` samples; read-only.
+    """Return the read-only matrix [length,length] that blurs samples with a Gaussian of `sigma` samples.
 
     A blurred picture is ``blur_matrix(H, s) @ picture @ blur_matrix(W, s).T``.
 

@@ -1,4 +1,4 @@
-"""A budget of masked inputs: how many, in which stages, and the plan that a surrogate makes of it."""
+"""Limits of an explanation: the budget and its stages, and the plan that predicts scores with a surrogate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ortcam.errors import OptionError, nearest, whole
 
 Selecting = Literal["predict", "top-std"]
 SMALLEST_STAGE = 4
-STAGE_STEP = 16  # scores; after so many more a stage is larger by the smallest
-FEWEST_FOR_AN_ERROR = 8  # scores; fewer say nothing of their own spread
+STAGE_STEP = 16  # scores; after each such step, a stage grows by SMALLEST_STAGE
+FEWEST_FOR_AN_ERROR = 8  # scores; fewer give no estimate of their spread
 LARGEST_STAGE = 16
-LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger ones are averaged
+LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger masks are averaged
 # The median, and the 4th and 96th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
 # 2 presets, 2 classes, budgets of 16 to 128. See docs/budget.md.
 CALIBRATION = (1.3, 0.35, 6.5)
@@ -27,12 +27,13 @@ LARGEST_ERROR = 2.0  # 1 - r of a map against its opposite
 
 @dataclass(frozen=True)
 class Limits:
-    """What an explanation may cost, or how far it may be off.
+    """Limits for the cost and the error of an explanation.
 
     Attributes:
-        budget: the most masked inputs; None for no limit. See `most`.
-        tolerance: the estimated error to stop at; None to use the budget up.
-        selection: what becomes of the channels that are not run.
+        budget: the largest number of masked inputs; None for no limit. See `most`.
+        tolerance: the estimated error to stop at; None to use the whole budget.
+        selection: the treatment of channels that are not run: ``predict`` their scores, or leave them out
+            (``top-std``).
     """
 
     budget: int | None = None
@@ -48,14 +49,14 @@ class Limits:
                 raise OptionError(f"tolerance is {self.tolerance!r}; expected an error 1 - r between 0 and 1, as 0.01")
         if self.selection not in get_args(Selecting):
             raise OptionError(
-                f"selection {self.selection!r} does not exist; expected {' or '.join(get_args(Selecting))}"
+                f"selection {self.selection!r} is unknown; expected {' or '.join(get_args(Selecting))}"
                 f"{nearest(str(self.selection), get_args(Selecting))}"
             )
         if self.selection == "top-std" and (self.budget is None or self.tolerance is not None):
             raise OptionError("selection 'top-std' needs a budget and takes no tolerance; give budget=32 alone")
 
     def plan(self, activations: Floats, masks: Selection, predictors: Predictors) -> Plan:
-        """Return the plan for a photo with `activations` [K,h,w]; `masks` are its distinct masks."""
+        """Return the plan for a photo with `activations` [K,h,w] and the distinct `masks`."""
         most = self.most(masks)
         if not len(masks) or (self.tolerance is None and most == len(masks)):
             return plan_exact(masks)
@@ -64,7 +65,7 @@ class Limits:
         return PredictedPlan(activations, masks, most, self.tolerance, predictors)
 
     def most(self, masks: Selection) -> int:
-        """Return the most masked inputs that a photo can take: all of them, if the budget has one for every mask.
+        """Return the largest number of masked inputs of a photo: all of them, if the budget covers every mask.
 
         The blank input that some presets run for constant channels does not count toward the budget, because it
         belongs to no channel.
@@ -75,14 +76,14 @@ class Limits:
         return self.budget
 
     def first_stage(self, channels: int | None, batch_size: int) -> int:
-        """Return how many masked inputs a photo with so many channels brings to its first batches, at least."""
+        """Return the least number of masked inputs in the first stage of a photo with `channels` channels."""
         most = batch_size if self.budget is None or (channels and self.budget >= channels) else self.budget
         in_stages = self.tolerance is not None or (most == self.budget and self.selection == "predict")
         return min(most, batch_size, SMALLEST_STAGE if in_stages else batch_size)
 
 
 class Predictor(Protocol):
-    """Chooses masks of one photo and predicts the scores of the others: what `Surrogate` does, wherever it runs."""
+    """Chooses masks of one photo and predicts the scores of the other masks, like `Surrogate`, on any device."""
 
     chosen: list[int]
 
@@ -96,14 +97,14 @@ class Predictors(Protocol):
     """The predictors of a group of photos."""
 
     def add(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> Predictor:
-        """Return the predictor of one more photo; all photos are added before the first one chooses.
+        """Return the predictor of one more photo. All photos must be added before a predictor chooses.
 
         The arguments are those of `Surrogate`.
         """
 
 
 class HostPredictors:
-    """Predictors that compute with NumPy, each by itself."""
+    """Independent predictors in NumPy."""
 
     def add(self, masks: Floats, parts: Floats, grid: tuple[int, int]) -> Surrogate:
         """Return the predictor of one more photo."""
@@ -124,20 +125,20 @@ class PredictedPlan:
         """Plan for `activations` [K,h,w].
 
         Args:
-            activations: of the photo.
+            activations: the activations of the photo.
             selection: its distinct masks.
-            most: run at most this many.
+            most: run at most this number of masks.
             tolerance: stop when the estimated error of every target is at most this.
-            predictors: make what predicts.
+            predictors: makes the predictor of the photo.
         """
         shift, scale, _ = selection.affine.T[:, :, None]
         small = shrink(activations, LARGEST_SIDE)
         flat = small.reshape(len(small), -1)
         masks = np.clip((flat[selection.channels] - shift) * scale, 0, 1)
-        # To about 1, so that no square leaves float32; by a power of two, which rounds only what is next to nothing.
+        # Scale to about 1, so that no square overflows float32. A power of two rounds only tiny values.
         flat = np.ldexp(flat, -np.frexp(np.abs(flat).max())[1])
         parts = flat[selection.channels]
-        more = selection.rows >= 0  # channels with a mask that an earlier one has
+        more = selection.rows >= 0  # channels that share the mask of an earlier channel
         more[selection.channels] = False
         np.add.at(parts, selection.rows[more], flat[more])
         self._predictor = predictors.add(masks, parts, (small.shape[1], small.shape[2]))
@@ -159,7 +160,7 @@ class PredictedPlan:
     def scores(self) -> Floats:
         best = self._seen.max(axis=0)
         scores = np.stack([one.log_weights for one in self._predictor.predictions()], axis=1) + best
-        scores[self._predictor.chosen] = self._seen  # to the bit
+        scores[self._predictor.chosen] = self._seen  # exact bits
         return np.asarray(scores, np.float32)
 
     def errors(self) -> tuple[ErrorEstimate | None, ...]:
@@ -177,17 +178,17 @@ class PredictedPlan:
     def _is_within_tolerance(self) -> bool:
         if self._tolerance is None or not len(self._seen):
             return False
-        estimates = map(self._estimate, range(self._seen.shape[1]))  # none is made after the first that is too large
+        estimates = map(self._estimate, range(self._seen.shape[1]))  # lazy: none follows an estimate that is too large
         return all(error is not None and error.expected <= self._tolerance for error in estimates)
 
 
 def stage_size(done: int) -> int:
-    """Return how many masks are chosen at once after `done` scores: a quarter, in fours, within limits."""
+    """Return the size of the next stage after `done` scores: a quarter of them, a multiple of 4, from 4 to 16."""
     return min(max(done // STAGE_STEP * SMALLEST_STAGE, SMALLEST_STAGE), LARGEST_STAGE)
 
 
 def shrink(maps: Floats, side: int) -> Floats:
-    """Average maps [K,h,w] over areas, to at most `side` rows and columns: what the surrogate compares masks by."""
+    """Average maps [K,h,w] over areas, to at most `side` rows and columns. The surrogate compares these masks."""
     rows, columns = (averaging_matrix(length, min(length, side)) for length in maps.shape[1:])
     if maps.shape[1:] == (len(rows), len(columns)):
         return maps
@@ -195,7 +196,7 @@ def shrink(maps: Floats, side: int) -> Floats:
 
 
 def averaging_matrix(length: int, size: int) -> Floats:
-    """Return the mean over each of `size` equal stretches of `length` samples as a matrix [size,length]."""
+    """Return the matrix [size,length] that averages `length` samples over `size` equal stretches."""
     edges = np.linspace(0, length, size + 1)
     begins, ends = edges[:-1, None], edges[1:, None]
     places = np.arange(length)

@@ -1,4 +1,4 @@
-"""Forward: what a model makes of one photo that nothing is hidden from."""
+"""Forward: the results of a model for one unmasked photo."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Forward:
     """The plain forward pass of one photo, on the host.
 
     Attributes:
-        logits: float32 [N], what the scores are taken from.
-        output: float32 [N], the model's own output (probabilities for a model that ends in a softmax).
+        logits: float32 [N], the tensor that the scores are taken from.
+        output: float32 [N], the model's own output (probabilities if the model ends in a softmax).
         activations: float32 [K,h,w] of the target layer.
         size: the model's input size (H, W).
     """

@@ -1,11 +1,11 @@
-"""Grids of random cells, made from a seed and a number alone: here with NumPy, in `ortcam.graph.masks` as nodes.
+"""Make grids of random cells from a seed and a number: here with NumPy, in `ortcam.graph.masks` as nodes.
 
-RISE (Petsiuk et al. 2018, arXiv 1806.07421) draws a small grid of cells, shown with a probability p, enlarges it to a
-little more than the picture, and cuts the picture's size out of it at a random place. Here cell c of grid n is shown
-where hash(seed, n, c) < p * PRIME, so that the same masks can be made anywhere, in any order, without sending them.
+RISE (Petsiuk et al. 2018, arXiv 1806.07421) draws a small grid of cells, each shown with probability p. RISE enlarges
+the grid to a little more than the picture, and cuts the picture's size out at a random place. Here cell c of grid n is
+shown if hash(seed, n, c) < p * PRIME. So every device can make the same masks, in any order, and none is sent.
 
 The hash is a sequence of permutations of the numbers modulo the prime 2^31 - 1: x -> x^5 + constant. No product leaves
-int64, and every operator is in ONNX.
+int64, and ONNX has every operator.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PRIME = 2**31 - 1
 NUMBER_FACTOR = 1_299_709_211
 CELL_FACTOR = 715_827_883
 SEED_FACTOR = 961_748_941
-ROUNDS = (805_306_457, 1_610_612_741, 402_653_189)  # what is added after each fifth power
+ROUNDS = (805_306_457, 1_610_612_741, 402_653_189)  # added after each fifth power
 
 
 def grid_terms(grids: Grids) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return what the hashes begin with: of the cells int64 [s,s], of the two shifts int64 [2]; and the limit."""
+    """Return the first terms of the hashes: int64 [s,s] of the cells, int64 [2] of the two shifts; and the limit."""
     rows, columns = grids.cells
     places = np.arange(rows * columns + 2, dtype=np.int64)
     terms = (grids.seed % PRIME * SEED_FACTOR % PRIME + (places + 1) * CELL_FACTOR % PRIME) % PRIME
@@ -34,7 +34,7 @@ def grid_terms(grids: Grids) -> tuple[NDArray[np.int64], NDArray[np.int64], int]
 
 
 def scramble(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the hashes, in [0,PRIME), of numbers in that range."""
+    """Return the hashes of numbers; both lie in [0,PRIME)."""
     for added in ROUNDS:
         squares = numbers * numbers % PRIME
         numbers = (squares * squares % PRIME * numbers + added) % PRIME
@@ -50,7 +50,7 @@ def draw_grids(grids: Grids, numbers: NDArray[np.int64], size: tuple[int, int]) 
         size: the model's input size (H, W).
 
     Returns:
-        float32 [M,s,s] of 0 and 1; int64 [M,2], how many pixels down and across the picture is cut out.
+        float32 [M,s,s] of 0 and 1; int64 [M,2], the place down and across, in pixels, where the picture is cut out.
     """
     cells, shifts, limit = grid_terms(grids)
     begin = numbers % PRIME * NUMBER_FACTOR % PRIME
@@ -66,10 +66,10 @@ def cell_sizes(grids: Grids, size: tuple[int, int]) -> tuple[int, int]:
 
 @lru_cache(maxsize=16)
 def shifted_matrices(length: int, cells: int) -> Floats:
-    """Return a matrix for every shift, [S,length,cells]: a grid enlarged to (cells + 1) * S pixels, cut out from there.
+    """Return matrices [S,length,cells]; matrix s enlarges a grid to (cells + 1) * S pixels, and cuts out from pixel s.
 
-    Read-only. Source: RISE's code enlarges with skimage.transform.resize(order=1), which is bilinear with half-pixel
-    centres and mirrors the grid at its edges.
+    The array is read-only. Source: RISE's code enlarges with skimage.transform.resize(order=1), which is bilinear with
+    half-pixel centres and mirrors the grid at its edges.
     """
     cell = -(-length // cells)
     places = (np.arange((cells + 1) * cell) + 0.5) * cells / ((cells + 1) * cell) - 0.5
@@ -83,7 +83,7 @@ def shifted_matrices(length: int, cells: int) -> Floats:
 
 
 def _mirrored(at: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    """Return the places of samples beyond the edges: the first sample is the mirror."""
+    """Return the places of samples after mirroring at the edges; the first sample is not repeated."""
     if count == 1:
         return np.zeros_like(at)
     at = np.abs(at)
@@ -91,7 +91,7 @@ def _mirrored(at: NDArray[np.intp], count: int) -> NDArray[np.intp]:
 
 
 def sum_masks(grids: Grids, numbers: NDArray[np.int64], weights: Floats, size: tuple[int, int]) -> Floats:
-    """Return the weighted sums [T,H,W] of masks, which are never all in memory.
+    """Return the weighted sums [T,H,W] of masks. Memory never holds all masks.
 
     Args:
         grids: the bank.

@@ -1,6 +1,6 @@
-"""Method and Run: what a method of explanation asks of a model, photo by photo.
+"""Method and Run: the protocols of a method of explanation.
 
-A method sees neither the model nor a device. It is begun with the plain pass of a photo, asks for changed inputs
+A method sees neither the model nor a device. It gets the plain pass of a photo, returns queries for changed inputs
 (`Query`), observes their scores, and finishes with a map for each target.
 """
 
@@ -20,7 +20,7 @@ from ortcam.core.targets import Wanted
 
 @dataclass(frozen=True)
 class Scores:
-    """What a query's M changed inputs scored for T targets.
+    """The scores of a query's M changed inputs for T targets.
 
     Attributes:
         logits: float32 [M,T].
@@ -31,19 +31,19 @@ class Scores:
     log_probabilities: Floats
 
     def take(self, begin: int, end: int) -> Scores:
-        """Return the scores of some rows."""
+        """Return the scores of the rows from `begin` to before `end`."""
         return Scores(self.logits[begin:end], self.log_probabilities[begin:end])
 
 
 @dataclass(frozen=True)
 class MapResult:
-    """What a method found out about one photo.
+    """The result of a method for one photo.
 
     Attributes:
         sums: float32 [T,h,w], the maps before the last steps of the convention (ReLU, upsampling, normalisation).
-        weights: float32 [T,W], what was summed with: the weight of every channel, or the score of every mask.
-        errors: how far every map is from the exact one; None where the method cannot tell.
-        live: how many channels of the layer vary in space; None where the method does not look at them.
+        weights: float32 [T,W], the weights of the sums: one for each channel, or the score of each mask.
+        errors: the estimated distance of each map from the exact map; None if the method makes no estimate.
+        live: the number of channels that vary in space; None if the method does not use the channels.
     """
 
     sums: Floats
@@ -53,17 +53,17 @@ class MapResult:
 
 
 class Run(Protocol):
-    """One photo in the works."""
+    """The run of a method on one photo."""
 
     @property
     def most(self) -> int:
-        """How many changed inputs are run at most."""
+        """The largest number of changed inputs that are run."""
 
     def next(self) -> Query | None:
-        """Return the inputs to run now; None when enough were run."""
+        """Return the inputs to run next; None at the end."""
 
     def observe(self, scores: Scores) -> None:
-        """Take the scores of what `next` returned."""
+        """Take the scores of the last query."""
 
     def finish(self) -> MapResult:
         """Return the maps; called once, after `next` has returned None."""
@@ -74,7 +74,7 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name on the command line."""
 
     @property
     def convention(self) -> Convention:
@@ -82,27 +82,33 @@ class Method(Protocol):
 
     @property
     def change(self) -> Change:
-        """How its queries change their inputs; of `Maps`, all but the values."""
+        """The change of its queries. If the bank is `Maps`, the values may differ."""
 
     @property
     def scored(self) -> Literal["logits", "output"]:
-        """What the scores are taken from, as in `Convention`."""
+        """The tensor that the scores are taken from, as in `Convention`."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the name and the options, as the record states them."""
+        """Return the name and the options for the record."""
 
     def check(self, limits: Limits) -> None:
-        """Raise an OptionError where the method cannot keep such limits."""
+        """Raise an OptionError if the method does not support the limits."""
 
     def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        """Return how many changed inputs a photo of a layer with so many channels brings at first, at least."""
+        """Return the least number of changed inputs in the first query of a photo.
+
+        Args:
+            limits: the limits of the explanation.
+            channels: the number of channels of the layer; None if it is unknown.
+            batch_size: the largest number of changed inputs per run.
+        """
 
     def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> Run:
-        """Begin with a photo.
+        """Begin the run of a photo.
 
         Args:
             forward: its plain pass.
-            targets: the T targets that are explained.
-            limits: what it may cost.
-            predictors: where what predicts scores is made, for all photos of a group.
+            targets: the T targets to explain.
+            limits: the budget, the tolerance and the selection.
+            predictors: makes the predictors of scores for all photos of a group.
         """

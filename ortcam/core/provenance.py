@@ -1,4 +1,4 @@
-"""Where an explanation comes from: photo and model by their hashes, what was asked for, and when."""
+"""State the provenance of an explanation: hashes of photo and model, the caller's options, the time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ortcam.core.files import Fingerprint
 
 @dataclass(frozen=True)
 class Origin:
-    """What was explained, by its content.
+    """The content that was explained.
 
     Attributes:
-        kind: what was hashed: the bytes of a ``file``; the ``pixels`` of a photo, uint8 [H,W,3] RGB in C order; or
-            the values of an input ``tensor``, float32 [1,C,H,W] (or the model's own layout) in C order.
+        kind: the hashed data: the bytes of a ``file``; the ``pixels`` of a photo, uint8 [H,W,3] RGB in C order; or the
+            values of an input ``tensor``, float32 [1,C,H,W] (or the model's own layout) in C order.
         sha256: the hash, in hexadecimal digits.
-        path: the absolute path that the photo was read from; None where it was no file.
+        path: the absolute path of the photo; None if the photo has no path.
     """
 
     kind: Literal["file", "pixels", "tensor"]
@@ -45,11 +45,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the caller asked for.
+    """The caller's options.
 
     Attributes:
-        targets: class indices and labels as they were given, ``"all"``, or None for the most probable classes.
-        top_k: how many classes, where `targets` is None.
+        targets: class indices and labels as given, ``"all"``, or None for the most probable classes.
+        top_k: the number of classes, if `targets` is None.
         budget, tolerance, selection: as in `ScoreCAM.explain`.
         batch_size: as in `ScoreCAM`.
     """
@@ -74,20 +74,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an explanation comes from.
+    """The provenance of an explanation.
 
     Attributes:
-        photo: what was explained.
-        model: the model file, and after it the files of its external weights.
+        photo: the photo or tensor that was explained.
+        model: the model file, then the files of its external weights.
         packed: whether the model file is a packed explainer.
-        output: what the model's output holds: ``logits``, ``log_probabilities``, ``probabilities`` or ``sigmoid``.
-        activation: what makes probabilities of logits, ``softmax`` or ``sigmoid``, guessed where nothing says it.
-        preprocessing: `Preprocessing.to_dict()`; None where it is unknown.
-        asked: what the caller asked for.
-        method: the method of explanation: its name, and its options.
-        batch_size: masked inputs in a batch, at most, as it was run.
+        output: the kind of the model's output: ``logits``, ``log_probabilities``, ``probabilities`` or ``sigmoid``.
+        activation: the function that turns logits into probabilities, ``softmax`` or ``sigmoid``; a guess if the file
+            does not state it.
+        preprocessing: `Preprocessing.to_dict()`; None if it is unknown.
+        asked: the caller's options.
+        method: the name and the options of the method.
+        batch_size: the largest number of masked inputs in a batch.
         provider_options: the provider's options.
-        device_id: which of several devices.
+        device_id: the number of the device.
         onnxruntime: its version.
         created: when the explanation was made, UTC, ISO 8601.
     """

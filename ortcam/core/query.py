@@ -1,10 +1,10 @@
-"""Query: changed inputs of one photo that a model is to be run on, as data.
+"""Query: changed inputs of one photo, as data. A model is run on them.
 
     mask_m = upsample(bank[number_m] * scale_m ...)        one mask for each row m of a query
     input_m = x * mask_m + baseline * (1 - mask_m)         x is the photo, or the target layer's features
 
-The scoring graph makes all of it (`ortcam.graph.masks`): for each batch the numbers of a query go up, and scores come
-down.
+The scoring graph makes masks and inputs (`ortcam.graph.masks`): for each batch, the device receives the numbers of a
+query, and returns scores.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Channels:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """A bank of masks: given maps, such as windows, a saliency map, or the ranks of pixels.
+    """A bank of given masks, such as windows, a saliency map, or the ranks of pixels.
 
     Attributes:
-        values: float32 [A,h,w], at any size up to the input's.
+        values: float32 [A,h,w], at most as large as the input.
     """
 
     values: Floats
@@ -38,12 +38,12 @@ class Maps:
 
 @dataclass(frozen=True)
 class Grids:
-    """A bank of masks without end: grids of random cells, made from a seed (`ortcam.core.grids`).
+    """An unlimited bank of masks: grids of random cells, made from a seed (`ortcam.core.grids`).
 
     Attributes:
         cells: rows and columns of a grid.
-        probability: the share of the cells that is shown.
-        seed: another seed makes other masks; the same seed makes the same masks on every device.
+        probability: the probability that a cell is shown.
+        seed: the same seed makes the same masks on every device.
     """
 
     cells: tuple[int, int] = (7, 7)
@@ -56,12 +56,12 @@ Bank = Channels | Maps | Grids
 
 @dataclass(frozen=True)
 class Baseline:
-    """What takes the place of what a mask hides.
+    """The replacement for the part that a mask hides.
 
     Attributes:
         kind: ``zero``, a ``colour``, or the ``blurred`` photo.
         colour: one value for each channel of the model's input, after preprocessing.
-        sigma: of the Gaussian blur, in pixels of the model's input.
+        sigma: standard deviation of the Gaussian blur, in pixels of the model's input.
     """
 
     kind: Literal["zero", "colour", "blurred"] = "zero"
@@ -74,15 +74,15 @@ ZERO = Baseline()
 
 @dataclass(frozen=True)
 class Change:
-    """How a query changes its input; everything that does not differ from row to row.
+    """The change of an input that all rows of a query share.
 
     Attributes:
-        bank: what masks are made of.
-        binary: a mask is 1 where its value is above 0, and else 0: with the ranks of pixels as bank and a shift per
-            row, the first so many pixels.
-        baseline: what takes the place of what is hidden.
-        at: what is masked: the ``image``, or the features of the ``layer``; of a layer, only the nodes that follow it
-            are run.
+        bank: the source of the masks.
+        binary: a mask is 1 where its value is above 0, else 0. If the bank holds the ranks of pixels, the shift of a
+            row is then a number of pixels.
+        baseline: the replacement for the hidden part.
+        at: the splice point: masks change the ``image``, or the features of the ``layer``. At the layer, only the
+            nodes that follow it are run.
         align_corners: masks are upsampled with aligned corners, else with half-pixel centres.
     """
 
@@ -98,10 +98,10 @@ class Query:
     """M changed inputs of one photo.
 
     Attributes:
-        change: how they are changed.
-        numbers: int64 [M], the masks of the bank.
-        affine: float32 [M,3], shift, scale and offset: a mask is (bank[number] - shift) * scale + offset. Of `Grids`,
-            the masks are in [0,1] as they are: 0, 1, 0.
+        change: the change that they share.
+        numbers: int64 [M], the numbers of the masks in the bank.
+        affine: float32 [M,3], shift, scale and offset: a mask is (bank[number] - shift) * scale + offset. Masks of
+            `Grids` lie in [0,1] already: 0, 1, 0.
     """
 
     change: Change
@@ -117,10 +117,10 @@ class Rows:
     """M changed inputs of a group of photos.
 
     Attributes:
-        photos: int64 [M], the photo of the group.
-        numbers: int64 [M], the mask in the bank of that photo.
+        photos: int64 [M], the number of the photo in the group.
+        numbers: int64 [M], the number of the mask in the bank of the photo.
         affine: float32 [M,3], the columns shift, scale and offset of the mask.
-        targets: int64 [M,T], the classes whose scores are wanted.
+        targets: int64 [M,T], the classes to score.
     """
 
     photos: NDArray[np.int64]
@@ -132,7 +132,7 @@ class Rows:
         return len(self.photos)
 
     def take(self, begin: int, count: int) -> Rows:
-        """Return `count` rows from `begin`; the last one again where there are no more."""
+        """Return `count` rows from `begin`; the last row is repeated if there are fewer."""
         at: Any = slice(begin, begin + count)
         if begin + count > len(self):
             at = np.minimum(np.arange(begin, begin + count), len(self) - 1)
@@ -147,12 +147,12 @@ class Rows:
 
     @classmethod
     def plain(cls, photos: int) -> Rows:
-        """Return the rows that run every photo unmasked."""
+        """Return one unmasked row for each photo."""
         affine = np.tile(np.array([0, 0, 1], np.float32), (photos, 1))
         zeros = np.zeros(photos, np.int64)
         return cls(np.arange(photos), zeros, affine, zeros[:, None])
 
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
-        """Return all rows of several parts, in order."""
+        """Concatenate the rows of several parts."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))

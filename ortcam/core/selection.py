@@ -1,4 +1,4 @@
-"""Which masked inputs are run: one for each distinct mask, all of them or as many as a budget allows."""
+"""Select the masked inputs to run: one for each distinct mask, all of them or a budget of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Convention, Floats, Masks
 
-# Masks in [0,1] that are equal to this fraction are one mask: far below what float32 convolutions resolve.
+# Masks in [0,1] that differ by less than this count as equal: far below the resolution of float32 convolutions.
 MASK_RESOLUTION = 2.0**-20
-_FACTOR = np.int64(0x1E3779B97F4A7C15)  # odd, and else of no meaning
+_FACTOR = np.int64(0x1E3779B97F4A7C15)  # an arbitrary odd number
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Selection:
     """The distinct masks of one photo.
 
     Attributes:
-        channels: int64 [D], the channel that each masked input is made of.
+        channels: int64 [D], the channel of each mask.
         affine: float32 [D,3], as in `Masks`.
-        rows: intp [K], which of the D masks belongs to a channel; -1 where the channel was left out.
+        rows: intp [K], the number of the mask of each channel; -1 if the channel is left out.
     """
 
     channels: NDArray[np.int64]
@@ -33,21 +33,20 @@ class Selection:
         return len(self.channels)
 
     def spread(self, scores: Floats) -> Floats:
-        """Hand the scores [D,T] of the masked inputs to the channels [K,T]; -inf to those left out."""
+        """Return the scores of the channels [K,T] from the scores of the masks [D,T]; -inf if a channel is left out."""
         return np.concatenate([scores, np.full((1, scores.shape[1]), -np.inf, scores.dtype)])[self.rows]
 
 
 def select_distinct(activations: Floats, masks: Masks, convention: Convention) -> Selection:
-    """Select one channel for each distinct mask: exact Score-CAM without a pass that another has made.
+    """Select one channel for each distinct mask: Score-CAM stays exact, and no pass is repeated.
 
-    Channels that are active in one and the same place only have the same mask, however strong they are; after a
-    ReLU there are many. All constant channels have the blank mask, which is left out or run once as the
-    convention says.
+    Channels that are active in the same single place have the same mask, whatever their strength. There are many such
+    channels after a ReLU. All constant channels have the blank mask. The convention leaves it out, or runs it once.
 
     Args:
         activations: float32 [K,h,w].
-        masks: what the convention makes of them.
-        convention: what becomes of constant channels.
+        masks: their masks by the convention.
+        convention: states the treatment of constant channels.
     """
     counted = masks.live if convention.constant_channels == "skip" else np.ones_like(masks.live)
     shift, scale, _ = masks.affine[counted].T[:, :, None, None]
@@ -60,9 +59,9 @@ def select_distinct(activations: Floats, masks: Masks, convention: Convention) -
 
 
 def _first_of_equals(lines: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the numbers of the distinct lines [D], in order, and which of those each line is."""
+    """Return the indices [D] of the first of each distinct line, in order; and for each line, its place among these."""
     _, firsts, which = np.unique(_sum_up(lines), return_index=True, return_inverse=True)
-    if not np.array_equal(lines[firsts][which], lines):  # sums of different lines agree
+    if not np.array_equal(lines[firsts][which], lines):  # different lines have equal sums
         _, firsts, which = np.unique(lines, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(firsts)
     places = np.empty_like(order)
@@ -71,18 +70,18 @@ def _first_of_equals(lines: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArra
 
 
 def _sum_up(lines: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return sums that hardly ever agree where lines do not."""
+    """Return a sum for each line. Different lines hardly ever have equal sums."""
     factors = np.cumprod(np.full(lines.shape[1], _FACTOR))  # modulo 2^64; numpy.random takes 20 ms to import
     return np.asarray(np.einsum("kp,p->k", lines, factors), np.int64)
 
 
 @dataclass(frozen=True)
 class ErrorEstimate:
-    """How far a map is from the exact one: 1 - r, with r Pearson's correlation of the two maps.
+    """The estimated error of a map: 1 - r, with r Pearson's correlation of the map and the exact map.
 
     Attributes:
         expected: the estimate; 0 for the exact map.
-        low, high: the interval that holds the true error in 90 of 100 cases.
+        low, high: the interval that contains the true error in 90 of 100 cases.
     """
 
     expected: float
@@ -94,26 +93,26 @@ EXACT = ErrorEstimate(0.0, 0.0, 0.0)
 
 
 class Plan(Protocol):
-    """Decides which of a photo's D distinct masks are run, a stage at a time, and scores the rest."""
+    """Chooses the masks to run among the D distinct masks of a photo, stage by stage, and scores the others."""
 
     def next(self) -> NDArray[np.intp]:
-        """Return the masks to run now; empty when enough were run."""
+        """Return the masks to run next; empty at the end."""
 
     def observe(self, scores: Floats) -> None:
         """Take the scores [m,T] of the masks that `next` returned: logs of probabilities, or logits."""
 
     def scores(self) -> Floats:
-        """Return the scores of all masks, float32 [D,T], as observed or predicted; -inf where a mask has none.
+        """Return the scores of all masks, float32 [D,T], observed or predicted; -inf if a mask has no score.
 
-        Some scores must have been observed.
+        Call `observe` first.
         """
 
     def errors(self) -> tuple[ErrorEstimate | None, ...]:
-        """Return the estimated error of the map of every target; None where it is unknown. As for `scores`."""
+        """Return the estimated error of the map of every target; None if it is unknown. Call `observe` first."""
 
 
 class FixedPlan:
-    """Runs a list of masks in one stage and gives the others no weight."""
+    """Runs a list of masks in one stage, and gives the other masks no weight."""
 
     def __init__(self, masks: NDArray[np.intp], count: int) -> None:
         self._masks = masks

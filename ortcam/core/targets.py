@@ -1,4 +1,4 @@
-"""Targets: what is scored, as data, and how a user's words become targets."""
+"""Define targets as data, and resolve the indices and labels of a user."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ _MOST_SUGGESTED = 5  # labels that contain an unknown label's words
 
 @dataclass(frozen=True)
 class Class:
-    """A target that is wanted: a class of a classifier.
-
-    Its nodes are `ortcam.graph.scores.write_class_scores`.
+    """A class of a classifier, as a target to explain. `ortcam.graph.scores.write_class_scores` writes its nodes.
 
     Attributes:
         index: the class index.
@@ -30,13 +28,13 @@ class Class:
     index: int
 
     def read(self, logits: NDArray[Any]) -> float:
-        """Return the target's score, of the logits [N] of all classes."""
+        """Return the target's score from the logits [N] of all classes."""
         return float(logits[self.index])
 
 
-# What can be scored. A box, a region, a similarity or a plain output will be another class beside `Class`.
+# All kinds of targets. A box, a region, a similarity or a plain output will be another Python class beside `Class`.
 Wanted = Class
-# What `explain` takes: class indices or labels, one or several, or "all"; None for the most probable classes.
+# The argument of `explain`: class indices or labels, one or several, or "all"; None for the most probable classes.
 Targets = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
 
 
@@ -65,7 +63,7 @@ class Target:
 def describe_targets(
     wanted: Iterable[Wanted], labels: Sequence[str] | None, logits: NDArray[Any], probabilities: NDArray[Any]
 ) -> tuple[Target, ...]:
-    """Return what is said of targets, from the logits and probabilities of all classes, [N] each."""
+    """Return the description of each target, from the logits and probabilities [N] of all classes."""
     names = labels or ()
     return tuple(
         Target(
@@ -81,17 +79,17 @@ def describe_targets(
 def resolve_targets(
     targets: Targets, classes: int, labels: Sequence[str] | None, model: str
 ) -> tuple[Wanted, ...] | None:
-    """Return the targets that a user names, or None for the top class.
+    """Return the targets that a user names; None if `targets` is None.
 
     Args:
         targets: None, ``"all"``, a class index, a label, or a sequence of these; digits are an index. A label may
-            be one of the synonyms that a comma separates in the model's label, in any case of letters.
-        classes: how many classes the model has.
-        labels: their names, where they are known.
-        model: what error messages call the model.
+            be a synonym: the model's label is split at commas, and case is ignored.
+        classes: the number of the model's classes.
+        labels: their names; None if they are unknown.
+        model: the model's name in error messages.
 
     Raises:
-        TargetError: an index out of range, or a label that no class or more than one class has.
+        TargetError: an index is out of range, or a label belongs to no class or to several classes.
     """
     if targets is None:
         return None
@@ -101,7 +99,7 @@ def resolve_targets(
     named = [word for word in words if isinstance(word, str)] if isinstance(words, list | tuple) else []
     if "all" in named and not find_label("all", labels or ()):
         if len(words) > 1:
-            raise TargetError("targets has 'all' beside others; give 'all' alone, or the classes")
+            raise TargetError("targets has 'all' and other classes; give 'all' alone, or the classes")
         return tuple(map(Class, range(classes)))
     if not isinstance(words, Iterable):
         raise TargetError(f"targets is {targets!r}; expected class indices or labels")
@@ -112,7 +110,7 @@ def resolve_targets(
 
 
 def top_targets(logits: NDArray[Any], count: int) -> tuple[Wanted, ...]:
-    """Return the classes with the highest logits [N], best first; the lower index first among equals."""
+    """Return the classes with the highest logits [N], the best first; of equal logits, the lower index first."""
     return tuple(Class(int(index)) for index in np.argsort(-logits, kind="stable")[:count])
 
 
@@ -125,9 +123,9 @@ def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str
             return matches[0]
         if matches:
             raise TargetError(f"label {target!r} names the classes {matches[:5]} of {model}; give the index")
-        hint = _suggest(target, labels) if labels else "; it has no labels, give an index"
+        hint = _suggest(target, labels) if labels else ", which has no labels; give an index"
         shown = target if len(target) <= _LONGEST_SHOWN else target[:_LONGEST_SHOWN] + "..."
-        raise TargetError(f"label {shown!r} is no class of {model}{hint}")
+        raise TargetError(f"label {shown!r} is unknown to {model}{hint}")
     if isinstance(target, bool) or not isinstance(target, str | int):
         raise TargetError(f"target is {target!r}; expected a class index or a label")
     index = int(target)
@@ -141,7 +139,7 @@ def _is_index(text: str) -> bool:
 
 
 def find_label(name: str, labels: Sequence[str]) -> list[int]:
-    """Return the classes whose label, or else one of its comma-separated synonyms, is `name` (case ignored)."""
+    """Return the classes with the label `name`; if none has it, the classes with this synonym. Case is ignored."""
     wanted = name.strip().casefold()
     exact = [index for index, label in enumerate(labels) if label.casefold() == wanted]
     if exact:
@@ -152,7 +150,7 @@ def find_label(name: str, labels: Sequence[str]) -> list[int]:
 
 
 def find_target(target: int | str, explained: Sequence[Target]) -> list[int]:
-    """Return the places of the explained classes that have an index or a label; digits are an index."""
+    """Return the places of the explained classes with this index or label; digits are an index."""
     if isinstance(target, str) and not _is_index(target):
         return find_label(target, [one.label or "" for one in explained])
     if isinstance(target, bool) or not isinstance(target, str | Integral):
@@ -161,7 +159,7 @@ def find_target(target: int | str, explained: Sequence[Target]) -> list[int]:
 
 
 def _suggest(unknown: str, labels: Sequence[str]) -> str:
-    """Return the labels that an unknown label may mean: the labels that contain it, as words first, or the nearest."""
+    """Return hints for an unknown label: the labels that contain it, as whole words first; else the nearest labels."""
     synonyms = list(dict.fromkeys(part.strip() for label in labels for part in label.split(",")))
     wanted = unknown.strip().casefold()
     inside = [synonym for synonym in synonyms if wanted and wanted in synonym.casefold()]

@@ -1,1 +1,1 @@
-"""What is deployed: the single-file explainer, the page and the server's folder around it."""
+"""Pack, load and reproduce explainers; write a web page or a server's folder around a packed explainer."""

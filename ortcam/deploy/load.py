@@ -1,4 +1,4 @@
-"""Loading whatever explains: a model file with a method, or a packed explainer."""
+"""Load an explainer: a model file with a method, or a packed explainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_explainer(
 
     Args:
         model: a model file, or the path of a packed explainer.
-        method: ``score-cam``, ``recipro-cam`` or ``rise``, or a method with options, as ``RISE(masks=1000)``.
+        method: ``score-cam``, ``recipro-cam`` or ``rise``, or a method with options, such as ``RISE(masks=1000)``.
         preset: the definition of Score-CAM; None for ``official``.
         provider, batch_size, threads, layer: as for `ModelExplainer`.
 
@@ -41,9 +41,7 @@ def load_explainer(
     """
     chosen = make_method(method) if isinstance(method, str) else method
     if preset is not None and chosen.name != "score-cam":
-        raise OptionError(
-            f"got a preset with the method {chosen.name}; presets are definitions of score-cam: leave it out"
-        )
+        raise OptionError(f"got a preset with method {chosen.name}; only score-cam has presets: leave preset out")
     try:
         if preset is not None:
             return ScoreCAM(model, provider, resolve_convention(preset), batch_size, threads, layer)

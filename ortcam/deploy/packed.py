@@ -1,4 +1,4 @@
-"""Running a packed explainer from Python, with files and labels as `ScoreCAM` has them."""
+"""Run a packed explainer from Python, with the files and labels of `ScoreCAM`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from ortcam.runtime.threads import thread_count
 if TYPE_CHECKING:
     from ortcam.core.pictures import Image
 
-# What the metadata entry `ortcam.explainer` states.
+# The facts in the metadata entry `ortcam.explainer`.
 _FACTS: dict[str, type | tuple[type, ...]] = {
     "preset": str,
     "budget": (int, type(None)),
@@ -66,20 +66,20 @@ _MOST_MAP_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class PackedExplanation(Pictures):
-    """The maps that a packed explainer made of one photo.
+    """The maps of a packed explainer for one photo.
 
     Attributes:
-        maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where the model did not look.
+        maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where preprocessing cut the photo off.
         targets: the T classes, in the order of the maps.
-        errors: how far every map is from the exact one; None where it is not known: with fewer than 8 masked images, or
-            in a file that an older ortcam packed.
+        errors: the estimated error of each map; None if it is unknown: with fewer than 8 masked images, or in a file
+            that an older ortcam packed.
         source, photo, crop, provenance: as in `Explanation`.
-        scored: how many masked images were run.
-        layer, preset, provider: what was explained, how, and on which execution provider.
-        convention: the definition of Score-CAM; None where the file was packed with another one than a preset, by an
-            ortcam that did not write it into the file.
+        scored: the number of masked images that were run.
+        layer, preset, provider: the target layer, the preset and the execution provider.
+        convention: the definition of Score-CAM; None if an older ortcam packed the file with a convention that is not
+            a preset.
         seconds: wall time of the explanation.
-        channels, live, seconds_scoring: None; such a file does not tell.
+        channels, live, seconds_scoring: None; a packed explainer does not return them.
     """
 
     maps: NDArray[np.float32]
@@ -101,7 +101,7 @@ class PackedExplanation(Pictures):
 
     @property
     def flat(self) -> tuple[bool, ...]:
-        """Which of the T maps are flat (nothing in the layer speaks for the class)."""
+        """Whether each of the T maps is flat (the layer shows no evidence for the class)."""
         return tuple(bool(one.max() <= 0) for one in self.maps)
 
     def map_at(self, place: int) -> NDArray[np.float32]:
@@ -114,9 +114,9 @@ class PackedExplainer:
 
     Attributes:
         path: the file.
-        contract: what its metadata states of the model.
-        facts: what it states of the packing: preset, budget, ...
-        provider: the execution provider that runs it.
+        contract: the contract of the model, from the metadata.
+        facts: the facts of the packing, from the metadata: preset, budget, ...
+        provider: the execution provider that runs the file.
     """
 
     def __init__(self, path: str | PathLike[str], provider: ProviderLike = "auto", threads: int | None = None) -> None:
@@ -125,7 +125,7 @@ class PackedExplainer:
         Args:
             path: the file.
             provider: as for `ScoreCAM`.
-            threads: CPU threads, at most one per processor; None for one per physical core.
+            threads: the number of CPU threads, at most one per processor; None for one per physical core.
 
         Raises:
             ModelError: the file cannot be used.
@@ -145,11 +145,11 @@ class PackedExplainer:
 
     @property
     def provider(self) -> str:
-        """The execution provider that runs it."""
+        """The execution provider that runs the file."""
         return self._provider.name
 
     def close(self) -> None:
-        """Let the session go; nothing can be explained any more."""
+        """Release the session. After that, nothing can be explained."""
         self._running.close()
 
     def __enter__(self) -> Self:
@@ -173,18 +173,18 @@ class PackedExplainer:
         """Explain one photo.
 
         Args:
-            image: a path, an RGB photo uint8 [H,W,3], a Pillow image; or, for a file that takes tensors, a
-                preprocessed input tensor float32 [1,C,H,W] (or the model's own layout).
+            image: a path, an RGB photo uint8 [H,W,3], or a Pillow image; for a file that takes tensors, a preprocessed
+                input tensor float32 [1,C,H,W] (or the model's own layout).
             targets: class indices or labels, one or several, or ``"all"``; None for the most probable classes.
-            top_k: how many classes, where `targets` is None. More than one takes a second run: the file itself finds
-                only the top class.
-            on_progress: called once, with (M, M), when the M masked inputs of the file were run.
-            budget, tolerance, selection: as they are in the file. Anything else is refused.
+            top_k: the number of classes, if `targets` is None. More than one class takes a second run, because the file
+                finds only the top class.
+            on_progress: called once, with (M, M), after the M masked inputs were run.
+            budget, tolerance, selection: the values in the file. Other values are refused.
 
         Raises:
             ImageError: the image cannot be read or does not fit the model.
-            TargetError: an unknown class index or label.
-            OptionError: another budget, tolerance or selection than the file was packed with.
+            TargetError: a class index or label is unknown.
+            OptionError: the budget, tolerance or selection differs from the file.
         """
         self._check_limits(budget, tolerance, selection)
         explanation = self._explain(image, targets, top_k)
@@ -300,7 +300,7 @@ class PackedExplainer:
             yield explanation
 
     def _check_size(self, targets: int, feed: NDArray[Any]) -> None:
-        """Refuse more maps than memory should hold: such a file makes all of them at once."""
+        """Refuse too many maps for the memory, because the file makes all maps at once."""
         photo = self.facts["raw"]
         pixels = feed.shape[0] * feed.shape[1] if photo else int(np.prod(feed.shape[1:]))
         if 4 * targets * pixels > _MOST_MAP_BYTES:
@@ -310,14 +310,14 @@ class PackedExplainer:
             )
 
     def _prepare(self, pixels: NDArray[Any]) -> tuple[Photo | None, NDArray[Any], Crop]:
-        """Return the photo, what the file takes, and the part of the photo that the model sees."""
+        """Return the photo, the input of the file, and the part of the photo that the model sees."""
         preprocessing = self.contract.preprocessing
         if not self.facts["raw"] or preprocessing is None:
             return self.contract.prepare(pixels, self.facts["input_shape"], self.path.name)
         if np.issubdtype(pixels.dtype, np.floating):
             raise ImageError(
-                f"image has dtype {pixels.dtype}; {self.path.name} takes photos, uint8 [H,W,3]: "
-                "for preprocessed tensors pack it with --no-raw"
+                f"image has dtype {pixels.dtype}; {self.path.name} takes photos, uint8 [H,W,3]; "
+                "for preprocessed tensors, pack it with --no-raw"
             )
         photo = as_photo(pixels)
         return photo, photo, preprocessing.crop(*photo.shape[:2])
@@ -356,22 +356,22 @@ class _Session:
         (self.session, _), self.provider = open_on_provider(wanted, create)
 
     def close(self) -> None:
-        """The session ends when nothing refers to it."""
+        """Do nothing: the session ends with its last reference."""
 
 
 def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:
-    """Return what the metadata of a packed explainer states: of the model, and of the packing.
+    """Return the contract and the facts in the metadata of a packed explainer.
 
     Raises:
-        ModelError: the file is missing, no packed explainer, or of a newer format.
+        ModelError: the file is missing, is not a packed explainer, or has a newer format.
     """
     return parse_facts({entry.key: entry.value for entry in read_proto(path).metadata_props}, path)
 
 
 def parse_facts(entries: dict[str, str], path: Path) -> tuple[Contract, dict[str, Any]]:
-    """Return the same from the metadata entries of a file."""
+    """Return the contract and the facts from metadata entries; see `read_facts`."""
     if EXPLAINER not in entries:
-        raise ModelError(f"{path} is no packed explainer; expected a file that `ortcam pack` wrote")
+        raise ModelError(f"{path} is not a packed explainer; expected a file that `ortcam pack` wrote")
     try:
         facts = json.loads(entries[EXPLAINER])
         found = facts["format"]
@@ -379,7 +379,7 @@ def parse_facts(entries: dict[str, str], path: Path) -> tuple[Contract, dict[str
             raise ModelError(f"{path} has format {found!r}; this ortcam reads format {EXPLAINER_FORMAT}: pack it again")
         wrong = [name for name, kinds in _FACTS.items() if not isinstance(facts[name], kinds)]
         if wrong or not {"file", "sha256"} <= facts["source"].keys():
-            raise ValueError(f"{EXPLAINER} states no {(wrong or ['source'])[0]}")
+            raise ValueError(f"{EXPLAINER} lacks {(wrong or ['source'])[0]}")
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} has metadata that cannot be read: {one_line(error)}; pack it again") from error
     return Contract.from_metadata(entries, str(path)), facts

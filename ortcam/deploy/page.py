@@ -1,8 +1,8 @@
-"""page: a folder of static files that explains photos in the browser, with a packed explainer and nothing else.
+"""Write a folder of static files that explains photos in the browser with a packed explainer.
 
     index.html, explainer.onnx, ort.wasm.min.js, ort-wasm-simd-threaded.mjs and .wasm, examples/
 
-The runtime is the npm package onnxruntime-web, whose files are copied; nothing is loaded from elsewhere.
+The runtime is the npm package onnxruntime-web. Its files are copied; the page loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ortcam.model.source import read_proto
 from ortcam.output.render import colour_table, encode_jpeg, shrink_photo
 from ortcam.runtime.cache import cache_directory
 
-RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web that is fetched where none is given
+RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web, if none is given and npm fetches it
 RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 _TEMPLATE = Path(__file__).with_name("page.html")
 _EXAMPLE_SIDE = 640  # pixels of an example's longer side
@@ -48,26 +48,28 @@ def write_page(
     runtime: str | PathLike[str] | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write the page.
+    """Write a page.
 
     Args:
         explainer: a packed explainer that takes photos.
-        directory: where to; one that holds an earlier page is replaced.
-        examples: photos that the page offers.
+        directory: the folder to write; an earlier page in it is replaced.
+        examples: example photos on the page.
         runtime: the folder of the npm package onnxruntime-web, or its .tgz; None to fetch it with npm.
-        title: of the page; None for one that names the model's file.
+        title: the title of the page; None for a title with the name of the model's file.
 
     Raises:
-        ModelError: the file is no packed explainer.
-        OptionError: it takes tensors, or there is no runtime.
+        ModelError: the file is not a packed explainer.
+        OptionError: the explainer takes tensors, or the runtime is missing.
         ImageError: an example cannot be read.
-        OutputError: the folder cannot be written, or holds something else.
+        OutputError: the folder cannot be written, or holds other files.
     """
     explainer, directory = Path(explainer), Path(directory)
     proto = read_proto(explainer)
     contract, facts = parse_facts({entry.key: entry.value for entry in proto.metadata_props}, explainer)
     if not facts["raw"]:
-        raise OptionError(f"{explainer} takes preprocessed tensors, a page has photos; pack it without --no-raw")
+        raise OptionError(
+            f"{explainer} takes preprocessed tensors; expected an explainer of photos: pack it without --no-raw"
+        )
     model = _with_target_to_give(proto)
     photos = {
         f"example-{number}.jpg": encode_jpeg(shrink_photo(read_photo(path), _EXAMPLE_SIDE))
@@ -108,7 +110,7 @@ def write_page(
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file in a directory is one of an earlier page's."""
+    """Whether a file belongs to an earlier page."""
     if path.name == "index.html":
         return path.is_file() and _GENERATOR in path.read_text(encoding="utf-8", errors="replace")
     if path.name == "examples":
@@ -117,7 +119,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _with_target_to_give(proto: onnx.ModelProto) -> bytes:
-    """Return the file without a default target: JavaScript could not give another."""
+    """Return the file without its default target, because JavaScript cannot override the default."""
     kept = [tensor for tensor in proto.graph.initializer if tensor.name != "target"]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
@@ -135,7 +137,7 @@ def _read_runtime(runtime: str | PathLike[str] | None) -> dict[str, bytes]:
             return {name: (folder / name).read_bytes() for name in RUNTIME_FILES}
         except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError) as error:
             if runtime is None:
-                source.unlink(missing_ok=True)  # what was kept is damaged; the next call fetches it again
+                source.unlink(missing_ok=True)  # the kept file is damaged; the next call fetches it again
             raise OptionError(
                 f"{source} cannot be read ({one_line(error)}); expected the npm package onnxruntime-web, "
                 f"its folder or .tgz, with {', '.join(RUNTIME_FILES)}"
@@ -148,13 +150,13 @@ def _read_package(source: Path) -> dict[str, bytes]:
         for name in RUNTIME_FILES:
             member = package.extractfile(f"package/dist/{name}")
             if member is None:
-                raise KeyError(f"{name} is no file")
+                raise KeyError(f"{name} is not a file")
             files[name] = member.read()
     return files
 
 
 def _fetch(scratch: Path) -> Path:
-    """Return npm's package of onnxruntime-web, which is kept in the cache."""
+    """Return the path of the npm package onnxruntime-web; the cache keeps it."""
     name = f"onnxruntime-web-{RUNTIME_VERSION}.tgz"
     kept = cache_directory()
     if kept is not None and (kept / name).is_file():
@@ -166,20 +168,23 @@ def _fetch(scratch: Path) -> Path:
             command, cwd=scratch, env=_npm_environment(scratch), capture_output=True, text=True, check=False
         )
     except OSError as error:
-        raise OptionError(f"npm cannot be run ({error.strerror}), which fetches the runtime; {advice}") from error
+        raise OptionError(f"npm, which fetches the runtime, cannot be run ({error.strerror}); {advice}") from error
     fetched = scratch / name
     if done.returncode or not fetched.is_file():
         reason = " ".join(done.stderr.split())[:200] or f"exit code {done.returncode}"
         raise OptionError(f"npm cannot fetch onnxruntime-web: {reason}; {advice}")
     if kept is None:
         return fetched
-    with contextlib.suppress(OutputError, OSError), replace_files(kept / name) as folder:  # else it is fetched again
+    with (
+        contextlib.suppress(OutputError, OSError),
+        replace_files(kept / name) as folder,
+    ):  # on errors it is fetched again
         shutil.copyfile(fetched, folder / name)
     return fetched
 
 
 def _npm_environment(scratch: Path) -> dict[str, str]:
-    """Return the environment for npm, which refuses to run where it cannot write to a home directory."""
+    """Return the environment for npm, which needs a writable home directory."""
     home = Path("~")
     with contextlib.suppress(RuntimeError):  # neither HOME nor an entry in the list of users
         home = home.expanduser()

@@ -1,4 +1,4 @@
-"""Running a stored explanation again, from its record, and comparing the maps."""
+"""Run a stored explanation again from its record, and compare the maps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ortcam.explain.protocol import Explainer
     from ortcam.output.explanation import Pictures
 
-# Another processor, provider or version rounds otherwise; on the same machine the maps are nearly always equal.
+# Other processors, providers and versions round differently; on the same machine, maps are nearly always equal.
 LEAST_R = 0.9999
 LARGEST_DIFFERENCE = 1e-3
 _ROWS_AT_ONCE = 256  # of a map
@@ -44,11 +44,11 @@ _ROWS_AT_ONCE = 256  # of a map
 
 @dataclass(frozen=True)
 class Comparison:
-    """A stored map and the map that was made again.
+    """The comparison of a stored map and the new map.
 
     Attributes:
         index, label: the class.
-        r: Pearson's correlation of the maps; None where one of them is flat.
+        r: Pearson's correlation of the maps; None if a map is flat.
         largest_difference: over all pixels of the maps, which lie in [0,1].
     """
 
@@ -65,13 +65,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What running a stored explanation again has shown.
+    """The result of running a stored explanation again.
 
     Attributes:
-        same_model: whether model file and external weights have the recorded hashes; None where none was recorded.
+        same_model: whether model file and external weights have the recorded hashes; None if none was recorded.
         same_photo: whether the photo has the recorded hash.
         maps: the comparison of each class.
-        explanation: what was made again.
+        explanation: the new explanation.
     """
 
     same_model: bool | None
@@ -100,7 +100,7 @@ def reproduce(
     photo: str | PathLike[str] | None = None,
     provider: ProviderLike | None = None,
 ) -> Reproduction:
-    """Run a stored explanation again, with what its record says that was asked for.
+    """Run a stored explanation again, with the options in its record.
 
     Args:
         directory: a folder that `Explanation.save` wrote.
@@ -110,7 +110,7 @@ def reproduce(
 
     Raises:
         OutputError: the record or the maps are missing, damaged, or of another format.
-        ModelError: the model file is missing, or cannot run this.
+        ModelError: the model file is missing, or cannot run the explanation.
         ImageError: the photo is missing, or does not fit the model.
         ProviderError: the provider does not load.
     """
@@ -123,7 +123,7 @@ def reproduce(
     try:
         explainer, options = _open(record, file, provider)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OrtcamWarning)  # of flat maps: they are compared
+            warnings.simplefilter("ignore", OrtcamWarning)  # about flat maps, which are compared
             again = explainer.explain(image, classes, **options)
     except OrtcamError as error:
         if record["model"]["sha256"] in (None, Fingerprint(file).sha256):
@@ -134,7 +134,7 @@ def reproduce(
     if stored.shape[1:] != again.photo_size:
         (height, width), (_, rows, columns) = again.photo_size, stored.shape
         raise ImageError(
-            f"this is another photo: it has {width}x{height} pixels and the maps in {directory} have {columns}x{rows}; "
+            f"the photo has {width}x{height} pixels; the maps in {directory} have {columns}x{rows}: "
             "give the photo that was explained (--photo)"
         )
     return Reproduction(
@@ -149,7 +149,7 @@ def reproduce(
 
 
 def compare_maps(ours: NDArray[np.float32], theirs: NDArray[np.float32], index: int, label: str | None) -> Comparison:
-    """Compare two maps float32 [H,W] of a class."""
+    """Compare two maps, float32 [H,W], of a class."""
     sums, difference = np.zeros(5), 0.0
     for begin in range(0, len(ours), _ROWS_AT_ONCE):  # in float64, without a copy of the whole maps
         a, b = (one[begin : begin + _ROWS_AT_ONCE].astype(np.float64) for one in (ours, theirs))
@@ -179,7 +179,7 @@ def _read_maps(directory: Path, record: dict[str, Any]) -> NDArray[np.float32]:
 def _find_model(record: dict[str, Any], given: str | PathLike[str] | None) -> Path:
     recorded = record["model"]["path"]
     if given is None and recorded is None:
-        raise ModelError("the record names no model file; give it with --model FILE (model=)")
+        raise ModelError("the record has no path of the model file; give it with --model FILE (model=)")
     path = Path(given or recorded)
     if not path.is_file():
         raise ModelError(f"the model {path} is missing; give it with --model FILE (model=)")
@@ -190,7 +190,7 @@ def _read_photo(record: dict[str, Any], given: str | PathLike[str] | None) -> An
     """Return the photo's path, or the array in a .npy file."""
     recorded = record["photo"]["path"]
     if given is None and recorded is None:
-        kind = "an input tensor" if record["photo"]["hashed"] == "tensor" else "a photo that was no file"
+        kind = "an input tensor" if record["photo"]["hashed"] == "tensor" else "a photo without a path"
         hint = "as a .npy file" if record["photo"]["hashed"] != "file" else "as a file"
         raise ImageError(f"{kind} was explained; give it {hint} with --photo FILE (photo=)")
     path = Path(given or recorded)
@@ -205,7 +205,7 @@ def _read_photo(record: dict[str, Any], given: str | PathLike[str] | None) -> An
 
 
 def _open(record: dict[str, Any], model: Path, provider: ProviderLike | None) -> tuple[Explainer, dict[str, Any]]:
-    """Return what explains, and the options of its `explain`."""
+    """Return the explainer, and the options of its `explain`."""
     run, asked = record["run"], record["asked"]
     if provider is None:
         provider = Provider(run["provider"], run["provider_options"], run["device_id"])
@@ -220,21 +220,21 @@ def _open(record: dict[str, Any], model: Path, provider: ProviderLike | None) ->
 
 
 def _method_of(record: dict[str, Any]) -> Method:
-    """Return the recorded method; a record without one is of score-cam."""
+    """Return the recorded method; score-cam if the record states none."""
     options = dict(record.get("method", {"name": "score-cam"}))
     name = options.pop("name")
     try:
         if name != "score-cam":
             return make_method(name, options)
         if len(record["preset"]) == 1:
-            raise OutputError(f"the record holds no more of the preset than its name, {record['preset']['name']!r}")
+            raise OutputError(f"the record holds only the name of its preset, {record['preset']['name']!r}")
         return ScoreCAMMethod(Convention.from_dict(record["preset"]))
     except OptionError as error:
         raise OutputError(f"the record cannot be run again: {error}") from error
 
 
 def _is_same_photo(again: Pictures, record: dict[str, Any]) -> bool:
-    """Compare with the recorded hash; a photo that came as pixels may be given as a file of the same pixels."""
+    """Compare with the recorded hash. A photo that was given as pixels may now be a file with the same pixels."""
     recorded = record["photo"]
     origin = again.provenance.photo
     if recorded["hashed"] == "pixels" and origin.kind == "file" and again.photo is not None:

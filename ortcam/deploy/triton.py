@@ -1,4 +1,4 @@
-"""A model repository for NVIDIA's Triton Inference Server around a packed explainer.
+"""Write a model repository for NVIDIA's Triton Inference Server around a packed explainer.
 
     DIR/NAME/config.pbtxt, DIR/NAME/labels.txt, DIR/NAME/1/model.onnx
 
@@ -29,22 +29,22 @@ def write_triton(
 
     Args:
         explainer: a packed explainer.
-        repository: the folder that Triton is started with; other models in it are left alone.
-        name: of the model; None for the file's, with dashes for what a name may not have.
+        repository: the folder that Triton is started with; other models in it stay.
+        name: the name of the model; None for the file's name, with dashes for invalid characters.
         tensorrt: let ONNX Runtime use TensorRT, in float16.
 
     Returns:
         The model's folder.
 
     Raises:
-        ModelError: the file is no packed explainer.
-        OptionError: a name that no folder can have.
-        OutputError: the folder cannot be written, or holds something else.
+        ModelError: the file is not a packed explainer.
+        OptionError: the name is invalid.
+        OutputError: the folder cannot be written, or holds other files.
     """
     explainer = Path(explainer)
     proto = read_proto(explainer)
     contract, facts = parse_facts({entry.key: entry.value for entry in proto.metadata_props}, explainer)
-    states_error = any(output.name == "error" for output in proto.graph.output)  # files packed earlier do not
+    states_error = any(output.name == "error" for output in proto.graph.output)  # files of older versions do not
     name = re.sub(r"[^\w-]+", "-", explainer.stem, flags=re.ASCII).strip("-_") or "explainer" if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise OptionError(f"model name is {name!r}; expected letters, digits, dots, dashes and underscores")
@@ -81,7 +81,7 @@ def write_triton(
 
 
 def _map_size(layout: Layout, facts: dict[str, Any]) -> list[int]:
-    """Return the height and width of the maps; -1 where they are the photo's."""
+    """Return the height and width of the maps; -1 if they are those of the photo."""
     shape = facts["input_shape"]
     return [-1, -1] if facts["raw"] else shape[1:] if layout == "NCHW" else shape[:2]
 

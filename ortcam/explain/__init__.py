@@ -1,1 +1,1 @@
-"""From photos to explanations: prepared ahead, grouped, run in batches, finished; errors and progress."""
+"""Explain photos: prepare them ahead, run them in groups, finish the maps; errors and progress."""

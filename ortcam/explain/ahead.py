@@ -1,4 +1,4 @@
-"""Work on several photos at once: read ahead, and in turn."""
+"""Work on several photos at once: prepare them ahead, and process groups in order."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Result = TypeVar("Result")
 def prepared_ahead(
     images: Iterable[Any], prepare: Callable[[Any], Job], size: int, at_once: int
 ) -> Generator[list[tuple[Any, Job | OrtcamError]], None, None]:
-    """Yield groups of `size` images with what `prepare` makes of them, `at_once` at once; the next group meanwhile.
+    """Yield groups of `size` images, each image with its job or error. The next group is prepared meanwhile.
 
-    The iterable is read in the caller's thread, and never further than one group ahead.
+    At most `at_once` images are prepared at the same time. The iterable is read in the caller's thread, at most one
+    group ahead.
     """
 
     def attempt(image: Any) -> Job | OrtcamError:
@@ -33,8 +34,8 @@ def prepared_ahead(
         group: list[tuple[Any, Future[Job | OrtcamError]]] = []
         try:
             for image in itertools.islice(source, 0 if failures else size):
-                group.append((image, worker.submit(attempt, image)))  # noqa: PERF401 - one by one, up to a failure
-        except Exception as error:  # noqa: BLE001 - the caller's own, raised after what came before it
+                group.append((image, worker.submit(attempt, image)))  # noqa: PERF401 - one by one, because the source may fail
+        except Exception as error:  # noqa: BLE001 - the caller's own; raised after the images before it
             failures.append(error)
         return group
 
@@ -48,14 +49,14 @@ def prepared_ahead(
             yield ready
         if failures:
             raise failures[0]
-    finally:  # also where the caller stops early: what was not begun is not waited for
+    finally:  # also if the caller stops early: tasks that wait are cancelled
         worker.shutdown(wait=True, cancel_futures=True)
 
 
 def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once: int) -> Generator[Result, None, None]:
-    """Yield what the function makes of each item, in order; so many items are worked on at once.
+    """Yield the function's result for each item, in order. At most `at_once` items are processed at the same time.
 
-    With one, all happens in the caller's thread.
+    If `at_once` is 1, the function runs in the caller's thread.
     """
     if at_once == 1:
         yield from map(function, items)
@@ -68,7 +69,7 @@ def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once
             while len(running) < at_once and failure is None:
                 try:
                     running.append(pool.submit(function, next(source)))
-                except Exception as error:  # noqa: BLE001 - the end, or the caller's own: raised after what came before
+                except Exception as error:  # noqa: BLE001 - the end, or the caller's own: raised after earlier results
                     failure = error
             if running:
                 yield running.popleft().result()
@@ -76,5 +77,5 @@ def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once
             yield running.popleft().result()
         if not isinstance(failure, StopIteration):
             raise failure
-    finally:  # also where the caller stops early
+    finally:  # also if the caller stops early
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""ModelExplainer: explains what a model file sees in photos, by any method."""
+"""ModelExplainer: explain photos with a model file and any method."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from ortcam.core.pictures import Image
 
 MOST_PHOTOS = 16  # in a group
-_GROUPS_AT_ONCE = 2  # where the processor is free: while a device scores one, the processor prepares the other
+_GROUPS_AT_ONCE = 2  # if the processor is free: it prepares one group while a device scores another
 _log = logging.getLogger("ortcam")
 
 
 class Request(NamedTuple):
-    """What the caller asked for, the same for every photo."""
+    """The caller's options, the same for every photo."""
 
     targets: Targets
     top_k: int
@@ -56,11 +56,11 @@ class Request(NamedTuple):
 
 
 class ModelExplainer:
-    """Explains what a model file sees in photos, run by ONNX Runtime. It can be pickled, and is a context manager.
+    """Explains the scores of a model file in photos, with ONNX Runtime. It can be pickled, and is a context manager.
 
     Attributes:
         model: the model file and its contract.
-        method: how it is explained.
+        method: the method of explanation.
         provider: the execution provider that runs it.
     """
 
@@ -77,21 +77,22 @@ class ModelExplainer:
 
         Args:
             model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
-            method: how to explain it.
+            method: the method of explanation.
             provider: ``auto`` (the best that loads), ``cpu``, ``cuda``, ``tensorrt``, ..., or an `ortcam.Provider`
                 with options.
-            batch_size: masked images a run; None for 8 on CPUs and 16 elsewhere, or the model's own fixed batch;
-                ``auto`` for the size that takes the least time, measured at the first start on this machine and kept
-                in the cache directory.
-            threads: CPU threads, at most one per processor. None for one per physical core, and for what is done with
-                several photos at once between passes one per processor (at most 4 beside a GPU).
-            layer: the target layer, if not the first that the file exposes: another exposed layer, a module that the
-                file names, or a value of its graph (see: ortcam inspect).
+            batch_size: the number of masked inputs per run. None for 8 on CPUs and 16 elsewhere, or the model's own
+                fixed batch. ``auto`` for the fastest size, measured at the first start on this machine and kept in the
+                cache directory.
+            threads: the number of CPU threads, at most one per processor. None for one per physical core; work on
+                several photos between passes then has one per processor (at most 4 beside a GPU).
+            layer: the target layer: an exposed layer, a module that the file names, or a value of its graph (see:
+                ortcam inspect). None for the first exposed layer.
 
         Raises:
-            ModelError: the file cannot be used; a LayerError where the layer is unknown or does not suit the method.
+            ModelError: the file cannot be used.
+            LayerError: the layer is unknown or does not suit the method.
             ProviderError: the provider is unknown or does not load.
-            OptionError: a number makes no sense.
+            OptionError: a number is invalid.
         """
         if batch_size is not None and batch_size != "auto":
             batch_size = whole("batch_size", batch_size, ", or 'auto'")
@@ -115,21 +116,21 @@ class ModelExplainer:
 
     @property
     def provider(self) -> str:
-        """The execution provider that runs it."""
+        """The execution provider that runs the model."""
         return self._provider.name
 
     @property
     def convention(self) -> Convention:
-        """The definition of Score-CAM in use; of another method, the last steps of its maps."""
+        """The definition of Score-CAM in use; for another method, the last steps of its maps."""
         return self.method.convention
 
     @property
     def batch_size(self) -> int:
-        """How many masked images a run has at most."""
+        """The largest number of masked inputs per run."""
         return self._batch_size
 
     def close(self) -> None:
-        """End the threads and let the sessions go; nothing can be explained any more."""
+        """End the threads and release the sessions. After that, nothing can be explained."""
         self._running.close()
 
     def __enter__(self) -> Self:
@@ -153,22 +154,22 @@ class ModelExplainer:
         """Explain one photo.
 
         Args:
-            image: a path, the bytes of a picture, a binary file that is open, an RGB photo uint8 [H,W,3], a Pillow
+            image: a path, the bytes of a picture, an open binary file, an RGB photo uint8 [H,W,3], a Pillow
                 image, or a preprocessed input tensor, float [1,C,H,W] (or the model's own layout).
             targets: class indices or labels, one or several, or ``"all"``; all of them come from the same forward
                 passes. None for the most probable classes.
-            top_k: how many classes, where `targets` is None.
+            top_k: the number of classes, if `targets` is None.
             on_progress: called with (done, M) after every batch of masked inputs.
             budget: run at most this many masked inputs; None for all, the exact map. The blank input that some presets
-                run for constant channels does not count where all others are run. See docs/budget.md.
+                run for constant channels does not count if all others are run. See docs/budget.md.
             tolerance: run masked inputs until the estimated error (1 - r) of every map is at most this.
             selection: what a budget does: ``predict`` the scores of the other channels, or ``top-std``: run the
                 channels with the highest standard deviation and leave the others out (Faster-Score-CAM).
 
         Raises:
             ImageError: the image cannot be read or does not fit the model.
-            TargetError: an unknown class index or label.
-            OptionError: a budget or tolerance that makes no sense, or that the method does not have.
+            TargetError: a class index or label is unknown.
+            OptionError: a budget or tolerance is invalid, or the method does not support it.
         """
         request = self._request(targets, top_k, budget, tolerance, selection)
         (explanation,) = self._explain_group([prepare(self.model, image)], request, on_progress)
@@ -191,24 +192,24 @@ class ModelExplainer:
         tolerance: float | None = None,
         selection: Selecting = "predict",
     ) -> Iterator[Explanation]:
-        """Explain many photos: batches are filled across them, and the next are decoded meanwhile.
+        """Explain many photos: their masked inputs share batches, and the next photos are decoded meanwhile.
 
-        At most two groups of photos are held, the one that is scored and the one that is decoded; on CUDA two are
-        scored at once. A group has as many photos as it takes to fill a batch: one, unless a budget is small.
+        Memory holds one group of photos that is scored, and one group that is decoded; on CUDA, two groups are scored
+        at once. A group fills a batch: one photo, unless a budget is small.
 
         Args:
             images: as for `explain`; may be a generator.
             targets, top_k, budget, tolerance, selection: as for `explain`, the same for every photo.
             on_error: called with each failed image and its error; processing continues. If None, the error is raised.
-            on_progress: called with the number of photos done, those at hand counted by the share that is done; on
-                CUDA after every group.
+            on_progress: called with the number of photos done; photos in progress count with the share of their inputs
+                that were run. On CUDA it is called after every group.
 
         Yields:
-            An Explanation per image that could be explained, in order; `source` tells which.
+            An Explanation for each image without an error, in order; `source` names the image.
         """
         check_images(images)
         request = self._request(targets, top_k, budget, tolerance, selection)
-        if self.model.classes is not None:  # an unknown class is said once, before the first photo
+        if self.model.classes is not None:  # an unknown class is reported once, before the first photo
             self.model.resolve_targets(request.targets, self.model.classes)
         done, process, classifier = 0, os.getpid(), self._running.get()
         beside = classifier.frees_processor
@@ -226,7 +227,7 @@ class ModelExplainer:
                 done += len(group)
                 if on_progress is not None and beside:
                     on_progress(done)
-                while group:  # what was handed on is not held
+                while group:  # an explanation that was yielded is not held here
                     image, outcome = group.popleft()
                     if isinstance(outcome, Explanation):
                         warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
@@ -238,23 +239,25 @@ class ModelExplainer:
                         on_error(image, outcome)
                     del image, outcome
                     if os.getpid() != process:
-                        raise OrtcamError("this explain_batch was begun before a fork; begin another one in the child")
+                        raise OrtcamError(
+                            "this explain_batch began before a fork; call explain_batch again in the child"
+                        )
 
     def predict(self, image: Image, top_k: int = 1) -> tuple[Target, ...]:
-        """Return the most probable classes of an image, as `explain` takes it, without a map; errors as `explain`."""
+        """Return the most probable classes of an image, without a map. Images and errors are those of `explain`."""
         plain = self._running.get().forward(self.model.prepare(image)[1]).passes[0]
         if not np.isfinite(plain.logits).all():
             raise not_finite(self.model.name, "this image")
         return self._describe(top_targets(plain.logits, whole("top_k", top_k)), plain)
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
-        """Run a plain and a masked pass on a grey photo: whether this file can be explained at all.
+        """Run a plain and a masked pass on a grey photo, to check that this file can be explained.
 
         Returns:
-            How many classes the model has, and the shape (K, h, w) of its target layer.
+            The number of classes, and the shape (K, h, w) of the target layer.
 
         Raises:
-            OrtcamError: it cannot.
+            OrtcamError: the file cannot be explained.
         """
         shape = [dim or 32 for dim in self.model.input_shape]
         known = self.model.contract.preprocessing is not None
@@ -275,7 +278,7 @@ class ModelExplainer:
         return Request(targets, whole("top_k", top_k), limits)
 
     def _group_size(self, limits: Limits) -> int:
-        """Return how many photos fill a batch: those whose first queries have as many masked inputs."""
+        """Return the number of photos whose first queries fill a batch."""
         most = self.model.batch or MOST_PHOTOS
         first = self.method.first_query(limits, self.model.channels, self.batch_size)
         return min(most, -(-self.batch_size // first))
@@ -291,7 +294,7 @@ class ModelExplainer:
             except OrtcamError as error:
                 if len(together) == 1:
                     yield error
-                else:  # one of them may be to blame, or the memory that all of them need
+                else:  # a single photo may be the cause, or the memory for all of them
                     _log.info("%d photos failed together (%s); each is tried alone", len(together), error)
                     for job in together:
                         yield from self._explain_together([job], request, on_progress)
@@ -310,7 +313,7 @@ class ModelExplainer:
             return classifier.workers.map(partial(self._describe_maps, request=request, shares=shares), jobs, works)
 
     def _begin(self, forward: Forward, request: Request, predictors: Predictors) -> InWork | OrtcamError:
-        """Begin with a photo: its targets, and the method's run."""
+        """Begin a photo: find its targets, and begin the method's run."""
         if not np.isfinite(forward.activations).all() or not np.isfinite(forward.logits).all():
             return not_finite(self.model.name, "this image")
         count = len(forward.logits)
@@ -378,5 +381,5 @@ class ModelExplainer:
 
 
 def _share_of(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:
-    """Count photos instead of masked inputs."""
+    """Return a callback for masked inputs that reports photos."""
     return lambda now, total: on_progress(done + photos * now / total)

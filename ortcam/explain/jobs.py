@@ -1,4 +1,4 @@
-"""Job: a photo that was read and prepared for the model."""
+"""Job: a photo, read and prepared for the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A photo that was read and preprocessed; `seconds` is what that took."""
+    """A photo that was read and preprocessed in `seconds`."""
 
     source: Path | None
     origin: Origin
@@ -31,7 +31,7 @@ class Job:
 
 
 def prepare(model: CamModel, image: Image) -> Job:
-    """Read an image and make the model's input tensor of it.
+    """Read an image and prepare the model's input tensor.
 
     Raises:
         ImageError: the image cannot be read, or does not fit the model.

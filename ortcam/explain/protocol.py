@@ -1,4 +1,4 @@
-"""Explainer: what explains photos, whatever is behind it."""
+"""Explainer: the protocol of everything that explains photos."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OnError = Callable[[Any, OrtcamError], None]
 
 
 class Explainer(Protocol):
-    """Explains photos: `ScoreCAM`, other methods and `PackedExplainer` are used alike.
+    """Explains photos. `ScoreCAM`, `ModelExplainer` and `PackedExplainer` have this interface.
 
-    Also a context manager, which closes it.
+    An explainer is a context manager, which closes it.
     """
 
     @property
     def provider(self) -> str:
-        """The execution provider that runs it."""
+        """The execution provider that runs the model."""
 
     def explain(
         self,
@@ -61,10 +61,10 @@ class Explainer(Protocol):
 
 
 def check_images(images: object) -> None:
-    """Raise an OptionError where `explain_batch` was given a single image."""
+    """Raise an OptionError if `explain_batch` got a single image."""
     from os import PathLike
 
     if isinstance(images, str | PathLike):
-        raise OptionError(f"images is the one path {str(images)!r}; expected several, or use explain")
+        raise OptionError(f"images is the one path {str(images)!r}; expected several images, or use explain")
     if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
-        raise OptionError(f"images is one {type(images).__name__}; expected several pictures, or use explain")
+        raise OptionError(f"images is one {type(images).__name__}; expected several images, or use explain")

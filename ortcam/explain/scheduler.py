@@ -1,4 +1,4 @@
-"""Running the methods of a group of photos in lockstep, so that their changed inputs fill batches together."""
+"""Run a method on a group of photos in lockstep, so that their changed inputs share batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ortcam.runtime.scorer import Group, Progress
 
 @dataclass
 class InWork:
-    """A photo in the works.
+    """A photo in progress.
 
     Attributes:
         forward: its plain pass.
-        targets: what is explained.
-        run: the method's.
-        scored: how many changed inputs were run.
-        error: why it cannot be explained; None while it can.
+        targets: the targets to explain.
+        run: the method's run.
+        scored: the number of changed inputs that were run.
+        error: the reason why it cannot be explained; None if there is none.
         result: its maps, once they are known.
     """
 
@@ -53,12 +53,12 @@ def run_together(
     begin: Callable[[Forward], InWork | OrtcamError],
     on_progress: Progress | None,
 ) -> tuple[list[InWork | OrtcamError], float]:
-    """Run the methods of all photos of a group.
+    """Run a method on all photos of a group.
 
     Args:
         classifier: runs the model.
         group: the photos' plain passes.
-        begin: begins with a photo, or says why it cannot be explained.
+        begin: begins a photo, or returns the reason why it cannot be explained.
         on_progress: called with (done, M) after every batch.
 
     Returns:
@@ -80,7 +80,7 @@ def _finish(work: InWork | OrtcamError) -> InWork | OrtcamError:
 
 
 def _score(classifier: Classifier, group: Group, works: list[tuple[int, InWork]], on_progress: Progress | None) -> None:
-    """Run what the photos ask for, until none asks for more; the next queries of all photos together."""
+    """Run the queries of all photos, the next query of each photo together, until no photo has a query."""
 
     def ask(photo: int, work: InWork) -> _Asked | None:
         query = None if work.error is not None else work.run.next()
@@ -100,7 +100,7 @@ def _score(classifier: Classifier, group: Group, works: list[tuple[int, InWork]]
         for one, scores in answers:
             if not (np.isfinite(scores.logits).all() and np.isfinite(scores.log_probabilities).all()):
                 one.work.error = not_finite(classifier.name, "a masked image")
-        classifier.choosers.map(_observe, *zip(*answers, strict=True))  # all observe before any asks again
+        classifier.choosers.map(_observe, *zip(*answers, strict=True))  # all photos observe before the next queries
     if on_progress is not None and done < total:
         on_progress(total, total)
 
@@ -108,7 +108,7 @@ def _score(classifier: Classifier, group: Group, works: list[tuple[int, InWork]]
 def _run(
     classifier: Classifier, group: Group, change: Change, asked: list[_Asked], report: Progress | None
 ) -> list[tuple[_Asked, Scores]]:
-    """Run the queries of several photos that have one change; return each with its scores."""
+    """Run the queries of several photos with the same change. Return each query with its scores."""
     rows = Rows.join([Rows.of_query(one.query, one.photo, one.work.targets) for one in asked])
     scores = classifier.score(group, rows, change, report)
     ends = np.cumsum([len(one.query) for one in asked])
@@ -122,10 +122,10 @@ def _observe(asked: _Asked, scores: Scores) -> None:
 
 
 def not_finite(model: str, what: str) -> ModelError:
-    """Return the error of a model whose scores are no numbers."""
+    """Return the error of a model with NaN or infinite scores."""
     return ModelError(f"{model} returns NaN or infinite values for {what}")
 
 
 def _shifted(on_progress: Progress, done: int, total: int) -> Progress:
-    """Count the changed inputs of one round on from those of earlier rounds."""
+    """Return a callback that adds the changed inputs of earlier rounds."""
     return lambda now, _: on_progress(done + now, total)

@@ -1,4 +1,4 @@
-"""Arguments that were positional once."""
+"""Accept arguments by position that are keyword-only since version 0.2, with a warning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POSITIONAL = 3  # self, the image or images, and targets
 
 
 def names_from_the_third(*names: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Let a method take its keywords in the order that it had when they were positional, with a warning."""
+    """Accept the keywords `names` also by position, in this order, with a warning."""
 
     def decorate(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @wraps(method)

@@ -1,1 +1,1 @@
-"""Reading and editing ONNX graphs."""
+"""Read and edit ONNX graphs."""

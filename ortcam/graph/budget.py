@@ -1,6 +1,6 @@
-"""A budget as nodes: `ortcam.core.budget` in the graph of one photo, whose surrogate is that of a group of one.
+"""Write a budget as nodes: `ortcam.core.budget` for one photo, with the surrogate of a group of one.
 
-`ortcam.core.budget` and `ortcam.core.surrogate` say what is computed here and why.
+`ortcam.core.budget` and `ortcam.core.surrogate` describe the computation and its reasons.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ortcam.graph.builder import Builder, Value
 from ortcam.graph.saliency import SelectedMasks
 from ortcam.graph.surrogates import SurrogateValues
 
-STATE = tuple(name for name in surrogates.RANKS if name != "basis")  # what goes from turn to turn, of one photo
-_LARGEST_EXPONENT = 126.0  # 2^-127 is no normal float32
+STATE = tuple(name for name in surrogates.RANKS if name != "basis")  # of one photo, in the state of the loop
+_LARGEST_EXPONENT = 126.0  # 2^-127 is not a normal float32
 
 
 def surrogate_grid(small: tuple[int, int]) -> tuple[int, int]:
-    """Return the rows and columns of the masks that a surrogate sees of a layer of (h, w)."""
+    """Return the rows and columns of the surrogate's masks for a layer of (h, w)."""
     return min(small[0], LARGEST_SIDE), min(small[1], LARGEST_SIDE)
 
 
 def write_unseen(graph: Builder, count: Value) -> SurrogateValues:
-    """Return a surrogate of `count` masks, int64 [1], that knows no score; its kernel and parts stand for nothing.
+    """Return a surrogate of `count` masks, int64 [1], without scores; its kernel and parts are placeholders.
 
-    All shapes are computed: OpenVINO takes a constant's for the shape of the state in all turns.
+    All shapes are computed, because OpenVINO takes the shape of a constant for the shape of the state in all turns.
     """
     one, none = graph.minimum(count, 1), graph.minimum(count, 0)
     line, column, wide = graph.shape(one, count), graph.shape(one, count, one), graph.shape(one, one, count)
@@ -62,7 +62,7 @@ def write_unseen(graph: Builder, count: Value) -> SurrogateValues:
 def write_start(
     graph: Builder, unseen: SurrogateValues, activations: Value, selection: SelectedMasks, small: tuple[int, int]
 ) -> SurrogateValues:
-    """activations float32 [K,h,w] and their distinct masks -> what a surrogate knows before any score."""
+    """activations float32 [K,h,w] and their distinct masks -> the state of a surrogate before any score."""
     grid = surrogate_grid(small)
     rows, columns = (averaging_matrix(*pair) for pair in zip(small, grid, strict=True))
     if grid != small:
@@ -73,11 +73,11 @@ def write_start(
     masks = (graph.gather(flat, selection.channels) - shift) * scale
     masks = graph.op("Clip", masks, graph.constant(0.0), graph.constant(1.0))
     count = graph.size(masks, 0)
-    # To about 1 by a power of two, as the engine does: no square leaves float32.
+    # Scale to about 1 by a power of two, like the engine: no square overflows float32.
     highest = graph.maximum(graph.reduce("Max", graph.op("Abs", flat)), float(TINY))
     exponent = graph.op("Ceil", graph.op("Log", highest) * (1 / math.log(2)))
     flat = flat * graph.op("Pow", graph.constant(2.0), -graph.minimum(exponent, _LARGEST_EXPONENT))
-    # A row more, for the channels that were left out.
+    # One more row, for the channels that are left out.
     nothing = graph.full(graph.shape(count + 1, grid[0] * grid[1]), 0.0, np.float32)
     sums = graph.op("ScatterND", nothing, graph.expand_dims(selection.rows, 1), flat, reduction="add")
     parts = graph.slice(sums, 0, -1, 0)
@@ -119,15 +119,15 @@ def _write_matern(graph: Builder, squares: Value) -> Value:
 
 
 def stage_size(graph: Builder, done: Value, most: Value) -> Value:
-    """Return how many masks the next stage has, int64 [1]: `core.budget.stage_size`, and no more than are left."""
+    """Return the size of the next stage, int64 [1]: `core.budget.stage_size`, at most the rest of the budget."""
     stage = graph.minimum(graph.maximum(done // STAGE_STEP * SMALLEST_STAGE, SMALLEST_STAGE), LARGEST_STAGE)
     return graph.minimum(stage, most - done)
 
 
 def write_errors(graph: Builder, state: SurrogateValues) -> Value:
-    """Return how far the maps are from the exact ones, float32 [T,3]: expected, low and high, as `ErrorEstimate`.
+    """Return the estimated errors of the maps, float32 [T,3]: expected, low and high, as in `ErrorEstimate`.
 
-    One target after the other: of all classes at once, the products would take gigabytes.
+    Targets are computed one by one: for all classes at once, the products would take gigabytes.
     """
 
     def estimate(target: Value) -> list[Value]:
@@ -138,7 +138,7 @@ def write_errors(graph: Builder, state: SurrogateValues) -> Value:
 
 
 def write_scores(graph: Builder, state: SurrogateValues, seen: Value) -> Value:
-    """scores float32 [n,T] of the chosen masks -> those of all masks [D,T]."""
+    """scores float32 [n,T] of the chosen masks -> the scores of all masks [D,T]."""
     logs = graph.op("Squeeze", state["logs"], graph.constant([0], np.int64))
     scores = logs + graph.reduce("Max", seen, 0, keep=True)
     return graph.op("ScatterND", scores, graph.reshape(state["chosen"], -1, 1), seen)

@@ -1,11 +1,12 @@
-"""The explainer graph: Score-CAM of one photo as one ordinary ONNX graph, which any runtime can run.
+"""Build the explainer graph: Score-CAM of one photo as an ordinary ONNX graph for any runtime.
 
     image, target -> the model's scores, target, saliency, scored, error
 
-A Loop holds the model, so that its weights are in the file once, and as initializers of the loop's own body, where
-ONNX Runtime optimises them (captured from outside, convolutions keep their plain layout and take 2.4 times as long).
-The first turn is the plain pass: one image, unmasked. It fills a queue of masks; every further turn runs a batch of
-them, until the queue is empty. With a budget, the turn that empties it predicts all scores and chooses the next stage.
+A Loop holds the model, so the file has its weights once. The weights are initializers of the loop's body, where ONNX
+Runtime optimises them. If weights are captured from outside, convolutions keep their plain layout, and take 2.4 times
+as long. The first turn is the plain pass: one image, unmasked. It fills a queue of masks. Every further turn runs a
+batch of the queue, until the queue is empty. With a budget, the turn that empties the queue predicts all scores and
+chooses the next stage.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ortcam.graph.standard import in_order, standardize
 from ortcam.model.contract import Contract, count_scores
 from ortcam.model.protobuf import rename
 
-_INNER = "ortcam.inner."  # what the model's own values are called that have a name of the explainer's
+_INNER = "ortcam.inner."  # prefix of the model's values whose names the explainer uses itself
 _OURS = ("image", "target", "target_class", "saliency", "scored", "error")
 
 
@@ -39,7 +40,7 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Packing) -
     Args:
         proto: the parsed file, with its weights inside; it is used up.
         contract: its contract.
-        plan: what the explainer is made for.
+        plan: the options of the explainer.
 
     Raises:
         ModelError: the scores cannot be found in the graph.
@@ -103,7 +104,7 @@ class _Writer:
 
     def _write_loop(self, image: Value, target: Value) -> Carried:
         graph = self.graph
-        # OpenVINO takes the shape of a constant for the shape of the state in all turns; so 1 is computed.
+        # 1 is computed, because OpenVINO takes the shape of a constant for the shape of the state in all turns.
         one = graph.maximum(graph.minimum(graph.size(target, 0), 1), 1)
         zero = graph.full(one, 0, np.int64)
         plain = graph.constant(np.array([[0, 0, 1]], np.float32))
@@ -182,24 +183,24 @@ class _Writer:
         if contract.activations_layout == "NHWC":
             activations = graph.op("Transpose", activations, perm=[0, 3, 1, 2])
         if any(node.op_type == "DequantizeLinear" for node in self.model.node):
-            # ONNX Runtime moves such a node towards what reads from it, and crashes where that is an If that captures
-            # the value; it moves none over a Gather.
+            # ONNX Runtime moves such a node towards its reader, and crashes if the reader is an If that captures the
+            # value. It moves no such node over a Gather.
             row = graph.constant([0])
             output, logits, activations = (graph.gather(value, row) for value in (output, logits, activations))
         return output, logits, activations, scores
 
     def _write_both_sides(self, output: Value, logits: Value) -> Value:
-        """output [b,1] and its logits [b,2] -> [b,2]: what the model would return for either of its two classes."""
+        """output [b,1] and its logits [b,2] -> [b,2]: the model's output for each of its two classes."""
         graph, contract = self.graph, self.contract
         factor, offset = contract.output_scale or (1.0, 0.0)
         if contract.output == "log_probabilities":
             return graph.op("Softplus", -logits) * -factor + offset
         both = output * np.array([[-1.0, 1.0]], np.float32)
-        ends = 2 * offset if contract.output == "logits" else factor + 2 * offset  # of what the two sides sum to
+        ends = 2 * offset if contract.output == "logits" else factor + 2 * offset  # the sum of the two sides
         return both + np.array([[ends, 0.0]], np.float32)
 
     def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> Carried:
-        """After the plain pass: the classes, and the masks that are to be run."""
+        """After the plain pass: find the classes and the masks to run."""
         graph, plan = self.graph, self.plan
         output, logits, layer = (graph.slice(value, 0, 1, 0) for value in (output, logits, activations))
         wild = self._is_wild(logits) | self._is_wild(layer)
@@ -218,7 +219,7 @@ class _Writer:
         selection = write_selection(graph, three, plan.convention, self.size, plan.layer_size)
         count = graph.size(selection.channels, 0)
         queue = graph.arange(count)
-        if plan.budget is not None:  # of more masks than that, stages are chosen later
+        if plan.budget is not None:  # if there are more masks, stages are chosen later
             all_at_once = graph.where(self._is_predicted(selection), graph.constant([0]), count)
             queue = graph.slice(queue, 0, all_at_once, 0)
         return Carried(
@@ -234,11 +235,11 @@ class _Writer:
         )
 
     def _write_unseen(self, count: Value) -> surrogates.SurrogateValues:
-        """Return a surrogate of `count` masks that knows no score; nothing without a budget."""
+        """Return a surrogate of `count` masks without scores; empty without a budget."""
         return {} if self.plan.budget is None else budgets.write_unseen(self.graph, count)
 
     def _write_budget(self, first: Value, state: Carried) -> Carried:
-        """After the plain pass start a surrogate; after a stage let it predict; then choose the next stage."""
+        """Start a surrogate after the plain pass; predict after a stage; then choose the next stage."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
         layer = graph.reshape(state.activations, graph.size(state.activations, 0), *plan.layer_size)
@@ -280,7 +281,7 @@ class _Writer:
         changing: tuple[str, ...],
         step: Callable[[surrogates.SurrogateValues], surrogates.SurrogateValues],
     ) -> surrogates.SurrogateValues:
-        """Let `step` change some fields of a surrogate where the condition holds."""
+        """Change the fields `changing` of a surrogate with `step` if the condition is true."""
 
         def taken() -> list[Value]:
             changed = step(known)
@@ -290,7 +291,7 @@ class _Writer:
         return known | dict(zip(changing, values, strict=True))
 
     def _is_predicted(self, selection: SelectedMasks) -> Value:
-        """Whether a photo has more masks than the budget, the blank one not counted, bool [1]: `Limits.most`."""
+        """Whether a photo has more masks than the budget, without the blank mask, bool [1]: `Limits.most`."""
         graph, plan = self.graph, self.plan
         assert plan.budget is not None
         count = graph.size(selection.channels, 0)
@@ -320,20 +321,20 @@ class _Writer:
         weights = write_weights(graph, scores, selection, plan.convention)
         flat = graph.reshape(state.activations, graph.size(state.activations, 0), -1)
         sums = graph.reshape(weights @ flat, -1, *plan.layer_size)
-        # Where no channel varies, nothing is drawn that rounding makes of their sum.
+        # If no channel varies, the map is zero instead of rounding errors of their sum.
         varies = graph.reduce("Max", graph.slice(state.affine, 1, 2, 1)) > 0.0
         sums = graph.where(varies, sums, 0.0)
         return write_saliency(graph, sums, plan.convention, self.size, plan.layer_size), error
 
     def _write_errors(self, surrogate: surrogates.SurrogateValues, exact: Value) -> Value:
-        """Return the errors of maps that a budget predicted; NaN where so few scores say nothing of them."""
+        """Return the errors of maps with a budget; NaN if there are too few scores for an estimate."""
         assert self.plan.budget is not None
         if self.plan.budget < FEWEST_FOR_AN_ERROR:
             return exact + np.nan
         return budgets.write_errors(self.graph, self._with_basis(surrogate))
 
     def _with_basis(self, surrogate: surrogates.SurrogateValues) -> surrogates.SurrogateValues:
-        """Add the directions that count, as a constant of the graph that is being written."""
+        """Add the smooth directions as a constant of the current graph."""
         directions = smooth_directions(budgets.surrogate_grid(self.plan.layer_size))
         return surrogate | {"basis": self.graph.constant(directions)}
 
@@ -348,10 +349,10 @@ class _Writer:
         return graph.cast(graph.reduce("Max", flat, 0, keep=True), np.bool_)
 
     def _check(self, wrong: Value, message: str) -> Value:
-        """Fail where `wrong`, bool [1], is true: ONNX has no error, but an index out of bounds, and its node's name.
+        """Fail if `wrong`, bool [1], is true: ONNX has no errors, so an index of a named node goes out of bounds.
 
         Returns:
-            int64 [1], 0; to be added to what is not to be computed before.
+            int64 [1], 0. Add it to values that must be computed after the check.
         """
         graph = self.graph
         return graph.gather(graph.constant([0]), graph.cast(wrong, np.int64), name=f"ortcam: {message}")

@@ -1,11 +1,11 @@
-"""Changed inputs as nodes: photos and a bank of masks -> what the model is run on.
+"""Write the nodes that change inputs: photos and a bank of masks -> inputs of the model.
 
     mask_b = rows @ ((bank[number_b] - shift_b) * scale_b + offset_b) @ columns
     input_b = photos[photo_b] * mask_b + baseline * (1 - mask_b)
 
-`rows` [H,h] and `columns` [w,W] hold the weights of the bilinear upsampling, which lets one graph serve every
-convention, and needs nothing of a provider but MatMul. Where all rows have the same photo, its index is given once and
-the photo is broadcast, not copied.
+`rows` [H,h] and `columns` [w,W] hold the weights of the bilinear upsampling. So one graph serves every convention, and
+a provider needs only MatMul. If all rows have the same photo, its index is given once, and the photo is broadcast, not
+copied.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from ortcam.model.contract import Layout
 
 @dataclass(frozen=True)
 class Wiring:
-    """What of a `Change` is in the nodes; the rest are inputs. A session runs all changes of one wiring.
+    """The part of a `Change` that is nodes; the other parts are inputs. A session runs all changes of one wiring.
 
     Attributes:
-        bank: masks come from a bank that is ``given``, as channels and maps are, or from ``grids``.
+        bank: the masks are ``given``, as channels or maps, or drawn as ``grids``.
         binary, baseline, at: as in `Change` and `Baseline`.
     """
 
@@ -54,7 +54,7 @@ class Wiring:
 
     @classmethod
     def of(cls, change: Change) -> Wiring:
-        """Return the wiring that a change needs."""
+        """Return the wiring of a change."""
         bank: Literal["given", "grids"] = "grids" if isinstance(change.bank, Grids) else "given"
         return cls(bank, change.binary, change.baseline.kind, change.at)
 
@@ -87,7 +87,7 @@ def mask_inputs(wiring: Wiring, content: Sequence[int | str | None]) -> list[onn
 
 
 def write_masks(wiring: Wiring, layout: Layout, made: str) -> list[onnx.NodeProto]:
-    """Return the nodes that make the batch `made` [B,C,H,W] or [B,H,W,C], in the order of `layout`."""
+    """Return the nodes that write the batch `made`, [B,C,H,W] or [B,H,W,C] as `layout` states."""
     nodes: list[onnx.NodeProto] = []
     rows, columns = _write_grids(nodes) if wiring.bank == "grids" else _write_gathering(nodes)
     nodes += [
@@ -161,7 +161,7 @@ def _write_grids(nodes: list[onnx.NodeProto]) -> tuple[str, str]:
     for index, matrices in enumerate((ROWS, COLUMNS)):
         integers(f"side_{index}", [], [index])
         nodes += [
-            make_node("Shape", [matrices], f"count_{index}", start=0, end=1),  # how many shifts there are
+            make_node("Shape", [matrices], f"count_{index}", start=0, end=1),  # the number of shifts
             make_node("Gather", [shifts, f"ortcam.side_{index}"], f"hash_{index}", axis=1),
             make_node("Mod", [f"ortcam.hash_{index}", f"ortcam.count_{index}"], f"shift_{index}"),
             make_node("Gather", [matrices, f"ortcam.shift_{index}"], f"matrix_{index}", axis=0),  # [B,1,H,s]
@@ -171,7 +171,7 @@ def _write_grids(nodes: list[onnx.NodeProto]) -> tuple[str, str]:
 
 
 def _write_scramble(nodes: list[onnx.NodeProto], begin: str, terms: str, name: str) -> str:
-    """Add the nodes of `ortcam.core.grids.scramble` for the sum of two values; return what they make."""
+    """Add the nodes of `ortcam.core.grids.scramble` for the sum of two values. Return their result."""
 
     def append(op_type: str, left: str, right: str, step: str) -> str:
         nodes.append(make_node(op_type, [left, right], f"{name}_{step}"))

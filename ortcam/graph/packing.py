@@ -1,4 +1,4 @@
-"""What an explainer graph is made for, and what its loop carries from turn to turn."""
+"""Define the options of an explainer graph, and the state of its loop."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _RANKS = {
 
 @dataclass(frozen=True)
 class Packing:
-    """What an explainer is made for.
+    """The options of an explainer.
 
     Attributes:
         convention: the definition of Score-CAM.
-        budget: the most masked images; None for all.
-        batch_size: masked images a turn.
-        fixed_batch: whether the model knows no other batch.
+        budget: the largest number of masked images; None for all.
+        batch_size: the number of masked images per turn.
+        fixed_batch: whether the model accepts only this batch.
         raw: take a photo uint8 [H,W,3] of any size, else the preprocessed input float32.
-        target: what the input `target` is where it is not given; None where it must be given.
-        input_shape: of the model's image, without the batch.
+        target: the default of the input `target`; None if `target` must be given.
+        input_shape: the shape of the model's image, without the batch.
         layer_size: (h, w) of the target layer.
     """
 
@@ -43,7 +43,7 @@ class Packing:
 
     @property
     def pads(self) -> bool:
-        """Whether every batch of masked images is full: the last one of an exact map is filled up."""
+        """Whether every batch of masked images is full, also the last batch of an exact map."""
         return self.fixed_batch or self.budget is None
 
     def input_size(self, layout: Layout) -> tuple[int, int]:
@@ -54,16 +54,16 @@ class Packing:
 
 @dataclass(frozen=True)
 class Carried:
-    """What the loop carries from turn to turn.
+    """The state of the loop.
 
     Attributes:
         activations: float32 [K,h,w] of the plain pass.
-        output: float32 [N], the model's own; of a single score [2], with its negation first.
+        output: float32 [N], the model's own output; for a single score [2], its negation first.
         targets: int64 [T].
         affine, channels, rows: the photo's distinct masks, as `SelectedMasks`.
         queue: int64 [q], the distinct masks to run next.
-        scores: float32 [n,T] of the masks that were run, in that order.
-        surrogate: what is known of the masks that were not run; empty without a budget.
+        scores: float32 [n,T] of the masks that were run, in this order.
+        surrogate: the state of the surrogate; empty without a budget.
     """
 
     activations: Value
@@ -77,7 +77,7 @@ class Carried:
     surrogate: SurrogateValues = field(default_factory=dict)
 
     def values(self) -> list[Value]:
-        """Return everything as the flat list that an ONNX loop carries."""
+        """Return the state as a flat list for an ONNX Loop."""
         return [*(getattr(self, name) for name in _RANKS), *(self.surrogate[name] for name in STATE if self.surrogate)]
 
     def ranks(self) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ class Carried:
 
     @classmethod
     def of_values(cls, values: Sequence[Value]) -> Carried:
-        """Return what a flat list holds."""
+        """Return the state from a flat list."""
         activations, output, targets, affine, channels, rows, queue, scores, *rest = values
         surrogate = dict(zip(STATE, rest, strict=True)) if rest else {}
         return cls(activations, output, targets, affine, channels, rows, queue, scores, surrogate)

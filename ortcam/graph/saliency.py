@@ -1,4 +1,4 @@
-"""A convention of Score-CAM as nodes: masks, weights and maps as `ortcam.core.convention` and `selection` make them."""
+"""Write a convention of Score-CAM as nodes: the masks, weights and maps of `ortcam.core.convention` and `selection`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ortcam.graph.builder import Builder, Value
 
 
 class SelectedMasks(NamedTuple):
-    """The distinct masks of a photo, as `ortcam.core.selection.Selection`.
+    """The distinct masks of a photo, like `ortcam.core.selection.Selection`.
 
     Attributes:
         affine: float32 [K,3], the columns shift, scale and offset of every channel's mask.
-        channels: int64 [D], the channel that each distinct mask is made of.
-        rows: int64 [K], which of the D masks belongs to a channel; D where the channel was left out.
+        channels: int64 [D], the channel of each distinct mask.
+        rows: int64 [K], the number of the mask of each channel; D if the channel is left out.
     """
 
     affine: Value
@@ -47,7 +47,7 @@ def write_selection(
         counted = graph.reshape(graph.op("NonZero", live), -1)
     else:
         counted = graph.arange(graph.size(levels, 0))
-    # Unique keeps the order of first appearance, as the engine does; it is not asked where no channel counts.
+    # Unique keeps the order of first appearance, like the engine. It is not run if no channel counts.
     some = graph.size(counted, 0) > graph.constant([0])
 
     def distinct() -> list[Value]:

@@ -1,6 +1,6 @@
-"""The scores of a scoring graph: what the model returns -> the logits and log-probabilities of the targets.
+"""Write the scores of a scoring graph: from the model's outputs to the logits and log-probabilities of the targets.
 
-Targets are classes. Whatever else is scored one day, an object's box or a region, gets its nodes here: they read the
+Targets are classes. The nodes of other targets, such as an object's box or a region, belong here too: they read the
 model's outputs and TARGETS, and write TARGET_LOGITS and TARGET_LOG_PROBABILITIES, [B,T] each.
 """
 
@@ -27,10 +27,10 @@ def write_class_scores(
     """scores [B,N] -> the logits of the targets, and the logs of the targets' probabilities, both [B,T].
 
     Args:
-        contract: of the model file.
-        graph: the model's.
-        single: the model has a single score, a sigmoid's; it has two classes then.
-        takes_output: the scores are taken from the output, and not from the logits.
+        contract: the contract of the model file.
+        graph: the graph of the model.
+        single: the model has a single score, of a sigmoid, and so two classes.
+        takes_output: the scores are taken from the output instead of the logits.
     """
     result = graph.output[0].name
     stated = takes_output or (contract.output == "logits" and contract.logits is None)
@@ -47,15 +47,15 @@ def write_class_scores(
             make_node("Cast", ["ortcam.flat_logits"], made if scale is None else "integers", to=TensorProto.FLOAT)
         )
         nodes.extend([] if scale is None else _dequantizing_nodes(*scale, made))
-    if single:  # a product, since a Concat is not known to do as a CUDA graph
+    if single:  # a product, because Concat is not known to work in a CUDA graph
         sides = helper.make_tensor("sides", TensorProto.FLOAT, [1, 2], [-1, 1])
         nodes.append(make_node("Constant", [], "sides", value=sides))
         nodes.append(make_node("Mul", ["ortcam.scores", "ortcam.sides"], "logits"))
     nodes.append(make_node("GatherElements", [LOGITS, TARGETS], "target_logits", axis=1))
     activation = "softmax" if takes_output else "sigmoid" if single else contract.makes_probabilities
-    if activation == "softmax" and logits is None:  # they are the logs of the probabilities already
+    if activation == "softmax" and logits is None:  # the logits are log-probabilities already
         return [*nodes, make_node("Identity", [TARGET_LOGITS], "target_log_probabilities")]
-    if activation == "sigmoid":  # log sigmoid(f) = f - log(1 + exp(f)), and ONNX Runtime's Softplus never overflows
+    if activation == "sigmoid":  # log sigmoid(f) = f - log(1 + exp(f)); ONNX Runtime's Softplus never overflows
         nodes.append(make_node("Softplus", [TARGET_LOGITS], "normalizer"))
     else:
         axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
@@ -65,7 +65,7 @@ def write_class_scores(
 
 
 def _inverting_nodes(contract: Contract, made: str) -> list[onnx.NodeProto]:
-    """output [B,N] -> logits, where no tensor of the graph holds them: `ortcam.core.scores.read_output`."""
+    """output [B,N] -> logits, if no tensor of the graph holds them: `ortcam.core.scores.read_output`."""
     nodes, name = [], "ortcam.output"
 
     def append(op_type: str, inputs: list[str], output: str) -> str:
@@ -102,14 +102,14 @@ def _dequantizing_nodes(scale: float, zero_point: int, made: str) -> list[onnx.N
 
 
 def make_node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
-    """Return a node that makes `ortcam.{output}`, and is called so."""
+    """Return a node with the name and the output `ortcam.{output}`."""
     return helper.make_node(op_type, inputs, [f"ortcam.{output}"], name=f"ortcam.{output}", **attributes)
 
 
 def _find_logits(graph: onnx.GraphProto, result: str, contract: Contract) -> str | None:
-    """Return the tensor that the final softmax or sigmoid reads: the one that the contract names, else its input.
+    """Return the name of the logits: the tensor in the contract, else the input of the final softmax or sigmoid.
 
-    None where there is none, and the logits are to be made of the output.
+    None if there is no such tensor; the logits are then computed from the output.
     """
     if contract.logits is not None and any(contract.logits in node.output for node in graph.node):
         return contract.logits

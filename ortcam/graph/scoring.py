@@ -1,16 +1,18 @@
-"""The scoring graph: photos and some masks in, the scores of the masked images out.
+"""Build the scoring graph: its inputs are photos and masks, its outputs the scores of the masked images.
 
     target_logits, target_log_probabilities = model(photos[photo_b] * mask_b)
 
 The model's own nodes stay as they are: the masked image takes the name `image` that they read (`ortcam.graph.masks`).
 A row with scale 0 and offset 1 is the plain forward pass, so one session with one copy of the weights does everything.
-Every row names its photo, so one batch serves several. Spliced in at the target layer, masked features take the name of
-the layer, and of the model only its tail is left (`ortcam.graph.tail`).
-All of this is captured as a CUDA graph, so nothing here copies from the host while it runs. On CUDA, GatherND does
-(ONNX Runtime pull request 32120), and so does a MatMul of one left matrix with many: there `rows` is [B,1,H,h].
+Every row names its photo, so one batch serves several photos. If masks are spliced in at the target layer, masked
+features take the name of the layer, and only the model's tail is kept (`ortcam.graph.tail`).
 
-The onnx package edits the file here, not onnx-ir as elsewhere in this folder: this runs at every start, and
-onnx-ir takes half a second to import.
+The graph may be captured as a CUDA graph, so no node may copy from the host during a run. On CUDA, GatherND copies
+(ONNX Runtime pull request 32120), and so does a MatMul of one left matrix with many. Therefore `rows` is [B,1,H,h]
+there.
+
+The onnx package edits the file here, not onnx-ir as elsewhere in this folder: this module runs at every start, and
+importing onnx-ir takes half a second.
 """
 
 from __future__ import annotations
@@ -40,11 +42,12 @@ from ortcam.graph.tail import LAYER, cut_tail
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import Contract, count_scores
 
-VERSION = 6  # of the graph built here, and of what is measured with it: what is kept of an older one is not used
+VERSION = 6  # of this graph and of measurements with it; the cache of an older version is not used
 
-# What scored alike as a CUDA graph on an H100 (benchmarks/gpu.sh); the last line was not measured, and is launched as
-# AveragePool, Reshape and Relu are, or is part of a Conv by then: BatchNormalization. Of other operators, some copy
-# from the host while they run, and a replay reads there what is no longer theirs: Concat, Resize, ScatterElements.
+# Operators whose scores were the same as a CUDA graph on an H100 (benchmarks/gpu.sh). The last line was not measured:
+# these operators are launched like AveragePool, Reshape and Relu, or are part of a Conv by then (BatchNormalization).
+# Some other operators copy from the host during a run, and a replay would read stale memory: Concat, Resize,
+# ScatterElements.
 CAPTURED = frozenset(
     {
         "Add", "AveragePool", "Cast", "Clip", "Constant", "Conv", "Flatten", "Gather", "GatherElements", "Gemm",
@@ -65,9 +68,9 @@ def build_scoring_graph(
         proto: the parsed file.
         contract: its contract.
         scored: take the scores from the ``logits`` (before a final softmax or sigmoid), or from the ``output``.
-        wiring: how inputs are changed. At the layer, only what follows the layer is left of the model.
+        wiring: the nodes that change inputs. At the layer, only the model's tail is kept.
 
-    A single score is a sigmoid's and has two classes, whatever `scored` is: a softmax over itself would be 1.
+    A single score is of a sigmoid and has two classes, whatever `scored` is: a softmax over itself would be 1.
 
     Raises:
         LayerError: the model has no tail behind its layer.
@@ -86,8 +89,8 @@ def build_scoring_graph(
     graph.input.remove(image)
     graph.input.extend(mask_inputs(wiring, dims[1:]))
     graph.input.append(helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.B", "ortcam.T"]))
-    # The shapes that follow from the masks are unknown. Told that the model has one batch size throughout, ONNX Runtime
-    # adds the shortcuts of residual blocks in place; untold, it copies each of them first.
+    # Shapes that depend on the masks are unknown. If the graph states one batch size throughout, ONNX Runtime adds the
+    # shortcuts of residual blocks in place; otherwise it copies each shortcut first.
     graph.value_info.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, [dims[0] or "ortcam.B", *dims[1:]]))
     model_nodes = list(graph.node)
     del graph.node[:]
@@ -102,7 +105,7 @@ def build_scoring_graph(
 
 
 def not_captured(proto: onnx.ModelProto) -> set[str]:
-    """Return the operators of a scoring graph that are not known to do the same as a CUDA graph."""
+    """Return the operators of a scoring graph that are not known to work in a CUDA graph."""
     names = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in proto.graph.node}
     return names - CAPTURED | {function.name for function in proto.functions}
 
@@ -110,8 +113,8 @@ def not_captured(proto: onnx.ModelProto) -> set[str]:
 def tensorrt_profile(model: CamModel, batch_size: int, largest: int) -> dict[str, str]:
     """Return TensorRT's shape profiles for the scoring graph: the smallest, the usual and the largest shapes.
 
-    The smallest are those of the plain pass, which has no masks yet. Empty where the file leaves the sizes of its image
-    or its layer free; TensorRT then takes those of the first runs.
+    The smallest shapes are those of the plain pass, which has no masks. The result is empty if the file leaves sizes of
+    its image or its layer free; TensorRT then takes the shapes of the first runs.
 
     Source: ONNX Runtime's documentation of the TensorRT provider, "Explicit shape range".
     """

@@ -1,12 +1,12 @@
-"""The surrogates of several photos as nodes: `ortcam.core.surrogate` with an axis of photos before all others.
+"""Write the surrogates of several photos as nodes: `ortcam.core.surrogate` with a first axis of photos.
 
-For a GPU, which is only busy with many photos at once, and with few nodes a photo; and for packed files, which have a
-group of one photo. Photos go in step: as many masks are chosen for each. One with fewer masks than another is filled up
-with masks that show nothing; where it has no mask left, its first is chosen again, and by then it has all scores of its
-own and needs no prediction.
+The nodes serve GPUs, which are busy only with many photos at once and few nodes per photo, and packed files, which
+have a group of one photo. Photos advance in lockstep: the same number of masks is chosen for each photo. A photo with
+fewer masks is filled up with masks that show nothing. If a photo has no mask left, its first mask is chosen again; the
+photo then has all its scores, and needs no prediction.
 
-What the engine inverts, the graph builds up: with every mask that is chosen, the pivoted Cholesky factor of the
-kernel and the inverse of its triangle grow by a row, so that a prediction is a few products of matrices.
+The engine inverts a matrix; the graph extends it. With every chosen mask, the pivoted Cholesky factor of the kernel and
+the inverse of its triangle grow by a row, so a prediction is a few products of matrices.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ortcam.core.convention import TINY
 from ortcam.core.surrogate import HOPE, LEAST_ROOT, NUGGET, PRIOR_OF_AREA, ROOT, sixth_moment
 from ortcam.graph.builder import Builder, Value
 
-# What is known of the masks of G photos: a name, and how many dimensions it has. The first of 1+n rows is filling.
-# `logs` and `amplitudes` have one target, and stand for nothing, before there is a prediction.
+# The state for the masks of G photos: names and numbers of dimensions. The first of 1+n rows is filling. Before the
+# first prediction, `logs` and `amplitudes` have one target and no meaning.
 RANKS = {
     "kernel": 3,  # float32 [G,D,D]
     "parts": 3,  # float32 [G,D,P]
@@ -29,26 +29,26 @@ RANKS = {
     "inverse": 3,  # float64 [G,1+n,1+n], of its triangle
     "variance": 2,  # float32 [G,D]
     "chosen": 2,  # int64 [G,n]
-    "importance": 2,  # float32 [G,D], what a mask counts by in the next choice
+    "importance": 2,  # float32 [G,D], the weight of a mask in the next choice
     "direction": 2,  # float32 [G,P], the mean of the predicted maps
     "logs": 3,  # float32 [G,D,T], the predicted log weights
     "amplitudes": 3,  # float64 [G,1,T], the variance of the roots of weights, s2
-    "basis": 2,  # float32 [P,R], the directions that count: `smooth_directions`
+    "basis": 2,  # float32 [P,R], the smooth directions: `smooth_directions`
 }
-CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # what a choice changes
-PREDICTED = ("importance", "direction", "logs", "amplitudes")  # what a prediction changes
+CHOSEN = ("free", "factor", "inverse", "variance", "chosen")  # changed by a choice
+PREDICTED = ("importance", "direction", "logs", "amplitudes")  # changed by a prediction
 SurrogateValues = dict[str, Value]  # some of these
 _END = np.iinfo(np.int64).max  # of an axis, for a slice
 
 
 def write_choice(graph: Builder, state: SurrogateValues, count: int | Value) -> SurrogateValues:
-    """Choose `count` masks more for every photo: `Surrogate.choose`.
+    """Choose `count` more masks for every photo: `Surrogate.choose`.
 
-    A number is written out, mask by mask; a value, int64 [1], makes a Loop.
+    If `count` is a number, the nodes of each mask are written out. If it is a value, int64 [1], they are in a Loop.
     """
     columns = _weighted(graph, state, state["direction"], state["importance"])
     rows = _swapped(graph, columns)  # [G,R,D]
-    # The kernel on the left: ONNX Runtime reorders what is on the right of a product first.
+    # The kernel is on the left: ONNX Runtime first reorders the right side of a product.
     effect = _swapped(graph, state["kernel"] @ columns) + rows * NUGGET
     effect = effect - rows @ _swapped(graph, state["factor"]) @ state["factor"]
 
@@ -82,7 +82,7 @@ def write_choice(graph: Builder, state: SurrogateValues, count: int | Value) -> 
 
 
 def write_prediction(graph: Builder, state: SurrogateValues, scores: Value) -> SurrogateValues:
-    """scores float32 [G,n,T] of the chosen masks -> what that says of all: `Surrogate.observe`."""
+    """scores float32 [G,n,T] of the chosen masks -> predictions for all masks: `Surrogate.observe`."""
     double = np.float64
     below = scores - graph.reduce("Max", scores, 1, keep=True)
     roots = graph.op("Exp", graph.cast(below, double) / ROOT)
@@ -96,12 +96,12 @@ def write_prediction(graph: Builder, state: SurrogateValues, scores: Value) -> S
     slopes = _inverse_of_two(graph, normal) @ graph.slice(products, 2, _END, 2)
     rest = roots_solved - trend_solved @ slopes
     amplitudes = graph.reduce("SumSquare", rest, 1, keep=True) / graph.cast(graph.size(scores, 1), double)
-    # What has as many values as there are masks and targets is float32.
+    # Arrays over masks and targets are float32.
     small, rest = graph.cast(slopes, np.float32), graph.cast(rest, np.float32)
     predicted = graph.cast(trend, np.float32) @ small + _swapped(graph, state["factor"]) @ rest
     predicted = graph.maximum(predicted, LEAST_ROOT)
     variances = graph.expand_dims(state["variance"] + NUGGET, 2) * graph.cast(amplitudes, np.float32)
-    # The scores themselves for masks that have one.
+    # Masks with a score keep it.
     at = _one_hot(graph, state["chosen"], state["free"])  # [G,n,D]
     has_score = graph.expand_dims(graph.reduce("Sum", at, 1), 2) > 0.0
     spread = _swapped(graph, at) @ graph.concat([below, graph.cast(roots, np.float32)], 2)
@@ -110,7 +110,7 @@ def write_prediction(graph: Builder, state: SurrogateValues, scores: Value) -> S
     logs = graph.where(has_score, graph.slice(spread, 0, count, 2), logs)
     hoped = predicted + graph.op("Sqrt", variances) * HOPE
     hoped = graph.where(has_score, graph.slice(spread, count, count + count, 2), hoped)
-    # What the next choice counts masks by: `Surrogate._aim`.
+    # The weights of masks in the next choice: `Surrogate._aim`.
     maps = _swapped(graph, graph.op("Exp", logs)) @ state["parts"]  # [G,T,P]
     maps = maps / (graph.op("Sqrt", graph.reduce("SumSquare", maps, 2, keep=True)) + TINY)
     hoped = hoped * graph.expand_dims(state["real"], 2)
@@ -142,7 +142,7 @@ def write_expected_error(graph: Builder, state: SurrogateValues, target: Value) 
 
 
 def _weighted(graph: Builder, state: SurrogateValues, maps: Value, weights: Value) -> Value:
-    """Return what masks do to the directions that count beside `maps` [G,P], times `weights` [G,D]: [G,D,R]."""
+    """Return the parts along the smooth directions, without `maps` [G,P], times `weights` [G,D]: [G,D,R]."""
     basis = state["basis"]
     mean = maps - graph.reduce("Mean", maps, 1, keep=True)
     mean = mean / (graph.op("Sqrt", graph.reduce("SumSquare", mean, 1, keep=True)) + TINY)
@@ -152,7 +152,7 @@ def _weighted(graph: Builder, state: SurrogateValues, maps: Value, weights: Valu
 
 
 def _one_hot(graph: Builder, indices: Value, like: Value) -> Value:
-    """int64 [G,n] -> float32 [G,n,D]; `like` [G,D] says how many there are."""
+    """int64 [G,n] -> float32 [G,n,D]; `like` [G,D] gives D."""
     return graph.op("OneHot", indices, graph.size(like, 1), graph.constant([0.0, 1.0]), axis=-1)
 
 
@@ -177,8 +177,8 @@ def _squeezed(graph: Builder, value: Value, axis: int) -> Value:
 def _product_with_transposed(graph: Builder, left: Value, right: Value) -> Value:
     """float64 [G,n,a] and [G,n,b] -> left^T right, [G,a,b].
 
-    Not as a Transpose and a MatMul: ONNX Runtime before 1.26 makes one node of these, for which it has no kernel in
-    float64, and then refuses the file.
+    A Transpose and a MatMul would fail: ONNX Runtime before 1.26 fuses these into a node without a float64 kernel, and
+    then refuses the file.
     """
     return graph.reduce("Sum", graph.expand_dims(left, 3) * graph.expand_dims(right, 2), 1)
 

@@ -1,4 +1,4 @@
-"""The tail of a model: what follows the target layer, cut out as a graph of its own."""
+"""Cut out the tail of a model: the nodes that follow the target layer."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import onnx
 
 from ortcam.errors import LayerError
 
-LAYER = "activations"  # the output that is the layer
+LAYER = "activations"  # the output that holds the layer
 
 
 def cut_tail(proto: onnx.ModelProto, name: str) -> None:
-    """Leave of a model file's graph, in place, the nodes between the target layer and the scores.
+    """Remove all nodes but those between the target layer and the scores, in place.
 
-    The layer becomes a value that nothing makes. The first output stays.
+    No node makes the layer any more. The first output stays.
 
     Args:
         proto: the parsed file.
-        name: what error messages call the model.
+        name: the name in error messages.
 
     Raises:
-        LayerError: the scores do not follow from the layer alone.
+        LayerError: the scores depend on more than the layer.
     """
     graph = proto.graph
     producers = {output: node for node in graph.node for output in node.output if output}
@@ -52,7 +52,7 @@ def cut_tail(proto: onnx.ModelProto, name: str) -> None:
 
 
 def _needed(name: str, producers: dict[str, onnx.NodeProto]) -> dict[str, None]:
-    """Return the values that a value is computed from, and itself; nothing from before the layer."""
+    """Return a value and the values that it is computed from, up to the layer."""
     seen, waiting = dict[str, None](), [name]
     while waiting:
         value = waiting.pop()
@@ -65,7 +65,7 @@ def _needed(name: str, producers: dict[str, onnx.NodeProto]) -> dict[str, None]:
 
 
 def _read(node: onnx.NodeProto) -> set[str]:
-    """Return the values that a node reads, also inside its subgraphs."""
+    """Return the values that a node and its subgraphs read."""
     read = {name for name in node.input if name}
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:

@@ -1,4 +1,4 @@
-"""Methods of explanation, a file each: what is asked of the model, and what its answers make a map of."""
+"""Methods of explanation, one file each: their queries to the model, and the map from the scores."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ METHODS = {
 
 
 def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
-    """Return the method of that name; options may be text, as on the command line.
+    """Make a method. The values of its options may be text, as on the command line.
 
     Raises:
-        OptionError: the name or an option is unknown, or a value makes no sense.
+        OptionError: the name or an option is unknown, or a value is invalid.
     """
     if name not in METHODS:
         raise OptionError(f"method {name!r} is unknown; expected {', '.join(METHODS)}{nearest(name, METHODS)}")

@@ -1,9 +1,9 @@
-"""Recipro-CAM (Byun and Lee 2022, arXiv 2209.14074): what the rest of the network says to each place of a layer alone.
+"""Recipro-CAM (Byun and Lee 2022, arXiv 2209.14074): the class score of each single place of a layer.
 
     map(i, j) = f_c(tail(A * window_ij))
 
-The features A [K,h,w] of the target layer go through the rest of the network (its tail) h * w times, each time with one
-place kept and the others zero. The score of the target class is the value of the map at that place.
+The features A [K,h,w] of the target layer go through the rest of the network (its tail) h * w times. Each time, one
+place is kept and all other places are zero. The score of the target class is the value of the map at that place.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ReciproCAM:
 
     def check(self, limits: Limits) -> None:
         if limits != Limits():
-            raise OptionError("recipro-cam runs a tail for each place of the layer; leave budget and tolerance out")
+            raise OptionError("recipro-cam runs the tail for every place of the layer; leave budget and tolerance out")
 
     def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
         return batch_size
@@ -91,6 +91,6 @@ class ReciproCAMRun:
 
 @lru_cache(maxsize=8)
 def _windows(size: tuple[int, int]) -> Maps:
-    """Return the masks that keep one place each, of a layer of (h, w); the same object for the same size."""
+    """Return masks that keep one place each of a layer of (h, w). Calls with the same size return the same object."""
     count = size[0] * size[1]
     return Maps(np.eye(count, dtype=np.float32).reshape(count, *size))

@@ -20,7 +20,7 @@ from ortcam.core.targets import Wanted
 
 @dataclass(frozen=True)
 class ScoreCAMMethod:
-    """Score-CAM by one of its definitions; `Convention` says in what they differ."""
+    """Score-CAM by one of its definitions; `Convention` states their differences."""
 
     convention: Convention = field(default_factory=lambda: PRESETS["official"])
     name: str = field(default="score-cam", init=False)
@@ -34,10 +34,10 @@ class ScoreCAMMethod:
         return Change(Channels(), align_corners=self.convention.mask_align_corners)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name}  # the convention stands in the record by itself
+        return {"name": self.name}  # the record has an entry of its own for the convention
 
     def check(self, limits: Limits) -> None:
-        pass  # all limits make sense
+        pass  # all limits are supported
 
     def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
         return limits.first_stage(channels, batch_size)
@@ -55,10 +55,10 @@ class ScoreCAMRun:
         self._method, self._activations, self._targets = method, forward.activations, targets
         # Every channel A_k becomes a mask over the input: upsampled, and normalised to [0,1].
         self._masks = method.convention.masks(forward.activations, forward.size)
-        # Channels that have the same mask need one pass, and a budget allows some of the passes.
+        # Channels with the same mask share a pass. A budget allows only some of the passes.
         self._selection = select_distinct(forward.activations, self._masks, method.convention)
         self._plan = limits.plan(forward.activations, self._selection, predictors)
-        self._scores = np.empty((0, targets), np.float32)  # of the distinct masks, [D,T], once they are known
+        self._scores = np.empty((0, targets), np.float32)  # [D,T] of the distinct masks, once they are known
         self._errors: tuple[ErrorEstimate | None, ...] = (EXACT,) * targets
         self._has_scores = False
         self.most = limits.most(self._selection)
@@ -68,21 +68,21 @@ class ScoreCAMRun:
         if len(chosen):
             selection = self._selection
             return Query(self._method.change, selection.channels[chosen], selection.affine[chosen])
-        if self._has_scores:  # read now: the predictors of a group go on with other photos
+        if self._has_scores:  # read now, because the predictors of a group go on with other photos
             self._scores, self._errors = self._plan.scores(), self._plan.errors()
         return None
 
     def observe(self, scores: Scores) -> None:
-        # The score of the target class that a mask keeps: p_c(x * N_k), or f_c(x * N_k).
+        # The score of the target class behind a mask: p_c(x * N_k), or f_c(x * N_k).
         probability = self._method.convention.weight == "probability"
         self._plan.observe(scores.log_probabilities if probability else scores.logits)
         self._has_scores = True
 
     def finish(self) -> MapResult:
-        # The score is the weight of the channel, by some definitions after a softmax over the channels.
+        # The score is the weight of the channel; some definitions take a softmax over the channels.
         weights = self._method.convention.weights(self._selection.spread(self._scores))  # [T,K]
         # The map is the weighted sum of the channels; ReLU, upsampling and normalisation follow when it is drawn.
         sums = np.tensordot(weights, self._activations, axes=1)  # [T,h,w]
         if not self._masks.live.any():
-            sums[:] = 0  # else the map would show how the sum of constants is rounded
+            sums[:] = 0  # else the map would show rounding errors of a sum of constants
         return MapResult(sums, weights, self._errors, int(self._masks.live.sum()))

@@ -1,4 +1,4 @@
-"""Everything that touches ONNX Runtime: providers, sessions, buffers, and what is kept between runs."""
+"""Everything that touches ONNX Runtime: providers, sessions, buffers, and the cache between runs."""
 
 from __future__ import annotations
 

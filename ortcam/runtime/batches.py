@@ -1,4 +1,4 @@
-"""In which batches changed inputs are run, and the inputs that differ from batch to batch."""
+"""Choose the sizes of batches of changed inputs, and make the inputs of each batch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ortcam.core.query import Rows
 from ortcam.graph.names import AFFINE, NUMBERS, PHOTO_INDEX, TARGETS
 
 Inputs = dict[str, NDArray[Any]]
-# How batches are filled up: not at all; so that a device sees few shapes; to powers of two, for a graph of each; to the
-# model's own size.
+# How batches are filled up: not at all; so that a device sees few shapes; to powers of two, with a CUDA graph for each;
+# to the model's own size.
 Padding = Literal["none", "few", "powers", "full"]
-_SMALLEST_POWER = 8  # below, rows that fill up cost next to nothing
-_WASTE = 8  # a larger batch is filled up by an eighth at most
+_SMALLEST_POWER = 8  # below, filling rows cost next to nothing
+_WASTE = 8  # at most an eighth of a larger batch is filling
 
 
 def batch_sizes(count: int, most: int, padding: Padding) -> list[int]:
-    """Return the sizes of the batches that `count` masked images are run in; rows beyond `count` are filling.
+    """Return the sizes of the batches for `count` changed inputs. Rows beyond `count` are filling.
 
-    Without padding the batches are as even as can be, which wastes no pass, and keeps ONNX Runtime from planning
-    memory for a short last batch of another size for every photo: 40 in batches of at most 16 are 14 + 13 + 13. With
-    ``full`` they are 16 + 16 + 16, with ``few`` as well, where less than one batch is filled up to a power of two. With
-    ``powers`` they are 16 + 16 + 8, and 90 in batches of at most 64 are 64 + 16 + 8 + 2.
+    Without padding, the batches are as even as possible. So no pass is wasted, and ONNX Runtime does not plan memory
+    for a short last batch of another size with every photo. For example, 40 inputs in batches of at most 16 are
+    14 + 13 + 13. With ``full`` and ``few``, they are 16 + 16 + 16; ``few`` fills up less than one batch to a power of
+    two. With ``powers``, they are 16 + 16 + 8, and 90 inputs in batches of at most 64 are 64 + 16 + 8 + 2.
     """
     batches = -(-count // most)
     if padding == "none":
@@ -44,12 +44,13 @@ def batch_sizes(count: int, most: int, padding: Padding) -> list[int]:
 def row_inputs(rows: Rows, per_photo: int, sizes: Sequence[int]) -> Iterator[Inputs]:
     """Yield the inputs that differ from batch to batch.
 
-    What can be done for all batches at once is: between two runs Python is slow, its own data having left the cache.
+    As much as possible is done for all batches at once, because Python is slow between two runs: its data has left the
+    processor's cache.
 
     Args:
-        rows: of all batches.
-        per_photo: how many masks of the bank each photo has; 0 where all photos share the bank.
-        sizes: how many rows each batch has.
+        rows: the rows of all batches.
+        per_photo: the number of masks of each photo in the bank; 0 if all photos share the bank.
+        sizes: the number of rows of each batch.
     """
     whole = {
         NUMBERS: rows.photos * per_photo + rows.numbers,

@@ -1,4 +1,4 @@
-"""Classifier: a model file that runs in this process, with the threads that work beside it."""
+"""Classifier: a model file that runs in this process, with worker threads beside it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ortcam.runtime.providers import Provider
 from ortcam.runtime.scorer import Group, Progress, Scorer
 from ortcam.runtime.threads import Workers, usable_processors
 
-_FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need it, or may not be run in two threads
+_FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need the processor, or may not run in two threads
 _TAILS_FOR_AN_IMAGE = 8  # in a batch: a tail takes far less time and memory than the whole model
-_ENOUGH_THREADS = 4  # beside a device: more of them wait for Python's lock only
+_ENOUGH_THREADS = 4  # beside a device; more threads would only wait for Python's lock
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a model file is run; can be pickled.
+    """The options for running a model file. It can be pickled.
 
     Attributes:
         model: the model file.
-        scored: what the scores are taken from, as in `Convention`.
-        provider: the provider that is wanted.
-        batch_size: changed inputs a run, ``auto``, or None for the usual.
-        threads: CPU threads; None for one per physical core.
-        change: how the first queries change their inputs.
+        scored: the tensor that the scores are taken from, as in `Convention`.
+        provider: the requested provider.
+        batch_size: the number of changed inputs per run; ``auto``, or None for the default.
+        threads: the number of CPU threads; None for one per physical core.
+        change: the change of the first queries.
     """
 
     model: CamModel
@@ -46,18 +46,18 @@ class Setup:
 
 
 class Classifier:
-    """Runs a model on photos and on changed inputs, in batches; its errors are those of `Engine` and `Scorer`.
+    """Runs a model on photos and on changed inputs, in batches. It raises the errors of `Engine` and `Scorer`.
 
     Attributes:
-        name: what messages call the model.
-        provider: the execution provider that it runs on.
+        name: the model's name in messages.
+        provider: the execution provider that runs the model.
         frees_processor: whether the processor is free while the model runs.
-        workers: do what is done with several photos at once, between runs.
-        choosers: likewise, where predictors take part.
+        workers: threads for work on several photos, between runs.
+        choosers: the same for work that uses predictors.
     """
 
     def __init__(self, setup: Setup) -> None:
-        """Open a session for the first queries; sessions for others are opened when they are asked for."""
+        """Open a session for the first queries; sessions for other queries are opened on demand."""
         setup.model.source.check_unchanged()
         self._setup, self._lock = setup, Lock()
         first = Wiring.of(setup.change)
@@ -65,7 +65,7 @@ class Classifier:
         engine = Engine(setup.model, setup.scored, setup.provider, setup.batch_size, setup.threads, wiring=whole)
         self.provider, self.name = engine.provider, setup.model.name
         self._whole, self._scorers = engine.scorer, {whole: engine.scorer}
-        if first not in self._scorers:  # so that a layer without a tail is an error now
+        if first not in self._scorers:  # now, so that a layer without a tail is an error at once
             self._scorers[first] = self._open(first)
         self.frees_processor = self.provider.name in _FREE_THE_PROCESSOR
         self._predictors: Callable[[], Predictors]
@@ -82,7 +82,7 @@ class Classifier:
 
     @property
     def batch_size(self) -> int:
-        """How many changed inputs a run has at most."""
+        """The largest number of changed inputs per run."""
         return self._whole.batch_size
 
     def forward(self, tensors: Floats) -> Group:
@@ -94,11 +94,11 @@ class Classifier:
         return self._scorer(Wiring.of(change)).score(group, rows, change, on_progress)
 
     def predictors(self) -> Predictors:
-        """Return what makes the predictors of one group of photos."""
+        """Return the factory of predictors for one group of photos."""
         return self._predictors()
 
     def close(self) -> None:
-        """End the threads; sessions end when nothing refers to them."""
+        """End the threads. Sessions end with their last reference."""
         self._close_predictors()
         self.workers.close()
         self.choosers.close()
@@ -122,5 +122,5 @@ def _nothing() -> None:
 
 
 def opener(setup: Setup) -> Callable[[], Classifier]:
-    """Return what opens a classifier again, in another process."""
+    """Return a function that opens the classifier again, in another process."""
     return partial(Classifier, setup)

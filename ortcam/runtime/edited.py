@@ -1,4 +1,4 @@
-"""A tensor of a model file's graph, exposed as its target layer when the file is loaded."""
+"""Expose a tensor of a model file's graph as its target layer when the file is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def with_edited(model: CamModel, layer: str) -> CamModel:
         layer: as for `ortcam.runtime.layer.with_layer`.
 
     Raises:
-        LayerError: there is no such layer, or it is no feature map.
+        LayerError: the layer is unknown, or is not a feature map.
     """
     size = tuple(dim for dim in model.usual_shape if dim is not None)
     edit = partial(
@@ -50,7 +50,7 @@ def _expose(
     folder: Path,
     input_shape: tuple[int, ...] | None,
 ) -> tuple[onnx.ModelProto, Contract]:
-    """Return the model with the layer as its output `activations`, and what it states then."""
+    """Return the model with the layer as its output `activations`, and its new contract."""
     try:
         model = ir.from_proto(proto)
         graph = model.graph
@@ -61,11 +61,11 @@ def _expose(
         feature_map, found = find_layer(model, layer, name, Reading(contract.image_layout), layers)
         graph.outputs[:] = [graph.outputs[0]]
         changed = replace(contract, layers=(ExposedLayer(found, feature_map.value.name or "", feature_map.layout),))
-        # The kind of the scores was settled when the file was written; the graph alone may not tell it.
+        # The export settled the kind of the scores; the graph alone may not show it.
         logits = next((value for value in all_values(graph) if value.name == contract.logits), None)
         scores = Scores(contract.output, contract.activation, logits, contract.logits_scale, contract.output_scale)
         changed = expose(model, [feature_map], changed, scores)
-        for value in measured:  # they hold for one image, and ONNX Runtime would optimise by them for every batch
+        for value in measured:  # measured with one image; ONNX Runtime would optimise by them for every batch
             if value is not feature_map.value:
                 value.shape = None
         result = ir.to_proto(model)

@@ -1,4 +1,4 @@
-"""From a model file to a running scorer: the provider, the session, the batch size; what can be kept is kept."""
+"""Open a model file: choose the provider, the session and the batch size, and use the cache."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from ortcam.runtime.session import Opened, load_prepared, make_options, prepare
 
 DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a processor's cache
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
-_SMALLEST_BATCH, _SMALLEST_BATCH_ON_DEVICES = 1, 8  # to measure
+_SMALLEST_BATCH, _SMALLEST_BATCH_ON_DEVICES = 1, 8  # that are measured
 _SECONDS_OF_MEASURING, _SECONDS_ON_DEVICES = 8.0, 30.0  # CUDA tries convolution algorithms for every new shape
-_TURNS = 3  # of all sizes
-_FEWEST_MEASURED = 16  # masked images at once, where they do not take long
+_TURNS = 3  # of measuring all sizes
+_FEWEST_MEASURED = 16  # masked inputs at once, if they take less than _LONG
 _LONG = 0.5  # seconds
-_GOOD_ENOUGH = 1.01  # times the least seconds a row
+_GOOD_ENOUGH = 1.01  # times the least seconds per row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """How a session is created, whatever the provider; the arguments are those of `Engine`.
+    """The options for creating a session on any provider; see `Engine`.
 
     Attributes:
-        given: the batch size, where it is known.
+        given: the batch size; None if it is unknown.
         measures: whether the best batch size is measured.
     """
 
@@ -73,11 +73,11 @@ class _Opening:
         return Opened(create_on(provider, devices, graph, name, folder, self.options(), log_severity, own))
 
     def _create_on_cuda(self, provider: Provider, graph: onnx.ModelProto, log_severity: int) -> Opened:
-        """Create a session that captures CUDA graphs if the options want that, or leave it open and the graph can."""
+        """Create a session. It captures CUDA graphs if the options say so; by default, if the graph allows it."""
         name, folder = self.model.shown, self.model.external_data_directory
         if provider.fuses:
             fuse_convolutions(graph)
-        # Only what runs most of the time is worth a graph for each shape.
+        # Only masked images run often enough to be worth a CUDA graph for each shape.
         can = self.wiring == MASKED_IMAGE and not scoring.not_captured(graph)
         captures = can if provider.captures is None else provider.captures and self.wiring == MASKED_IMAGE
         while True:
@@ -88,12 +88,12 @@ class _Opening:
             except ModelError:
                 if not captures or provider.captures:
                     raise
-                captures = False  # some node runs elsewhere, most likely
+                captures = False  # most likely, a node runs on another provider
             else:
                 return Opened(session, captures)
 
     def _of_tensorrt(self, provider: Provider) -> dict[str, str]:
-        """Return the options that TensorRT gets for this model."""
+        """Return the options of TensorRT for this model."""
         wanted = self.given or _DEFAULT_BATCH_ON_DEVICES
         largest = _LARGEST_BATCH_ON_DEVICES if self.measures else wanted
         profile = scoring.tensorrt_profile(self.model, wanted, largest) if self.wiring == MASKED_IMAGE else {}
@@ -107,14 +107,14 @@ class _Opening:
         return options
 
     def _kept_graph(self) -> Path | None:
-        """Return where the graph that ONNX Runtime optimised for this processor is kept; None for nowhere."""
+        """Return the path for the graph that ONNX Runtime optimised for this processor; None if it is not kept."""
         directory = cache.cache_directory()
         if directory is None or self.record_assignment or self.model.has_external_data:
             return None
         return None if self.model.source.size > _MOST_KEPT_BYTES else directory / f"{self.key('graph')}.onnx"
 
     def _engine_cache(self, provider: Provider) -> dict[str, str]:
-        """Return where TensorRT keeps what it built: a folder of this model's own, since engines hold weights."""
+        """Return options for TensorRT's cache: a folder for this model alone, because engines hold weights."""
         directory = cache.cache_directory()
         if directory is None:
             return {}
@@ -123,20 +123,20 @@ class _Opening:
         return enabled | dict.fromkeys(("trt_engine_cache_path", "trt_timing_cache_path"), folder)
 
     def key(self, purpose: str, *more: Any) -> str:
-        """Return what something is kept by that was made of this model, in this version, for this purpose."""
+        """Return the key in the cache for a purpose: from the model, the versions and `more`."""
         versions = (ortcam.__version__, ort.__version__, scoring.VERSION, self.model.edited_layer)
         wiring = () if self.wiring == MASKED_IMAGE else (str(self.wiring),)
         return cache.make_key(purpose, self.model.sha256, self.scored, *versions, *wiring, *more)
 
 
 class Engine:
-    """A model file that runs.
+    """A model file with an open session.
 
     Attributes:
-        session: of its scoring graph.
+        session: the session of its scoring graph.
         scorer: runs the graph.
-        provider: the execution provider that it runs on.
-        captures: whether it runs as CUDA graphs.
+        provider: the execution provider of the session.
+        captures: whether the session captures CUDA graphs.
     """
 
     def __init__(
@@ -153,12 +153,13 @@ class Engine:
 
         Args:
             model: the model file.
-            scored: what the scores are taken from, as in `Convention`.
-            provider: the provider that is wanted.
-            batch_size: masked images a run; ``auto`` to measure what is best, None for 8 on CPUs and 16 elsewhere.
-            threads: CPU threads; None for one per physical core.
-            record_assignment: let the session remember which provider has which node.
-            wiring: how inputs are changed.
+            scored: the tensor that the scores are taken from, as in `Convention`.
+            provider: the requested provider.
+            batch_size: the number of masked inputs per run; ``auto`` to measure the best size, None for 8 on CPUs and
+                16 elsewhere.
+            threads: the number of CPU threads; None for one per physical core.
+            record_assignment: let the session record the provider of each node.
+            wiring: the nodes that change inputs.
 
         Raises:
             ModelError: ONNX Runtime refuses the model.
@@ -179,7 +180,7 @@ class Engine:
             self.scorer.batch_size = self._best_batch()
 
     def _best_batch(self) -> int:
-        """Return the batch size that takes the least time a masked image; measured once and kept."""
+        """Return the batch size with the least time per masked input. It is measured once and kept."""
         provider = self.provider
         threads = self._opening.threads
         key = self._opening.key("batch", provider.name, provider.device_id, sorted(provider.options.items()), threads)
@@ -199,10 +200,10 @@ class Engine:
         return best
 
     def _measure_batches(self, smallest: int, largest: int, limit: float) -> dict[int, float]:
-        """Return the seconds a masked image takes in batches of 1, 2, 4, ...: the least of three turns of all sizes.
+        """Return the seconds per masked input in batches of 1, 2, 4, ...: the least of three turns of all sizes.
 
-        After `limit` seconds no larger size and no further turn is begun. Sizes take turns, so that a slow second
-        meets all of them.
+        After `limit` seconds, no larger size and no further turn begins. Sizes take turns, so that a slow moment of the
+        machine affects all sizes.
         """
         model = self._opening.model
         usual = (3, 224, 224) if model.contract.image_layout == "NCHW" else (224, 224, 3)
@@ -221,7 +222,7 @@ class Engine:
         try:
             while (size := smallest << len(counts)) <= largest and time.perf_counter() - begin < limit:
                 planned = measure(size, size)
-                # The first batch finds another size's data in the cache, so that a short one is not measured by itself.
+                # The first batch finds another size's data in the cache, so a short batch is not measured alone.
                 counts[size] = size if planned * _FEWEST_MEASURED > _LONG else max(size, _FEWEST_MEASURED)
                 seconds[size] = measure(size, counts[size])
             for _ in range(_TURNS - 1):

@@ -1,4 +1,4 @@
-"""Another target layer of a model file than its first: one that the file exposes, or one of its graph."""
+"""Choose another target layer of a model file: another exposed layer, or a tensor of its graph."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ GRAPH_ERRORS = (
     TypeError,
     LookupError,
     AttributeError,
-)  # of a graph that breaks ONNX's rules
+)  # raised for a graph that breaks ONNX's rules
 
 
 def with_layer(model: CamModel, layer: str) -> CamModel:
     """Return the model with another target layer.
 
-    A layer that the file exposes takes no time. For any other tensor onnx-ir reads the graph, which takes half a
-    second to import, so it is imported only then.
+    An exposed layer takes no time. For any other tensor, onnx-ir reads the graph. Importing onnx-ir takes half a
+    second, so it is imported only then.
 
     Args:
         model: the model file.
-        layer: a layer that the file exposes, a module or layer that it names, the name of a value in the graph (see:
-            ortcam inspect), or ``auto`` for the best candidate.
+        layer: an exposed layer, a module or layer that the file names, a value of the graph (see: ortcam inspect), or
+            ``auto`` for the best candidate.
 
     Raises:
-        LayerError: there is no such layer, or it is no feature map.
+        LayerError: the layer is unknown, or is not a feature map.
     """
     if model.exposes(layer):
         return model

@@ -1,8 +1,8 @@
-"""Running a scoring graph with IO binding: what is on the device stays there.
+"""Run a scoring graph with IO binding, so that data on the device stays there.
 
-For each group of photos the images go up, for the plain pass and for the changed ones, and the channels of their target
-layers come down and go up again. For each batch a few numbers a row go up and a score per target comes down; changed
-inputs exist only inside a run.
+For each group of photos, the host sends the images twice: for the plain pass and for the changed inputs. The host
+receives the channels of their target layers, and sends them back. For each batch, the host sends a few numbers per row,
+and receives a score per target. Changed inputs exist only inside a run.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Group:
 
     Attributes:
         photos: float32 [P,...], the input tensors.
-        features: float32 [P*K,h,w], the activations of all of them.
+        features: float32 [P*K,h,w], the activations of all photos.
         passes: the plain pass of every photo.
-        on_device: what is on the device already: the photos, the features, banks of masks.
+        on_device: arrays that are on the device already: photos, features, banks of masks.
     """
 
     photos: Floats
@@ -56,7 +56,7 @@ class Group:
 
     @property
     def per_photo(self) -> int:
-        """K, the channels of each photo."""
+        """K, the number of channels of each photo."""
         return len(self.features) // len(self.photos)
 
     @property
@@ -71,7 +71,7 @@ class Group:
 
 
 class Scorer:
-    """Runs the scoring graph of one wiring. One scorer serves many threads."""
+    """Runs the scoring graph of one wiring. Many threads can use it."""
 
     def __init__(
         self,
@@ -88,11 +88,11 @@ class Scorer:
         Args:
             session: a session of the scoring graph.
             model: the model file that the graph was built from.
-            device: where the session's buffers live.
-            batch_size: changed inputs a run.
-            padding: how batches are filled up.
+            device: the device of the session's buffers.
+            batch_size: the number of changed inputs per run.
+            padding: the rule for filling up batches.
             captures: the session captures CUDA graphs.
-            wiring: what the graph was built for.
+            wiring: the wiring of the graph.
         """
         self._session = session
         self._model = model
@@ -102,9 +102,9 @@ class Scorer:
         self._name = model.name
         self._wiring = wiring
         self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
-        # Two runs at once would take twice the memory of a GPU, and are no faster.
+        # On a GPU, two runs at once would take twice the memory, and would not be faster.
         self._turn = nullcontext() if device.type == "cpu" else Lock()
-        # Another model may be captured; where this one is, that is seen to already.
+        # Another model may be in capture, so runs share the gate. `CapturedRuns` takes the gate itself.
         self._gate = GATE.shared if device.type == "cuda" and not captures else nullcontext
         self.batch_size = batch_size
 
@@ -117,7 +117,7 @@ class Scorer:
         """Run the model once on the input tensors [P,...], unmasked.
 
         Raises:
-            ModelError: the model cannot be run, or what it returns has another shape than its contract says.
+            ModelError: the model cannot be run, or a result has another shape than the contract states.
         """
         contract, count = self._model.contract, len(tensors)
         height, width = tensors.shape[2:] if contract.image_layout == "NCHW" else tensors.shape[1:3]
@@ -151,8 +151,8 @@ class Scorer:
 
         Args:
             group: their plain passes.
-            rows: which photo, mask and targets: M of them.
-            change: what all of them have in common; of the wiring that the graph was built for.
+            rows: the photo, mask and targets of each of the M inputs.
+            change: the change that all rows share; it needs the wiring of the graph.
             on_progress: called with (done, M) after every batch.
         """
         scores = Scores(*(np.empty(rows.targets.shape, np.float32) for _ in range(2)))
@@ -171,7 +171,7 @@ class Scorer:
         return scores
 
     def _run(self, binding: Any, inputs: Inputs, outputs: Sequence[str]) -> list[Floats]:
-        """Run with inputs beside those that are bound; return the outputs."""
+        """Run with `inputs` beside the bound inputs. Return the outputs."""
         for name, array in inputs.items():
             if self._device.type == "cpu":
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
@@ -189,10 +189,10 @@ class Scorer:
         """Return the inputs that are the same for all batches of `count` rows.
 
         Args:
-            change: what the rows have in common.
-            small: the size of the masks before they are upsampled.
-            size: of what is masked.
-            count: rows of a batch.
+            change: the change that the rows share.
+            small: the size of the masks before upsampling.
+            size: the size of the image or the layer that is masked.
+            count: the number of rows of a batch.
         """
         if isinstance(change.bank, Grids):
             cells, shifts, limit = grid_terms(change.bank)
@@ -229,7 +229,7 @@ class Scorer:
             raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
 
     def _of_group(self, group: Group, change: Change) -> Inputs:
-        """Return what all batches of a group have: what is changed, and the bank."""
+        """Return the inputs that all batches of a group share: the photos or features, and the bank."""
         content = group.photos
         if change.at == "layer":
             content = group.features.reshape(len(group.photos), -1, *group.layer)
@@ -245,17 +245,17 @@ class Scorer:
 
 
 class _GroupRuns:
-    """Runs batches of one group with one change: by a binding that keeps what they share, or as CUDA graphs."""
+    """Runs batches of one group with one change: with a binding that keeps their shared inputs, or as CUDA graphs."""
 
     def __init__(self, scorer: Scorer, group: Group, change: Change) -> None:
         self._scorer, self._group, self._change = scorer, group, change
         self._small = group.layer if isinstance(change.bank, Channels) else _bank_of(group, change).shape[1:]
         self._size = group.layer if change.at == "layer" else group.size
         self._binding: Any = None
-        self._bound = 0  # rows of the batches that the bound inputs are for
+        self._bound = 0  # the number of rows that the bound inputs fit; -1: any number
 
     def __call__(self, inputs: Inputs) -> list[Floats]:
-        """Return the two kinds of scores of a batch."""
+        """Return the logits and log-probabilities of a batch."""
         captured = self._scorer._captured
         if captured is None:
             return self._direct(inputs)
@@ -284,7 +284,7 @@ class _GroupRuns:
         return self._scorer._fixed(self._change, self._small, self._size, len(inputs[names.NUMBERS]))
 
     def _shared(self) -> dict[str, Any]:
-        """Return what all batches of the group have, on the device; it is copied there once."""
+        """Return the shared inputs of the group on the device. Each is copied once."""
         kept, change = self._group.on_device, self._change
         found = {}
         for name, array in self._scorer._of_group(self._group, change).items():
@@ -296,7 +296,7 @@ class _GroupRuns:
 
 
 def _bank_of(group: Group, change: Change) -> Floats:
-    """Return the masks of a bank that is given, [A,h,w]; of grids, nothing is given."""
+    """Return the masks [A,h,w] of a given bank; for grids, an empty array."""
     if isinstance(change.bank, Maps):
         return change.bank.values
     return group.features if isinstance(change.bank, Channels) else np.empty((0, *change.bank.cells), np.float32)

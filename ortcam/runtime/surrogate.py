@@ -1,7 +1,7 @@
-"""The surrogates of a group of photos, on the device that runs the model: `ortcam.core.surrogate` as graphs.
+"""Run the surrogates of a group of photos on the model's device: `ortcam.core.surrogate` as graphs.
 
-A processor takes 25 ms to choose for a photo of 2048 masks, as long as a fast GPU takes for 100 masked images. The GPU
-takes next to nothing, for all photos of a group together.
+For a photo with 2048 masks, a processor takes 25 ms for a choice; a fast GPU runs 100 masked images in this time. On
+the GPU, the choice takes next to no time, for all photos of a group together.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ OnDevice = dict[str, Any]  # OrtValues by the names in `surrogates.RANKS`
 
 
 class DeviceSurrogates:
-    """Holds the sessions that the surrogates of all groups run in, on one device."""
+    """Holds the sessions for the surrogates of all groups, on one device."""
 
     def __init__(self, device: Device) -> None:
-        """Begin without a session; each is created when it is needed first."""
+        """Begin without a session. Each session is created at its first use."""
         self._device = device
         self._sessions: dict[tuple[Any, ...], ort.InferenceSession] = {}
-        # A session keeps handles of CUDA's libraries for every thread that it is run in.
+        # A session keeps handles of CUDA's libraries for every thread that runs it.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ortcam-surrogate")
 
     def group(self) -> SurrogateGroup:
-        """Return what makes the surrogates of one group of photos."""
+        """Return the factory of surrogates for one group of photos."""
         return SurrogateGroup(self)
 
     def close(self) -> None:
@@ -51,11 +51,11 @@ class DeviceSurrogates:
         self._worker.shutdown()
 
     def start(self, photos: list[tuple[Floats, Floats]], host: dict[str, NDArray[Any]]) -> OnDevice:
-        """Return the state of photos without any score.
+        """Return the state of photos before any score.
 
         Args:
-            photos: masks and parts, float32 [D,P], of each; D may differ.
-            host: the state but for the kernels.
+            photos: masks and parts of each photo, float32 [D,P]; D may differ.
+            host: the state without the kernels.
         """
 
         def start() -> OnDevice:
@@ -63,7 +63,7 @@ class DeviceSurrogates:
             device, most = (self._device.type, self._device.id), host["free"].shape[1]
             kernels = ort.OrtValue.ortvalue_from_shape_and_type([len(photos), most, most], np.float32, *device)
             binding = session.io_binding()
-            for at, (masks, parts) in enumerate(photos):  # what one takes beside its kernel serves the next
+            for at, (masks, parts) in enumerate(photos):  # one by one, so that photos share scratch memory
                 binding.bind_cpu_input("masks", masks)
                 binding.bind_cpu_input("parts", parts)
                 binding.bind_cpu_input("pads", np.array([0, 0, *[most - len(masks)] * 2]))
@@ -78,7 +78,7 @@ class DeviceSurrogates:
         return self._run(start)
 
     def choose(self, state: OnDevice, count: int) -> OnDevice:
-        """Choose `count` masks more for every photo; return what is new of the state."""
+        """Choose `count` more masks for every photo. Return the changed part of the state."""
         new: OnDevice = {}
         while count:
             step = SMALLEST_STAGE if count >= SMALLEST_STAGE else 1
@@ -87,11 +87,11 @@ class DeviceSurrogates:
         return new
 
     def predict(self, state: OnDevice, scores: Floats) -> OnDevice:
-        """Predict from scores [G,n,T]; return what is new of the state."""
+        """Predict from scores [G,n,T]. Return the changed part of the state."""
         return self._change(state, surrogates.PREDICTED, {"scores": scores}, _prediction_session)
 
     def expected_errors(self, state: OnDevice, target: int) -> Floats:
-        """Return the expected errors [G] of the maps of a target."""
+        """Return the expected error of a target's map for each photo, [G]."""
         made = self._change(state, ("error",), {"target": np.array([target])}, _error_session)
         return self.read(made, "error").reshape(-1)
 
@@ -108,7 +108,7 @@ class DeviceSurrogates:
         write: Callable[..., Builder],
         *arguments: Any,
     ) -> OnDevice:
-        """Run a session with a state, and with what is given from the host; return what it makes, by name."""
+        """Run a session with a state and with arrays of the host. Return its outputs by name."""
 
         def change() -> OnDevice:
             session = self._session(write, *arguments)
@@ -133,7 +133,7 @@ class DeviceSurrogates:
         return self._sessions[key]
 
     def _run(self, function: Callable[[], Result]) -> Result:
-        """Return what a function does with the device: in its own thread, and never while a graph is captured."""
+        """Call a function that uses the device, in the worker's thread, and never while a graph is captured."""
 
         def run() -> Result:
             with running(_NAME), GATE.shared():
@@ -153,10 +153,10 @@ class SurrogateGroup:
         self._device = device
         self._lock = Lock()  # photos ask from many threads
         self._grid = (0, 0)
-        self._photos: list[tuple[Floats, Floats]] = []  # masks and parts; gone once the device has them
+        self._photos: list[tuple[Floats, Floats]] = []  # masks and parts; empty once they are on the device
         self._scores: list[Floats] = []
         self._state: OnDevice = {}
-        self._predicted: OnDevice = {}  # the state as it was after the last prediction
+        self._predicted: OnDevice = {}  # the state after the last prediction
         self._chosen = np.empty((0, 0), np.int64)
         self._is_outdated = False  # scores came in since the last prediction
         self._predictions: tuple[NDArray[Any], ...] | None = None
@@ -183,7 +183,7 @@ class SurrogateGroup:
             return list(map(int, self._chosen[photo, :count]))
 
     def observe(self, photo: int, scores: Floats) -> None:
-        """Take the scores [m,T] of the masks that were chosen last for a photo."""
+        """Take the scores [m,T] of the last masks that were chosen for a photo."""
         with self._lock:
             seen = self._scores[photo].reshape(-1, scores.shape[1])
             self._scores[photo] = np.concatenate([seen, scores])
@@ -233,22 +233,22 @@ class SurrogateGroup:
         self._chosen = host["chosen"]
 
     def _predict(self) -> None:
-        """Predict from the scores, if some are new."""
+        """Predict from the scores, if there are new scores."""
         if not self._is_outdated:
             return
         targets = max(scores.shape[1] for scores in self._scores)
         scores = np.zeros((len(self._scores), self._chosen.shape[1], targets), np.float32)
         for to, given in zip(scores, self._scores, strict=True):
-            to[: len(given), : given.shape[1]] = given  # those of a photo that has stopped stay behind
+            to[: len(given), : given.shape[1]] = given  # a photo that has stopped has fewer scores
         self._state |= self._device.predict(self._state, scores)
         self._predicted = dict(self._state)
         self._is_outdated, self._predictions, self._errors = False, None, {}
 
 
 class PhotoSurrogate:
-    """Does what `ortcam.core.surrogate.Surrogate` does, to float rounding, for one photo of a group.
+    """The surrogate of one photo of a group: `ortcam.core.surrogate.Surrogate` up to float rounding.
 
-    Takes 4 D * D bytes of the device, with D the most masks of a photo of the group.
+    It takes 4 D * D bytes of the device; D is the largest number of masks of a photo of the group.
     """
 
     def __init__(self, group: SurrogateGroup, number: int, count: int) -> None:
@@ -307,7 +307,7 @@ def _error_session() -> Builder:
 
 
 def _write_state(graph: Builder, *names: str) -> surrogates.SurrogateValues:
-    """Return these of the state's values; one that is bound and not read would be copied to the host."""
+    """Return inputs for these values of the state. A value that is bound but not read would be copied to the host."""
     return {name: graph.input(name, *_of_state(name)) for name in names}
 
 
@@ -317,7 +317,7 @@ def _write_changes(graph: Builder, state: surrogates.SurrogateValues, names: tup
 
 
 def _of_state(name: str) -> tuple[DTypeLike, list[None]]:
-    """Return the type of a value of the state, and its dimensions, of which nothing is known."""
+    """Return the type of a value of the state, and its dimensions, all unknown."""
     return _TYPES.get(name, np.float32), [None] * surrogates.RANKS[name]
 
 

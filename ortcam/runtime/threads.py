@@ -1,4 +1,4 @@
-"""Threads of our own, and keeping NumPy's out of ONNX Runtime's way."""
+"""Run worker threads, and keep NumPy's threads out of ONNX Runtime's way."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ortcam.errors import whole
 Result = TypeVar("Result")
 
 _lock = threading.Lock()
-_inside = 0  # how many blocks are open, in all threads of this process
+_inside = 0  # the number of open blocks, in all threads of this process
 _limiter: Any = None
 
 
 @contextmanager
 def calm_blas() -> Iterator[None]:
-    """Let NumPy's BLAS use one thread in the block; the last block to end, of any thread, gives the others back.
+    """Limit NumPy's BLAS to one thread in the block. The end of the last block of all threads restores the limit.
 
-    After a product, OpenBLAS's threads wait busily for the next one, on the cores that ONNX Runtime's threads need
-    by then: on two cores that nearly doubled the time of a map with a budget.
+    After a product, OpenBLAS's threads wait busily for the next product, on cores that ONNX Runtime needs. On two
+    cores, this nearly doubled the time of a map with a budget.
     """
     global _inside, _limiter
     with _lock:
@@ -36,7 +36,7 @@ def calm_blas() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _inside = max(_inside - 1, 0)  # 0 already in a child that was forked in the block
+            _inside = max(_inside - 1, 0)  # already 0 in a child that was forked in the block
             if _inside == 0:
                 _take_control()
                 _limiter.restore_original_limits()
@@ -45,7 +45,8 @@ def calm_blas() -> Iterator[None]:
 def _take_control() -> None:
     """Let this thread set the number of OpenBLAS's threads.
 
-    Since threadpoolctl 3.7, only the first thread that set it may set it again; it does nothing in others.
+    Since threadpoolctl 3.7, only the first thread that set the number may set it again; in other threads, setting does
+    nothing.
     """
     for library in _controller().lib_controllers:
         if hasattr(library, "clear_controlling_thread"):
@@ -53,7 +54,7 @@ def _take_control() -> None:
 
 
 def _in_forked_child() -> None:
-    """Forget the blocks that are open: the parent's other threads do not exist here."""
+    """Forget the open blocks: the parent's other threads do not exist in the child."""
     global _lock, _inside
     _lock = threading.Lock()
     if _inside:
@@ -68,20 +69,20 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _controller() -> Any:
-    """Return what sets the number of threads; it looks for the BLAS libraries that are loaded, once."""
+    """Return the controller of BLAS threads. It finds the loaded libraries once."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
 
 class Workers:
-    """Does the same with several photos at once."""
+    """Threads that call a function for several photos at once."""
 
     def __init__(self, count: int | None) -> None:
         """Begin without a thread.
 
         Args:
-            count: the most threads; None for one per processor that this process may use.
+            count: the largest number of threads; None for one per usable processor.
         """
         self.count = count or usable_processors()
 
@@ -90,13 +91,13 @@ class Workers:
         return ThreadPoolExecutor(self.count, thread_name_prefix="ortcam-photo")
 
     def close(self) -> None:
-        """End the threads, if there are any; the next call begins others."""
+        """End the threads. The next call starts new threads."""
         pool = self.__dict__.pop("_pool", None)
         if pool is not None:
             pool.shutdown()
 
     def map(self, function: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:
-        """Call the function with the first of all arguments, the second, ...; return what it returns, in order."""
+        """Call the function with the items of the arguments, like the built-in map; return the results in order."""
         calls = list(zip(*arguments, strict=True))
         if self.count == 1 or len(calls) < 2:
             return [function(*call) for call in calls]
@@ -104,16 +105,16 @@ class Workers:
 
 
 def thread_count(threads: object) -> int | None:
-    """Return how many threads ONNX Runtime gets; None for its own choice, and no more than there are processors.
+    """Return the number of threads for ONNX Runtime, at most one per processor; None for ONNX Runtime's choice.
 
     Raises:
-        OptionError: `threads` is no whole number from 1.
+        OptionError: `threads` is not a whole number from 1.
     """
     return None if threads is None else min(whole("threads", threads), os.cpu_count() or 1)
 
 
 def usable_processors() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
