@@ -320,6 +320,13 @@ def test_neither_batches_nor_groups_change_a_map(small: Path, photo: Array, name
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_best_batch_is_measured(small: Path, photo: Array, name: str) -> None:
+    explainer = ortcam.load_explainer(small, brief(name), provider="cpu", batch_size="auto")
+    expected = ortcam.load_explainer(small, brief(name), provider="cpu").explain(photo)
+    assert explainer.explain(photo).raw_maps == pytest.approx(expected.raw_maps, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_progress_and_pickles(small: Path, photo: Array, name: str) -> None:
     explainer = ortcam.load_explainer(small, brief(name))
     seen: list[tuple[int, int]] = []
