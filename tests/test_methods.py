@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from conftest import FlatLayer, Tiny, correlation, sharpened
@@ -30,6 +31,7 @@ from ortcam.core.query import Baseline, Change, Channels, Grids, Maps, Query, Ro
 from ortcam.core.targets import Class
 from ortcam.errors import LayerError, OptionError, OrtcamError, OrtcamWarning
 from ortcam.exporters import export
+from ortcam.graph.tail import cut_tail
 from ortcam.methods import METHODS, make_method
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import Contract, ExposedLayer
@@ -243,6 +245,61 @@ def test_a_layer_that_others_lead_around_has_no_tail(resnet18: nn.Module, models
     file = export(resnet18, models / "inside.onnx", preprocess="imagenet", input_size=96, layer="layer4.0.bn1").path
     with pytest.raises(LayerError, match=r"another path leads around the layer.*choose another layer"):
         ortcam.ModelExplainer(file, ortcam.ReciproCAM(), provider="cpu")
+
+
+class WithToken(Tiny):
+    """The tail reads the size of the image's batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.features(x), len(x))
+
+    def tail(self, features: torch.Tensor, count: int) -> torch.Tensor:
+        token = torch.ones(1, 1, 16).expand(count, -1, -1)
+        scores: torch.Tensor = self.fc(torch.cat([token, features.flatten(2).transpose(1, 2)], 1).mean(1))
+        return scores
+
+
+def test_a_tail_may_read_the_shape_of_the_image(models: Path, photo: Array) -> None:
+    model = sharpened(WithToken(), 8)
+    file = export(model, models / "token.onnx", preprocess="imagenet", input_size=32, layer="features").path
+    shapes = [node for node in onnx.load(file).graph.node if node.op_type == "Shape"]
+    assert any(node.input[0] == "image" for node in shapes), "the exporter does not write what is tested"
+    with ortcam.ModelExplainer(file, ortcam.ReciproCAM("logit"), provider="cpu") as explainer:
+        ours = explainer.explain(photo, targets=[3])
+        x = torch.from_numpy(explainer.model.prepare(photo)[1])
+    with torch.no_grad():
+        features = model.features(x)
+        windows = torch.eye(64).reshape(64, 1, 8, 8)
+        theirs = model.tail(features * windows, 64)[:, 3].reshape(8, 8).numpy()
+    assert np.ptp(theirs) > 0.01
+    assert np.allclose(ours.raw_maps[0], theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("ends", [{}, {"start": 0, "end": 1}, {"start": 2}, {"start": -1}, {"start": 1, "end": 3}])
+def test_a_shape_of_the_image_in_a_tail(ends: dict[str, int]) -> None:
+    floats, opset = TensorProto.FLOAT, [helper.make_opsetid("", 18)]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["image"], ["activations"]),
+            helper.make_node("Shape", ["image"], ["shape"], **ends),
+            helper.make_node("Cast", ["shape"], ["logits"], to=floats),
+            helper.make_node("ReduceSum", ["activations"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "logits"], ["scores"]),
+        ],
+        "shape",
+        [helper.make_tensor_value_info("image", floats, ["batch", 2, 4, 5])],
+        [
+            helper.make_tensor_value_info("scores", floats, None),
+            helper.make_tensor_value_info("activations", floats, ["batch", 2, 4, 5]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    ones = np.ones((3, 2, 4, 5), np.float32)
+    (expected,) = ort.InferenceSession(model.SerializeToString()).run(["scores"], {"image": ones})
+    cut_tail(model, "the model")
+    model.graph.input[0].name = "activations"
+    (found,) = ort.InferenceSession(model.SerializeToString()).run(None, {"activations": ones})
+    assert np.array_equal(found, expected)
 
 
 def test_a_layer_with_too_many_places_is_refused(models: Path, tiny: nn.Module) -> None:
