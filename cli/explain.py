@@ -234,9 +234,10 @@ def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
 
 
 def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> None:
-    packed = done[0]["model"]["packed"]  # a packed explainer does not return the number of channels
+    score_cam = (method := done[0]["method"]["name"]) == "score-cam"  # other methods run no channels and know no error
+    packed = done[0]["model"]["packed"]  # such a file does not tell what it might have run
     errors = [target["error"] for entry in done for target in entry["targets"]]
-    estimated = any(error is None or error["high"] for error in errors)
+    estimated = score_cam and any(error is None or error["high"] for error in errors)
     wide = console.table_width() >= _WIDTH_OF_INTERVALS
     columns = [
         "photo",
@@ -255,7 +256,11 @@ def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> No
                 Path(entry["source"]).name if first else "",
                 f"{target['index']} {target['label'] or ''}".strip() + (" (flat map)" if target["map_is_flat"] else ""),
                 f"{target['probability']:.1%}",
-                (str(channels["scored"]) if packed else f"{channels['scored']} of {channels['total']}")
+                (
+                    f"{channels['scored']} of {channels['total']}"
+                    if score_cam and not packed
+                    else str(channels["scored"])
+                )
                 if first
                 else "",
                 *([_show_error(target["error"], wide)] if estimated else []),
@@ -266,8 +271,9 @@ def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> No
         console.note(
             "column error: estimated 1 - r of the map with the exact map, and the 90 % interval of the estimate"
         )
-    layer, preset = done[0]["model"]["layer"], done[0]["preset"]["name"]
-    console.note(f"layer {layer}, preset {preset}, provider {provider}; written to {output}")
+    how = f"preset {done[0]['preset']['name']}" if score_cam else f"method {method}"
+    layer = "" if method == "rise" else f"layer {done[0]['model']['layer']}, "  # which it does not look at
+    console.note(f"{layer}{how}, provider {provider}; written to {output}")
 
 
 def _show_error(error: dict[str, float] | None, with_interval: bool) -> str:

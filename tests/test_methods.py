@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
-from conftest import Tiny, correlation, sharpened
+from conftest import FlatLayer, Tiny, correlation, sharpened
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from scipy import ndimage
@@ -28,8 +29,9 @@ from ortcam.core.grids import draw_grids, shifted_matrices, sum_masks
 from ortcam.core.method import Method
 from ortcam.core.query import Baseline, Change, Channels, Grids, Maps, Query, Rows
 from ortcam.core.targets import Class
-from ortcam.errors import LayerError, OptionError, OrtcamError
+from ortcam.errors import LayerError, OptionError, OrtcamError, OrtcamWarning
 from ortcam.exporters import export
+from ortcam.graph.tail import cut_tail
 from ortcam.methods import METHODS, make_method
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import Contract, ExposedLayer
@@ -245,6 +247,68 @@ def test_a_layer_that_others_lead_around_has_no_tail(resnet18: nn.Module, models
         ortcam.ModelExplainer(file, ortcam.ReciproCAM(), provider="cpu")
 
 
+class WithToken(Tiny):
+    """The tail reads the size of the image's batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.features(x), len(x))
+
+    def tail(self, features: torch.Tensor, count: int) -> torch.Tensor:
+        token = torch.ones(1, 1, 16).expand(count, -1, -1)
+        scores: torch.Tensor = self.fc(torch.cat([token, features.flatten(2).transpose(1, 2)], 1).mean(1))
+        return scores
+
+
+def test_a_tail_may_read_the_shape_of_the_image(models: Path, photo: Array) -> None:
+    model = sharpened(WithToken(), 8)
+    file = export(model, models / "token.onnx", preprocess="imagenet", input_size=32, layer="features").path
+    shapes = [node for node in onnx.load(file).graph.node if node.op_type == "Shape"]
+    assert any(node.input[0] == "image" for node in shapes), "the exporter does not write what is tested"
+    with ortcam.ModelExplainer(file, ortcam.ReciproCAM("logit"), provider="cpu") as explainer:
+        ours = explainer.explain(photo, targets=[3])
+        x = torch.from_numpy(explainer.model.prepare(photo)[1])
+    with torch.no_grad():
+        features = model.features(x)
+        windows = torch.eye(64).reshape(64, 1, 8, 8)
+        theirs = model.tail(features * windows, 64)[:, 3].reshape(8, 8).numpy()
+    assert np.ptp(theirs) > 0.01
+    assert np.allclose(ours.raw_maps[0], theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("ends", [{}, {"start": 0, "end": 1}, {"start": 2}, {"start": -1}, {"start": 1, "end": 3}])
+def test_a_shape_of_the_image_in_a_tail(ends: dict[str, int]) -> None:
+    floats, opset = TensorProto.FLOAT, [helper.make_opsetid("", 18)]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["image"], ["activations"]),
+            helper.make_node("Shape", ["image"], ["shape"], **ends),
+            helper.make_node("Cast", ["shape"], ["logits"], to=floats),
+            helper.make_node("ReduceSum", ["activations"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "logits"], ["scores"]),
+        ],
+        "shape",
+        [helper.make_tensor_value_info("image", floats, ["batch", 2, 4, 5])],
+        [
+            helper.make_tensor_value_info("scores", floats, None),
+            helper.make_tensor_value_info("activations", floats, ["batch", 2, 4, 5]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    ones = np.ones((3, 2, 4, 5), np.float32)
+    (expected,) = ort.InferenceSession(model.SerializeToString()).run(["scores"], {"image": ones})
+    cut_tail(model, "the model")
+    model.graph.input[0].name = "activations"
+    (found,) = ort.InferenceSession(model.SerializeToString()).run(None, {"activations": ones})
+    assert np.array_equal(found, expected)
+
+
+def test_a_layer_with_too_many_places_is_refused(models: Path, tiny: nn.Module) -> None:
+    """Their windows would take 3 GB."""
+    file = export(tiny, models / "wide.onnx", preprocess="imagenet", input_size=344, layer="features.1").path
+    with pytest.raises(LayerError, match=r"has 172x172 places.*choose a later layer"):
+        ortcam.ModelExplainer(file, ortcam.ReciproCAM(), provider="cpu").explain(np.zeros((9, 9, 3), np.uint8))
+
+
 @pytest.mark.slow
 def test_a_converted_copy_of_a_layer_has_no_tail(lite0: nn.Module, models: Path) -> None:
     file = export(lite0, models / "half.onnx", preprocess="lite", precision="fp16").path
@@ -320,6 +384,13 @@ def test_neither_batches_nor_groups_change_a_map(small: Path, photo: Array, name
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_best_batch_is_measured(small: Path, photo: Array, name: str) -> None:
+    explainer = ortcam.load_explainer(small, brief(name), provider="cpu", batch_size="auto")
+    expected = ortcam.load_explainer(small, brief(name), provider="cpu").explain(photo)
+    assert explainer.explain(photo).raw_maps == pytest.approx(expected.raw_maps, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_progress_and_pickles(small: Path, photo: Array, name: str) -> None:
     explainer = ortcam.load_explainer(small, brief(name))
     seen: list[tuple[int, int]] = []
@@ -358,6 +429,11 @@ def test_methods_on_the_command_line(small: Path, photos: dict[str, Path], tmp_p
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)["explanations"][0]
     assert (record["method"]["masks"], record["method"]["seed"], record["run"]["channels"]["scored"]) == (40, 3, 40)
+    shown = run("--method", "rise", "--method-option", "masks=40", "--overwrite")
+    assert "scored  seconds" in shown.stdout, "no error is known, and no channels were run"
+    assert " of " not in shown.stdout
+    assert "method rise, provider cpu; written to" in shown.stderr
+    assert "layer" not in shown.stderr
     done = run("--method", "recipro-cam", "--json")
     assert json.loads(done.stdout)["explanations"][0]["run"]["channels"]["scored"] == 64
     for options, message in (
@@ -379,6 +455,7 @@ def test_methods_on_the_command_line(small: Path, photos: dict[str, Path], tmp_p
         ({"masks": 0}, "masks is 0"),
         ({"cells": 1.5}, "cells is 1.5"),
         ({"probability": 1}, "between 0 and 1"),
+        ({"probability": "half"}, "probability is 'half'"),
         ({"seed": -1}, "seed is -1"),
         ({"divisor": "n"}, "divisor is 'n'"),
     ],
@@ -386,6 +463,18 @@ def test_methods_on_the_command_line(small: Path, photos: dict[str, Path], tmp_p
 def test_options_of_rise_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ortcam.RISE(**options)
+
+
+def test_options_may_be_numbers_of_numpy() -> None:
+    method = ortcam.RISE(masks=np.int64(9), cells=np.int32(5), probability=np.float32(0.5), seed=np.int32(2**31 - 1))
+    assert method == ortcam.RISE(9, 5, 0.5, 2**31 - 1)
+    assert [type(value) for value in method.describe().values()] == [str, int, int, float, int, str]
+
+
+@pytest.mark.parametrize("method", [ortcam.RISE, "rise", None])
+def test_a_method_that_is_no_object_is_refused(small: Path, method: Any) -> None:
+    with pytest.raises(OptionError, match=r"method is .*; expected an object such as ortcam\.RISE\(masks=1000\)"):
+        ortcam.ModelExplainer(small, method)
 
 
 def test_one_function_loads_a_model_file_and_a_packed_explainer(small: Path, photo: Array, tmp_path: Path) -> None:
@@ -420,6 +509,43 @@ def test_a_closed_explainer_ends_its_threads(small: Path, photo: Array, tmp_path
         explainer.close()  # twice is no error
         with pytest.raises(OrtcamError, match="was closed; load the model again"):
             explainer.explain(photo)
+
+
+def test_copies_of_one_pickle_are_closed_each_by_itself(small: Path, photo: Array) -> None:
+    """They share a session, which ends with the last of them."""
+    data = pickle.dumps(ortcam.load_explainer(small, "recipro-cam", provider="cpu"))
+    one, other = (pickle.loads(data) for _ in range(2))
+    expected = one.explain(photo).raw_maps
+    assert np.array_equal(other.explain(photo).raw_maps, expected)
+    shared = one._running.get()
+    assert other._running.get() is shared
+    ended: list[object] = []
+    shared.close = lambda: ended.append(shared)
+    one.close()
+    assert not ended
+    assert np.array_equal(other.explain(photo).raw_maps, expected)
+    other.close()
+    assert ended == [shared]
+    again = pickle.loads(data)
+    assert again._running.get() is not shared
+    assert np.array_equal(again.explain(photo).raw_maps, expected)
+
+
+@pytest.fixture(scope="module")
+def constant(models: Path) -> Path:
+    """A network whose layer varies nowhere."""
+    return export(FlatLayer(), models / "constant.onnx", preprocess="imagenet", input_size=32).path
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_flat_map_is_said_where_the_call_stands(constant: Path, photo: Array, name: str) -> None:
+    method = ortcam.RISE(masks=3, probability=1e-12) if name == "rise" else make_method(name)
+    explainer = ortcam.load_explainer(constant, method, provider="cpu")
+    why = "no channel of layer" if name == "score-cam" else "all masked inputs score the same"
+    for call in (lambda: explainer.explain(photo), lambda: list(explainer.explain_batch([photo]))):
+        with pytest.warns(OrtcamWarning, match=f"is flat .all zero.: {why}") as said:
+            call()
+        assert [one.filename for one in said] == [__file__]
 
 
 def test_arguments_in_the_old_order_are_taken_with_a_warning(small: Path, photo: Array) -> None:

@@ -118,8 +118,8 @@ class Doubt:
         """Check the logits [N] of a photo."""
         self._seen = self._seen or speaks_against_softmax(logits)
 
-    def tell(self) -> None:
-        """Warn the caller's caller, if a photo contradicted the softmax and no warning was given before."""
+    def tell(self, stacklevel: int = 3) -> None:
+        """Warn, by default the caller's caller, if a photo contradicted the softmax; only once."""
         if not self._seen or self._told:
             return
         self._told = True
@@ -128,4 +128,4 @@ class Doubt:
             "it; export it again with --output sigmoid if one photo may show several classes, with --output logits if "
             "it shows one, or with --output probabilities if they are probabilities"
         )
-        warnings.warn(message, OrtcamWarning, stacklevel=3)
+        warnings.warn(message, OrtcamWarning, stacklevel=stacklevel)

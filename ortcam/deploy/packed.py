@@ -32,7 +32,7 @@ from ortcam.errors import (
     whole,
 )
 from ortcam.explain.protocol import OnError, check_images
-from ortcam.explain.signatures import names_from_the_third
+from ortcam.explain.signatures import BEHIND_THE_NAMES, names_from_the_third
 from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT, Contract
 from ortcam.model.image import as_photo
 from ortcam.model.pixels import read_image
@@ -190,8 +190,8 @@ class PackedExplainer:
         explanation = self._explain(image, targets, top_k)
         if on_progress is not None:
             on_progress(explanation.scored, explanation.scored)
-        warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
-        self._doubt.tell()
+        warn_of_flat_maps(explanation, BEHIND_THE_NAMES)
+        self._doubt.tell(BEHIND_THE_NAMES)
         return explanation
 
     def _check_limits(self, budget: int | None, tolerance: float | None, selection: str) -> None:
@@ -295,7 +295,7 @@ class PackedExplainer:
             finally:
                 if on_progress is not None:
                     on_progress(done)
-            warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
+            warn_of_flat_maps(explanation)
             self._doubt.tell()
             yield explanation
 

@@ -23,12 +23,12 @@ from ortcam.core.provenance import Asked, Origin, Provenance, now
 from ortcam.core.query import Rows
 from ortcam.core.scores import Doubt
 from ortcam.core.targets import Target, Targets, Wanted, describe_targets, top_targets
-from ortcam.errors import OrtcamError, whole
+from ortcam.errors import OptionError, OrtcamError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare
 from ortcam.explain.protocol import OnError, check_images
 from ortcam.explain.scheduler import InWork, not_finite, run_together
-from ortcam.explain.signatures import names_from_the_third
+from ortcam.explain.signatures import BEHIND_THE_NAMES, names_from_the_third
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -97,6 +97,9 @@ class ModelExplainer:
         if batch_size is not None and batch_size != "auto":
             batch_size = whole("batch_size", batch_size, ", or 'auto'")
         threads = thread_count(threads)
+        if isinstance(method, type) or not hasattr(method, "first_query"):
+            shown = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+            raise OptionError(f"method is {shown}; expected an object such as ortcam.RISE(masks=1000)")
         self.method = method
         wanted = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
@@ -175,8 +178,8 @@ class ModelExplainer:
         (explanation,) = self._explain_group([prepare(self.model, image)], request, on_progress)
         if isinstance(explanation, OrtcamError):
             raise explanation
-        warn_of_flat_maps(explanation.targets, explanation.flat, explanation.layer)
-        self._doubt.tell()
+        warn_of_flat_maps(explanation, BEHIND_THE_NAMES)
+        self._doubt.tell(BEHIND_THE_NAMES)
         return explanation
 
     @names_from_the_third("on_error", "top_k", "on_progress")
@@ -230,7 +233,7 @@ class ModelExplainer:
                 while group:  # an explanation that was yielded is not held here
                     image, outcome = group.popleft()
                     if isinstance(outcome, Explanation):
-                        warn_of_flat_maps(outcome.targets, outcome.flat, outcome.layer)
+                        warn_of_flat_maps(outcome)
                         self._doubt.tell()
                         yield outcome
                     elif on_error is None:

@@ -87,9 +87,10 @@ def _score(classifier: Classifier, group: Group, works: list[tuple[int, InWork]]
         return None if query is None else _Asked(photo, work, query)
 
     done, total = 0, sum(work.run.most for _, work in works)
-    while True:
-        asked = [one for one in classifier.choosers.map(ask, *zip(*works, strict=True)) if one] if works else []
-        if not asked:
+    while works:
+        asked = [one for one in classifier.choosers.map(ask, *zip(*works, strict=True)) if one is not None]
+        works = [(one.photo, one.work) for one in asked]  # a photo that has stopped is not asked again
+        if not works:
             break
         answers = list[tuple[_Asked, Scores]]()
         for change in dict.fromkeys(one.query.change for one in asked):

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 _POSITIONAL = 3  # self, the image or images, and targets
+BEHIND_THE_NAMES = 4  # the stacklevel of a warning's function that such a method calls: `call` stands between
 
 
 def names_from_the_third(*names: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:

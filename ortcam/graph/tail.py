@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+from onnx import helper
 
 from ortcam.errors import LayerError
 
@@ -22,13 +23,15 @@ def cut_tail(proto: onnx.ModelProto, name: str) -> None:
         LayerError: the scores depend on more than the layer.
     """
     graph = proto.graph
-    producers = {output: node for node in graph.node for output in node.output if output}
-    needed = _needed(graph.output[0].name, producers)
+    needed = _needed(graph)
     if LAYER not in needed:
         raise LayerError(
             f"the scores of {name} do not follow from its exposed target layer, which is a converted copy; this "
-            "method needs a float32 layer with channels: choose another layer (see: ortcam inspect), or score-cam"
+            "method needs a float32 layer with channels: choose another layer (see: ortcam inspect), score-cam or rise"
         )
+    if "image" in needed:
+        _take_shape_from_layer(graph)
+        needed = _needed(graph)
     if "image" in needed:
         raise LayerError(
             f"the scores of {name} do not follow from its target layer alone: another path leads around the "
@@ -51,9 +54,39 @@ def cut_tail(proto: onnx.ModelProto, name: str) -> None:
         getattr(graph, field).extend(copies)
 
 
-def _needed(name: str, producers: dict[str, onnx.NodeProto]) -> dict[str, None]:
-    """Return a value and the values that it is computed from, up to the layer."""
-    seen, waiting = dict[str, None](), [name]
+def _take_shape_from_layer(graph: onnx.GraphProto) -> None:
+    """Take the batch from the layer where the image is read for its shape alone, as to expand a class token.
+
+    A graph whose image has free sizes is left as it is.
+    """
+    image = next(value for value in graph.input if value.name == "image")
+    shape = [dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    if not all(shape[1:]):
+        return
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Shape" or node.domain or node.input[0] != "image":
+            nodes.append(node)
+            continue
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
+        axes = range(len(shape))[ends.get("start", 0) : ends.get("end")]
+        sizes = [shape[axis] for axis in axes if axis]
+        fixed = helper.make_tensor("sizes", onnx.TensorProto.INT64, [len(sizes)], sizes)
+        batch, others = (f"ortcam.{node.output[0]}.{part}" for part in ("batch", "others"))
+        nodes += [
+            helper.make_node("Shape", [LAYER], [batch], start=0, end=int(0 in axes)),
+            helper.make_node("Constant", [], [others], value=fixed),
+            helper.make_node("Concat", [batch, others], list(node.output), axis=0),
+        ]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _needed(graph: onnx.GraphProto) -> dict[str, None]:
+    """Return the scores and the values that they are computed from, up to the layer."""
+    producers = {output: node for node in graph.node for output in node.output if output}
+    seen, waiting = dict[str, None](), [graph.output[0].name]
     while waiting:
         value = waiting.pop()
         if value in seen:

@@ -21,12 +21,13 @@ from ortcam.core.forward import Forward
 from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Maps, Query
 from ortcam.core.targets import Wanted
-from ortcam.errors import OptionError
+from ortcam.errors import LayerError, OptionError
 
 # Min-max normalisation without a ReLU, and bilinear interpolation.
 _CONVENTION = Convention(
     "recipro-cam", "Byun and Lee 2022, arXiv 2209.14074; OpenVINO XAI 1.1", steps=("normalize", "upsample")
 )
+_MOST_PLACES = 128 * 128  # their windows take 1 GB
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class ReciproCAMRun:
         self._size = forward.activations.shape[1:]  # (h, w)
         self._scores: Scores | None = None
         self.most = int(np.prod(self._size))
+        if self.most > _MOST_PLACES:
+            raise LayerError(
+                f"the layer has {self._size[0]}x{self._size[1]} places, and recipro-cam runs the rest of the model for "
+                f"each; expected at most {_MOST_PLACES} places: choose a later layer (see: ortcam inspect)"
+            )
 
     def next(self) -> Query | None:
         if self._scores is not None:
@@ -89,7 +95,7 @@ class ReciproCAMRun:
         return MapResult(values.reshape(-1, *self._size), values, (None,) * len(values), None)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # as many groups as are at work
 def _windows(size: tuple[int, int]) -> Maps:
     """Return masks that keep one place each of a layer of (h, w). Calls with the same size return the same object."""
     count = size[0] * size[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -53,12 +54,14 @@ class RISE:
     scored: ClassVar[Literal["logits", "output"]] = "logits"
 
     def __post_init__(self) -> None:
-        whole("masks", self.masks)
-        whole("cells", self.cells)
-        if not 0 < self.probability < 1:
+        for name in ("masks", "cells"):  # NumPy's integers become Python's, which do not overflow
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        if not isinstance(self.probability, Real) or not 0 < self.probability < 1:
             raise OptionError(f"probability is {self.probability!r}; expected a number between 0 and 1")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+        object.__setattr__(self, "probability", float(self.probability))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
             raise OptionError(f"seed is {self.seed!r}; expected a whole number from 0")
+        object.__setattr__(self, "seed", int(self.seed))
         if self.divisor not in ("sum", "expected"):
             raise OptionError(f"divisor is {self.divisor!r}; expected 'sum' or 'expected'")
 

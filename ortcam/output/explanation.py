@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -295,10 +294,13 @@ class Explanation(Pictures):
         return {"raw_maps": self.raw_maps, "weights": self.weights}
 
 
-def warn_of_flat_maps(targets: Sequence[Target], flat: Sequence[bool], layer: str) -> None:
-    """Warn the caller's caller of flat maps."""
-    names = [target.name for target, nothing in zip(targets, flat, strict=True) if nothing]
+def warn_of_flat_maps(explanation: Recordable, stacklevel: int = 3) -> None:
+    """Warn of flat maps, by default the caller's caller."""
+    names = [target.name for target, nothing in zip(explanation.targets, explanation.flat, strict=True) if nothing]
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        message = f"the map of {', '.join(names[:5])}{more} is flat (all zero): no channel of layer {layer} supports it"
-        warnings.warn(message, OrtcamWarning, stacklevel=3)
+        why = f"no channel of layer {explanation.layer} supports it"
+        if explanation.provenance.method["name"] != "score-cam":
+            why = "all masked inputs score the same"
+        message = f"the map of {', '.join(names[:5])}{more} is flat (all zero): {why}"
+        warnings.warn(message, OrtcamWarning, stacklevel=stacklevel)

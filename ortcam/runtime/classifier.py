@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from math import prod
 from threading import Lock
 from typing import Literal
 
@@ -21,6 +21,7 @@ from ortcam.runtime.threads import Workers, usable_processors
 
 _FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need the processor, or may not run in two threads
 _TAILS_FOR_AN_IMAGE = 8  # in a batch: a tail takes far less time and memory than the whole model
+_MOST_BYTES_OF_TAILS = 16 << 20  # of the features in a batch
 _ENOUGH_THREADS = 4  # beside a device; more threads would only wait for Python's lock
 
 
@@ -113,14 +114,13 @@ class Classifier:
 
     def _open(self, wiring: Wiring) -> Scorer:
         setup = self._setup
-        size = self.batch_size * (_TAILS_FOR_AN_IMAGE if wiring.at == "layer" else 1)
+        size = self.batch_size
+        if wiring.at == "layer":
+            shape = setup.model.activations_shape
+            bytes_of_row = 4 * prod(dim for dim in shape if dim)
+            size = min(size * _TAILS_FOR_AN_IMAGE, max(size, _MOST_BYTES_OF_TAILS // bytes_of_row))
         return Engine(setup.model, setup.scored, self.provider, size, setup.threads, wiring=wiring).scorer
 
 
 def _nothing() -> None:
     pass
-
-
-def opener(setup: Setup) -> Callable[[], Classifier]:
-    """Return a function that opens the classifier again, in another process."""
-    return partial(Classifier, setup)

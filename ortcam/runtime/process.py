@@ -81,11 +81,15 @@ class Reopened(Generic[Opened]):
             return opened
 
     def close(self) -> None:
-        """Close the object in this process, which cannot use it any more."""
+        """Close the object in this process, which cannot use it any more; copies of one pickle share theirs."""
+        global _last
         with self._lock:
             opened, self._opened, self._closed = self._opened, None, True
-        if opened is not None:
-            opened.close()
+        if opened is None or any(one._opened is opened for one in list(_held)):
+            return
+        if _last is not None and _last[1] is opened:
+            _last = None
+        opened.close()
 
     def __getstate__(self) -> dict[str, Any]:
         self._mark = self._mark or secrets.token_hex(8)

@@ -35,7 +35,6 @@ from ortcam.runtime.session import running
 Progress = Callable[[int, int], None]
 
 _SCORES = (names.TARGET_LOGITS, names.TARGET_LOG_PROBABILITIES)
-_CHANNELS = Change(Channels())
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,7 @@ class Scorer:
         self._result = session.get_outputs()[0].name
         self._name = model.name
         self._wiring = wiring
+        self._plain = Change(Channels() if wiring.bank == "given" else Grids((1, 1)))  # of rows that mask nothing
         self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
         # On a GPU, two runs at once would take twice the memory, and would not be faster.
         self._turn = nullcontext() if device.type == "cpu" else Lock()
@@ -124,10 +124,9 @@ class Scorer:
         rows = Rows.plain(count).take(0, self._model.batch or count)
         (of_rows,) = row_inputs(rows, 1, [len(rows)])
         inputs = {names.PHOTOS: tensors} | of_rows
-        change = _CHANNELS if self._wiring.bank == "given" else Change(Grids((1, 1)))
         if self._wiring.bank == "given":
             inputs[names.BANK] = np.zeros((count, 1, 1), np.float32)
-        fixed = self._fixed(change, (1, 1), (height, width), len(rows))
+        fixed = self._fixed(self._plain, (1, 1), (height, width), len(rows))
         made = (self._result, names.LOGITS, "activations")
 
         def direct() -> list[Floats]:
@@ -145,17 +144,18 @@ class Scorer:
         return Group(tensors, features, tuple(passes))
 
     def score(
-        self, group: Group, rows: Rows, change: Change = _CHANNELS, on_progress: Progress | None = None
+        self, group: Group, rows: Rows, change: Change | None = None, on_progress: Progress | None = None
     ) -> Scores:
         """Run changed inputs of a group's photos.
 
         Args:
             group: their plain passes.
             rows: the photo, mask and targets of each of the M inputs.
-            change: the change that all rows share; it needs the wiring of the graph.
+            change: the change that all rows share; it needs the wiring of the graph. None for rows that mask nothing.
             on_progress: called with (done, M) after every batch.
         """
         scores = Scores(*(np.empty(rows.targets.shape, np.float32) for _ in range(2)))
+        change = change or self._plain
         run = _GroupRuns(self, group, change)
         sizes = batch_sizes(len(rows), self.batch_size, self._padding)
         per_photo = group.per_photo if isinstance(change.bank, Channels) else 0
