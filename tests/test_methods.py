@@ -26,7 +26,6 @@ import ortcam
 from ortcam.cli.app import app
 from ortcam.core.convention import upsample
 from ortcam.core.grids import draw_grids, shifted_matrices, sum_masks
-from ortcam.core.method import Method
 from ortcam.core.query import Baseline, Change, Channels, Grids, Maps, Query, Rows
 from ortcam.core.targets import Class
 from ortcam.errors import LayerError, OptionError, OrtcamError, OrtcamWarning
@@ -366,7 +365,7 @@ def photo() -> Array:
     return np.random.default_rng(4).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
 
-def brief(name: str) -> Method:
+def brief(name: str) -> Any:
     return make_method(name, {"masks": 30} if name == "rise" else {})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention, Floats
@@ -52,63 +52,64 @@ class MapResult:
     live: int | None
 
 
-class Run(Protocol):
-    """The run of a method on one photo."""
+if TYPE_CHECKING:  # protocols take milliseconds to make, and only the type checker reads them
 
-    @property
-    def most(self) -> int:
-        """The largest number of changed inputs that are run."""
+    class Run(Protocol):
+        """The run of a method on one photo."""
 
-    def next(self) -> Query | None:
-        """Return the inputs to run next; None at the end."""
+        @property
+        def most(self) -> int:
+            """The largest number of changed inputs that are run."""
 
-    def observe(self, scores: Scores) -> None:
-        """Take the scores of the last query."""
+        def next(self) -> Query | None:
+            """Return the inputs to run next; None at the end."""
 
-    def finish(self) -> MapResult:
-        """Return the maps; called once, after `next` has returned None."""
+        def observe(self, scores: Scores) -> None:
+            """Take the scores of the last query."""
 
+        def finish(self) -> MapResult:
+            """Return the maps; called once, after `next` has returned None."""
 
-class Method(Protocol):
-    """A method of explanation. Its options are its fields; it can be pickled."""
+    class Method(Protocol):
+        """A method of explanation. Its options are its fields; it can be pickled."""
 
-    @property
-    def name(self) -> str:
-        """The name on the command line."""
+        @property
+        def name(self) -> str:
+            """The name on the command line."""
 
-    @property
-    def convention(self) -> Convention:
-        """The last steps of a map; for Score-CAM, its whole definition."""
+        @property
+        def convention(self) -> Convention:
+            """The last steps of a map; for Score-CAM, its whole definition."""
 
-    @property
-    def change(self) -> Change:
-        """The change of its queries. If the bank is `Maps`, the values may differ."""
+        @property
+        def change(self) -> Change:
+            """The change of its queries. If the bank is `Maps`, the values may differ."""
 
-    @property
-    def scored(self) -> Literal["logits", "output"]:
-        """The tensor that the scores are taken from, as in `Convention`."""
+        @property
+        def scored(self) -> Literal["logits", "output"]:
+            """The tensor that the scores are taken from, as in `Convention`."""
 
-    def describe(self) -> dict[str, Any]:
-        """Return the name and the options for the record."""
+        def describe(self) -> dict[str, Any]:
+            """Return the name and the options for the record."""
 
-    def check(self, limits: Limits) -> None:
-        """Raise an OptionError if the method does not support the limits."""
+        def check(self, limits: Limits) -> None:
+            """Raise an OptionError if the method does not support the limits."""
 
-    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        """Return the least number of changed inputs in the first query of a photo.
+        def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
+            """Return the least number of changed inputs in the first query of a photo.
 
-        Args:
-            limits: the limits of the explanation.
-            channels: the number of channels of the layer; None if it is unknown.
-            batch_size: the largest number of changed inputs per run.
-        """
+            Args:
+                limits: the limits of the explanation.
+                channels: the number of channels of the layer; None if it is unknown.
+                batch_size: the largest number of changed inputs per run.
+            """
 
-    def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> Run:
-        """Begin the run of a photo.
+        def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> Run:
+            """Begin the run of a photo.
 
-        Args:
-            forward: its plain pass.
-            targets: the T targets to explain.
-            limits: the budget, the tolerance and the selection.
-            predictors: makes the predictors of scores for all photos of a group.
-        """
+            Args:
+                forward: its plain pass.
+                targets: the T targets to explain.
+                limits: the budget, the tolerance and the selection.
+                predictors: makes the predictors of scores for all photos of a group.
+            """

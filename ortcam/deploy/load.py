@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ortcam.core.convention import Convention, resolve_convention
-from ortcam.core.method import Method
-from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import OptionError, PackedModelError
 from ortcam.explain.explainer import ModelExplainer
-from ortcam.explain.protocol import Explainer
 from ortcam.explain.scorecam import ScoreCAM
 from ortcam.methods import make_method
 from ortcam.model.cam_model import ModelLike
 from ortcam.runtime.providers import ProviderLike
+
+if TYPE_CHECKING:
+    from ortcam.core.method import Method
+    from ortcam.explain.protocol import Explainer
 
 
 def load_explainer(
@@ -54,4 +55,6 @@ def load_explainer(
     unsuited += ["method"] if chosen != make_method("score-cam") else []
     if unsuited:
         raise OptionError(f"{model} is packed with its layer, preset and budget; leave {', '.join(unsuited)} out")
+    from ortcam.deploy.packed import PackedExplainer  # late: a model file does without
+
     return PackedExplainer(model, provider, threads)

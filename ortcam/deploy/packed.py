@@ -31,8 +31,7 @@ from ortcam.errors import (
     one_line,
     whole,
 )
-from ortcam.explain.protocol import OnError, check_images
-from ortcam.explain.signatures import BEHIND_THE_NAMES, names_from_the_third
+from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
 from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT, Contract
 from ortcam.model.image import as_photo
 from ortcam.model.pixels import read_image

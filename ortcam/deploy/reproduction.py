@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Convention
 from ortcam.core.files import Fingerprint
-from ortcam.core.method import Method
 from ortcam.core.provenance import Origin
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import (
@@ -33,6 +32,7 @@ from ortcam.output.record import read_record
 from ortcam.runtime.providers import Provider, ProviderLike
 
 if TYPE_CHECKING:
+    from ortcam.core.method import Method
     from ortcam.explain.protocol import Explainer
     from ortcam.output.explanation import Pictures
 

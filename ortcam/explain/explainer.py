@@ -18,7 +18,6 @@ import numpy as np
 from ortcam.core.budget import Limits, Predictors, Selecting
 from ortcam.core.convention import Convention
 from ortcam.core.forward import Forward
-from ortcam.core.method import Method
 from ortcam.core.provenance import Asked, Origin, Provenance, now
 from ortcam.core.query import Rows
 from ortcam.core.scores import Doubt
@@ -26,9 +25,8 @@ from ortcam.core.targets import Target, Targets, Wanted, describe_targets, top_t
 from ortcam.errors import OptionError, OrtcamError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare
-from ortcam.explain.protocol import OnError, check_images
 from ortcam.explain.scheduler import InWork, not_finite, run_together
-from ortcam.explain.signatures import BEHIND_THE_NAMES, names_from_the_third
+from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -40,6 +38,7 @@ from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.runtime.threads import calm_blas, thread_count
 
 if TYPE_CHECKING:
+    from ortcam.core.method import Method
     from ortcam.core.pictures import Image
 
 MOST_PHOTOS = 16  # in a group

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ortcam.core.budget import Selecting
 from ortcam.core.targets import Targets
-from ortcam.errors import OptionError, OrtcamError
+from ortcam.explain.signatures import OnError
 from ortcam.output.explanation import Pictures
 
 if TYPE_CHECKING:
     from ortcam.core.pictures import Image
-
-OnError = Callable[[Any, OrtcamError], None]
 
 
 class Explainer(Protocol):
@@ -58,13 +56,3 @@ class Explainer(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
-
-
-def check_images(images: object) -> None:
-    """Raise an OptionError if `explain_batch` got a single image."""
-    from os import PathLike
-
-    if isinstance(images, str | PathLike):
-        raise OptionError(f"images is the one path {str(images)!r}; expected several images, or use explain")
-    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
-        raise OptionError(f"images is one {type(images).__name__}; expected several images, or use explain")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ortcam.core.forward import Forward
-from ortcam.core.method import MapResult, Run, Scores
+from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Query, Rows
 from ortcam.core.targets import Wanted
 from ortcam.errors import ModelError, OrtcamError
 from ortcam.runtime.classifier import Classifier
 from ortcam.runtime.scorer import Group, Progress
+
+if TYPE_CHECKING:
+    from ortcam.core.method import Run
 
 
 @dataclass

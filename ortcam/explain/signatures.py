@@ -5,8 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from os import PathLike
 from typing import Any, ParamSpec, TypeVar
 
+from ortcam.errors import OptionError, OrtcamError
+
+OnError = Callable[[Any, OrtcamError], None]
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 _POSITIONAL = 3  # self, the image or images, and targets
@@ -35,3 +39,11 @@ def names_from_the_third(*names: str) -> Callable[[Callable[Parameters, Result]]
         return call
 
     return decorate
+
+
+def check_images(images: object) -> None:
+    """Raise an OptionError if `explain_batch` got a single image."""
+    if isinstance(images, str | PathLike):
+        raise OptionError(f"images is the one path {str(images)!r}; expected several images, or use explain")
+    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
+        raise OptionError(f"images is one {type(images).__name__}; expected several images, or use explain")

@@ -11,14 +11,11 @@ copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import onnx
 from onnx import TensorProto, helper
 
 from ortcam.core.grids import NUMBER_FACTOR, PRIME, ROUNDS
-from ortcam.core.query import Change, Grids
 from ortcam.graph.names import (
     AFFINE,
     BANK,
@@ -35,31 +32,8 @@ from ortcam.graph.names import (
     ROWS,
 )
 from ortcam.graph.scores import make_node
+from ortcam.graph.wiring import Wiring
 from ortcam.model.contract import Layout
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """The part of a `Change` that is nodes; the other parts are inputs. A session runs all changes of one wiring.
-
-    Attributes:
-        bank: the masks are ``given``, as channels or maps, or drawn as ``grids``.
-        binary, baseline, at: as in `Change` and `Baseline`.
-    """
-
-    bank: Literal["given", "grids"] = "given"
-    binary: bool = False
-    baseline: Literal["zero", "colour", "blurred"] = "zero"
-    at: Literal["image", "layer"] = "image"
-
-    @classmethod
-    def of(cls, change: Change) -> Wiring:
-        """Return the wiring of a change."""
-        bank: Literal["given", "grids"] = "grids" if isinstance(change.bank, Grids) else "given"
-        return cls(bank, change.binary, change.baseline.kind, change.at)
-
-
-MASKED_IMAGE = Wiring()  # Score-CAM's
 
 
 def mask_inputs(wiring: Wiring, content: Sequence[int | str | None]) -> list[onnx.ValueInfoProto]:

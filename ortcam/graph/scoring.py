@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ortcam.graph.fused import FUSED_CONVOLUTION
-from ortcam.graph.masks import MASKED_IMAGE, Wiring, mask_inputs, write_masks
+from ortcam.graph.masks import mask_inputs, write_masks
 from ortcam.graph.names import (
     AFFINE,
     BANK,
@@ -39,10 +39,9 @@ from ortcam.graph.names import (
 )
 from ortcam.graph.scores import write_class_scores
 from ortcam.graph.tail import LAYER, cut_tail
+from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import Contract, count_scores
-
-VERSION = 6  # of this graph and of measurements with it; the cache of an older version is not used
 
 # Operators whose scores were the same as a CUDA graph on an H100 (benchmarks/gpu.sh). The last line was not measured:
 # these operators are launched like AveragePool, Reshape and Relu, or are part of a Conv by then (BatchNormalization).

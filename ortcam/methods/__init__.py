@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ortcam.core.method import Method
 from ortcam.errors import OptionError, nearest
+
+if TYPE_CHECKING:
+    from ortcam.core.method import Method
 
 METHODS = {
     "score-cam": ("scorecam", "ScoreCAMMethod"),

@@ -28,7 +28,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ortcam.errors import ModelError, one_line
-from ortcam.graph.builder import Builder
 from ortcam.runtime.session import RUNTIME_ERRORS, create_own, running
 
 MOST_GRAPHS = 32  # of a session; batches of further shapes are run without
@@ -235,6 +234,8 @@ class _Graph:
 
 def _create_copier(names: list[str], device: str, device_id: int) -> ort.InferenceSession:
     """Return a session that copies each of these inputs to an output."""
+    from ortcam.graph.builder import Builder  # late: only CUDA needs it
+
     graph = Builder()
     for name in names:
         graph.output(graph.input(name, np.float32, None), _copied(name), None)

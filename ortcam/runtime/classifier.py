@@ -12,7 +12,7 @@ from ortcam.core.budget import HostPredictors, Predictors
 from ortcam.core.convention import Floats
 from ortcam.core.method import Scores
 from ortcam.core.query import Change, Rows
-from ortcam.graph.masks import MASKED_IMAGE, Wiring
+from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
 from ortcam.runtime.engine import Engine
 from ortcam.runtime.providers import Provider

@@ -14,9 +14,7 @@ import onnxruntime as ort
 import ortcam
 from ortcam.core.query import Rows
 from ortcam.errors import ModelError
-from ortcam.graph import scoring
-from ortcam.graph.fused import fuse_convolutions
-from ortcam.graph.masks import MASKED_IMAGE, Wiring
+from ortcam.graph.wiring import MASKED_IMAGE, VERSION, Wiring
 from ortcam.model.cam_model import CamModel
 from ortcam.runtime import cache
 from ortcam.runtime.batches import Padding
@@ -61,6 +59,8 @@ class _Opening:
             session = load_prepared(kept, name, folder, self.options)
             if session is not None:
                 return Opened(session)
+        from ortcam.graph import scoring  # late: at most starts the graph was kept
+
         contract = self.model.contract
         graph = scoring.build_scoring_graph(self.model.take_proto(), contract, self.scored, self.wiring)
         if kept is not None:
@@ -74,11 +74,14 @@ class _Opening:
 
     def _create_on_cuda(self, provider: Provider, graph: onnx.ModelProto, log_severity: int) -> Opened:
         """Create a session. It captures CUDA graphs if the options say so; by default, if the graph allows it."""
+        from ortcam.graph.fused import fuse_convolutions
+        from ortcam.graph.scoring import not_captured
+
         name, folder = self.model.shown, self.model.external_data_directory
         if provider.fuses:
             fuse_convolutions(graph)
         # Only masked images run often enough to be worth a CUDA graph for each shape.
-        can = self.wiring == MASKED_IMAGE and not scoring.not_captured(graph)
+        can = self.wiring == MASKED_IMAGE and not not_captured(graph)
         captures = can if provider.captures is None else provider.captures and self.wiring == MASKED_IMAGE
         while True:
             own = {CUDA_GRAPHS: str(int(captures))}
@@ -96,7 +99,9 @@ class _Opening:
         """Return the options of TensorRT for this model."""
         wanted = self.given or _DEFAULT_BATCH_ON_DEVICES
         largest = _LARGEST_BATCH_ON_DEVICES if self.measures else wanted
-        profile = scoring.tensorrt_profile(self.model, wanted, largest) if self.wiring == MASKED_IMAGE else {}
+        from ortcam.graph.scoring import tensorrt_profile
+
+        profile = tensorrt_profile(self.model, wanted, largest) if self.wiring == MASKED_IMAGE else {}
         return profile | self._engine_cache(provider)
 
     def options(self) -> ort.SessionOptions:
@@ -124,7 +129,7 @@ class _Opening:
 
     def key(self, purpose: str, *more: Any) -> str:
         """Return the key in the cache for a purpose: from the model, the versions and `more`."""
-        versions = (ortcam.__version__, ort.__version__, scoring.VERSION, self.model.edited_layer)
+        versions = (ortcam.__version__, ort.__version__, VERSION, self.model.edited_layer)
         wiring = () if self.wiring == MASKED_IMAGE else (str(self.wiring),)
         return cache.make_key(purpose, self.model.sha256, self.scored, *versions, *wiring, *more)
 

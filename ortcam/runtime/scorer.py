@@ -17,16 +17,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ortcam.core.blur import blur_matrix
 from ortcam.core.convention import Floats, interpolation_matrix
 from ortcam.core.device import Device
 from ortcam.core.forward import Forward
-from ortcam.core.grids import grid_terms, shifted_matrices
 from ortcam.core.method import Scores
 from ortcam.core.query import Change, Channels, Grids, Maps, Rows
 from ortcam.errors import ModelError
 from ortcam.graph import names
-from ortcam.graph.masks import MASKED_IMAGE, Wiring
+from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
 from ortcam.runtime.batches import Inputs, Padding, batch_sizes, row_inputs
 from ortcam.runtime.captured import GATE, NOT_CAPTURED, Batch, CapturedRuns
@@ -195,6 +193,8 @@ class Scorer:
             count: the number of rows of a batch.
         """
         if isinstance(change.bank, Grids):
+            from ortcam.core.grids import grid_terms, shifted_matrices
+
             cells, shifts, limit = grid_terms(change.bank)
             rows, columns = (shifted_matrices(*pair) for pair in zip(size, change.bank.cells, strict=True))
             fixed: Inputs = {
@@ -214,6 +214,8 @@ class Scorer:
             last = self._model.contract.image_layout == "NHWC"
             fixed[names.COLOUR] = colour.transpose(0, 2, 3, 1) if last else colour
         if self._wiring.baseline == "blurred":
+            from ortcam.core.blur import blur_matrix
+
             fixed[names.BLUR_ROWS] = blur_matrix(size[0], change.baseline.sigma)
             fixed[names.BLUR_COLUMNS] = blur_matrix(size[1], change.baseline.sigma).T
         return fixed
