@@ -52,7 +52,7 @@ class ScoreCAMRun:
     def __init__(
         self, method: ScoreCAMMethod, forward: Forward, targets: int, limits: Limits, predictors: Predictors
     ) -> None:
-        self._method, self._activations, self._targets = method, forward.activations, targets
+        self._method, self._activations = method, forward.activations
         # Every channel A_k becomes a mask over the input: upsampled, and normalised to [0,1].
         self._masks = method.convention.masks(forward.activations, forward.size)
         # Channels with the same mask share a pass. A budget allows only some of the passes.

@@ -54,9 +54,9 @@ class Pictures:
 
     @property
     def bytes_to_write(self) -> int:
-        """The approximate number of bytes that `save` writes: a float32 map and a PNG (1 byte a pixel) per target."""
+        """The approximate number of bytes that `save` writes: a float32 map, a PNG (1 byte a pixel) and the arrays."""
         height, width = self.photo_size
-        return 5 * len(self.targets) * height * width
+        return 5 * len(self.targets) * height * width + sum(array.nbytes for array in self.arrays().values())
 
     def with_source(self, source: Path) -> Self:
         """Return the same explanation with another `source`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +20,7 @@ from ortcam.runtime.providers import Provider
 from ortcam.runtime.scorer import Group, Progress, Scorer
 from ortcam.runtime.threads import Workers, usable_processors
 
+_log = logging.getLogger("ortcam")
 _FREE_THE_PROCESSOR = ("cuda", "tensorrt")  # providers; others may need the processor, or may not run in two threads
 _TAILS_FOR_AN_IMAGE = 8  # in a batch: a tail takes far less time and memory than the whole model
 _MOST_BYTES_OF_TAILS = 16 << 20  # of the features in a batch
@@ -119,6 +121,7 @@ class Classifier:
             shape = setup.model.activations_shape
             bytes_of_row = 4 * prod(dim for dim in shape if dim)
             size = min(size * _TAILS_FOR_AN_IMAGE, max(size, _MOST_BYTES_OF_TAILS // bytes_of_row))
+        _log.debug("%s: a session of its own for changes at the %s", self.name, wiring.at)
         return Engine(setup.model, setup.scored, self.provider, size, setup.threads, wiring=wiring).scorer
 
 

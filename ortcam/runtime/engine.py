@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ _FEWEST_MEASURED = 16  # masked inputs at once, if they take less than _LONG
 _LONG = 0.5  # seconds
 _GOOD_ENOUGH = 1.01  # times the least seconds per row
 _MOST_KEPT_BYTES = 1 << 30  # larger models are optimised at every start
+_log = logging.getLogger("ortcam")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class _Opening:
         if kept is not None:
             session = load_prepared(kept, name, folder, self.options)
             if session is not None:
+                _log.debug("%s: the prepared graph was found in the cache: %s", self.model.name, kept)
                 return Opened(session)
         from ortcam.graph import scoring  # late: at most starts the graph was kept
 
@@ -91,6 +94,9 @@ class _Opening:
             except ModelError:
                 if not captures or provider.captures:
                     raise
+                _log.info(
+                    "%s: runs without CUDA graphs, because no session could be created with them", self.model.name
+                )
                 captures = False  # most likely, a node runs on another provider
             else:
                 return Opened(session, captures)
@@ -200,6 +206,7 @@ class Engine:
         smallest = _SMALLEST_BATCH if on_cpu else _SMALLEST_BATCH_ON_DEVICES
         seconds = self._measure_batches(smallest, largest, _SECONDS_OF_MEASURING if on_cpu else _SECONDS_ON_DEVICES)
         least = min(seconds.values())
+        _log.debug("seconds per masked image by batch size: %s", seconds)
         best = min(size for size, taken in seconds.items() if taken <= _GOOD_ENOUGH * least)
         cache.write_entry(key, {"batch_size": best, "seconds_per_image": seconds})
         return best

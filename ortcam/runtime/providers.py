@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
@@ -39,6 +40,7 @@ _DEVICE_MEMORY = {"cuda": "cuda", "tensorrt": "cuda"}
 _TAKE_DEVICE_ID = ("cuda", "tensorrt", "directml", "migraphx")
 # The providers that `auto` tries, best first. TensorRT builds an engine for minutes, so `auto` does not try it.
 _AUTO = ("cuda", "cpu")
+_log = logging.getLogger("ortcam")
 # Providers with their own package beside ONNX Runtime: the module that knows where the library lies.
 _PLUGINS = {"openvino": "onnxruntime_ep_openvino"}
 _PLUGIN_ERRORS: tuple[type[Exception], ...] = (ImportError, OSError, *RUNTIME_ERRORS)
@@ -163,6 +165,7 @@ def open_on_provider(wanted: Provider, create: Create) -> tuple[Opened, Provider
             opened = _try(Provider(name), create)
             if opened is not None:
                 return opened, Provider(name)
+            _log.info("provider %s does not load; the next one is tried", name)
     raise ProviderError("no provider loads, not even the CPU's (see: ortcam doctor)")
 
 
