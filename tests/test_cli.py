@@ -282,12 +282,18 @@ def test_a_shell_completes_commands_options_and_values(words: str, completed: st
     assert done.stderr == ""
 
 
+def _take_interrupts() -> None:
+    """Let Ctrl-C reach a command, also where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
         [ORTCAM, "explain", resnet18_file, *photos.values(), "-o", out, "--batch-size", "1"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_take_interrupts,
     )
     time.sleep(2.0)  # in the middle of 512 passes of one of the 27 photos
     process.send_signal(signal.SIGINT)
@@ -311,7 +317,11 @@ def test_an_interrupt_that_is_lost_ends_the_command_all_the_same(tmp_path: Path)
         "        try:\n            time.sleep(60)\n        except KeyboardInterrupt:\n            pass\n"
     )
     process = subprocess.Popen(
-        [ORTCAM, "export", "stubborn.py:build", "-o", "x.onnx"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [ORTCAM, "export", "stubborn.py:build", "-o", "x.onnx"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_take_interrupts,
     )
     assert process.stderr is not None
     while "begun" not in process.stderr.readline():
