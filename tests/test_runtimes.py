@@ -312,6 +312,6 @@ def test_the_runtime_comes_from_npm_and_is_kept(
     session = onnxruntime.InferenceSession(tmp_path / "two" / "explainer.onnx")
     assert [value.name for value in session.get_inputs()] == ["image", "target"], "JavaScript must be able to give it"
     monkeypatch.setenv("ORTCAM_CACHE", "")
-    with pytest.raises(OptionError, match=r"npm cannot be run .* give the npm package"):
+    with pytest.raises(OptionError, match=r"npm, which fetches the runtime, cannot be run .* give the npm package"):
         write_page(packed, tmp_path / "three")
     assert not (tmp_path / "three").exists()
