@@ -102,7 +102,7 @@ def _small(packed: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "model",
-    ["resnet18", "tokens", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lite0", "nhwc", "quantized"))],
+    ["tokens", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "tokens")],
 )
 def test_maps_are_as_they_were(model: str, tmp_path: Path) -> None:
     golden, seen = np.load(GOLDEN), 0

@@ -211,7 +211,10 @@ def test_sums_of_masks_are_the_masks_summed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("resnet18", "layer4"), ("resnet18_layer3", "layer3"), pytest.param("lite0", None, marks=pytest.mark.slow)],
+    [
+        ("resnet18", "layer4"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("resnet18_layer3", "layer3"), ("lite0", None))),
+    ],
 )
 def test_recipro_cam_is_openvino_xais(
     request: pytest.FixtureRequest, photos: dict[str, Path], models: Path, name: str, layer: str | None
