@@ -111,6 +111,11 @@ class Query:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @classmethod
+    def unscaled(cls, change: Change, numbers: NDArray[np.int64]) -> Query:
+        """Return a query whose masks are those of the bank."""
+        return cls(change, numbers, np.tile(np.array([0, 1, 0], np.float32), (len(numbers), 1)))
+
 
 @dataclass(frozen=True)
 class Rows:

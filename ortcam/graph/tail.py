@@ -6,6 +6,7 @@ import onnx
 from onnx import helper
 
 from ortcam.errors import LayerError
+from ortcam.model.protobuf import read_by
 
 LAYER = "activations"  # the output that holds the layer
 
@@ -38,7 +39,7 @@ def cut_tail(proto: onnx.ModelProto, name: str) -> None:
             "layer; expected the output of a whole block: choose another layer (see: ortcam inspect)"
         )
     nodes = [node for node in graph.node if LAYER not in node.output and any(one in needed for one in node.output)]
-    read = {one for node in nodes for one in _read(node)}
+    read = {one for node in nodes for one in read_by(node)}
     weights = [one for one in graph.initializer if one.name in read]
     sparse = [one for one in graph.sparse_initializer if one.values.name in read]
     described = [one for one in graph.value_info if one.name in needed]
@@ -93,16 +94,5 @@ def _needed(graph: onnx.GraphProto) -> dict[str, None]:
             continue
         seen[value] = None
         if value != LAYER and value in producers:
-            waiting.extend(_read(producers[value]))
+            waiting.extend(name for name in read_by(producers[value]) if name)
     return seen
-
-
-def _read(node: onnx.NodeProto) -> set[str]:
-    """Return the values that a node and its subgraphs read."""
-    read = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            own = {value.name for value in graph.input} | {one.name for one in graph.initializer}
-            own |= {name for inner in graph.node for name in inner.output}
-            read |= {name for inner in graph.node for name in _read(inner)} - own
-    return read

@@ -82,8 +82,7 @@ class ReciproCAMRun:
     def next(self) -> Query | None:
         if self._scores is not None:
             return None
-        affine = np.tile(np.array([0, 1, 0], np.float32), (self.most, 1))
-        return Query(Change(_windows(self._size), at="layer"), np.arange(self.most), affine)
+        return Query.unscaled(Change(_windows(self._size), at="layer"), np.arange(self.most))
 
     def observe(self, scores: Scores) -> None:
         self._scores = scores

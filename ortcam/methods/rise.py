@@ -97,8 +97,7 @@ class RISERun:
         numbers = np.arange(done, min(done + _AT_ONCE, self.most))
         if not len(numbers):
             return None
-        affine = np.tile(np.array([0, 1, 0], np.float32), (len(numbers), 1))
-        return Query(Change(self._grids), numbers, affine)
+        return Query.unscaled(Change(self._grids), numbers)
 
     def observe(self, scores: Scores) -> None:
         self._kept.append(np.exp(scores.log_probabilities))
