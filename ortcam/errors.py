@@ -47,6 +47,10 @@ class ExportError(OrtcamError):
     """A source model that cannot be exported, or whose export does not agree with it."""
 
 
+class DatasetError(OrtcamError):
+    """Photos, labels, boxes or masks for an evaluation that are missing or contradict each other."""
+
+
 class OptionError(OrtcamError):
     """An invalid value of an argument."""
 
