@@ -115,15 +115,21 @@ def test_channels_are_the_photos_own(two_photos: Array) -> None:
 
 
 @pytest.mark.parametrize("nhwc", [False, True])
-def test_a_rank_of_pixels_with_a_threshold_per_row(two_photos: Array, nhwc: bool) -> None:
-    """Insertion shows the first n pixels, deletion hides them; what is hidden is a colour."""
+@pytest.mark.parametrize("upsampled", [False, True])
+@pytest.mark.parametrize("hides", ["zero", "colour", "picture"])
+def test_a_rank_of_pixels_with_a_threshold_per_row(two_photos: Array, nhwc: bool, upsampled: bool, hides: str) -> None:
+    """Insertion shows the first n pixels, deletion hides them; what is hidden is zero, a colour or another picture."""
     rank = np.random.default_rng(2).permutation(SIZE * SIZE).reshape(1, SIZE, SIZE)
     counts = [0, 1, 100, SIZE * SIZE]
     shown = rows_of([0] * 4, [(n, -1, 0) for n in counts])
     hidden = rows_of([0] * 4, [(n - 0.5, 1, 0) for n in counts])
-    colour = Baseline("colour", (0.25, 0.75))
-    change = Change(Maps(rank.astype(np.float32)), binary=True, baseline=colour)
-    values = np.array(colour.colour, np.float32)[:, None, None]
+    values = {
+        "zero": np.zeros((2, 1, 1), np.float32),
+        "colour": np.array([0.25, 0.75], np.float32)[:, None, None],
+        "picture": ndimage.gaussian_filter(two_photos[0], 2.5, axes=(1, 2)),
+    }[hides]
+    baseline = None if hides == "zero" else Baseline(values.transpose(1, 2, 0)[None] if nhwc else values[None])
+    change = Change(Maps(rank.astype(np.float32)), binary=True, baseline=baseline, upsampled=upsampled)
     for rows, keeps in ((shown, lambda n: rank[0] < n), (hidden, lambda n: rank[0] >= n)):
         made = changed(change, rows, two_photos, nhwc)
         for one, n in zip(made, counts, strict=True):
@@ -131,13 +137,13 @@ def test_a_rank_of_pixels_with_a_threshold_per_row(two_photos: Array, nhwc: bool
 
 
 @pytest.mark.parametrize("nhwc", [False, True])
-def test_what_is_hidden_is_the_blurred_photo(two_photos: Array, nhwc: bool) -> None:
-    half = np.zeros((1, SIZE, SIZE), np.float32)
-    half[:, :, : SIZE // 2] = 1
+def test_a_soft_mask_mixes_photo_and_baseline(two_photos: Array, nhwc: bool) -> None:
+    mask = np.random.default_rng(3).uniform(size=(1, SIZE, SIZE)).astype(np.float32)
     rows = rows_of([0, 0], [AS_THEY_ARE] * 2, [0, 1])
-    made = changed(Change(Maps(half), baseline=Baseline("blurred", sigma=2.5)), rows, two_photos, nhwc)
-    blurred = ndimage.gaussian_filter(two_photos.astype(np.float64), 2.5, axes=(2, 3))
-    assert np.allclose(made, np.where(half > 0, two_photos, blurred), atol=1e-5)
+    other = two_photos[:1, :, ::-1].copy()
+    baseline = Baseline(other.transpose(0, 2, 3, 1) if nhwc else other)
+    made = changed(Change(Maps(mask), baseline=baseline, upsampled=False), rows, two_photos, nhwc)
+    assert np.allclose(made, two_photos * mask + other * (1 - mask), atol=1e-6)
 
 
 @pytest.mark.parametrize("nhwc", [False, True])

@@ -54,22 +54,16 @@ class Grids:
 Bank = Channels | Maps | Grids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Baseline:
-    """The replacement for the part that a mask hides.
+    """The replacement for the part that a mask hides, such as a colour or the blurred photo. It goes up once.
 
     Attributes:
-        kind: ``zero``, a ``colour``, or the ``blurred`` photo.
-        colour: one value for each channel of the model's input, after preprocessing.
-        sigma: standard deviation of the Gaussian blur, in pixels of the model's input.
+        values: float32, a preprocessed input [1,C,H,W] (or the model's own layout), or features of the layer. An axis
+            of 1 is repeated, so a colour is [1,C,1,1]. It replaces parts of every photo of a group.
     """
 
-    kind: Literal["zero", "colour", "blurred"] = "zero"
-    colour: tuple[float, ...] = ()
-    sigma: float = 0.0
-
-
-ZERO = Baseline()
+    values: Floats
 
 
 @dataclass(frozen=True)
@@ -80,17 +74,19 @@ class Change:
         bank: the source of the masks.
         binary: a mask is 1 where its value is above 0, else 0. If the bank holds the ranks of pixels, the shift of a
             row is then a number of pixels.
-        baseline: the replacement for the hidden part.
+        baseline: the replacement for the hidden part; None for zeros.
         at: the splice point: masks change the ``image``, or the features of the ``layer``. At the layer, only the
             nodes that follow it are run.
         align_corners: masks are upsampled with aligned corners, else with half-pixel centres.
+        upsampled: masks are upsampled; false if the bank's `Maps` have the size of the input or the layer already.
     """
 
     bank: Bank
     binary: bool = False
-    baseline: Baseline = ZERO
+    baseline: Baseline | None = None
     at: Literal["image", "layer"] = "image"
     align_corners: bool = False
+    upsampled: bool = True
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ from ortcam.core.grids import NUMBER_FACTOR, PRIME, ROUNDS
 from ortcam.graph.names import (
     AFFINE,
     BANK,
-    BLUR_COLUMNS,
-    BLUR_ROWS,
-    COLOUR,
+    BASELINE,
     COLUMNS,
     GRID_CELLS,
     GRID_LIMIT,
@@ -47,16 +45,15 @@ def mask_inputs(wiring: Wiring, content: Sequence[int | str | None]) -> list[onn
         *given,
         value(NUMBERS, integers, ["ortcam.B"]),
         value(AFFINE, floats, ["ortcam.B", 3, 1, 1]),
-        value(ROWS, floats, [None, 1, None, None]),
-        value(COLUMNS, floats, [None, None] if wiring.bank == "given" else [None, 1, None, None]),
     ]
+    if wiring.upsampled:
+        inputs += [value(ROWS, floats, [None, 1, None, None])]
+        inputs += [value(COLUMNS, floats, [None, None] if wiring.bank == "given" else [None, 1, None, None])]
     if wiring.bank == "grids":
         inputs += [value(GRID_CELLS, integers, [None, None]), value(GRID_SHIFTS, integers, [2])]
         inputs += [value(GRID_LIMIT, integers, [1])]
-    if wiring.baseline == "colour":
-        inputs += [value(COLOUR, floats, [1, None, None, None])]
-    if wiring.baseline == "blurred":
-        inputs += [value(BLUR_ROWS, floats, [None, None]), value(BLUR_COLUMNS, floats, [None, None])]
+    if wiring.replaces:
+        inputs += [value(BASELINE, floats, [1, None, None, None])]
     return inputs
 
 
@@ -69,10 +66,12 @@ def write_masks(wiring: Wiring, layout: Layout, made: str) -> list[onnx.NodeProt
         make_node("Sub", ["ortcam.channel", "ortcam.shift"], "shifted"),
         make_node("Mul", ["ortcam.shifted", "ortcam.scale"], "scaled"),
         make_node("Add", ["ortcam.scaled", "ortcam.offset"], "normalized"),
-        make_node("MatMul", [rows, "ortcam.normalized"], "taller"),
-        make_node("MatMul", ["ortcam.taller", columns], "mask"),  # [B,1,H,W]
     ]
-    mask = "ortcam.mask"
+    mask = "ortcam.normalized"
+    if wiring.upsampled:
+        nodes.append(make_node("MatMul", [rows, mask], "taller"))
+        nodes.append(make_node("MatMul", ["ortcam.taller", columns], "mask"))  # [B,1,H,W]
+        mask = "ortcam.mask"
     if wiring.binary:
         nodes.append(_number("nothing", 0.0))
         nodes.append(make_node("Greater", [mask, "ortcam.nothing"], "shows"))
@@ -82,14 +81,13 @@ def write_masks(wiring: Wiring, layout: Layout, made: str) -> list[onnx.NodeProt
         nodes.append(make_node("Transpose", [mask], "mask_last", perm=[0, 2, 3, 1]))
         mask = "ortcam.mask_last"
     nodes.append(make_node("Gather", [PHOTOS, PHOTO_INDEX], "photo", axis=0))
-    if wiring.baseline == "zero":
+    if not wiring.replaces:
         return [*nodes, helper.make_node("Mul", ["ortcam.photo", mask], [made], name="ortcam.masked_image")]
-    baseline = COLOUR if wiring.baseline == "colour" else _write_blur(nodes, layout)
     nodes += [
         _number("one_mask", 1.0),
         make_node("Mul", ["ortcam.photo", mask], "kept"),
         make_node("Sub", ["ortcam.one_mask", mask], "hidden"),
-        make_node("Mul", [baseline, "ortcam.hidden"], "replaced"),
+        make_node("Mul", [BASELINE, "ortcam.hidden"], "replaced"),
         helper.make_node("Add", ["ortcam.kept", "ortcam.replaced"], [made], name="ortcam.masked_image"),
     ]
     return nodes
@@ -160,19 +158,6 @@ def _write_scramble(nodes: list[onnx.NodeProto], begin: str, terms: str, name: s
             "Mod", append("Add", fifth, f"ortcam.added_{index}", f"{index}_more"), "ortcam.prime", f"{index}"
         )
     return value
-
-
-def _write_blur(nodes: list[onnx.NodeProto], layout: Layout) -> str:
-    photo = "ortcam.photo"
-    if layout == "NHWC":
-        nodes.append(make_node("Transpose", [photo], "photo_first", perm=[0, 3, 1, 2]))
-        photo = "ortcam.photo_first"
-    nodes.append(make_node("MatMul", [BLUR_ROWS, photo], "blurred_down"))
-    nodes.append(make_node("MatMul", ["ortcam.blurred_down", BLUR_COLUMNS], "blurred"))
-    if layout == "NCHW":
-        return "ortcam.blurred"
-    nodes.append(make_node("Transpose", ["ortcam.blurred"], "blurred_last", perm=[0, 2, 3, 1]))
-    return "ortcam.blurred_last"
 
 
 def _number(name: str, number: float) -> onnx.NodeProto:

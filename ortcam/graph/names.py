@@ -10,9 +10,7 @@ ROWS = (
 )
 COLUMNS = "ortcam.columns"  # [w,W]; for grids [S,1,w,W]
 TARGETS = "ortcam.targets"  # int64 [B,T]
-COLOUR = "ortcam.colour"  # [1,C,1,1] or [1,1,1,C]: the baseline
-BLUR_ROWS = "ortcam.blur_rows"  # [H,H]: the baseline is BLUR_ROWS @ photo @ BLUR_COLUMNS
-BLUR_COLUMNS = "ortcam.blur_columns"  # [W,W]
+BASELINE = "ortcam.baseline"  # [1,C,H,W], or [1,H,W,C]; an axis may be 1
 GRID_CELLS = "ortcam.grid_cells"  # int64 [s,s]: the first term of the hash of each cell
 GRID_SHIFTS = "ortcam.grid_shifts"  # int64 [2]: the first terms of the hashes of the shifts down and across
 GRID_LIMIT = "ortcam.grid_limit"  # int64 [1]: a cell with a lower hash is shown

@@ -16,19 +16,21 @@ class Wiring:
 
     Attributes:
         bank: the masks are ``given``, as channels or maps, or drawn as ``grids``.
-        binary, baseline, at: as in `Change` and `Baseline`.
+        binary, at, upsampled: as in `Change`.
+        replaces: a given baseline replaces the hidden part, which is zero otherwise.
     """
 
     bank: Literal["given", "grids"] = "given"
     binary: bool = False
-    baseline: Literal["zero", "colour", "blurred"] = "zero"
+    replaces: bool = False
     at: Literal["image", "layer"] = "image"
+    upsampled: bool = True
 
     @classmethod
     def of(cls, change: Change) -> Wiring:
         """Return the wiring of a change."""
         bank: Literal["given", "grids"] = "grids" if isinstance(change.bank, Grids) else "given"
-        return cls(bank, change.binary, change.baseline.kind, change.at)
+        return cls(bank, change.binary, change.baseline is not None, change.at, change.upsampled)
 
 
 MASKED_IMAGE = Wiring()  # Score-CAM's

@@ -21,7 +21,7 @@ from ortcam.core.convention import Floats, interpolation_matrix
 from ortcam.core.device import Device
 from ortcam.core.forward import Forward
 from ortcam.core.method import Scores
-from ortcam.core.query import Change, Channels, Grids, Maps, Rows
+from ortcam.core.query import Baseline, Change, Channels, Grids, Maps, Rows
 from ortcam.errors import ModelError
 from ortcam.graph import names
 from ortcam.graph.wiring import MASKED_IMAGE, Wiring
@@ -98,7 +98,9 @@ class Scorer:
         self._result = session.get_outputs()[0].name
         self._name = model.name
         self._wiring = wiring
-        self._plain = Change(Channels() if wiring.bank == "given" else Grids((1, 1)))  # of rows that mask nothing
+        nothing = Baseline(np.zeros((1, 1, 1, 1), np.float32)) if wiring.replaces else None
+        # Of rows that mask nothing.
+        self._plain = Change(Channels() if wiring.bank == "given" else Grids((1, 1)), baseline=nothing)
         self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
         # On a GPU, two runs at once would take twice the memory, and would not be faster.
         self._turn = nullcontext() if device.type == "cpu" else Lock()
@@ -124,6 +126,8 @@ class Scorer:
         inputs = {names.PHOTOS: tensors} | of_rows
         if self._wiring.bank == "given":
             inputs[names.BANK] = np.zeros((count, 1, 1), np.float32)
+        if self._plain.baseline is not None:
+            inputs[names.BASELINE] = self._plain.baseline.values
         fixed = self._fixed(self._plain, (1, 1), (height, width), len(rows))
         made = (self._result, names.LOGITS, "activations")
 
@@ -192,6 +196,8 @@ class Scorer:
             size: the size of the image or the layer that is masked.
             count: the number of rows of a batch.
         """
+        if not self._wiring.upsampled:
+            return {}
         if isinstance(change.bank, Grids):
             from ortcam.core.grids import grid_terms, shifted_matrices
 
@@ -209,15 +215,6 @@ class Scorer:
             if self._device.type != "cpu":
                 rows = np.broadcast_to(rows, (count, *rows.shape[1:]))
             fixed = {names.ROWS: rows, names.COLUMNS: interpolation_matrix(size[1], small[1], change.align_corners).T}
-        if self._wiring.baseline == "colour":
-            colour = np.array(change.baseline.colour or 0, np.float32).reshape(1, -1, 1, 1)
-            last = self._model.contract.image_layout == "NHWC"
-            fixed[names.COLOUR] = colour.transpose(0, 2, 3, 1) if last else colour
-        if self._wiring.baseline == "blurred":
-            from ortcam.core.blur import blur_matrix
-
-            fixed[names.BLUR_ROWS] = blur_matrix(size[0], change.baseline.sigma)
-            fixed[names.BLUR_COLUMNS] = blur_matrix(size[1], change.baseline.sigma).T
         return fixed
 
     def _check_shapes(self, output: Floats, activations: Floats) -> None:
@@ -231,15 +228,18 @@ class Scorer:
             raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
 
     def _of_group(self, group: Group, change: Change) -> Inputs:
-        """Return the inputs that all batches of a group share: the photos or features, and the bank."""
+        """Return the inputs that all batches of a group share: the photos or features, the bank, the baseline."""
         content = group.photos
         if change.at == "layer":
             content = group.features.reshape(len(group.photos), -1, *group.layer)
             if self._model.contract.activations_layout == "NHWC":
                 content = content.transpose(0, 2, 3, 1)
-        if isinstance(change.bank, Grids):
-            return {names.PHOTOS: content}
-        return {names.PHOTOS: content, names.BANK: _bank_of(group, change)}
+        shared = {names.PHOTOS: content}
+        if not isinstance(change.bank, Grids):
+            shared[names.BANK] = _bank_of(group, change)
+        if change.baseline is not None:
+            shared[names.BASELINE] = change.baseline.values
+        return shared
 
     def _upload(self, array: NDArray[Any]) -> Any:
         with running(self._name), self._gate():
@@ -278,7 +278,8 @@ class _GroupRuns:
                 self._binding.bind_ortvalue_input(name, value)
         if self._bound not in (-1, count):
             fixed = self._fixed(inputs)
-            self._bound = -1 if len(fixed[names.ROWS]) == 1 or self._scorer._wiring.bank == "grids" else count
+            by_count = self._scorer._wiring.bank == "given" and names.ROWS in fixed and len(fixed[names.ROWS]) > 1
+            self._bound = count if by_count else -1
             inputs = inputs | fixed
         return self._scorer._run(self._binding, inputs, _SCORES)
 
@@ -290,7 +291,7 @@ class _GroupRuns:
         kept, change = self._group.on_device, self._change
         found = {}
         for name, array in self._scorer._of_group(self._group, change).items():
-            what = change.at if name == names.PHOTOS else change.bank
+            what: Any = {names.PHOTOS: change.at, names.BASELINE: change.baseline}.get(name, change.bank)
             if what not in kept:
                 kept[what] = self._scorer._upload(array)
             found[name] = kept[what]
