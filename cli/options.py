@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ortcam.runtime.providers import Provider
 
 
-_EXAMPLES = {"--provider-option": "use_tf32=1", "--method-option": "masks=1000"}
+_EXAMPLES = {"--provider-option": "use_tf32=1", "--method-option": "masks=1000", "--maps": "mine=folder"}
 
 
 def one_of(*words: str) -> Callable[[], list[str]]:

@@ -1,0 +1,308 @@
+"""Evaluate maps on photos: which photos, which classes, which maps, and the run of them all."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import ortcam
+from ortcam.core.provenance import now
+from ortcam.core.targets import Wanted
+from ortcam.errors import DatasetError, OptionError, OrtcamError, whole
+from ortcam.evaluation.datasets import Dataset, open_dataset
+from ortcam.evaluation.journal import Journal
+from ortcam.evaluation.maps import AT_THE_DOOR, CONTROLS, Contestant, Given, GivenMaps, parse_method
+from ortcam.evaluation.metrics import Chosen, choose_metrics
+from ortcam.evaluation.photo import Case, PhotoRun
+from ortcam.evaluation.result import Result
+from ortcam.evaluation.rows import Column, Failure, Row
+from ortcam.explain.ahead import prepared_ahead
+from ortcam.explain.jobs import Job, prepare
+from ortcam.model.cam_model import CamModel, ModelLike
+from ortcam.runtime.providers import ProviderLike, resolve_provider
+from ortcam.runtime.session import RUNTIME_VERSION
+from ortcam.runtime.threads import thread_count
+
+if TYPE_CHECKING:
+    from ortcam.evaluation.samples import Sample
+
+WhichClass = Literal["predicted", "true"] | int | str
+Only = Literal["all", "correct", "misclassified"]
+DIFFERENCE = "insertion - deletion"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which photos and classes are evaluated.
+
+    Attributes:
+        explain: the class that the maps explain: the ``predicted`` class, the ``true`` class, an index or a label.
+        score: the class whose score is measured: the ``explained`` class, or as `explain`.
+        only: ``all`` photos, or those whose predicted class is ``correct`` or not (``misclassified``).
+        most_per_class: at most this many photos of each true class, in order; None for all.
+    """
+
+    explain: WhichClass
+    score: WhichClass
+    only: Only = "all"
+    most_per_class: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.only not in ("all", "correct", "misclassified"):
+            raise OptionError(f"only is {self.only!r}; expected all, correct or misclassified")
+        if self.most_per_class is not None:
+            whole("most_per_class", self.most_per_class)
+
+    @property
+    def needs_label(self) -> bool:
+        return "true" in (self.explain, self.score) or self.only != "all" or self.most_per_class is not None
+
+
+def evaluate(
+    model: ModelLike,
+    photos: Any,
+    methods: Sequence[str | Contestant] | str | Contestant = ("score-cam",),
+    metrics: Sequence[Any] | str = ("insertion", "deletion"),
+    *,
+    labels: str | PathLike[str] | None = None,
+    maps: Mapping[str, Given] | None = None,
+    explain: WhichClass | None = None,
+    score: WhichClass = "explained",
+    only: Only = "all",
+    most_per_class: int | None = None,
+    budget: int | None = None,
+    layer: str | None = None,
+    controls: Sequence[str] = tuple(CONTROLS),
+    seed: int = 0,
+    folder: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    provider: ProviderLike = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_error: Callable[[str, OrtcamError], None] | None = None,
+) -> Result:
+    """Evaluate maps on photos.
+
+    Args:
+        model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
+        photos: a folder, a LAYOUT:PATH such as ``cub:CUB_200_2011``, or photos: see `open_dataset`.
+        methods: texts such as ``score-cam:budget=32`` (`parse_method`), or Contestants.
+        metrics: texts such as ``insertion:rise`` (`choose_metrics`), or conventions.
+        labels: a CSV file with the columns photo and label.
+        maps: maps that were made elsewhere, by a name for each set: a folder of .npy files, a mapping from the names of
+            the photos, or a function of name and class.
+        explain: the class that maps explain: ``predicted``, ``true``, an index or a label. None for the true class if
+            a metric compares the map with a box or a mask, else the predicted class.
+        score: the class whose score is measured: ``explained``, or as `explain`.
+        only: all photos, or the ``correct`` or ``misclassified`` ones alone.
+        most_per_class: at most this many photos of each true class, in order.
+        budget: the budget of methods whose text states none.
+        layer: the target layer; None for the first that the file exposes.
+        controls: some of ``random``, ``centre``, ``activations``.
+        seed: of the random control.
+        folder: keeps finished photos, and goes on where an interrupted run with the same options ended; receives
+            results.json, per-photo.csv and curves.png. None keeps nothing.
+        overwrite: replace the results of a run with other options.
+        provider, batch_size, threads: as for `ModelExplainer`.
+        on_progress: called with (done, total) after every photo.
+        on_error: called with the name of each photo that fails, and its error; the others go on.
+
+    Raises:
+        DatasetError: photos, labels, boxes, masks or maps are missing, or contradict each other.
+        OptionError: an option is invalid.
+        TargetError: a label is unknown to the model.
+        ModelError, LayerError, ProviderError: as for `ModelExplainer`.
+        OccupiedError: the folder holds other results.
+    """
+    chosen = choose_metrics(metrics)
+    contestants = _contestants(methods, budget)
+    given = tuple(GivenMaps(name, source) for name, source in (maps or {}).items())
+    _check_names([*(one.name for one in contestants), *(one.name for one in given)], controls)
+    placed = [one.name for one in chosen if one.needs_place]
+    explained: WhichClass = explain if explain is not None else "true" if placed else "predicted"
+    choice = Choice(explained, explained if score == "explained" else score, only, most_per_class)
+    dataset = open_dataset(photos, labels)
+    _check_dataset(dataset, choice, placed)
+    opened = model if isinstance(model, CamModel) else CamModel(model)
+    run = PhotoRun(
+        opened, contestants, given, tuple(controls), chosen, seed,
+        resolve_provider(provider), batch_size, thread_count(threads), layer,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        stack.callback(run.close)
+        cases = _Cases(run, choice, dataset)
+        header = _header(run, dataset, choice, score == "explained")
+        journal = None
+        if folder is not None:
+            journal = Journal(Path(folder), header, overwrite)
+            stack.callback(journal.close)
+        rows, failures, columns = _run(run, cases, dataset, journal, on_progress, on_error)
+        names = tuple(one.name for one in (*contestants, *given)) + tuple(controls)
+        record = {**header, "created": now(), "photos": [sample.name for sample in dataset.samples]}
+        result = Result(columns, names, tuple(controls), tuple(rows), tuple(failures), record)
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _run(
+    run: PhotoRun,
+    cases: _Cases,
+    dataset: Dataset,
+    journal: Journal | None,
+    on_progress: Callable[[int, int], None] | None,
+    on_error: Callable[[str, OrtcamError], None] | None,
+) -> tuple[list[Row], list[Failure], tuple[Column, ...]]:
+    """Evaluate all photos. Return their rows in the order of the photos, the photos that failed, and the columns."""
+    done = dict(journal.done) if journal is not None else {}
+    groups = [tuple(group) for _, group in itertools.groupby(dataset.samples, key=lambda sample: id(sample.image))]
+    rows, failures = list[Row](), list[Failure]()
+    waiting = [group for group in groups if not all(sample.name in done for sample in group)]
+    ahead = iter(prepared_ahead([group[0].image for group in waiting], lambda image: prepare(run.model, image), 1, 1))
+    for number, group in enumerate(groups, 1):
+        if all(sample.name in done for sample in group):
+            made: dict[str, Sequence[Row] | OrtcamError] = {sample.name: done[sample.name] for sample in group}
+        else:
+            ((_, job),) = next(ahead)
+            made = dict.fromkeys((sample.name for sample in group), job) if isinstance(job, OrtcamError) else {}
+            made = made or _evaluate_photo(run, cases, job, group)
+        for name, outcome in made.items():
+            if isinstance(outcome, OrtcamError):
+                failures.append(Failure(name, str(outcome)))
+                if on_error is not None:
+                    on_error(name, outcome)
+                continue
+            if journal is not None and name not in done:
+                journal.add(name, tuple(outcome))
+            cases.count(name, outcome)
+            rows.extend(outcome)
+        if on_progress is not None:
+            on_progress(number, len(groups))
+    return rows, failures, run.columns()
+
+
+def _evaluate_photo(
+    run: PhotoRun, cases: _Cases, job: Job, group: Sequence[Sample]
+) -> dict[str, Sequence[Row] | OrtcamError]:
+    """Return the rows, or the error, of each sample of one photo."""
+    try:
+        with run.open(job) as photo:
+            wanted = {sample.name: cases.find(sample, photo.predicted) for sample in group}
+            return dict(photo.measure({name: case for name, case in wanted.items() if case is not None})) | {
+                name: () for name, case in wanted.items() if case is None
+            }
+    except OrtcamError as error:
+        return dict.fromkeys((sample.name for sample in group), error)
+
+
+class _Cases:
+    """Finds the classes of each sample, and leaves out samples that the choice leaves out."""
+
+    def __init__(self, run: PhotoRun, choice: Choice, dataset: Dataset) -> None:
+        """Resolve all labels before the first photo.
+
+        Raises:
+            TargetError, DatasetError: a label is unknown to the model.
+        """
+        self._run, self._choice = run, choice
+        self._labels = {sample.name: sample.label for sample in dataset.samples}
+        self._taken: Counter[int] = Counter()
+        for end in (choice.explain, choice.score):
+            if end not in ("predicted", "true"):
+                run.resolve(end, "the class to explain or to score")
+        if choice.needs_label:
+            for sample in dataset.samples:
+                run.resolve(sample.label, f"the label of {sample.name}")
+
+    def find(self, sample: Sample, predicted: int) -> Case | None:
+        """Return the case of a sample; None if it is left out."""
+        choice = self._choice
+        true = None
+        if choice.needs_label:
+            true = self._true(sample.name)
+            if choice.only != "all" and (true.index == predicted) != (choice.only == "correct"):
+                return None
+            if choice.most_per_class is not None and self._taken[true.index] >= choice.most_per_class:
+                return None
+        explained, scored = (self._class(end, predicted, true) for end in (choice.explain, choice.score))
+        return Case(sample, explained, scored)
+
+    def count(self, name: str, rows: Sequence[Row]) -> None:
+        """Count a sample that was evaluated."""
+        if rows and self._choice.most_per_class is not None:
+            self._taken[self._true(name).index] += 1
+
+    def _true(self, name: str) -> Wanted:
+        return self._run.resolve(self._labels[name], f"the label of {name}")
+
+    def _class(self, end: WhichClass, predicted: int, true: Wanted | None) -> Wanted:
+        if end == "predicted":
+            return Wanted(predicted)
+        if end == "true":
+            assert true is not None
+            return true
+        return self._run.resolve(end, "the class")
+
+
+def _contestants(methods: Any, budget: int | None) -> tuple[Contestant, ...]:
+    given: Iterable[Any] = [methods] if isinstance(methods, str | Contestant) else methods
+    made = []
+    for one in given:
+        if not isinstance(one, str | Contestant):
+            raise OptionError(f"method is {one!r}; expected a name such as 'score-cam:budget=32', or a Contestant")
+        made.append(parse_method(one, budget) if isinstance(one, str) else one)
+    return tuple(made)
+
+
+def _check_names(names: Sequence[str], controls: Sequence[str]) -> None:
+    unknown = [control for control in controls if control not in CONTROLS]
+    if unknown:
+        raise OptionError(f"control {unknown[0]!r} is unknown; expected {', '.join(CONTROLS)}")
+    both = [*names, *controls]
+    if not both:
+        raise OptionError("there is nothing to evaluate; expected a method, maps or a control")
+    twice = next((name for name in both if both.count(name) > 1), None)
+    if twice is not None:
+        raise OptionError(f"two methods or maps have the name {twice!r}; give each its own name")
+
+
+def _check_dataset(dataset: Dataset, choice: Choice, placed: Sequence[str]) -> None:
+    """Refuse a data set that lacks labels or places that are needed."""
+    bare = [sample.name for sample in dataset.samples if sample.label is None]
+    if choice.needs_label and bare:
+        raise DatasetError(
+            f"{len(bare)} of {len(dataset.samples)} photos have no label, such as {bare[0]}; a true class is needed "
+            "for this evaluation: give --labels, or a data set with labels"
+        )
+    if placed and all(not sample.boxes and not sample.masks for sample in dataset.samples):
+        raise DatasetError(
+            f"the photos of {dataset.name} have neither boxes nor masks, which the metric {placed[0]!r} needs; "
+            "give a data set that has them (cub:, voc:, coco:, masks:, csv:)"
+        )
+
+
+def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict[str, Any]:
+    """Return what decides the values: a run that was interrupted goes on only if all of it is the same."""
+    return {
+        "ortcam": ortcam.__version__,
+        "onnxruntime": RUNTIME_VERSION,
+        **run.describe(),
+        "dataset": dataset.describe(),
+        "explained_class": choice.explain,
+        "scored_class": "explained" if same else choice.score,
+        "only": choice.only,
+        "most_per_class": choice.most_per_class,
+        "controls": CONTROLS,
+        "given_maps": AT_THE_DOOR,
+        "flat_maps": "a flat map has no values; it is counted, and left out of means and comparisons",
+        "means": "means over photos of the values of each photo (means of ratios), with bootstrap intervals",
+    }

@@ -1,0 +1,216 @@
+"""Maps to evaluate: by a method, given by the user, or by a control that does not look at the model."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from ortcam.core.budget import Limits, Selecting
+from ortcam.core.convention import Floats, normalize, resolve_convention, upsample
+from ortcam.core.forward import Forward
+from ortcam.core.pictures import Crop
+from ortcam.errors import DatasetError, OptionError
+from ortcam.methods import make_method
+from ortcam.output.explanation import Explanation
+
+if TYPE_CHECKING:
+    from ortcam.core.method import Method
+
+CONTROLS = {
+    "random": "uniform noise for each pixel of the model's input, seeded by the seed and the photo's name",
+    "centre": "a Gaussian around the centre of the model's input, with a deviation of a quarter of its height and width",
+    "activations": "the sum of the target layer's channels, upsampled and min-max normalised",
+}
+AT_THE_DOOR = (
+    "a map with values outside [0,1] is min-max normalised; a map of the photo's size is cut to the part that the "
+    "model saw; any other map is resized bilinearly (half-pixel centres) to the model's input size"
+)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method with its options, under a name.
+
+    Attributes:
+        name: the name in tables.
+        method: the method of explanation.
+        limits: the budget, the tolerance and the selection.
+        layer: the target layer; None for the first that the file exposes.
+    """
+
+    name: str
+    method: Method
+    limits: Limits = field(default_factory=Limits)
+    layer: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the record says of the method."""
+        limits = self.limits
+        return {
+            **self.method.describe(),
+            "preset": self.method.convention.name,
+            "budget": limits.budget,
+            "tolerance": limits.tolerance,
+            "selection": limits.selection,
+            "layer": self.layer,
+        }
+
+
+# Where given maps are found: a folder of .npy files named after the photos; maps by the name of the sample; or a
+# function of the sample's name and the explained class.
+Given = str | PathLike[str] | Mapping[str, Any] | Callable[[str, int], Any]
+
+
+def parse_method(spec: str, budget: int | None = None) -> Contestant:
+    """Return the contestant of a text such as ``score-cam:budget=32,preset=paper``.
+
+    Args:
+        spec: the name of a method, and behind a colon its options: those of the method, and budget, tolerance,
+            selection, preset (of score-cam) and layer. The text is the contestant's name.
+        budget: the budget if the text states none; None for all masked inputs.
+
+    Raises:
+        OptionError: the name or an option is unknown, or a value is invalid.
+    """
+    kind, options = split_spec(spec, "method")
+    numbers: dict[str, Any] = {"budget": budget}
+    for name, number in (("budget", int), ("tolerance", float)):
+        if name in options:
+            text = options.pop(name)
+            try:
+                numbers[name] = number(text)
+            except ValueError as error:
+                raise OptionError(f"{name} of {spec!r} is {text!r}; expected a number") from error
+    selection, preset, layer = (options.pop(name, None) for name in ("selection", "preset", "layer"))
+    if preset is not None and kind != "score-cam":
+        raise OptionError(f"method {spec!r} has a preset; only score-cam has presets")
+    method: Any = make_method(kind, options)
+    if preset is not None:
+        method = type(method)(resolve_convention(preset))
+    name = spec if budget is None or ("budget=" in spec) else f"{spec}{',' if ':' in spec else ':'}budget={budget}"
+    limits = Limits(numbers["budget"], numbers.get("tolerance"), cast("Selecting", selection or "predict"))
+    method.check(limits)
+    return Contestant(name, method, limits, layer)
+
+
+def split_spec(spec: str, what: str) -> tuple[str, dict[str, str]]:
+    """Return the name of ``NAME:KEY=VALUE,...`` and its options; of ``NAME:WORD,KEY=VALUE`` the word is option ``""``.
+
+    Raises:
+        OptionError: a part is not KEY=VALUE.
+    """
+    name, _, rest = spec.partition(":")
+    options: dict[str, str] = {}
+    for at, part in enumerate(filter(None, rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals and (at > 0 or what == "method"):
+            raise OptionError(f"{what} {spec!r} has the option {part!r}; expected KEY=VALUE")
+        options[key.strip() if equals else ""] = value.strip() if equals else key.strip()
+    return name.strip(), options
+
+
+def control_map(name: str, forward: Forward, photo: str, seed: int) -> Floats:
+    """Return the map [H,W] of a control for one photo; CONTROLS describes each."""
+    height, width = forward.size
+    if name == "random":
+        return np.random.default_rng([seed, zlib.crc32(photo.encode())]).random((height, width), np.float32)
+    if name == "centre":
+        down, across = (((np.arange(length) + 0.5) / length - 0.5) / 0.25 for length in (height, width))
+        return np.exp(-(down[:, None] ** 2 + across**2) / 2).astype(np.float32)
+    summed = forward.activations.sum(axis=0, dtype=np.float32)
+    return normalize(upsample(summed[None], forward.size))[0]
+
+
+class GivenMaps:
+    """Maps that the user has, under a name."""
+
+    def __init__(self, name: str, given: Given) -> None:
+        """Take the maps.
+
+        Raises:
+            DatasetError: a folder is missing.
+        """
+        self.name, self._given = name, given
+        if isinstance(given, str | PathLike) and not Path(given).is_dir():
+            raise DatasetError(f"the folder {given} of the maps {name!r} is missing; expected .npy files in it")
+
+    def describe(self) -> dict[str, Any]:
+        folder = isinstance(self._given, str | PathLike)
+        return {"name": "given", "from": str(self._given) if folder else type(self._given).__name__}
+
+    def find(self, photo: str, target: int, crop: Crop, size: tuple[int, int], photo_size: tuple[int, int]) -> Floats:
+        """Return the map of a sample at the model's input size, float32 [H,W] in [0,1].
+
+        Args:
+            photo: the sample's name.
+            target: the explained class.
+            crop: the part of the photo that the model saw.
+            size: the model's input size.
+            photo_size: the photo's size.
+
+        Raises:
+            DatasetError: the map is missing, or is no map.
+        """
+        return as_map(self._look_up(photo, target), f"the map of {photo} in {self.name!r}", target, crop, size, photo_size)
+
+    def _look_up(self, photo: str, target: int) -> Any:
+        given = self._given
+        if isinstance(given, Mapping):
+            if photo not in given:
+                raise DatasetError(f"the maps {self.name!r} have none for {photo}; expected one for each photo")
+            return given[photo]
+        if not isinstance(given, str | PathLike):
+            return given(photo, target)
+        plain = Path(photo.partition("#")[0])
+        stems = (f"{photo}.npy", f"{plain}.npy", f"{plain.with_suffix('')}.npy", f"{plain.stem}.npy")
+        path = next((Path(given, stem) for stem in stems if Path(given, stem).is_file()), None)
+        if path is None:
+            raise DatasetError(f"the maps {self.name!r} have no file for {photo}; expected {Path(given, stems[2])}")
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"cannot read {path}: {error}; expected a NumPy array of numbers") from error
+
+
+def as_map(
+    given: Any, what: str, target: int, crop: Crop, size: tuple[int, int], photo_size: tuple[int, int]
+) -> Floats:
+    """Return a given map at the model's input size, float32 [H,W] in [0,1]; AT_THE_DOOR says how.
+
+    Args:
+        given: an array [h,w] or [1,h,w] of any library, or an Explanation.
+        what: its name in messages.
+        target, crop, size, photo_size: as in `GivenMaps.find`.
+
+    Raises:
+        DatasetError: it has another shape, or holds NaN or infinite values.
+    """
+    if isinstance(given, Explanation):
+        place = given.place_of(target)
+        given = given.input_maps[place] if given.input_size == size else given.map_at(place)
+    try:
+        values = np.asarray(given, np.float32)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{what} is a {type(given).__name__}; expected an array [h,w] of numbers") from error
+    if values.ndim == 3 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 2 or 0 in values.shape:
+        raise DatasetError(f"{what} has the shape {list(values.shape)}; expected [h,w]")
+    if not np.isfinite(values).all():
+        raise DatasetError(f"{what} holds NaN or infinite values; expected finite numbers")
+    if values.min() < 0 or values.max() > 1:
+        values = normalize(values[None])[0]
+    if values.shape == size:
+        return values
+    if values.shape == photo_size:
+        values = values[crop.top : crop.bottom, crop.left : crop.right]
+    return np.clip(upsample(values[None], size)[0], 0, 1)
+
+
+ControlName = Literal["random", "centre", "activations"]
