@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from ortcam.errors import DatasetError, nearest, one_line
 from ortcam.evaluation.dataset_files import Content, Item, and_more, as_label, exists, read_text, samples_of
-from ortcam.evaluation.regions import MaskFile
-from ortcam.evaluation.samples import Box, Sample
+from ortcam.evaluation.regions import Box, MaskFile
+from ortcam.evaluation.samples import Sample
 
 _SIDES = ("left", "top", "right", "bottom")
 _COLUMNS = ("photo", "label", *_SIDES, "mask")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ortcam.errors import DatasetError
-from ortcam.evaluation.regions import MaskFile, Rectangle
-from ortcam.evaluation.samples import Box, MaskSource, Sample
+from ortcam.evaluation.regions import Box, MaskFile, MaskSource, Rectangle
+from ortcam.evaluation.samples import Sample
 from ortcam.model.image import SUFFIXES
 from ortcam.output.record import MANIFEST
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from ortcam.errors import DatasetError, OptionError, nearest
+from ortcam.evaluation.dataset_coco import read_coco
 from ortcam.evaluation.dataset_csv import read_csv, with_labels
+from ortcam.evaluation.dataset_cub import read_cub
 from ortcam.evaluation.dataset_files import (
     Content,
     and_more,
@@ -25,7 +27,8 @@ from ortcam.evaluation.dataset_files import (
     read_classes,
     read_masks,
 )
-from ortcam.evaluation.samples import Sample
+from ortcam.evaluation.dataset_voc import read_voc
+from ortcam.evaluation.samples import MaskSource, Sample
 
 if TYPE_CHECKING:
     from ortcam.core.pictures import Image
@@ -34,8 +37,13 @@ LAYOUTS = {
     "folder": "a folder with photos, at any depth",
     "classes": "a folder with a folder of photos for each class, named by its index or label",
     "classes-sorted": "the same; the class is the position of the folder's name in their sorted list, from 0",
+    "coco": "a JSON file of COCO with its photos beside it; coco:JSON,FOLDER for photos elsewhere",
     "csv": "a CSV with the columns photo, label, and perhaps left, top, right, bottom, mask",
+    "cub": "CUB-200-2011: its test photos",
+    "cub-all": "CUB-200-2011: all photos",
+    "cub-train": "CUB-200-2011: its training photos",
     "masks": "a folder with images/, masks/ (a PNG for each photo) and perhaps labels.csv",
+    "voc": "Pascal VOC: Annotations/ and JPEGImages/; voc-NAME for the list ImageSets/Main/NAME.txt",
 }
 Labels = str | PathLike[str] | Sequence[int | str | None]
 
@@ -90,10 +98,16 @@ class Dataset:
     def _sha256(self) -> str:
         found = hashlib.sha256()
         for sample in self.samples:
-            places = [list(map(float, box)) for box in sample.boxes], [mask.fingerprint() for mask in sample.masks]
+            places = [list(map(float, box)) for box in sample.boxes], [_fingerprint(mask) for mask in sample.masks]
             row = sample.name, sample.label, places, _pixels(sample.image)
             found.update(json.dumps(row).encode() + b"\n")
         return found.hexdigest()
+
+
+def _fingerprint(mask: MaskSource) -> str:
+    """Return a short text that differs between different masks; a caller's own class may have none."""
+    found = getattr(mask, "fingerprint", None)
+    return str(found()) if found else type(mask).__name__
 
 
 def _pixels(image: Image) -> str | None:
@@ -145,7 +159,7 @@ def _layout_of(text: str) -> tuple[str, str]:
     layout, colon, path = text.partition(":")
     if not colon or len(layout) < 2 or exists(Path(text)):  # a single letter is a drive of Windows
         return "", text
-    if layout in LAYOUTS or layout.startswith(("cub-", "voc-")):
+    if layout in LAYOUTS or layout.startswith("voc-"):
         return layout, path
     if os.sep in layout:
         return "", text
@@ -167,11 +181,29 @@ def _open_layout(layout: str, path: str, spec: str, labels: Labels | None) -> Da
         content = read_classes(folder, split == "sorted")
     elif kind == "csv":
         content = read_csv(folder)
+    elif kind == "cub":
+        content = read_cub(folder, cast("Literal['train', 'all']", split) or "test")
+    elif kind == "voc":
+        content = read_voc(folder, split)
+    elif kind == "coco":
+        content = read_coco(*_coco_paths(path))
     else:
         content = read_masks(folder)
         own = folder / "labels.csv"
         labels = own if labels is None and own.is_file() else labels
     return _labelled(Dataset(spec, tuple(content.samples), tuple(content.notes), layout, path), labels)
+
+
+def _coco_paths(path: str) -> tuple[Path, Path]:
+    """Return the JSON file and the folder of photos of ``JSON`` or ``JSON,FOLDER``.
+
+    The folder may also be relative to the JSON's.
+    """
+    file, comma, folder = path.rpartition(",")
+    if not comma or exists(Path(path)):
+        return Path(path), Path(path).parent
+    beside = Path(file).parent / folder
+    return Path(file), beside if beside.is_dir() and not Path(folder).is_dir() else Path(folder)
 
 
 def _listed(photos: Sequence[Image | Sample]) -> Content:

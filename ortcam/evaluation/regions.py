@@ -1,23 +1,80 @@
-"""Masks of objects as data sets state them: PNG files, arrays, polygons and run lengths."""
+"""Regions of photos as data sets state them: boxes, PNG files, arrays, polygons and run lengths."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import DatasetError, ImageError
-from ortcam.evaluation.samples import TOLERANCE, Box, inside, shown
 from ortcam.model.image import decode_photo, read_file
 from ortcam.model.png import MAGIC
 
+# COCO and CUB have boxes that end a fraction of a pixel outside the photo, because their numbers are rounded.
+TOLERANCE = 1.0  # pixels
 _MOST_PIXELS = 1 << 40  # of a mask as run lengths: more is a mistake, and would overflow sums
+
+
+class Box(NamedTuple):
+    """A box in photo pixels: ``left <= x < right``, ``top <= y < bottom``; x grows to the right, y downwards.
+
+    The first pixel of a row covers 0 to 1. A pixel belongs to the box if its centre does.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def __str__(self) -> str:
+        return f"({', '.join(f'{number:g}' for number in self)})"
+
+
+class MaskSource(Protocol):
+    """A mask that is read when it is needed: a PNG file, polygons, run lengths or an array."""
+
+    def read(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return the mask, bool [H,W], of a photo of `size` (H, W) pixels; True inside the object.
+
+        Raises:
+            DatasetError: the mask has another size, or cannot be read.
+        """
+
+
+def inside(box: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels of a photo of `size` (H, W) whose centres lie in the box, bool [H,W].
+
+    Raises:
+        DatasetError: the box is empty, or lies more than a pixel outside the photo.
+    """
+    height, width = size
+    numbers = [float(number) for number in box]
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise DatasetError(f"box {Box(*box)} is not four finite numbers (left, top, right, bottom)")
+    left, top, right, bottom = numbers
+    if right <= left or bottom <= top:
+        raise DatasetError(f"box {Box(*box)} is empty; expected left < right and top < bottom")
+    if min(left, top) < -TOLERANCE or right > width + TOLERANCE or bottom > height + TOLERANCE:
+        raise DatasetError(f"box {Box(*box)} lies outside the photo, which is {shown(size)}")
+    region = np.zeros(size, np.bool_)
+    rows, columns = (
+        slice(max(0, math.ceil(a - 0.5)), max(0, math.ceil(b - 0.5))) for a, b in ((top, bottom), (left, right))
+    )
+    region[rows, columns] = True
+    return region
+
+
+def shown(size: tuple[int, ...]) -> str:
+    """Return (H, W) as in ``640x480 pixels``: the width first."""
+    return f"{size[1]}x{size[0]} pixels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +226,23 @@ class RunLengths:
     def fingerprint(self) -> str:
         """Return a hash of the runs."""
         return f"runs {list(self.size)} {_hash(self.counts)}"
+
+
+def as_mask(mask: MaskSource | str | PathLike[str] | NDArray[Any]) -> MaskSource:
+    """Return a mask of a PNG's path or an array [H,W]; others as they are.
+
+    Raises:
+        DatasetError: it has another type.
+    """
+    if hasattr(mask, "read"):
+        return mask
+    if isinstance(mask, str | PathLike):
+        return MaskFile(Path(mask), Path(mask).name)
+    if hasattr(mask, "__array__"):
+        return MaskArray(np.asarray(mask))
+    raise DatasetError(
+        f"mask is a {type(mask).__name__}; expected the path of a PNG, an array [H,W] or an object to read"
+    )
 
 
 def fill(outline: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
