@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -22,6 +21,8 @@ from ortcam.evaluation.dataset_files import (
 from ortcam.evaluation.regions import Box, MaskSource, polygons, run_lengths
 from ortcam.evaluation.samples import Sample
 
+_FARTHEST = 1e9  # pixels; larger numbers, infinite ones and NaN are mistakes
+
 
 def read_coco(file: Path, folder: Path) -> Content:
     """Read photos with boxes and masks; each class of a photo is a sample, its label the category's name.
@@ -34,8 +35,8 @@ def read_coco(file: Path, folder: Path) -> Content:
         folder: the folder of the photos; an image's `file_name` is relative to it.
 
     Raises:
-        DatasetError: a file is missing, no photo is in the folder, a field is missing or invalid, or an annotation names
-            an image or a category that the file lacks.
+        DatasetError: a file is missing, no photo is in the folder, a field is missing or invalid, or an annotation
+            names an image or a category that the file lacks.
     """
     data = _load(file)
     need_folder(folder, "the photos")
@@ -46,7 +47,7 @@ def read_coco(file: Path, folder: Path) -> Content:
     images = {_get(file, "images", index, one, "id", int): (index, one) for index, one in enumerate(data["images"])}
     if len(images) < len(data["images"]):
         raise DatasetError(
-            f"{file} has {len(data['images'])} images with {len(images)} different ids; expected no id twice"
+            f"{file} has {len(data['images'])} images, but {len(images)} different ids; expected an id for each"
         )
     items: dict[int, list[Item]] = {key: [] for key in images}
     crowds = 0
@@ -85,7 +86,7 @@ def _content(
             samples += samples_of(path, name, items[key], file.name, size)
     if missing and not samples:
         raise DatasetError(
-            f"{folder} has none of the photos of {file}: {and_more(missing)}; give the folder: coco:JSON,FOLDER"
+            f"{folder} has none of the photos of {file}: {and_more(missing)}; give their folder: coco:JSON,FOLDER"
         )
     if not samples:
         raise DatasetError(f"{file} has no objects that count in {len(images)} images; expected at least one")
@@ -103,7 +104,7 @@ def _load(file: Path) -> dict[str, Any]:
     for field in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(field), list):
             raise DatasetError(f"{file} has no list {field!r}; expected COCO's images, annotations and categories")
-    return data
+    return {field: data[field] for field in ("images", "annotations", "categories")}
 
 
 def _get(file: Path, field: str, index: int, one: Any, name: str, kind: type) -> Any:
@@ -124,9 +125,9 @@ def _item(file: Path, index: int, one: dict[str, Any], label: int | str | None) 
     box, mask, outline = None, None, one.get("segmentation")
     if "bbox" in one or not outline:
         sides = _get(file, "annotations", index, one, "bbox", list)
-        if len(sides) != 4 or not all(type(side) in (int, float) and math.isfinite(side) for side in sides):
+        if len(sides) != 4 or not all(type(side) in (int, float) and abs(side) < _FARTHEST for side in sides):
             raise DatasetError(
-                f"{file}: 'bbox' of annotations[{index}] is {_short(sides)}; expected x, y, width, height"
+                f"{file}: 'bbox' of annotations[{index}] is {_short(sides)}; expected [x, y, width, height]"
             )
         x, y, width, height = map(float, sides)
         box = Box(x, y, x + width, y + height)

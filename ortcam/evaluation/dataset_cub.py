@@ -67,9 +67,7 @@ def _read_table(path: Path) -> dict[str, tuple[int, str]]:
             raise DatasetError(f"{path} line {number} is {line[:60]!r}; expected a number, a space and a value")
         key = str(int(key)) if len(key) < 19 else key
         if key in table:
-            raise DatasetError(
-                f"{path} has the id {key} in line {table[key][0]} and in line {number}; expected it once"
-            )
+            raise DatasetError(f"{path} has the id {key} in the lines {table[key][0]} and {number}; expected it once")
         table[key] = number, value.strip()
     if not table:
         raise DatasetError(f"{path} is empty; expected lines of a number, a space and a value")

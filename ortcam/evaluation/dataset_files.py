@@ -38,6 +38,11 @@ class Item(NamedTuple):
     box: Box | None = None
     mask: MaskSource | None = None
 
+    @property
+    def region(self) -> MaskSource | None:
+        """The mask; the box as a mask for an object that has no mask."""
+        return self.mask or (Rectangle(self.box) if self.box is not None else None)
+
 
 def samples_of(
     image: Image, name: str, items: Iterable[Item], source: str = "", size: tuple[int, int] | None = None
@@ -50,8 +55,8 @@ def samples_of(
     for label, objects in classes.items():
         boxes = tuple(dict.fromkeys(item.box for item in objects if item.box is not None))
         masks: tuple[MaskSource, ...] = ()
-        if any(item.mask is not None for item in objects):  # a box stands for an object that has no mask
-            masks = tuple(i.mask or Rectangle(i.box) for i in objects if i.mask is not None or i.box is not None)
+        if any(item.mask is not None for item in objects):
+            masks = tuple(mask for item in objects if (mask := item.region) is not None)
         full = name if len(classes) == 1 else f"{name}#{'unknown' if label is None else label}"
         found.append(Sample(image, full, label, boxes, masks, source, size))
     return found
@@ -168,7 +173,8 @@ def read_classes(folder: Path, by_position: bool) -> Content:
     classes = [path for path in inside if path.is_dir()]
     if not classes:
         raise DatasetError(f"{folder} holds no folders; expected one for each class, with photos in it")
-    samples, notes = [], []
+    samples: list[Sample] = []
+    notes = []
     if loose := [path.name for path in inside if is_photo(path) and path.is_file()]:
         notes.append(f"photos outside the folders of classes are left out: {and_more(loose)}")
     for position, path in enumerate(classes):

@@ -27,9 +27,9 @@ from ortcam.evaluation.samples import Sample
 def read_voc(folder: Path, split: str = "") -> Content:
     """Read photos with boxes; each class of a photo is a sample.
 
-    VOC counts pixels from 1 and includes the last: a box is (xmin - 1, ymin - 1, xmax, ymax). A class of a photo is left
-    out if all its objects are `difficult`; otherwise its difficult objects count. TorchRay's pointing game does the same
-    (torchray/benchmark/pointing_game.py).
+    VOC counts pixels from 1 and includes the last: a box is (xmin - 1, ymin - 1, xmax, ymax). A class of a photo is
+    left out if all its objects are `difficult`; otherwise its difficult objects count. TorchRay's pointing game does
+    the same (torchray/benchmark/pointing_game.py).
 
     Args:
         folder: the folder with Annotations/ and JPEGImages/.
@@ -44,10 +44,11 @@ def read_voc(folder: Path, split: str = "") -> Content:
     photos = {path.name: path for path in sorted(images.iterdir()) if is_photo(path)}
     files = _files(folder, annotations, split)
     samples: list[Sample] = []
-    empty, difficult = [], []
+    empty, difficult, rest = [], [], set(photos)
     for file in files:
         root = _parse(file)
         photo = _photo(file, root, photos)
+        rest.discard(photo.name)
         objects = root.findall("object")
         if not objects:
             empty.append(photo.name)
@@ -58,9 +59,8 @@ def read_voc(folder: Path, split: str = "") -> Content:
         kept = [item for item in items if item.label in seen]
         samples += samples_of(photo, photo.name, kept, f"Annotations/{file.name}", _size(file, root))
     notes = []
-    if not split and (rest := sorted(set(photos) - {Path(str(sample.image)).name for sample in samples} - set(empty))):
-        rest = [name for name in rest if not any(one.startswith(f"{name}#") for one in difficult)]
-        notes += [f"photos without annotations are left out: {and_more(rest)}"] if rest else []
+    if rest and not split:
+        notes.append(f"photos without annotations are left out: {and_more(sorted(rest))}")
     notes += [f"photos without objects are left out: {and_more(empty)}"] if empty else []
     notes += [f"classes with difficult objects only are left out: {and_more(difficult)}"] if difficult else []
     if not samples:

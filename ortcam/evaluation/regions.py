@@ -114,7 +114,7 @@ class MaskFile:
             raise DatasetError(
                 f"mask {self.path} is {shown(pixels.shape)}, the photo is {shown(size)}; expected the same size"
             )
-        return pixels.any(axis=2)
+        return np.asarray(pixels.any(axis=2), np.bool_)
 
     def fingerprint(self) -> str:
         """Return the file's name."""
@@ -139,7 +139,7 @@ class MaskArray:
         """
         if self.values.shape != size:
             raise DatasetError(f"mask has shape {list(self.values.shape)}, the photo is {shown(size)}; expected [H,W]")
-        return self.values != 0
+        return np.asarray(self.values != 0, np.bool_)
 
     def fingerprint(self) -> str:
         """Return a hash of the object's pixels."""
@@ -234,12 +234,12 @@ def as_mask(mask: MaskSource | str | PathLike[str] | NDArray[Any]) -> MaskSource
     Raises:
         DatasetError: it has another type.
     """
-    if hasattr(mask, "read"):
-        return mask
     if isinstance(mask, str | PathLike):
         return MaskFile(Path(mask), Path(mask).name)
-    if hasattr(mask, "__array__"):
+    if isinstance(mask, np.ndarray) or hasattr(mask, "__array__"):
         return MaskArray(np.asarray(mask))
+    if hasattr(mask, "read"):
+        return mask
     raise DatasetError(
         f"mask is a {type(mask).__name__}; expected the path of a PNG, an array [H,W] or an object to read"
     )
