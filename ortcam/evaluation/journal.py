@@ -151,7 +151,8 @@ class Journal:
 
     @staticmethod
     def _line(value: Any) -> bytes:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace") + b"\n"  # the name of a file need not be valid Unicode
 
     def _write(self, value: Any) -> None:
         try:
@@ -245,7 +246,7 @@ _MISSING = object()
 def _shown(there: Any, here: Any, most: int = 60) -> tuple[str, str]:
     """Return two values as short texts; long texts are cut so that the place where they differ is seen."""
     a, b = ("no value" if x is _MISSING else json.dumps(x, ensure_ascii=False) for x in (there, here))
-    same = len(os.path.commonprefix([a, b]))
+    same = next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     start = max(0, same - most // 3) if max(len(a), len(b)) > most else 0
 
     def cut(text: str) -> str:

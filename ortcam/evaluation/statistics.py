@@ -57,8 +57,8 @@ class Paired:
 def mean_interval(values: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES) -> Interval:
     """Return the mean of the photos' values and its BCa bootstrap interval (Efron 1987, "Better bootstrap intervals").
 
-    The order of the photos does not matter. Equal values, such as a hit on every photo, give an interval of width 0:
-    the bootstrap sees only the photos that it has.
+    The order of the photos does not matter. The bootstrap sees only the photos that it has: the interval of a handful of
+    photos is too narrow, and equal values, such as a hit on every photo, give an interval of width 0.
 
     Args:
         values: [N], one finite number for each photo.
@@ -93,9 +93,7 @@ def mean_intervals(
     return [intervals[place] for place in range(len(checked))]
 
 
-def paired(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
-) -> Paired:
+def paired(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES) -> Paired:
     """Return the differences a - b of two methods' values on the same photos, and the interval of their mean.
 
     The interval is narrower than the two methods' own intervals suggest, because an easy photo is easy for both.
@@ -107,16 +105,24 @@ def paired(
     Raises:
         OptionError: the numbers of values differ, or as for `mean_interval`.
     """
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if first.shape != second.shape:
-        raise OptionError(f"{first.size} values and {second.size} values; expected one pair for each photo")
-    differences = first - second
-    return Paired(
-        tuple(differences.tolist()),
-        mean_interval(differences, seed, level, resamples),
-        int((differences > 0).sum()),
-        int((differences < 0).sum()),
-    )
+    return paired_intervals([(a, b)], seed, level, resamples)[0]
+
+
+def paired_intervals(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]], seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
+) -> list[Paired]:
+    """Return `paired` of each pair; pairs of equal size share their draws."""
+    differences = []
+    for a, b in pairs:
+        first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        if first.shape != second.shape:
+            raise OptionError(f"got {first.size} and {second.size} values; expected a pair of values for each photo")
+        differences.append(first - second)
+    intervals = mean_intervals(differences, seed, level, resamples)
+    return [
+        Paired(tuple(each.tolist()), interval, int((each > 0).sum()), int((each < 0).sum()))
+        for each, interval in zip(differences, intervals, strict=True)
+    ]
 
 
 def _sorted_values(sample: ArrayLike) -> NDArray[np.float64]:
@@ -135,11 +141,11 @@ def _intervals(values: NDArray[np.float64], count: int, seed: int, level: float,
     means = values.mean(axis=0)
     if count == 1:
         return [Interval(float(mean), None, None, 1) for mean in means]
-    drawn = np.concatenate([counts @ values for counts in _draw_counts(count, seed, resamples)]) / count
-    drawn.sort(axis=0)
+    drawn = np.concatenate([values.T @ counts.T for counts in _draw_counts(count, seed, resamples)], axis=1) / count
+    drawn.sort(axis=1)
     return [
-        Interval(mean, *_bounds(column, mean, deviations, level), count)
-        for column, mean, deviations in zip(drawn.T, means.tolist(), (values - means).T, strict=True)
+        Interval(mean, *_bounds(resampled, mean, deviations, level), count)
+        for resampled, mean, deviations in zip(drawn, means.tolist(), (values - means).T, strict=True)
     ]
 
 
