@@ -57,8 +57,8 @@ class Paired:
 def mean_interval(values: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES) -> Interval:
     """Return the mean of the photos' values and its BCa bootstrap interval (Efron 1987, "Better bootstrap intervals").
 
-    The order of the photos does not matter. The bootstrap sees only the photos that it has: the interval of a handful of
-    photos is too narrow, and equal values, such as a hit on every photo, give an interval of width 0.
+    The order of the photos does not matter. The bootstrap sees only the photos that it has: the interval of a handful
+    of photos is too narrow, and equal values, such as a hit on every photo, give an interval of width 0.
 
     Args:
         values: [N], one finite number for each photo.
