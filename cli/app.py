@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from ortcam import NO_RUNTIME, __version__
-from ortcam.cli import console, demo, doctor, evaluate, explain, export, inspect, interrupt, pack, page, preprocessing, reproduce
+from ortcam.cli import (
+    console,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    inspect,
+    interrupt,
+    pack,
+    page,
+    preprocessing,
+    reproduce,
+)
 from ortcam.core.native import own_standard_error
 from ortcam.errors import OrtcamError, one_line
 
@@ -23,8 +36,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for command in (
-    export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, evaluate.evaluate, reproduce.reproduce, pack.pack,
-    page.page, doctor.doctor, demo.demo,
+    export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, evaluate.evaluate,
+    reproduce.reproduce, pack.pack, page.page, doctor.doctor, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

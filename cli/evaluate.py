@@ -12,14 +12,12 @@ from ortcam.cli import console, options
 from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.evaluation.evaluate import Only
+    from ortcam.evaluation.run import Only
 
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="The model file that `ortcam export` wrote.", show_default=False)],
-    photos: Annotated[
-        str | None, typer.Argument(help="A photo, or a folder of photos.", show_default=False)
-    ] = None,
+    photos: Annotated[str | None, typer.Argument(help="A photo, or a folder of photos.", show_default=False)] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -36,8 +34,8 @@ def evaluate(
         typer.Option(
             "--metric",
             help="What to measure: NAME, NAME:PRESET or NAME:PRESET,KEY=VALUE. Names: insertion, deletion, drop, "
-            "increase, gain, adcc, road, highest-confidence, energy, pointing, rank, box-iou. May be repeated. Default: "
-            "insertion and deletion.",
+            "increase, gain, adcc, road, highest-confidence, energy, pointing, rank, box-iou. May be repeated. "
+            "Default: insertion and deletion.",
             show_default=False,
         ),
     ] = None,
@@ -117,7 +115,9 @@ def evaluate(
     device_id: options.DeviceId = 0,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of changed inputs per run. Default: 8 on CPUs, 16 elsewhere.", show_default=False),
+        typer.Option(
+            min=1, help="Number of changed inputs per run. Default: 8 on CPUs, 16 elsewhere.", show_default=False
+        ),
     ] = None,
     threads: Annotated[
         int | None,
@@ -141,7 +141,7 @@ def evaluate(
     """
     if (photos is None) == (dataset is None):
         raise typer.BadParameter("give either a folder of photos or --dataset LAYOUT:PATH")
-    from ortcam.evaluation.evaluate import evaluate as run
+    from ortcam.evaluation.run import evaluate as run
     from ortcam.evaluation.maps import CONTROLS
 
     errors: list[dict[str, str]] = []

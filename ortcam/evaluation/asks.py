@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
 from ortcam.core.method import Scores
-from ortcam.core.query import Baseline, Change, Maps, Rows
+from ortcam.core.query import Baseline, Change, Channels, Maps, Rows
 from ortcam.core.targets import Wanted
 from ortcam.runtime.classifier import Classifier
 from ortcam.runtime.scorer import Group
@@ -141,6 +141,8 @@ class Measured:
 
 Measuring = Generator[Ask, Answer, Measured]
 
+_PLAIN = Change(Channels())  # of rows that mask nothing
+
 
 def run_together(
     classifier: Classifier, group: Group, measurings: Sequence[tuple[Wanted, Measuring]]
@@ -183,8 +185,8 @@ def _answer(
             alike[ask.binary, ask.baseline][at] = ask
         else:
             pictures = classifier.forward(ask.tensors)
-            rows = Rows.plain(len(ask.tensors))
-            answers[at] = _read(classifier.score(pictures, _with_target(rows, targets[at])))
+            rows = _with_target(Rows.plain(len(ask.tensors)), targets[at])
+            answers[at] = _read(classifier.score(pictures, rows, _PLAIN))
     for (binary, baseline), asks in alike.items():
         bank = Maps(np.concatenate([ask.maps for ask in asks.values()]))
         change = Change(bank, binary=binary, baseline=baseline, upsampled=False)
@@ -213,6 +215,4 @@ def _with_target(rows: Rows, target: Wanted) -> Rows:
 
 
 def _read(scores: Scores) -> Answer:
-    return Answer(
-        scores.logits[:, 0].astype(np.float64), np.exp(scores.log_probabilities[:, 0].astype(np.float64))
-    )
+    return Answer(scores.logits[:, 0].astype(np.float64), np.exp(scores.log_probabilities[:, 0].astype(np.float64)))

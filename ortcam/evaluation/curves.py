@@ -16,9 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.core.convention import Floats
-from ortcam.evaluation.checks import check_convention
 from ortcam.evaluation.asks import Answer, Ask, Masked, Measured, Measuring, Score, View
+from ortcam.evaluation.checks import check_convention
 from ortcam.evaluation.replacements import REPLACEMENTS
 from ortcam.evaluation.rows import Column
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONTROLS = {
     "random": "uniform noise for each pixel of the model's input, seeded by the seed and the photo's name",
-    "centre": "a Gaussian around the centre of the model's input, with a deviation of a quarter of its height and width",
+    "centre": "a Gaussian around the centre of the input; its deviation is a quarter of the height and of the width",
     "activations": "the sum of the target layer's channels, upsampled and min-max normalised",
 }
 AT_THE_DOOR = (
@@ -122,7 +122,8 @@ def control_map(name: str, forward: Forward, photo: str, seed: int) -> Floats:
         return np.random.default_rng([seed, zlib.crc32(photo.encode())]).random((height, width), np.float32)
     if name == "centre":
         down, across = (((np.arange(length) + 0.5) / length - 0.5) / 0.25 for length in (height, width))
-        return np.exp(-(down[:, None] ** 2 + across**2) / 2).astype(np.float32)
+        gaussian: Floats = np.exp(-(down[:, None] ** 2 + across**2) / 2).astype(np.float32)
+        return gaussian
     summed = forward.activations.sum(axis=0, dtype=np.float32)
     return normalize(upsample(summed[None], forward.size))[0]
 
@@ -157,7 +158,9 @@ class GivenMaps:
         Raises:
             DatasetError: the map is missing, or is no map.
         """
-        return as_map(self._look_up(photo, target), f"the map of {photo} in {self.name!r}", target, crop, size, photo_size)
+        return as_map(
+            self._look_up(photo, target), f"the map of {photo} in {self.name!r}", target, crop, size, photo_size
+        )
 
     def _look_up(self, photo: str, target: int) -> Any:
         given = self._given
@@ -210,7 +213,5 @@ def as_map(
         return values
     if values.shape == photo_size:
         values = values[crop.top : crop.bottom, crop.left : crop.right]
-    return np.clip(upsample(values[None], size)[0], 0, 1)
-
-
-ControlName = Literal["random", "centre", "activations"]
+    resized: Floats = np.clip(upsample(values[None], size)[0], 0, 1)
+    return resized

@@ -17,8 +17,8 @@ import numpy as np
 
 from ortcam.core.convention import Floats, normalize
 from ortcam.core.query import Baseline
-from ortcam.evaluation.checks import check_convention
 from ortcam.evaluation.asks import Answer, Masked, Measured, Measuring, View
+from ortcam.evaluation.checks import check_convention
 from ortcam.evaluation.curves import read_score
 from ortcam.evaluation.replacements import REPLACEMENTS
 from ortcam.evaluation.rows import Column
@@ -172,7 +172,10 @@ def _presets(metric: Literal["drop", "increase", "gain"]) -> dict[str, Masking]:
             ),
             Masking(metric, "paper-binary", "Score-CAM, section 4.2, with the other half kept whole", "top50-binary"),
             Masking(
-                metric, "torchcam", "frgfm/torch-cam 0.5, ClassificationMetric with a softmax as logits_fn", epsilon=1e-7
+                metric,
+                "torchcam",
+                "frgfm/torch-cam 0.5, ClassificationMetric with a softmax as logits_fn",
+                epsilon=1e-7,
             ),
             Masking(
                 metric, "pytorch-grad-cam", "jacobgil/pytorch-grad-cam 1.5.7: differences, not ratios", relative=False

@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ortcam.errors import OptionError, nearest
-from ortcam.evaluation.curves import DELETION, HIGHEST_CONFIDENCE, INSERTION
 from ortcam.evaluation.asks import Measured
+from ortcam.evaluation.curves import DELETION, HIGHEST_CONFIDENCE, INSERTION
 from ortcam.evaluation.localisation import BOX_IOU, ENERGY, POINTING, RANK, BoxIoU, Energy, Pointing, Rank
 from ortcam.evaluation.maps import split_spec
 from ortcam.evaluation.masking import ADCC_PRESETS, DROP, GAIN, INCREASE
 from ortcam.evaluation.replacements import REPLACEMENTS
 from ortcam.evaluation.road import ROAD
+from ortcam.evaluation.rows import Column
 
 if TYPE_CHECKING:
     from typing import Protocol
 
     from ortcam.evaluation.asks import Measuring, View
-    from ortcam.evaluation.rows import Column
 
     class Metric(Protocol):
         """A convention of a metric: a frozen dataclass whose fields are its definition."""
@@ -151,7 +151,7 @@ def _choose(spec: Any) -> Chosen:
     return Chosen(spec.strip(), _changed(presets[preset], options, spec))
 
 
-def _changed(metric: Any, options: Mapping[str, str], spec: str) -> Metric:
+def _changed(metric: Any, options: Mapping[str, str], spec: str) -> Any:
     """Return the convention with other values of its fields, given as text."""
     if isinstance(metric, OnPhoto):
         return OnPhoto(_changed(metric.convention, options, spec))
@@ -164,8 +164,7 @@ def _changed(metric: Any, options: Mapping[str, str], spec: str) -> Metric:
             expected = [name for name in expected if name not in ("metric", "source", "name")]
             raise OptionError(f"metric {spec!r}: unknown option {key!r}; expected {', '.join(expected) or 'none'}")
         changes[key] = _read(old, text, key, spec)
-    changed: Metric = replace(metric, **changes)
-    return changed
+    return replace(metric, **changes)
 
 
 def _read(old: str | float, text: str, key: str, spec: str) -> Any:

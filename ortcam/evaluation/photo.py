@@ -70,7 +70,7 @@ class PhotoRun:
         self.model = model if layer is None else with_layer(model, layer)
         self.contestants, self.given, self.controls = contestants, given, controls
         self.metrics, self.seed = metrics, seed
-        self._size: tuple[int, int] | None = None
+        self._size = _usual_size(self.model)
         self._classes = self.model.classes
         self._opening = provider, batch_size, threads
         self._open: dict[tuple[str, str | None], Classifier] = {}
@@ -109,8 +109,7 @@ class PhotoRun:
 
     def columns(self) -> tuple[Column, ...]:
         """Return the columns of all metrics."""
-        size = self._size or (1, 1)
-        columns = [column for one in self.metrics for column in one.metric.columns(one.name, size)]
+        columns = [column for one in self.metrics for column in one.metric.columns(one.name, self._size)]
         metrics = {one.name: one.metric for one in self.metrics}
         for both in _differences(self.metrics):
             first, second = both.split(" - ")
@@ -129,7 +128,8 @@ class PhotoRun:
                 "preprocessing": None if contract.preprocessing is None else contract.preprocessing.to_dict(),
             },
             "provider": provider.name,
-            "methods": {one.name: one.describe() for one in (*self.contestants, *self.given)},
+            "methods": {one.name: one.describe() for one in self.contestants}
+            | {one.name: one.describe() for one in self.given},
             "used_controls": list(self.controls),
             "metrics": {one.name: one.describe() for one in self.metrics},
             "seed": self.seed,
@@ -143,7 +143,6 @@ class PhotoRun:
             plain = group.passes[0]
             if not np.isfinite(plain.logits).all() or not np.isfinite(plain.activations).all():
                 raise not_finite(self.model.name, "this image")
-            self._size = plain.size
             yield OpenPhoto(self, job, group)
 
     def _count_classes(self) -> int:
@@ -213,7 +212,9 @@ class OpenPhoto:
         maps = dict(made)
         name = case.sample.name
         for given in self._run.given:
-            maps[given.name] = given.find(name, case.explained.index, self._job.crop, self._plain.size, self._photo_size)
+            maps[given.name] = given.find(
+                name, case.explained.index, self._job.crop, self._plain.size, self._photo_size
+            )
         for control in self._run.controls:
             maps[control] = control_map(control, self._plain, name, self._run.seed)
         return maps
@@ -258,9 +259,7 @@ class OpenPhoto:
         return control_map(control, self._run.classifier.forward(tensor).passes[0], photo, self._run.seed)
 
 
-def _explain(
-    classifier: Classifier, group: Group, one: Contestant, targets: Sequence[Wanted]
-) -> dict[int, Floats]:
+def _explain(classifier: Classifier, group: Group, one: Contestant, targets: Sequence[Wanted]) -> dict[int, Floats]:
     predictors = classifier.predictors()
 
     def begin(forward: Any) -> InWork:
@@ -272,6 +271,14 @@ def _explain(
     assert work.result is not None
     maps = one.method.convention.saliency(work.result.sums, group.size)
     return {target.index: saliency for target, saliency in zip(targets, maps, strict=True)}
+
+
+def _usual_size(model: CamModel) -> tuple[int, int]:
+    """Return the input size (H, W) that the file or its preprocessing states, else 224 x 224."""
+    preprocessing, shape = model.contract.preprocessing, model.input_shape
+    stated = shape[1:] if model.contract.image_layout == "NCHW" else shape[:2]
+    usual = (224, 224) if preprocessing is None else (preprocessing.height, preprocessing.width)
+    return stated[0] or usual[0], stated[1] or usual[1]
 
 
 def is_flat(saliency: Floats) -> bool:

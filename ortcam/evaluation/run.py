@@ -11,8 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 import ortcam
 from ortcam.core.provenance import now
 from ortcam.core.targets import Wanted
@@ -20,7 +18,7 @@ from ortcam.errors import DatasetError, OptionError, OrtcamError, whole
 from ortcam.evaluation.datasets import Dataset, open_dataset
 from ortcam.evaluation.journal import Journal
 from ortcam.evaluation.maps import AT_THE_DOOR, CONTROLS, Contestant, Given, GivenMaps, parse_method
-from ortcam.evaluation.metrics import Chosen, choose_metrics
+from ortcam.evaluation.metrics import choose_metrics
 from ortcam.evaluation.photo import Case, PhotoRun
 from ortcam.evaluation.result import Result
 from ortcam.evaluation.rows import Column, Failure, Row
@@ -146,7 +144,7 @@ def evaluate(
             journal = Journal(Path(folder), header, overwrite)
             stack.callback(journal.close)
         rows, failures, columns = _run(run, cases, dataset, journal, on_progress, on_error)
-        names = tuple(one.name for one in (*contestants, *given)) + tuple(controls)
+        names = (*(one.name for one in contestants), *(one.name for one in given), *controls)
         record = {**header, "created": now(), "photos": [sample.name for sample in dataset.samples]}
         result = Result(columns, names, tuple(controls), tuple(rows), tuple(failures), record)
     if folder is not None:
@@ -173,8 +171,10 @@ def _run(
             made: dict[str, Sequence[Row] | OrtcamError] = {sample.name: done[sample.name] for sample in group}
         else:
             ((_, job),) = next(ahead)
-            made = dict.fromkeys((sample.name for sample in group), job) if isinstance(job, OrtcamError) else {}
-            made = made or _evaluate_photo(run, cases, job, group)
+            if isinstance(job, OrtcamError):
+                made = dict.fromkeys((sample.name for sample in group), job)
+            else:
+                made = _evaluate_photo(run, cases, job, group)
         for name, outcome in made.items():
             if isinstance(outcome, OrtcamError):
                 failures.append(Failure(name, str(outcome)))
@@ -197,9 +197,8 @@ def _evaluate_photo(
     try:
         with run.open(job) as photo:
             wanted = {sample.name: cases.find(sample, photo.predicted) for sample in group}
-            return dict(photo.measure({name: case for name, case in wanted.items() if case is not None})) | {
-                name: () for name, case in wanted.items() if case is None
-            }
+            left_out = {name: () for name, case in wanted.items() if case is None}
+            return {**photo.measure({name: case for name, case in wanted.items() if case is not None}), **left_out}
     except OrtcamError as error:
         return dict.fromkeys((sample.name for sample in group), error)
 
