@@ -214,7 +214,7 @@ def test_csv_with_boxes_and_masks(tree: Tree) -> None:
         ("a.jpg,1,x,2,3,4,", "line 3: left is 'x'; expected a number of pixels"),
         ("a.jpg,1,1,2,3,,", "line 3: bottom is ''; expected a number of pixels"),
         ("a.jpg,1,nan,2,3,4,", "line 3: left is 'nan'"),
-        ("a.jpg,1,,,,,m.png", "line 3 names a mask that is missing: m.png"),
+        ("a.jpg,0,,,,,m.png", "line 3 names a mask that is missing: m.png"),
         ("a.jpg,1,,,,,", "gives a.jpg two classes: 0 in line 2, 1 in line 3; remove one, or give each line a box"),
     ],
 )
@@ -261,7 +261,7 @@ def test_masks_come_before_boxes() -> None:
     assert (region(sample) == area(0, 0, 9, 9) | area(5, 5, 20, 20)).all()
     with pytest.raises(DatasetError, match=r"^a.jpg: mask has shape \[224, 224\], the photo is 20x10 pixels"):
         sample.region((10, 20))
-    with pytest.raises(DatasetError, match="mask is a int; expected a PNG's path"):
+    with pytest.raises(DatasetError, match="mask has the type int; expected a PNG's path"):
         Sample("a.jpg", "a.jpg", 0, (), (3,))  # type: ignore[arg-type]
 
 

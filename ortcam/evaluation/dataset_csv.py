@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -81,14 +82,14 @@ def with_labels(samples: Sequence[Sample], path: Path) -> Content:
         DatasetError: a photo has no line or two different classes, or the file cannot be read.
     """
     lines, notes = read_lines(path)
-    photos: dict[str, list[int]] = {}
+    photos: tuple[dict[str, list[int]], ...] = ({}, {}, {})
     for index, sample in enumerate(samples):
-        for name in _names(sample, path.parent):
-            photos.setdefault(name, []).append(index)
+        for kind, name in zip(photos, _names(sample, path.parent), strict=True):
+            kind.setdefault(name, []).append(index)
     found: dict[int, Line] = {}
     lost = []
     for line in lines:
-        indices = _find(photos, line.photo)
+        indices = _find(photos, path.parent, line.photo)
         if len(indices) > 1:
             names = " and ".join(samples[index].name for index in indices[:2])
             raise DatasetError(f"{path} line {line.number}: {line.photo} could be {names}; give the path in the folder")
@@ -109,20 +110,23 @@ def with_labels(samples: Sequence[Sample], path: Path) -> Content:
     return Content([replace(sample, label=found[index].label) for index, sample in enumerate(samples)], notes)
 
 
-def _names(sample: Sample, folder: Path) -> list[str]:
-    """Return the names that a CSV in `folder` may call a sample by."""
-    names = [sample.name]
-    if isinstance(sample.image, Path):
-        names += [sample.image.name, sample.image.as_posix(), sample.image.absolute().as_posix()]
-        if sample.image.absolute().is_relative_to(folder.absolute()):
-            names.append(sample.image.absolute().relative_to(folder.absolute()).as_posix())
-    return list(dict.fromkeys(names))
+def _names(sample: Sample, folder: Path) -> tuple[str, str, str]:
+    """Return the names that a CSV in `folder` may call a sample by: its own, its path, its file's; the first counts."""
+    if not isinstance(sample.image, Path):
+        return sample.name, sample.name, sample.name
+    return sample.name, _full(folder, sample.image.absolute()), sample.image.name
 
 
-def _find(photos: Mapping[str, list[int]], written: str) -> list[int]:
-    for name in (written, written.replace("\\", "/")):
-        if found := photos.get(name.removeprefix("./")):
-            return found
+def _full(folder: Path, path: str | Path) -> str:
+    return os.path.normpath(os.path.join(folder.absolute(), path))  # noqa: PTH118 - pathlib keeps ".."
+
+
+def _find(photos: Sequence[Mapping[str, list[int]]], folder: Path, written: str) -> list[int]:
+    """Return the samples that a CSV in `folder` calls `written`."""
+    for name in dict.fromkeys((written, written.replace("\\", "/").removeprefix("./"))):
+        for kind, key in zip(photos, (name, _full(folder, name), name), strict=True):
+            if found := kind.get(key):
+                return found
     return []
 
 
