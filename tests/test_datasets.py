@@ -124,7 +124,7 @@ def test_labels_come_from_a_csv(tree: Tree) -> None:
     assert labels(root, labels=write(excel, "photo,label\nset/a.jpg,1\nb.jpg,2\n")) == {"a.jpg": 1, "sub/b.jpg": 2}
     more = open_dataset(root, labels=write(excel, "photo,label\na.jpg,1\nb.jpg,2\nc.jpg,3\n"))
     assert more.notes == ("labels.csv names photos that are not in the data set: c.jpg (line 4)",)
-    assert labels([root / "a.jpg", root / "sub/b.jpg"], labels=[7, None]) == {"a.jpg": 7, "sub/b.jpg": None}
+    assert labels([root / "a.jpg", root / "sub/b.jpg"], labels=[np.int64(7), None]) == {"a.jpg": 7, "sub/b.jpg": None}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,7 @@ def test_labels_must_be_there_and_fit(tree: Tree) -> None:
     file = write(root.parent / "labels.csv", "photo,label\nb.jpg,1\n")
     assert "line 2: b.jpg could be x/b.jpg and y/b.jpg" in refusal(root, labels=file)
     assert refusal(root, labels=root / "no.csv") == f"cannot read {root / 'no.csv'}: no such file"
+    assert refusal(root, labels=[1.5, 1]) == "x/b.jpg: label is 1.5; expected a class index, a label or None"
     with pytest.raises(OptionError, match="labels has 1 values; expected one for each of 2 photos"):
         open_dataset(root, labels=[1])
     with pytest.raises(OptionError, match="states the classes itself"):
@@ -184,6 +185,11 @@ def test_folders_are_classes(tree: Tree) -> None:
 
 
 # CSV
+
+
+def test_only_line_ends_end_a_line(tree: Tree) -> None:
+    file = write(tree("a.jpg") / "list.csv", '\nlabel,photo\r\n"a\x85b\u2028c",a.jpg\r\n')
+    assert labels(f"csv:{file}") == {"a.jpg": "a\x85b\u2028c"}
 
 
 def test_csv_with_boxes_and_masks(tree: Tree) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -50,7 +52,8 @@ def read_csv(path: Path) -> Content:
         raise DatasetError(f"{path} names photos that are missing in {path.parent}: {and_more(missing)}")
     samples = []
     for photo, of_photo in photos.items():
-        name = photo.relative_to(path.parent).as_posix() if photo.is_relative_to(path.parent) else photo.as_posix()
+        full, folder = photo.absolute(), path.parent.absolute()
+        name = full.relative_to(folder).as_posix() if full.is_relative_to(folder) else full.as_posix()
         samples.extend(samples_of(photo, name, _items(path, of_photo), path.name))
     return Content(samples, notes)
 
@@ -140,12 +143,11 @@ def read_lines(path: Path) -> tuple[list[Line], list[str]]:
         DatasetError: the file cannot be read, a column is missing, or a value is invalid.
     """
     text = read_text(path)
-    begin, marked = 0, text[:4].lower() == "sep=" and len(text.splitlines()[0].strip()) == 5
-    mark = text[4] if marked else ""
-    if marked:  # Excel writes and reads such a line
-        text, begin = text.partition("\n")[2], 1
-    header = next(iter(text.splitlines()), "")
-    separator = mark or max(",;\t", key=header.count)
+    begin, mark = 0, re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)  # Excel writes and reads such a line
+    if mark:
+        text, begin = text[mark.end() :], 1
+    header = next(filter(str.strip, io.StringIO(text)), "")
+    separator = mark[1] if mark else max(",;\t", key=header.count)
     rows = _rows(path, text, separator, begin)
     _, names = next(rows, (1, []))
     names = [name.strip().lower() for name in names]
@@ -159,7 +161,7 @@ def read_lines(path: Path) -> tuple[list[Line], list[str]]:
 
 def _rows(path: Path, text: str, separator: str, begin: int) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not blank, each with the number of its line; all are as long as the first."""
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     expected = None
     while True:
         number = reader.line_num + begin + 1
