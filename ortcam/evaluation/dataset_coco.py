@@ -44,7 +44,10 @@ def read_coco(file: Path, folder: Path) -> Content:
         _get(file, "categories", index, one, "id", int): _get(file, "categories", index, one, "name", str)
         for index, one in enumerate(data["categories"])
     }
-    images = {_get(file, "images", index, one, "id", int): (index, one) for index, one in enumerate(data["images"])}
+    images: dict[int, tuple[str, Any]] = {}
+    for index, one in enumerate(data["images"]):
+        key = _get(file, "images", index, one, "id", int)
+        images[key] = _get(file, "images", index, one, "file_name", str), one
     if len(images) < len(data["images"]):
         raise DatasetError(
             f"{file} has {len(data['images'])} images, but {len(images)} different ids; expected an id for each"
@@ -66,12 +69,11 @@ def read_coco(file: Path, folder: Path) -> Content:
 
 
 def _content(
-    file: Path, folder: Path, images: Mapping[int, tuple[int, Any]], items: Mapping[int, list[Item]], crowds: int
+    file: Path, folder: Path, images: Mapping[int, tuple[str, Any]], items: Mapping[int, list[Item]], crowds: int
 ) -> Content:
     samples: list[Sample] = []
     empty, missing = [], []
-    for key, (index, one) in images.items():
-        name = _get(file, "images", index, one, "file_name", str)
+    for key, (name, one) in images.items():
         path = folder / name
         if "\\" in name and not exists(path):
             name = PureWindowsPath(name).as_posix()

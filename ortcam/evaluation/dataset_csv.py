@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -49,7 +52,8 @@ def read_csv(path: Path) -> Content:
         raise DatasetError(f"{path} names photos that are missing in {path.parent}: {and_more(missing)}")
     samples = []
     for photo, of_photo in photos.items():
-        name = photo.relative_to(path.parent).as_posix() if photo.is_relative_to(path.parent) else photo.as_posix()
+        full, folder = photo.absolute(), path.parent.absolute()
+        name = full.relative_to(folder).as_posix() if full.is_relative_to(folder) else full.as_posix()
         samples.extend(samples_of(photo, name, _items(path, of_photo), path.name))
     return Content(samples, notes)
 
@@ -81,14 +85,14 @@ def with_labels(samples: Sequence[Sample], path: Path) -> Content:
         DatasetError: a photo has no line or two different classes, or the file cannot be read.
     """
     lines, notes = read_lines(path)
-    photos: dict[str, list[int]] = {}
+    photos: tuple[dict[str, list[int]], ...] = ({}, {}, {})
     for index, sample in enumerate(samples):
-        for name in _names(sample, path.parent):
-            photos.setdefault(name, []).append(index)
+        for kind, name in zip(photos, _names(sample, path.parent), strict=True):
+            kind.setdefault(name, []).append(index)
     found: dict[int, Line] = {}
     lost = []
     for line in lines:
-        indices = _find(photos, line.photo)
+        indices = _find(photos, path.parent, line.photo)
         if len(indices) > 1:
             names = " and ".join(samples[index].name for index in indices[:2])
             raise DatasetError(f"{path} line {line.number}: {line.photo} could be {names}; give the path in the folder")
@@ -109,20 +113,23 @@ def with_labels(samples: Sequence[Sample], path: Path) -> Content:
     return Content([replace(sample, label=found[index].label) for index, sample in enumerate(samples)], notes)
 
 
-def _names(sample: Sample, folder: Path) -> list[str]:
-    """Return the names that a CSV in `folder` may call a sample by."""
-    names = [sample.name]
-    if isinstance(sample.image, Path):
-        names += [sample.image.name, sample.image.as_posix(), sample.image.absolute().as_posix()]
-        if sample.image.absolute().is_relative_to(folder.absolute()):
-            names.append(sample.image.absolute().relative_to(folder.absolute()).as_posix())
-    return list(dict.fromkeys(names))
+def _names(sample: Sample, folder: Path) -> tuple[str, str, str]:
+    """Return the names that a CSV in `folder` may call a sample by: its own, its path, its file's; the first counts."""
+    if not isinstance(sample.image, Path):
+        return sample.name, sample.name, sample.name
+    return sample.name, _full(folder, sample.image.absolute()), sample.image.name
 
 
-def _find(photos: Mapping[str, list[int]], written: str) -> list[int]:
-    for name in (written, written.replace("\\", "/")):
-        if found := photos.get(name.removeprefix("./")):
-            return found
+def _full(folder: Path, path: str | Path) -> str:
+    return os.path.normpath(os.path.join(folder.absolute(), path))  # noqa: PTH118 - pathlib keeps ".."
+
+
+def _find(photos: Sequence[Mapping[str, list[int]]], folder: Path, written: str) -> list[int]:
+    """Return the samples that a CSV in `folder` calls `written`."""
+    for name in dict.fromkeys((written, written.replace("\\", "/").removeprefix("./"))):
+        for kind, key in zip(photos, (name, _full(folder, name), name), strict=True):
+            if found := kind.get(key):
+                return found
     return []
 
 
@@ -136,12 +143,11 @@ def read_lines(path: Path) -> tuple[list[Line], list[str]]:
         DatasetError: the file cannot be read, a column is missing, or a value is invalid.
     """
     text = read_text(path)
-    begin, marked = 0, text[:4].lower() == "sep=" and len(text.splitlines()[0].strip()) == 5
-    mark = text[4] if marked else ""
-    if marked:  # Excel writes and reads such a line
-        text, begin = text.partition("\n")[2], 1
-    header = next(iter(text.splitlines()), "")
-    separator = mark or max(",;\t", key=header.count)
+    begin, mark = 0, re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)  # Excel writes and reads such a line
+    if mark:
+        text, begin = text[mark.end() :], 1
+    header = next(filter(str.strip, io.StringIO(text)), "")
+    separator = mark[1] if mark else max(",;\t", key=header.count)
     rows = _rows(path, text, separator, begin)
     _, names = next(rows, (1, []))
     names = [name.strip().lower() for name in names]
@@ -155,7 +161,7 @@ def read_lines(path: Path) -> tuple[list[Line], list[str]]:
 
 def _rows(path: Path, text: str, separator: str, begin: int) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not blank, each with the number of its line; all are as long as the first."""
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     expected = None
     while True:
         number = reader.line_num + begin + 1

@@ -211,7 +211,7 @@ def _listed(photos: Sequence[Image | Sample]) -> Content:
     from ortcam.model.image import read_stream
 
     found: list[Sample] = []
-    paths: list[Path] = []
+    paths: dict[Path, None] = {}
     twice = []
     for number, photo in enumerate(photos, 1):
         if isinstance(photo, Sample):
@@ -224,12 +224,12 @@ def _listed(photos: Sequence[Image | Sample]) -> Content:
                 if one in paths:
                     twice.append(str(one))
                     continue
-                paths.append(one)
+                paths[one] = None
                 found.append(Sample(one, ""))
         else:
             stream = hasattr(photo, "read") and not hasattr(photo, "__array__")
             found.append(Sample(read_stream(photo) if stream else photo, f"photo {number}"))
-    names = _names(paths)
+    names = _names(list(paths))
     named = [sample if sample.name else replace(sample, name=names[cast("Path", sample.image)]) for sample in found]
     return Content(named, [f"photos given twice are evaluated once: {and_more(twice)}"] if twice else [])
 

@@ -241,7 +241,7 @@ def as_mask(mask: MaskSource | str | PathLike[str] | NDArray[Any]) -> MaskSource
     if hasattr(mask, "read"):
         return mask
     raise DatasetError(
-        f"mask is a {type(mask).__name__}; expected the path of a PNG, an array [H,W] or an object to read"
+        f"mask has the type {type(mask).__name__}; expected a PNG's path, an array [H,W] or a MaskSource"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,8 +46,11 @@ class Sample:
         """Make boxes and masks of what was given.
 
         Raises:
-            DatasetError: a mask has an unknown type, or a box has not four numbers.
+            DatasetError: the label or a mask has an unknown type, or a box has not four numbers.
         """
+        if isinstance(self.label, bool) or not isinstance(self.label, Integral | str | None):
+            raise DatasetError(f"{self.name}: label is {self.label!r}; expected a class index, a label or None")
+        object.__setattr__(self, "label", int(self.label) if isinstance(self.label, Integral) else self.label)
         for box in self.boxes:
             if len(box) != 4:
                 raise DatasetError(f"{self.name}: box {box} has {len(box)} numbers; expected left, top, right, bottom")
