@@ -191,7 +191,9 @@ def collect(folder: Path) -> None:
     for part in ("inputs", "quantus", "openvino", "torchray"):
         found = dict(np.load(folder / f"{part}.npz"))
         origin.append(str(found.pop("origin")))
-        arrays |= {key: array.astype(np.float32) if array.dtype == np.float64 else array for key, array in found.items()}
+        arrays |= {
+            key: array.astype(np.float32) if array.dtype == np.float64 else array for key, array in found.items()
+        }
     path = folder / "localisation.npz"
     np.savez_compressed(path, origin=np.array(origin), **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes, {', '.join(sorted(arrays))}")
