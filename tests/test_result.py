@@ -296,7 +296,7 @@ def test_a_score_that_is_not_finite_has_no_value(tmp_path: Path) -> None:
     assert kept.values == {"insertion": None, "drop": None, "size": 0.5}
     assert kept.reasons == {"insertion": "not a finite number", "drop": "not a finite number"}
     assert kept.curves == {}
-    assert Result((INSERTION,), ("good",), (), (bad,), (), {}).rows == (kept,)
+    assert Result((INSERTION, DROP, SIZE), ("good",), (), (bad,), (), {}).rows == (kept,)
 
 
 # The result
@@ -403,6 +403,10 @@ def test_a_method_without_any_value() -> None:
         ({"controls": ("random",)}, "method 'random' is unknown; expected one of centre, good, poor"),
         ({"methods": ("centre", "good")}, "method 'poor' is unknown"),
         ({"rows": (row("a", "good", 1.0), row("a", "good", 0.5))}, "row 'good, a' is there twice"),
+        (
+            {"rows": (replace(row("a", "good", 1.0), curves={"insertion": (0.0, 1.0)}),)},
+            "curve 'insertion' of good, a has 2 points; expected 3",
+        ),
         ({"record": {"time": object()}}, "the record holds a value of the type object"),
     ],
 )
