@@ -30,9 +30,9 @@ _GREYS = ("#555555", "#888888", "#AAAAAA")
 _DASHES = ((0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
 _MOST_BANDS = 4  # bands of more methods cover each other
 _RESAMPLES = 2000  # a band's edge moves by less than a line's width between seeds
-_ACROSS = 3  # panels side by side
+_ACROSS = 3  # most panels side by side
 _DPI = 150
-_LEGEND_POINTS = 42  # from the panel to its legend
+_LEGEND_POINTS = 37  # from the panel to its legend
 KINDS = (".png", ".svg", ".pdf")
 
 
@@ -53,8 +53,8 @@ def draw_curves(result: Result) -> Figure:
     columns = result.curve_columns
     if not columns:
         raise OptionError("the result has no curves; expected a metric with a curve: add insertion or deletion")
-    across = min(_ACROSS, len(columns))
-    down = math.ceil(len(columns) / across)
+    down = math.ceil(len(columns) / _ACROSS)
+    across = math.ceil(len(columns) / down)
     entries = len(result.methods)
     height = 3.6 + 0.2 * entries  # the legend stands below the panel
     figure = Figure(figsize=(4.6 * across, height * down), dpi=_DPI, layout="constrained")

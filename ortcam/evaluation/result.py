@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ortcam.core.files import replace_files
 from ortcam.errors import OptionError, OutputError, nearest
-from ortcam.evaluation.journal import RESULTS, as_json, finite, row_from_dict
+from ortcam.evaluation.journal import RESULTS, as_json, finite, row_from_dict, row_to_dict
 from ortcam.evaluation.rows import Column, Failure, Row
 from ortcam.evaluation.statistics import Interval, mean_intervals, paired_intervals
 
@@ -79,7 +79,8 @@ class Result:
         record: everything that the values depend on, as values that JSON knows.
 
     Raises:
-        OptionError: a name is used twice or is unknown, or the record holds a value that JSON cannot keep.
+        OptionError: a name is used twice or is unknown, a method has two rows of a photo, a curve has another number of
+            points than its column, or the record holds a value that JSON cannot keep.
     """
 
     columns: tuple[Column, ...]
@@ -104,6 +105,12 @@ class Result:
         for name in (*controls, *(row.method for row in self.rows)):
             self._check_method(name)
         _check_once("row", (f"{row.method}, {row.photo}" for row in self.rows))
+        points = {column.name: len(column.fractions) for column in self.columns}
+        for row in self.rows:
+            for name, curve in row.curves.items():
+                if len(curve) != points.get(name):
+                    where = f"curve {name!r} of {row.method}, {row.photo}"
+                    raise OptionError(f"{where} has {len(curve)} points; expected {points.get(name, 'no such curve')}")
 
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> Self:
@@ -253,7 +260,7 @@ class Result:
                 for (a, b), columns in self.compare_all(self._pairs()).items()
             ],
             "failures": [asdict(failure) for failure in self.failures],
-            "rows": as_json([asdict(row) for row in self.rows], "a row"),
+            "rows": [row_to_dict(row) for row in self.rows],
         }
 
     def _pairs(self) -> list[tuple[str, str]]:
@@ -304,7 +311,10 @@ class Result:
                 note = f"{picture} is left out: {error}"
         _write_files(Path(folder) / results, files)
         if picture not in files:  # the picture of an earlier run shows other values
-            (Path(folder) / picture).unlink(missing_ok=True)
+            try:
+                (Path(folder) / picture).unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"cannot delete {Path(folder) / picture}: {error.strerror or error}") from error
         return note
 
     @cached_property

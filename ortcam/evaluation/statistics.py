@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -19,6 +18,7 @@ from ortcam.errors import OptionError, whole
 #   hits with probability 0.9                       93 % / 90 %
 #   uniform                                         94 % / 95 %
 RESAMPLES = 10_000  # the bounds of two seeds then differ by about 1 % of the interval's width
+_ROUNDING = 1e-12
 _CHUNK = 1 << 22  # most counts, or resampled means, in memory at once: 32 MiB
 
 
@@ -163,15 +163,20 @@ def _bounds(
     drawn: NDArray[np.float64], mean: float, deviations: NDArray[np.float64], level: float
 ) -> tuple[float, float]:
     """Return the BCa bounds of a mean from its sorted resampled means and the values' deviations from it."""
-    spread = float((deviations**2).sum())
-    rounding = 1e-12 * (abs(mean) + math.sqrt(spread))  # sums of the same values in another order differ by this much
+    scale = float(np.abs(deviations).max())
+    if scale <= _ROUNDING * abs(mean):
+        return mean, mean
+    rounding = _ROUNDING * (abs(mean) + scale)  # sums of the same values in another order differ by this much
     below, upto = np.searchsorted(drawn, [mean - rounding, mean + rounding])
     share = (below + upto) / (2 * len(drawn))
-    if spread <= rounding**2 or not 0 < share < 1:
-        return (mean, mean) if spread <= rounding**2 else (float(drawn[0]), float(drawn[-1]))
+    if not 0 < share < 1:  # of a few resamples
+        return float(drawn[0]), float(drawn[-1])
     normal = NormalDist()
     bias = normal.inv_cdf(share)
-    acceleration = float((deviations**3).sum()) / (6 * spread**1.5)  # by the jackknife, which is exact for a mean
+    units = deviations / scale  # no power of a tiny value becomes 0
+    acceleration = float(
+        (units**3).sum() / (6 * (units**2).sum() ** 1.5)
+    )  # by the jackknife, which is exact for a mean
 
     def corrected(probability: float) -> float:
         shifted = bias + normal.inv_cdf(probability)

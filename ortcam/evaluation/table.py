@@ -18,9 +18,7 @@ _GAP = "  "
 _BETTER = {"higher": "high is good", "lower": "low is good", None: ""}
 _MOST_NOTES = 12  # lines of missing values
 _MOST_FAILURES = 3
-_FEWEST = (
-    6  # photos for a clear difference: by chance, all of 6 photos favour one method in 1 of 32 cases, of 5 in 1 of 16
-)
+_FEWEST = 6  # photos for a clear difference: by chance, 6 of 6 favour one method in 1 of 32 cases, 5 of 5 in 1 of 16
 
 
 def draw_table(result: Result, width: int | None = None) -> str:
