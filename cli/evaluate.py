@@ -141,8 +141,8 @@ def evaluate(
     """
     if (photos is None) == (dataset is None):
         raise typer.BadParameter("give either a folder of photos or --dataset LAYOUT:PATH")
-    from ortcam.evaluation.run import evaluate as run
     from ortcam.evaluation.maps import CONTROLS
+    from ortcam.evaluation.run import evaluate as run
 
     errors: list[dict[str, str]] = []
 

@@ -17,7 +17,12 @@ KNOWN: set[tuple[str, str]] = set()
 # What may be imported in some places only, late or not: the beginnings of their paths.
 PLACES = {
     "onnxruntime": ("ortcam/runtime/", "exporters/precision.py"),
-    "cv2": ("ortcam/evaluation/localisation.py", "ortcam/model/image.py", "ortcam/output/render.py"),
+    "cv2": (
+        "ortcam/evaluation/localisation.py",
+        "ortcam/evaluation/replacements.py",
+        "ortcam/model/image.py",
+        "ortcam/output/render.py",
+    ),
     "onnx_ir": (
         "ortcam/graph/",
         "ortcam/runtime/edited.py",

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ortcam.evaluation.curves import Curve, HighestConfidence
     from ortcam.evaluation.datasets import Dataset, open_dataset
-    from ortcam.evaluation.run import evaluate
     from ortcam.evaluation.maps import Contestant
     from ortcam.evaluation.masking import ADCC, Masking
     from ortcam.evaluation.metrics import METRICS
-    from ortcam.evaluation.result import Result
-    from ortcam.evaluation.samples import Box, Sample
     from ortcam.evaluation.randomised import sanity
+    from ortcam.evaluation.result import Result
+    from ortcam.evaluation.run import evaluate
+    from ortcam.evaluation.samples import Box, Sample
 
 __all__ = [
     "ADCC",

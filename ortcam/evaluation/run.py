@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ortcam
 from ortcam.core.provenance import now
 from ortcam.core.targets import Wanted
-from ortcam.errors import DatasetError, OptionError, OrtcamError, whole
+from ortcam.errors import DatasetError, OptionError, OrtcamError, OrtcamWarning, whole
 from ortcam.evaluation.datasets import Dataset, open_dataset
 from ortcam.evaluation.journal import Journal
 from ortcam.evaluation.maps import AT_THE_DOOR, CONTROLS, Contestant, Given, GivenMaps, parse_method
@@ -147,8 +148,9 @@ def evaluate(
         names = (*(one.name for one in contestants), *(one.name for one in given), *controls)
         record = {**header, "created": now(), "photos": [sample.name for sample in dataset.samples]}
         result = Result(columns, names, tuple(controls), tuple(rows), tuple(failures), record)
-    if folder is not None:
-        result.save(folder)
+        note = None if folder is None else result.save(folder)  # while the journal's lock holds
+    if note is not None:
+        warnings.warn(note, OrtcamWarning, stacklevel=2)
     return result
 
 
