@@ -43,6 +43,7 @@ PHOTOS = {  # by package
 }
 MAPS = ("cam", "ties", "random", "flat")
 CAM, TIES, RANDOM, FLAT = range(4)
+PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)  # pytorch-grad-cam's
 
 
 # -- What every judge uses ---------------------------------------------------------------------------------------------
@@ -167,7 +168,11 @@ def make_inputs(folder: Path) -> None:
         linear = [part for part in modules[name].modules() if isinstance(part, nn.Linear)][-1]
         grids = np.einsum("pk,pkhw->phw", linear.weight.detach().numpy()[classes], activations)
         maps = np.stack([make_maps(grid, inputs.shape[2:], seed) for seed, grid in enumerate(grids)])
-        np.savez(folder / f"{name}_inputs.npz", inputs=inputs, maps=maps, classes=classes)
+        steps = model.contract.preprocessing
+        assert steps.channels == "RGB"
+        facts = {"scale": np.float32(steps.scale), "mean": np.float32(steps.mean), "std": np.float32(steps.std)}
+        photos = np.stack([steps.invert(tensor[None]) for tensor in inputs])
+        np.savez(folder / f"{name}_inputs.npz", inputs=inputs, photos=photos, maps=maps, classes=classes, **facts)
         arrays[f"{name}_grids"] = grids
         arrays[f"{name}_classes"] = classes
         arrays[f"{name}_clean"] = softmax(logits)[np.arange(len(classes)), classes]
@@ -213,9 +218,14 @@ def make_torchcam(folder: Path) -> None:
     for name, module in make_modules().items():
         for kind, logits_fn in kinds.items():
 
-            def measure(tensor: Any, saliency: Any, index: int, module: Any = module, logits_fn: Any = logits_fn) -> Any:
+            def measure(
+                tensor: Any, saliency: Any, index: int, module: Any = module, logits_fn: Any = logits_fn
+            ) -> Any:
                 extractor, found = StoredMap(module, saliency), list[float]()
-                for metric in (ClassificationMetric(extractor, logits_fn), DeletionInsertionMetric(extractor, logits_fn)):
+                for metric in (
+                    ClassificationMetric(extractor, logits_fn),
+                    DeletionInsertionMetric(extractor, logits_fn),
+                ):
                     metric.update(torch.from_numpy(tensor), index)
                     found += metric.summary().values()
                 return found
@@ -274,10 +284,216 @@ def make_grad_cam(folder: Path) -> None:
     save(folder, "metric_grad_cam", origin, arrays)
 
 
+def make_grad_cam_road(folder: Path) -> None:
+    """Run ROAD of pytorch-grad-cam, without noise and with its own.
+
+    Keys, by model, for ORDER `morf` and `lerf`: `MODEL_ORDER` [photos,3,9], the change of the softmax score without
+    noise for each percentile; `MODEL_ORDER_removed` int64 [photos,3,9], the number of removed pixels; `MODEL_pictures`
+    [3,2,3], mean and deviation of each channel of the noise-free picture of the first photo and map, most relevant
+    first, percentiles 10, 50, 90; `MODEL_ORDER_noisy` and `MODEL_combined_noisy` [photos], the average of the ready
+    class with noise 0.01 for the map `cam`, after torch.manual_seed(0). The maps are the first three of MAPS.
+    """
+    import torch
+    from pytorch_grad_cam.metrics import perturbation_confidence as changes
+    from pytorch_grad_cam.metrics import road
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
+    removers = {"morf": changes.RemoveMostRelevantFirst, "lerf": changes.RemoveLeastRelevantFirst}
+    ready = {
+        "morf": road.ROADMostRelevantFirstAverage,
+        "lerf": road.ROADLeastRelevantFirstAverage,
+        "combined": road.ROADCombined,
+    }
+    origin, arrays = [], dict[str, Any]()
+    for name, module in make_modules().items():
+
+        def removed(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(image, float((mask == 0).sum()))
+
+        def measure(tensor: Any, saliency: Any, index: int, module: Any = module, removed: Any = removed) -> Any:
+            found = np.zeros((len(removers), 2, len(PERCENTILES)))
+            if saliency.std() == 0:
+                return found  # Left out: each percentile removes every pixel.
+            arguments = torch.from_numpy(tensor), saliency[None], [ClassifierOutputSoftmaxTarget(index)], module
+            for order, remover in enumerate(removers.values()):
+                for place, percentile in enumerate(PERCENTILES):
+                    change = remover(percentile, road.NoisyLinearImputer(noise=0.0))
+                    found[order, 0, place] = changes.PerturbationConfidenceMetric(change)(*arguments)[0]
+                    counted = remover(percentile, removed)(torch.from_numpy(tensor[0]), torch.from_numpy(saliency))
+                    found[order, 1, place] = float(counted[0, 0, 0])
+            return found
+
+        values = each(folder, name, measure)[:, :FLAT]
+        for place, order in enumerate(removers):
+            arrays[f"{name}_{order}"] = values[:, :, place, 0]
+            arrays[f"{name}_{order}_removed"] = values[:, :, place, 1].astype(np.int64)
+        inputs, maps, classes = load(folder, name)
+        first, cam = torch.from_numpy(inputs[0]), torch.from_numpy(maps[0, CAM])
+        pictures = [
+            removers["morf"](percentile, road.NoisyLinearImputer(noise=0.0))(first, cam).numpy()
+            for percentile in (10, 50, 90)
+        ]
+        arrays[f"{name}_pictures"] = [[picture.mean((1, 2)), picture.std((1, 2))] for picture in pictures]
+        for order, make in ready.items():
+            arrays[f"{name}_{order}_noisy"] = np.zeros(len(PHOTOS))
+            for photo, index in enumerate(classes):
+                torch.manual_seed(0)
+                arrays[f"{name}_{order}_noisy"][photo] = make()(
+                    torch.from_numpy(inputs[photo, None]),
+                    maps[photo, CAM][None],
+                    [ClassifierOutputSoftmaxTarget(int(index))],
+                    module,
+                )[0]
+        origin.append(
+            describe(f"{name}_*", "grad-cam", metric="ROADMostRelevantFirst, ROADLeastRelevantFirst, ROADCombined",
+                     model=name, scores="softmax, changed minus clean", explained="top class", scored="top class",
+                     percentiles=PERCENTILES, kept="morf: map < percentile p of the map; lerf: the same of 1 - map",
+                     noise="0.0; *_noisy: 0.01 by torch.randn_like, torch.manual_seed(0)",
+                     combined="(lerf - morf) / 2"),
+        )  # fmt: skip
+    save(folder, "metric_grad_cam_road", origin, arrays)
+
+
+# -- xplique -----------------------------------------------------------------------------------------------------------
+
+
+def make_xplique(folder: Path) -> None:
+    """Run Deletion, Insertion, AverageDropMetric, AverageIncreaseMetric and AverageGainMetric of xplique.
+
+    Keys, by model: `MODEL_deletion_STEPS` and `MODEL_insertion_STEPS` with STEPS 10 and 25, `MODEL_drop`,
+    `MODEL_increase`, `MODEL_gain`.
+    """
+    import tensorflow as tf
+    from xplique.metrics import AverageDropMetric, AverageGainMetric, AverageIncreaseMetric, Deletion, Insertion
+
+    causal = {
+        (kind, steps): make for kind, make in (("deletion", Deletion), ("insertion", Insertion)) for steps in (10, 25)
+    }
+    masked = {"drop": AverageDropMetric, "increase": AverageIncreaseMetric, "gain": AverageGainMetric}
+    names = [*(f"{kind}_{steps}" for kind, steps in causal), *masked]
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+        run = onnx_logits(folder, name)
+
+        def scores(batch: Any, run: Any = run) -> Any:
+            """Take [n,H,W,3], as xplique has pictures, and return the softmax scores."""
+            return softmax(run(np.asarray(batch).transpose(0, 3, 1, 2)))
+
+        def measure(tensor: Any, saliency: Any, index: int, scores: Any = scores) -> Any:
+            pictures = np.ascontiguousarray(tensor.transpose(0, 2, 3, 1))
+            target = np.eye(scores(pictures).shape[1], dtype=np.float32)[[index]]
+            metrics = [make(scores, pictures, target, steps=steps) for (_, steps), make in causal.items()]
+            metrics += [make(scores, pictures, target) for make in masked.values()]
+            return [float(metric(saliency[None])) for metric in metrics]
+
+        values = each(folder, name, measure)
+        for place, metric in enumerate(names):
+            arrays[f"{name}_{metric}"] = values[..., place]
+        common = {"model": name, "scores": "softmax", "explained": "top class", "scored": "top class"}
+        origin += [
+            describe(f"{name}_deletion_*, {name}_insertion_*", "xplique", metric="Deletion, Insertion", steps=[10, 25],
+                     tensorflow=tf.__version__, baseline="0.0 of the input tensor",
+                     points="steps + 1, int(i P / steps)", ties="numpy argsort (unstable), read backwards", area="trapezoid", batch_size=64, **common),
+            describe(f"{name}_drop, {name}_increase, {name}_gain", "xplique", metric="AverageDropMetric, "
+                     "AverageIncreaseMetric, AverageGainMetric",
+                     mask="input tensor * (|map| - min) / (max - min + 1e-8)", batch_size=64, **common),
+        ]  # fmt: skip
+    save(folder, "metric_xplique", origin, arrays)
+
+
+# -- openvino_xai ------------------------------------------------------------------------------------------------------
+
+
+class ActivationSum:
+    """An explainer for openvino_xai's ADCC: the sum of the activations, resized bilinearly to the photo's size."""
+
+    def __init__(self, compiled: Any, prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.compiled, self.prepare = compiled, prepare
+
+    def __call__(self, picture: np.ndarray, targets: int, **_options: Any) -> Any:
+        import cv2
+
+        activations = self.compiled([self.prepare(picture)])[0]
+        saliency = cv2.resize(activations[0].sum(0), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        return argparse.Namespace(saliency_map={targets: saliency})
+
+
+def make_openvino(folder: Path) -> None:
+    """Run InsertionDeletionAUC and ADCC of openvino_xai in float32 on uint8 photos of the network's input size.
+
+    The photos are `Preprocessing.invert` of the inputs: uint8 [H,W,3]. The input of a picture is
+    (picture * scale - mean) / std, without resizing and rounding. Keys, by model: `MODEL_clean` [photos],
+    `MODEL_insertion`, `MODEL_deletion`, `MODEL_adcc`, `MODEL_coherency`, `MODEL_complexity`, `MODEL_drop`;
+    `MODEL_evaluated_adcc` [maps], ADCC.evaluate over the photos; `MODEL_scale` [], `MODEL_mean`, `MODEL_std` [3].
+    """
+    import openvino
+    from openvino_xai.metrics.adcc import ADCC
+    from openvino_xai.metrics.insertion_deletion_auc import InsertionDeletionAUC
+
+    names = {"insertion": "insertion", "deletion": "deletion", "adcc": "adcc", "coherency": "coherency",
+             "complexity": "complexity", "average_drop": "drop"}  # fmt: skip
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+        stored = np.load(folder / f"{name}_inputs.npz")
+        whole = openvino.convert_model(folder / f"{name}.onnx")
+        parts = {
+            key: openvino.Model([whole.output(key)], whole.get_parameters(), key) for key in ("logits", "activations")
+        }
+        # By default OpenVINO computes in bfloat16 where the processor has it.
+        compiled = {
+            key: openvino.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            for key, part in parts.items()
+        }
+
+        def prepare(picture: np.ndarray, stored: Any = stored) -> np.ndarray:
+            scaled = (picture.astype(np.float32) * stored["scale"] - stored["mean"]) / stored["std"]
+            return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], np.float32)
+
+        curves = InsertionDeletionAUC(parts["logits"], prepare, lambda out: softmax(out[0]))
+        explainer = ActivationSum(compiled["activations"], prepare)
+        adcc = ADCC(parts["logits"], prepare, lambda out: softmax(out[0]), explainer)
+        curves.model_compiled = adcc.model_compiled = compiled["logits"]
+        photos, maps, classes = stored["photos"], stored["maps"], stored["classes"]
+        found = [
+            [{**curves(saliency, int(index), photo), **adcc(saliency, int(index), photo)} for saliency in photo_maps]
+            for photo, photo_maps, index in zip(photos, maps, classes, strict=True)
+        ]
+        for theirs, ours in names.items():
+            arrays[f"{name}_{ours}"] = np.array([[values[theirs] for values in row] for row in found], np.float64)
+        clean = [curves.model_predict(photo)[index] for photo, index in zip(photos, classes, strict=True)]
+        arrays[f"{name}_clean"] = np.array(clean)
+        arrays |= {f"{name}_{key}": stored[key] for key in ("scale", "mean", "std")}
+        arrays[f"{name}_evaluated_adcc"] = np.array([
+            adcc.evaluate(
+                [argparse.Namespace(saliency_map={int(index): saliency}, layout=None)
+                 for index, saliency in zip(classes, maps[:, which], strict=True)],
+                list(photos),
+            )["adcc"]
+            for which in range(len(MAPS))
+        ])  # fmt: skip
+        common = {"model": name, "scores": "softmax", "explained": "top class", "scored": "top class",
+                  "picture": "uint8, of the input's size", "precision": "float32"}  # fmt: skip
+        origin += [
+            describe(f"{name}_insertion, {name}_deletion", "openvino_xai", metric="InsertionDeletionAUC", steps=30,
+                     baseline="0 of the picture", points="31, int(i P / 30)", ties="numpy argsort of -map (unstable)",
+                     area="(sum - first / 2 - last / 2) / 30, absolute", **common),
+            describe(f"{name}_adcc, {name}_coherency, {name}_complexity, {name}_drop", "openvino_xai", metric="ADCC",
+                     mask="picture * map, not rounded", drop="relative", complexity="mean of the map",
+                     coherency="(Pearson + 1) / 2 of the map and the map of picture * map",
+                     explainer="sum of activations, bilinear, half-pixel centres, min-max", **common),
+            describe(f"{name}_evaluated_adcc", "openvino_xai", metric="ADCC.evaluate",
+                     mean="of coherency, complexity and drop over the photos, then ADCC of the means", **common),
+        ]  # fmt: skip
+    save(folder, "metric_openvino", origin, arrays)
+
+
 JUDGES: dict[str, Callable[[Path], None]] = {
     "inputs": make_inputs,
     "torchcam": make_torchcam,
     "grad-cam": make_grad_cam,
+    "grad-cam-road": make_grad_cam_road,
+    "xplique": make_xplique,
+    "openvino": make_openvino,
 }
 
 
