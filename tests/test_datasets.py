@@ -232,6 +232,11 @@ def test_invalid_lines_of_a_csv(tree: Tree, line: str, said: str) -> None:
     assert said.format(root=root) in refusal(f"csv:{file}")
 
 
+def test_messages_stay_one_line_whatever_the_file_says(tree: Tree) -> None:
+    file = write(tree("a.jpg") / "list.csv", 'photo,label\n"a\n' + "b" * 500 + '.jpg",1\n')
+    assert refusal(f"csv:{file}").endswith(f"are missing in {file.parent}: a {'b' * 395}...")
+
+
 def test_a_csv_has_all_sides_of_a_box_or_none(tree: Tree) -> None:
     file = write(tree("a.jpg") / "list.csv", "photo,label,left,top,right\na.jpg,1,1,1,1\n")
     assert "has no column 'bottom'; expected all of left, top, right, bottom, or none" in refusal(f"csv:{file}")
@@ -454,7 +459,7 @@ def test_invalid_annotations_of_voc(voc: Path, text: str | bytes, said: str) -> 
 
 def test_missing_files_of_voc(voc: Path) -> None:
     write(voc / "ImageSets/Main/bad.txt", "a\nzz\n")
-    assert "bad.txt line 2 names zz, but" in refusal(f"voc-bad:{voc}")
+    assert "bad.txt line 2 names zz, which has no file in Annotations" in refusal(f"voc-bad:{voc}")
     assert "none.txt: no such file" in refusal(f"voc-none:{voc}")
     shutil.rmtree(voc / "JPEGImages")
     assert "JPEGImages is missing; expected the photos of Pascal VOC" in refusal(f"voc:{voc}")

@@ -18,7 +18,7 @@ from ortcam.evaluation.dataset_files import (
     read_text,
     samples_of,
 )
-from ortcam.evaluation.regions import Box, MaskSource, polygons, run_lengths
+from ortcam.evaluation.regions import Box, MaskSource, cut, polygons, run_lengths
 from ortcam.evaluation.samples import Sample
 
 _FARTHEST = 1e9  # pixels; larger numbers, infinite ones and NaN are mistakes
@@ -58,9 +58,9 @@ def read_coco(file: Path, folder: Path) -> Content:
         image = _get(file, "annotations", index, one, "image_id", int)
         category = _get(file, "annotations", index, one, "category_id", int)
         if image not in images:
-            raise DatasetError(f"{file}: annotations[{index}] is for the image {image}, which is not in images")
+            raise DatasetError(f"{file}: annotations[{index}] is for the image {cut(image)}, which images lacks")
         if category not in categories:
-            raise DatasetError(f"{file}: annotations[{index}] has the category {category}, which is not in categories")
+            raise DatasetError(f"{file}: annotations[{index}] has the category {cut(category)}, which categories lacks")
         if one.get("iscrowd"):
             crowds += 1
             continue
@@ -113,13 +113,9 @@ def _get(file: Path, field: str, index: int, one: Any, name: str, kind: type) ->
     value = one.get(name) if isinstance(one, dict) else None
     if type(value) is not kind or value == "":
         what = {int: "a whole number", str: "a text", list: "a list"}[kind]
-        raise DatasetError(f"{file}: {name!r} of {field}[{index}] is {_short(value)}; expected {what}")
+        found = "missing" if value is None else cut(repr(value), 50)
+        raise DatasetError(f"{file}: {name!r} of {field}[{index}] is {found}; expected {what}")
     return value
-
-
-def _short(value: Any) -> str:
-    text = "missing" if value is None else repr(value)
-    return text if len(text) <= 50 else text[:47] + "..."
 
 
 def _item(file: Path, index: int, one: dict[str, Any], label: int | str | None) -> Item:
@@ -129,7 +125,7 @@ def _item(file: Path, index: int, one: dict[str, Any], label: int | str | None) 
         sides = _get(file, "annotations", index, one, "bbox", list)
         if len(sides) != 4 or not all(type(side) in (int, float) and abs(side) < _FARTHEST for side in sides):
             raise DatasetError(
-                f"{file}: 'bbox' of annotations[{index}] is {_short(sides)}; expected [x, y, width, height]"
+                f"{file}: 'bbox' of annotations[{index}] is {cut(sides, 50)}; expected [x, y, width, height]"
             )
         x, y, width, height = map(float, sides)
         box = Box(x, y, x + width, y + height)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ortcam.errors import DatasetError, nearest, one_line
 from ortcam.evaluation.dataset_files import Content, Item, and_more, as_label, exists, read_text, samples_of
-from ortcam.evaluation.regions import Box, MaskFile
+from ortcam.evaluation.regions import Box, MaskFile, cut
 from ortcam.evaluation.samples import Sample
 
 _SIDES = ("left", "top", "right", "bottom")
@@ -63,17 +63,19 @@ def _items(path: Path, lines: Sequence[Line]) -> Iterator[Item]:
     first = lines[0]
     for line in lines:
         if line.label != first.label and not all(one.box or one.mask for one in (first, line)):
-            raise DatasetError(
-                f"{path} gives {first.photo} two classes: {first.label} in line {first.number}, {line.label} in line "
-                f"{line.number}; remove one, or give each line a box or a mask"
-            )
+            raise DatasetError(f"{path} {_two_classes(first, line)}, or give each line a box or a mask")
         mask = None
         if line.mask:
             file = _below(path.parent, line.mask)
             if not _is_file(file):
-                raise DatasetError(f"{path} line {line.number} names a mask that is missing: {line.mask}")
+                raise DatasetError(f"{path} line {line.number} names a mask that is missing: {cut(line.mask)}")
             mask = MaskFile(file, line.mask.replace("\\", "/"))
         yield Item(line.label, line.box, mask)
+
+
+def _two_classes(one: Line, other: Line) -> str:
+    classes = f"{cut(one.label)} in line {one.number}, {cut(other.label)} in line {other.number}"
+    return f"gives {cut(one.photo)} two classes: {classes}; remove one"
 
 
 def with_labels(samples: Sequence[Sample], path: Path) -> Content:
@@ -94,17 +96,16 @@ def with_labels(samples: Sequence[Sample], path: Path) -> Content:
     for line in lines:
         indices = _find(photos, path.parent, line.photo)
         if len(indices) > 1:
-            names = " and ".join(samples[index].name for index in indices[:2])
-            raise DatasetError(f"{path} line {line.number}: {line.photo} could be {names}; give the path in the folder")
+            names = cut(" and ".join(samples[index].name for index in indices[:2]), 300)
+            raise DatasetError(
+                f"{path} line {line.number}: {cut(line.photo)} could be {names}; give the path in the folder"
+            )
         if not indices:
             lost.append(f"{line.photo} (line {line.number})")
             continue
         known = found.setdefault(indices[0], line)
         if known.label != line.label:
-            raise DatasetError(
-                f"{path} gives {line.photo} two classes: {known.label} in line {known.number}, {line.label} in line "
-                f"{line.number}; remove one"
-            )
+            raise DatasetError(f"{path} {_two_classes(known, line)}")
     without = [sample.name for index, sample in enumerate(samples) if index not in found]
     if without:
         raise DatasetError(f"{path} has no line for {and_more(without)}; expected one for every photo")
@@ -209,7 +210,7 @@ def _line(path: Path, number: int, cells: Mapping[str, str], separator: str) -> 
             except ValueError:
                 value = math.nan
             if not math.isfinite(value):
-                raise DatasetError(f"{path} line {number}: {side} is {text!r}; expected a number of pixels")
+                raise DatasetError(f"{path} line {number}: {side} is {cut(repr(text))}; expected a number of pixels")
             sides.append(value)
         box = Box(*sides)
     return Line(photo, label, box, cells.get("mask", "").strip(), number)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ortcam.errors import DatasetError
 from ortcam.evaluation.dataset_files import Content, and_more, exists, need_folder, numbered_lines
-from ortcam.evaluation.regions import Box
+from ortcam.evaluation.regions import Box, cut
 from ortcam.evaluation.samples import Sample
 
 _FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt")
@@ -64,10 +64,10 @@ def _read_table(path: Path) -> dict[str, tuple[int, str]]:
     for number, line in numbered_lines(path):
         key, _, value = line.partition(" ")
         if not (key.isascii() and key.isdigit() and value.strip()):
-            raise DatasetError(f"{path} line {number} is {line[:60]!r}; expected a number, a space and a value")
-        key = str(int(key)) if len(key) < 19 else key
+            raise DatasetError(f"{path} line {number} is {cut(line, 60)!r}; expected a number, a space and a value")
+        key = key.lstrip("0") or "0"
         if key in table:
-            raise DatasetError(f"{path} has the id {key} in the lines {table[key][0]} and {number}; expected it once")
+            raise DatasetError(f"{path} has the id {cut(key)} in the lines {table[key][0]} and {number}; remove one")
         table[key] = number, value.strip()
     if not table:
         raise DatasetError(f"{path} is empty; expected lines of a number, a space and a value")
@@ -75,17 +75,17 @@ def _read_table(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _same_ids(folder: Path, paths: dict[str, tuple[int, str]], name: str, values: dict[str, tuple[int, str]]) -> None:
-    without = [f"{key} (line {paths[key][0]})" for key in paths if key not in values]
+    without = [f"{cut(key)} (line {paths[key][0]})" for key in paths if key not in values]
     if without:
         raise DatasetError(f"{folder / name} lacks ids of images.txt: {and_more(without)}")
-    lost = [f"{key} (line {values[key][0]})" for key in values if key not in paths]
+    lost = [f"{cut(key)} (line {values[key][0]})" for key in values if key not in paths]
     if lost:
         raise DatasetError(f"{folder / name} has ids that images.txt lacks: {and_more(lost)}")
 
 
 def _whole(path: Path, line: int, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise DatasetError(f"{path} line {line} has {text[:60]!r}; expected a whole number")
+        raise DatasetError(f"{path} line {line} has {cut(text, 60)!r}; expected a whole number")
     return int(text)
 
 
@@ -95,5 +95,5 @@ def _box(path: Path, line: int, text: str) -> Box:
     except ValueError:
         x = y = width = height = math.nan
     if not all(map(math.isfinite, (x, y, width, height))):
-        raise DatasetError(f"{path} line {line} has {text[:60]!r}; expected four numbers: x y width height")
+        raise DatasetError(f"{path} line {line} has {cut(text, 60)!r}; expected four numbers: x y width height")
     return Box(x, y, x + width, y + height)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ortcam.errors import DatasetError
-from ortcam.evaluation.regions import Box, MaskFile, MaskSource, Rectangle
+from ortcam.evaluation.regions import Box, MaskFile, MaskSource, Rectangle, cut
 from ortcam.evaluation.samples import Sample
 from ortcam.model.image import SUFFIXES
 from ortcam.output.record import MANIFEST
@@ -58,7 +58,7 @@ def samples_of(
         masks: tuple[MaskSource, ...] = ()
         if any(item.mask is not None for item in objects):
             masks = tuple(mask for item in objects if (mask := item.region) is not None)
-        full = name if len(classes) == 1 else f"{name}#{'unknown' if label is None else label}"
+        full = name if len(classes) == 1 else f"{name}#{'unknown' if label is None else ' '.join(str(label).split())}"
         found.append(Sample(image, full, label, boxes, masks, source, size))
     return found
 
@@ -155,7 +155,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def and_more(names: list[str]) -> str:
     """Return the first name, and how many follow: ``a.jpg and 3 more``."""
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return cut(names[0], 400) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def read_classes(folder: Path, by_position: bool) -> Content:

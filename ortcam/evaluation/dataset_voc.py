@@ -20,7 +20,7 @@ from ortcam.evaluation.dataset_files import (
     read_bytes,
     samples_of,
 )
-from ortcam.evaluation.regions import Box
+from ortcam.evaluation.regions import Box, cut
 from ortcam.evaluation.samples import Sample
 
 
@@ -80,7 +80,7 @@ def _files(folder: Path, annotations: Path, split: str) -> list[Path]:
     for number, line in numbered_lines(chosen):
         file = annotations / f"{line.split()[0]}.xml"
         if not exists(file):
-            raise DatasetError(f"{chosen} line {number} names {line.split()[0]}, but {file} is missing")
+            raise DatasetError(f"{chosen} line {number} names {cut(line)}, which has no file in Annotations")
         files.setdefault(file, number)
     if not files:
         raise DatasetError(f"{chosen} is empty; expected a photo's name in each line")
@@ -104,7 +104,7 @@ def _parse(file: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # damaged; an unknown encoding
         raise DatasetError(f"{file} is not valid XML: {one_line(error)}") from error
     if root.tag != "annotation":
-        raise DatasetError(f"{file} begins with <{root.tag}>; expected <annotation>, as in Pascal VOC")
+        raise DatasetError(f"{file} begins with <{cut(root.tag)}>; expected <annotation>, as in Pascal VOC")
     return root
 
 
@@ -117,7 +117,7 @@ def _photo(file: Path, root: ElementTree.Element, photos: dict[str, Path]) -> Pa
     name = PureWindowsPath(_text(root, "filename")).name
     found = photos.get(name) or next((path for path in photos.values() if path.stem == file.stem), None)
     if found is None:
-        raise DatasetError(f"{file} is for the photo {name or file.stem!r}, which is missing in JPEGImages")
+        raise DatasetError(f"{file} is for the photo {cut(name or file.stem)!r}, which is missing in JPEGImages")
     return found
 
 
@@ -127,8 +127,8 @@ def _item(file: Path, element: ElementTree.Element) -> Item:
         raise DatasetError(f"{file} has an object without a <name>")
     box = element.find("bndbox")
     if box is None:
-        raise DatasetError(f"{file} has an object {name!r} without a <bndbox>")
-    sides = [_number(file, box, f"<bndbox> of {name!r}", side) for side in ("xmin", "ymin", "xmax", "ymax")]
+        raise DatasetError(f"{file} has an object {cut(name)!r} without a <bndbox>")
+    sides = [_number(file, box, f"<bndbox> of {cut(name)!r}", side) for side in ("xmin", "ymin", "xmax", "ymax")]
     return Item(as_label(name), Box(sides[0] - 1, sides[1] - 1, sides[2], sides[3]))
 
 
@@ -139,7 +139,7 @@ def _number(file: Path, element: ElementTree.Element, where: str, name: str) -> 
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DatasetError(f"{file}: {name} in {where} is {text[:40]!r}; expected a number of pixels")
+        raise DatasetError(f"{file}: {name} in {where} is {cut(text, 40)!r}; expected a number of pixels")
     return value
 
 

@@ -72,6 +72,12 @@ def inside(box: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
     return region
 
 
+def cut(text: object, most: int = 120) -> str:
+    """Return a text of a file for a message: in one line, at most `most` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
 def shown(size: tuple[int, ...]) -> str:
     """Return (H, W) as in ``640x480 pixels``: the width first."""
     return f"{size[1]}x{size[0]} pixels"
@@ -295,7 +301,7 @@ def run_lengths(size: Any, counts: Any) -> RunLengths:
         DatasetError: they are something else, or the runs have another number of pixels than H*W.
     """
     if not isinstance(size, Sequence) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise DatasetError(f"segmentation has size {str(size)[:50]}; expected [height, width]")
+        raise DatasetError(f"segmentation has size {cut(size, 50)}; expected [height, width]")
     if isinstance(counts, str | bytes):
         runs = decompress(counts)
     elif isinstance(counts, list) and all(type(run) is int for run in counts):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import DatasetError
-from ortcam.evaluation.regions import Box, MaskSource, as_mask, inside, shown
+from ortcam.evaluation.regions import Box, MaskSource, as_mask, cut, inside, shown
 
 if TYPE_CHECKING:
     from ortcam.core.pictures import Image
@@ -49,11 +49,15 @@ class Sample:
             DatasetError: the label or a mask has an unknown type, or a box has not four numbers.
         """
         if isinstance(self.label, bool) or not isinstance(self.label, Integral | str | None):
-            raise DatasetError(f"{self.name}: label is {self.label!r}; expected a class index, a label or None")
+            raise DatasetError(
+                f"{cut(self.name)}: label is {cut(repr(self.label))}; expected a class index, a label or None"
+            )
         object.__setattr__(self, "label", int(self.label) if isinstance(self.label, Integral) else self.label)
         for box in self.boxes:
             if len(box) != 4:
-                raise DatasetError(f"{self.name}: box {box} has {len(box)} numbers; expected left, top, right, bottom")
+                raise DatasetError(
+                    f"{cut(self.name)}: box {box} has {len(box)} numbers; expected left, top, right, bottom"
+                )
         object.__setattr__(self, "boxes", tuple(Box(*box) for box in self.boxes))
         object.__setattr__(self, "masks", tuple(map(as_mask, self.masks)))
 
@@ -86,5 +90,5 @@ class Sample:
             if not region.any():
                 raise DatasetError("the region of the object has no pixels; correct or remove its annotation")
         except DatasetError as error:
-            raise DatasetError(f"{self.name}{where}: {error}") from error
+            raise DatasetError(f"{cut(self.name)}{where}: {error}") from error
         return region
