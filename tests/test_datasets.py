@@ -529,8 +529,11 @@ def test_coco(tree: Tree) -> None:
         ({"images": [{"id": 7}]}, "'file_name' of images[0] is missing; expected a text"),
         ({"images": [{"id": 7, "file_name": "a"}] * 2}, "has 2 images, but 1 different ids"),
         ({"images": ["a.jpg"]}, "'id' of images[0] is missing; expected a whole number"),
-        ({"annotations": [{"image_id": 8, "category_id": 1}]}, "annotations[0] is for the image 8, which is not in"),
-        ({"annotations": [{"image_id": 7, "category_id": 5}]}, "annotations[0] has the category 5, which is not in"),
+        ({"annotations": [{"image_id": 8, "category_id": 1}]}, "annotations[0] is for the image 8, which images lacks"),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 5}]},
+            "annotations[0] has the category 5, which categories lacks",
+        ),
         ({"annotations": [{"image_id": 7, "category_id": 1}]}, "'bbox' of annotations[0] is missing; expected a list"),
         ({"bbox": [1, 2, 3]}, "'bbox' of annotations[0] is [1, 2, 3]; expected [x, y, width, height]"),
         ({"bbox": [1, 2, 3, float("nan")]}, "expected [x, y, width, height]"),
