@@ -20,8 +20,9 @@ from ortcam.errors import DatasetError, OptionError
 from ortcam.evaluation.datasets import open_dataset
 from ortcam.evaluation.regions import MaskArray, decompress, fill, polygons, run_lengths
 from ortcam.evaluation.samples import Box, Sample
+from ortcam.model.image import read_photo
 
-SIZE = (224, 224)  # of foolbox's photos of ImageNet
+SIZE = (512, 512)  # of foolbox's photos of ImageNet
 Tree = Callable[..., Path]
 
 
@@ -249,7 +250,7 @@ def test_a_csv_has_all_sides_of_a_box_or_none(tree: Tree) -> None:
     ("box", "said"),
     [
         ((10, 10, 10, 20), "box (10, 10, 10, 20) is empty; expected left < right and top < bottom"),
-        ((10, 10, 226, 20), "box (10, 10, 226, 20) lies outside the photo, which is 224x224 pixels"),
+        ((10, 10, 514, 20), "box (10, 10, 514, 20) lies outside the photo, which is 512x512 pixels"),
         ((-2, 10, 20, 20), "lies outside the photo"),
         ((10, 10, float("nan"), 20), "is not four finite numbers"),
         ((10.6, 10, 11.4, 20), "the region of the object has no pixels"),
@@ -262,7 +263,7 @@ def test_an_invalid_box_names_sample_and_file(box: tuple[float, ...], said: str)
 
 
 def test_a_box_may_end_a_rounded_pixel_outside() -> None:
-    sample = Sample("a.jpg", "a.jpg", 0, (Box(-0.4, 0, 224.9, 224),))
+    sample = Sample("a.jpg", "a.jpg", 0, (Box(-0.4, 0, 512.9, 512),))
     assert region(sample).all()
 
 
@@ -270,7 +271,7 @@ def test_masks_come_before_boxes() -> None:
     masks = (area(0, 0, 9, 9), MaskArray(area(5, 5, 20, 20) * 255))
     sample = Sample("a.jpg", "a.jpg", 0, (Box(0, 0, 100, 100),), masks)  # type: ignore[arg-type]
     assert (region(sample) == area(0, 0, 9, 9) | area(5, 5, 20, 20)).all()
-    with pytest.raises(DatasetError, match=r"^a.jpg: mask has shape \[224, 224\], the photo is 20x10 pixels"):
+    with pytest.raises(DatasetError, match=r"^a.jpg: mask has shape \[512, 512\], the photo is 20x10 pixels"):
         sample.region((10, 20))
     with pytest.raises(DatasetError, match="mask has the type int; expected a PNG's path"):
         Sample("a.jpg", "a.jpg", 0, (), (3,))  # type: ignore[arg-type]
@@ -293,7 +294,7 @@ def test_pngs_of_all_kinds_are_masks(tmp_path: Path) -> None:
 def test_other_masks_are_refused(tmp_path: Path) -> None:
     grey = np.full((30, 40), 255, np.uint8)
     for name, pixels, said in (
-        ("small.png", grey, "mask {path} is 40x30 pixels, the photo is 224x224 pixels; expected the same size"),
+        ("small.png", grey, "mask {path} is 40x30 pixels, the photo is 512x512 pixels; expected the same size"),
         ("alpha.png", np.full((*SIZE, 4), 255, np.uint8), "mask {path} has transparency"),
         ("deep.png", np.ones(SIZE, np.uint16), "mask {path} has 16 bits a pixel; save it with 8"),
         ("mask.jpg", grey, "mask {path} is not a PNG"),
@@ -351,6 +352,7 @@ def cub(tree: Tree) -> Path:
 def test_cub(cub: Path) -> None:
     first, last = open_dataset(f"cub:{cub}").samples
     assert (first.name, first.label, first.image) == ("001.Gull/a.jpg", 0, cub / "images/001.Gull/a.jpg")
+    assert isinstance(first.image, Path) and read_photo(first.image).shape[:2] == SIZE
     assert (last.name, last.label, last.boxes) == ("002.Wren/c.jpg", 1, (Box(10, 20, 40, 60),))
     assert (region(first) == area(60, 27, 160, 77)).all()
     assert names(f"cub-train:{cub}") == ["001.Gull/b.jpg"]
@@ -392,7 +394,7 @@ def voc_object(name: str, box: tuple[float, ...], difficult: int = 0) -> str:
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{sides}</bndbox>{part}</object>"
 
 
-def voc_file(photo: str, *objects: str, side: int = 224) -> str:
+def voc_file(photo: str, *objects: str, side: int = 512) -> str:
     size = f"<size><width>{side}</width><height>{side}</height><depth>3</depth></size>"
     return f"<annotation><filename>{photo}</filename>{size}{''.join(objects)}</annotation>"
 
@@ -401,7 +403,7 @@ def voc_file(photo: str, *objects: str, side: int = 224) -> str:
 def voc(tree: Tree) -> Path:
     root = tree(*(f"JPEGImages/{name}.jpg" for name in "abcde"))
     files = {
-        "a": voc_file("a.jpg", voc_object("dog", (11, 21, 30, 40)), voc_object("cat", (1, 1, 224, 224))),
+        "a": voc_file("a.jpg", voc_object("dog", (11, 21, 30, 40)), voc_object("cat", (1, 1, 512, 512))),
         "b": voc_file("b.jpg", voc_object("dog", (1, 1, 9, 9), 1), voc_object("dog", (11, 11, 19, 19))),
         "c": voc_file("c.jpg", voc_object("dog", (1, 1, 9, 9), 1), voc_object("cat", (5, 5, 9, 9))),
         "d": voc_file("d.jpg"),
@@ -480,7 +482,7 @@ BOTH_RUNS = "09o0O1O1O1O1O1O1O1Ob0?dN=" + STAR_RUNS[6:]
 def coco_file(**changes: Any) -> str:
     data: dict[str, Any] = {
         "images": [
-            {"id": 7, "file_name": "a.jpg", "height": 224, "width": 224},
+            {"id": 7, "file_name": "a.jpg", "height": 512, "width": 512},
             {"id": 9, "file_name": "s\\b.jpg"},
             {"id": 10, "file_name": "empty.jpg"},
             {"id": 11, "file_name": "gone.jpg"},
@@ -489,7 +491,7 @@ def coco_file(**changes: Any) -> str:
         "annotations": [
             {"image_id": 7, "category_id": 90, "bbox": [10, 20.0, 30, 40], "iscrowd": 0},
             {"image_id": 9, "category_id": 1, "bbox": [0, 0, 9, 9], "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]},
-            {"image_id": 7, "category_id": 1, "segmentation": {"size": [224, 224], "counts": [0, 448, 49728]}},
+            {"image_id": 7, "category_id": 1, "segmentation": {"size": [512, 512], "counts": [0, 1024, 261120]}},
             {"image_id": 7, "category_id": 1, "bbox": [100, 100, 10, 10]},
             {"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1},
             {"image_id": 11, "category_id": 1, "bbox": [0, 0, 9, 9]},
@@ -512,7 +514,7 @@ def test_coco(tree: Tree) -> None:
     assert cat.boxes == (Box(10, 20, 40, 60),)
     assert (region(b) == area(10, 10, 30, 30)).all()
     # the first two columns as run lengths, and the box of an object without a mask
-    assert (region(dog) == area(0, 0, 2, 224) | area(100, 100, 110, 110)).all()
+    assert (region(dog) == area(0, 0, 2, 512) | area(100, 100, 110, 110)).all()
     assert found.notes == (
         "1 annotations of crowds are left out",
         "photos without objects are left out: empty.jpg",
@@ -619,8 +621,8 @@ def test_a_polygon_of_whole_pixels_is_exact() -> None:
 
 
 def test_a_polygon_outside_the_photo_names_the_corner() -> None:
-    with pytest.raises(DatasetError, match=r"corner \(300, 5\) outside the photo, which is 224x224 pixels"):
-        polygons([[0, 0, 300, 5, 10, 10]]).read(SIZE)
+    with pytest.raises(DatasetError, match=r"corner \(600, 5\) outside the photo, which is 512x512 pixels"):
+        polygons([[0, 0, 600, 5, 10, 10]]).read(SIZE)
 
 
 # The record
