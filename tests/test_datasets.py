@@ -80,11 +80,12 @@ def area(left: int, top: int, right: int, bottom: int) -> np.ndarray:
 
 
 def test_a_folder_gives_the_photos_that_explain_finds(tree: Tree) -> None:
-    root = tree("b.jpg", "a/z.JPG", "a/.hidden.jpg", "saved/input.jpg")
+    root = tree("b.jpg", "a/z.JPG", "a/.hidden.jpg", "saved/input.jpg", "out/curves.png", "a/curves.png")
     write(root / "notes.txt", "no photo")
     write(root / "saved" / "explanation.json", "{}")  # a saved explanation is no photo
-    assert names(root) == names(str(root)) == names(f"folder:{root}") == ["a/z.JPG", "b.jpg"]
-    assert open_dataset(root).samples[1].image == root / "b.jpg"
+    write(root / "out" / "results.json", "{}")  # nor are the curves of an evaluation
+    assert names(root) == names(str(root)) == names(f"folder:{root}") == ["a/curves.png", "a/z.JPG", "b.jpg"]
+    assert open_dataset(root).samples[2].image == root / "b.jpg"
 
 
 def test_a_photo_and_lists_of_photos_and_folders(tree: Tree) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ortcam.errors import DatasetError
+from ortcam.evaluation.journal import RESULTS
 from ortcam.evaluation.regions import Box, MaskFile, MaskSource, Rectangle, cut
 from ortcam.evaluation.samples import Sample
 from ortcam.model.image import SUFFIXES
@@ -69,23 +70,25 @@ def as_label(text: str) -> int | str | None:
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """Return the photos in a folder and below it, sorted; hidden files and saved explanations are skipped.
+    """Return the photos in a folder and below it, sorted; hidden files, saved explanations and results
+    are skipped.
 
     Raises:
         DatasetError: the folder is missing, cannot be read, or holds no photos.
     """
     need_folder(folder)
     try:
-        found = sorted(
-            path
-            for path in folder.rglob("*")
-            if is_photo(path) and path.is_file() and not (path.parent / MANIFEST).exists()
-        )
+        found = sorted(path for path in folder.rglob("*") if is_photo(path) and path.is_file() and not _is_made(path))
     except OSError as error:
         raise DatasetError(f"cannot read {folder}: {error.strerror or error}") from error
     if not found:
         raise DatasetError(f"{folder} holds no photos; expected files such as .jpg or .png")
     return found
+
+
+def _is_made(path: Path) -> bool:
+    """Return whether a picture is part of a saved explanation, or of the results of an evaluation."""
+    return (path.parent / MANIFEST).exists() or (path.name in RESULTS and (path.parent / RESULTS[0]).exists())
 
 
 def is_photo(path: Path) -> bool:
