@@ -22,7 +22,6 @@ from ortcam.exporters import export
 
 JUDGES = Path(__file__).parent / "judges"
 CLOSE = 1e-3  # absolute, on the metric
-SINGLE = 2e-5  # of two float32 runtimes
 
 
 def load(name: str) -> dict[str, Any]:
@@ -112,9 +111,9 @@ def test_metrics_agree_with_torchcam_xplique_and_grad_cam(
             ("rise", rise[f"{model}_{metric}"]),
         ):
             difference = np.abs(ours[f"{metric}:{preset}"] - judge)
-            assert difference[:, [cam, random]].max() < CLOSE, (metric, preset)
-            # xplique's sort is not stable, so the order of equal pixels is its own.
-            assert difference[:, ties].max() < (CLOSE if preset == "rise" else 0.02), (metric, preset)
+            # xplique's sort is not stable: where half of the pixels are equal, its order is arbitrary.
+            compared = [cam, ties, random] if preset == "rise" else [cam, random]
+            assert difference[:, compared].max() < CLOSE, (metric, preset)
     for metric in ("drop", "increase"):
         theirs = grad_cam[f"{model}_{metric}"]
         assert np.abs(ours[f"{metric}:pytorch-grad-cam"] - theirs)[:, :flat].max() < CLOSE, metric
@@ -126,11 +125,10 @@ def test_metrics_on_pictures_agree_with_openvino_xai_and_smdl(
 ) -> None:
     ours = evaluated(script, files[model], model, OF_THE_PICTURE, pictures=True)
     openvino, smdl = load("metric_openvino"), load("metric_smdl")
-    cam, ties, random, flat = range(4)
+    cam, _, random, flat = range(4)
     for metric in ("insertion", "deletion"):
         difference = np.abs(ours[f"{metric}:openvino-xai"] - openvino[f"{model}_{metric}"])
-        assert difference[:, [cam, random]].max() < CLOSE, metric
-        assert difference[:, ties].max() < 0.02, metric  # its sort is not stable
+        assert difference[:, [cam, random]].max() < CLOSE, metric  # its sort is not stable, so without ties
     for part in ("drop", "complexity"):
         difference = np.abs(ours[f"adcc:openvino-xai {part}"] - openvino[f"{model}_{part}"])
         assert difference[:, :flat].max() < CLOSE, part
