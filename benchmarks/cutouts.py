@@ -8,9 +8,9 @@ is not installed, apt-get downloads it, and it is unpacked below build/. Its cop
 (2002-2022) and the licence GPL-2 for all files, so the pictures that this script writes are not part of ortcam. The
 backgrounds are `gravel` and `grass` of scikit-image, public domain (CC0), grey, at half of their contrast.
 
-The 24 stamps have names that begin with a to m. Each is a photo, not a drawing, of a thing with an ImageNet class of its
-own. EfficientNet-Lite0 gives this class first when the object stands alone (`--check`). A stamp that the network takes
-for something else was left out, because a map of its class says little about the object.
+The 24 stamps have names that begin with a to m. Each is a photo, not a drawing, of a thing with an ImageNet class of
+its own. EfficientNet-Lite0 gives this class first when the object stands alone (`--check`). A stamp that the network
+takes for something else was left out, because a map of its class says little about the object.
 
 24 pictures show one object: its longer side takes 65 % of the picture. 24 pictures show two, left and right: the first
 stamp of the table with the thirteenth, and so on, once in this order on gravel and once in the other on grass. Places

@@ -256,9 +256,9 @@ _PAPER = "Score-CAM, Wang et al. 2020, section 4.3"
 _QUANTUS = "quantus 0.6.0"
 
 # The sources differ from these definitions in few places. For a flat map, quantus returns the object's share of the
-# photo as mass, and the share of an unstable sort as rank; where pixels are equal, its rank depends on NumPy's sort. CAM's
-# published box generator has three fixed thresholds (20, 100 and 110 of 255) in place of the paper's share of the maximum.
-# CAM and Grad-CAM count an object as found from an IoU of 0.5, with any of its boxes.
+# photo as mass, and a rank that depends on NumPy's sort, as it does wherever pixels are equal. The box generator that
+# CAM's authors published has fixed thresholds (20, 100 and 110 of 255) in place of the paper's share of the maximum.
+# CAM and Grad-CAM count an object as found if the IoU with any of its boxes is 0.5 or more.
 ENERGY = {
     "paper": Energy("paper", f"{_PAPER}: the box; the paper has one a photo", area="boxes"),
     "quantus": Energy("quantus", f"{_QUANTUS}, RelevanceMassAccuracy: the mask", negative="kept"),
