@@ -158,26 +158,26 @@ def test_box_of_the_largest_component() -> None:
     saliency[26, 28] = 0.18  # touches the corner; above 15 % of the maximum, not above 20 %
     saliency[27:32, 28] = 0.18
     place = Place(region_of(20, 20, 28, 26))
-    assert BOX_IOU["cam"].box(saliency) == (5, 5, 15, 10)
+    assert BOX_IOU["cam"].boxes(saliency) == [(5, 5, 15, 10)]
     assert BOX_IOU["cam"].measure(saliency, place) == 0
-    assert BOX_IOU["grad-cam"].box(saliency) == (20, 20, 29, 32)
+    assert BOX_IOU["grad-cam"].boxes(saliency) == [(20, 20, 29, 32)]
     assert BOX_IOU["grad-cam"].measure(saliency, place) == pytest.approx(48 / 108, abs=1e-12)
-    assert BoxIoU("", "", threshold=0.15, connectivity=4).box(saliency) == (5, 5, 15, 10)
+    assert BoxIoU("", "", threshold=0.15, connectivity=4).boxes(saliency) == [(5, 5, 15, 10)]
 
 
 def test_a_value_at_the_threshold_is_not_above_it() -> None:
     saliency = corner()
     saliency[10, 21] = 0.25
-    assert BoxIoU("", "", threshold=0.25).box(saliency) == (20, 10, 21, 11)
-    assert BoxIoU("", "", threshold=0.24).box(saliency) == (20, 10, 22, 11)
+    assert BoxIoU("", "", threshold=0.25).boxes(saliency) == [(20, 10, 21, 11)]
+    assert BoxIoU("", "", threshold=0.24).boxes(saliency) == [(20, 10, 22, 11)]
 
 
 def test_of_equally_large_components_the_higher_counts() -> None:
     saliency = corner()
     saliency[10, 40] = saliency[9, 50] = 1
-    assert BOX_IOU["cam"].box(saliency) == (50, 9, 51, 10)
+    assert BOX_IOU["cam"].boxes(saliency) == [(50, 9, 51, 10)]
     saliency[9, 50] = 0
-    assert BOX_IOU["cam"].box(saliency) == (20, 10, 21, 11)
+    assert BOX_IOU["cam"].boxes(saliency) == [(20, 10, 21, 11)]
 
 
 def test_of_several_boxes_the_best_or_the_union() -> None:
@@ -187,6 +187,18 @@ def test_of_several_boxes_the_best_or_the_union() -> None:
     place = Place(region_of(10, 10, 40, 20), boxes)
     assert BOX_IOU["cam"].measure(saliency, place) == 0.5
     assert BoxIoU("", "", threshold=0.2, several="union").measure(saliency, place) == pytest.approx(1 / 3, abs=1e-12)
+
+
+def test_of_several_thresholds_the_best_counts() -> None:
+    saliency = np.zeros((40, 60), np.float32)
+    saliency[10:20, 10:20] = 0.4
+    saliency[10:20, 10:12] = 1
+    place = Place(region_of(10, 10, 13, 20))
+    found = [BoxIoU("", "", threshold=one).measure(saliency, place) for one in (0.3, 0.5)]
+    assert found == pytest.approx([3 / 10, 2 / 3], abs=1e-12)
+    assert BoxIoU("", "", threshold=(0.3, 0.5)).measure(saliency, place) == found[1]
+    assert BoxIoU("", "", threshold=(0.3, 0.5)).boxes(saliency) == [(10, 10, 20, 20), (10, 10, 12, 20)]
+    assert BOX_IOU["best-threshold"].measure(saliency, place) == found[1]
 
 
 # -- Undefined, and errors ---------------------------------------------------------------------------------------------
@@ -306,4 +318,4 @@ def test_box_is_that_of_scikit_image(case: tuple[NDArray[np.float32], NDArray[np
     components = regionprops(label(saliency > 0.2 * saliency.max(), connectivity=connectivity // 4))
     found = max(components, key=lambda one: (one.area, -one.bbox[0], -one.bbox[1]))
     top, left, bottom, right = found.bbox
-    assert BoxIoU("", "", threshold=0.2, connectivity=connectivity).box(saliency) == (left, top, right, bottom)
+    assert BoxIoU("", "", threshold=0.2, connectivity=connectivity).boxes(saliency) == [(left, top, right, bottom)]
