@@ -487,6 +487,167 @@ def make_openvino(folder: Path) -> None:
     save(folder, "metric_openvino", origin, arrays)
 
 
+# -- RISE and SMDL: formulas, not installed originals ------------------------------------------------------------------
+
+
+def rise_blur(tensor: np.ndarray) -> np.ndarray:
+    """Blur [1,3,H,W] as RISE does: a delta of 11 x 11 filtered with sigma 5 and reflection, zeros outside the input.
+
+    The reflection makes the kernel nearly a box of mean 1/121.
+    """
+    import torch
+    from scipy.ndimage import gaussian_filter
+
+    delta = np.zeros((11, 11))
+    delta[5, 5] = 1
+    kernel = torch.from_numpy(gaussian_filter(delta, 5, mode="reflect").astype(np.float32)).expand(3, 1, 11, 11)
+    blurred: np.ndarray = torch.nn.functional.conv2d(torch.from_numpy(tensor), kernel, padding=5, groups=3).numpy()
+    return blurred
+
+
+def in_batches(run: Callable[[np.ndarray], np.ndarray], pictures: Any, index: int) -> np.ndarray:
+    """Return the softmax score of a class for pictures [3,H,W], 32 at a time."""
+    scores: list[float] = []
+    batch: list[np.ndarray] = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == 32:
+            scores += softmax(run(np.stack(batch)))[:, index].tolist()
+            batch = []
+    if batch:
+        scores += softmax(run(np.stack(batch)))[:, index].tolist()
+    return np.array(scores)
+
+
+def make_rise(folder: Path) -> None:
+    """Compute RISE's deletion and insertion by their formulas, one image row of pixels a step.
+
+    RISE's evaluation is not a package. Keys, by model: `MODEL_deletion`, `MODEL_insertion`; `MODEL_deletion_curve` and
+    `MODEL_insertion_curve` [points] of the first photo and map; `MODEL_blurred` [3,8,8], the upper left corner of the
+    first photo's blurred input. One step is 224 pixels for lite0, 96 for resnet18.
+    """
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+        run = onnx_logits(folder, name)
+
+        def curves(tensor: Any, saliency: Any, index: int, run: Any = run) -> Any:
+            step, pixels = saliency.shape[1], saliency.size
+            order = np.argsort(saliency.ravel(), kind="stable")[::-1]
+            ranks = np.empty(pixels, np.int64)
+            ranks[order] = np.arange(pixels)
+            blurred, found = rise_blur(tensor), []
+            for start, finish in ((tensor, np.zeros_like(tensor)), (blurred, tensor)):
+                pictures = (
+                    np.where((ranks < step * i).reshape(saliency.shape), finish[0], start[0])
+                    for i in range(-(-pixels // step) + 1)
+                )
+                found.append(in_batches(run, pictures, index))
+            return found
+
+        values = each(folder, name, curves)
+        areas = (values.sum(-1) - values[..., 0] / 2 - values[..., -1] / 2) / (values.shape[-1] - 1)
+        for place, kind in enumerate(("deletion", "insertion")):
+            arrays[f"{name}_{kind}"] = areas[..., place]
+            arrays[f"{name}_{kind}_curve"] = values[0, CAM, place]
+        arrays[f"{name}_blurred"] = rise_blur(load(folder, name)[0][:1])[0, :, :8, :8]
+        origin.append(
+            describe(f"{name}_*", "onnxruntime", method="formula, not an installed original: eclique/RISE",
+                     model=name, scores="softmax", explained="top class", scored="top class", step="the width in pixels",
+                     baseline="deletion: zeros of the input tensor; insertion: blur of the input tensor, 11 x 11, sigma 5",
+                     points="steps + 1", ties="reversed: the last pixel first", area="(sum - first/2 - last/2) / steps"),
+        )  # fmt: skip
+    save(folder, "metric_rise", origin, arrays)
+
+
+def make_smdl(folder: Path) -> None:
+    """Compute the average highest confidence of SMDL-Attribution by its formula, on uint8 photos of the input's size.
+
+    SMDL-Attribution is not a package. Keys, by model: `MODEL_24` and `MODEL_25` [photos,maps,4], the highest score
+    among the first int(p * points) points, p = .25, .5, .75, 1. Point i, counted from 1, keeps int(i * P / 25) pixels.
+    The photos and the input of a picture are the same as for openvino_xai.
+    """
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+        run, stored = onnx_logits(folder, name), np.load(folder / f"{name}_inputs.npz")
+        photos = iter(stored["photos"].repeat(len(MAPS), 0))
+
+        def curve(
+            _tensor: Any, saliency: Any, index: int, run: Any = run, stored: Any = stored, photos: Any = photos
+        ) -> Any:
+            ranks = np.empty(saliency.size, np.int64)
+            ranks[np.argsort(-saliency.ravel(), kind="stable")] = np.arange(saliency.size)
+            ranks, photo = ranks.reshape(saliency.shape), next(photos)
+            kept = (photo * (ranks < i * saliency.size // 25)[:, :, None] for i in range(1, 26))
+            tensors = ((k * stored["scale"] - stored["mean"]) / stored["std"] for k in kept)
+            return in_batches(run, (tensor.transpose(2, 0, 1).astype(np.float32) for tensor in tensors), index)
+
+        values = each(folder, name, curve)
+        for points in (24, 25):
+            firsts = [int(p * points) for p in (0.25, 0.5, 0.75, 1)]
+            arrays[f"{name}_{points}"] = np.stack([values[..., :first].max(-1) for first in firsts], -1)
+        origin.append(
+            describe(f"{name}_*", "onnxruntime", method="formula, not an installed original: RuoyuChen10/SMDL-Attribution",
+                     model=name, scores="softmax", explained="top class", scored="top class", baseline="0 of the picture",
+                     picture="uint8, of the input's size", ties="stable, row by row"),
+        )  # fmt: skip
+    save(folder, "metric_smdl", origin, arrays)
+
+
+# -- Localisation: quantus, TorchRay -----------------------------------------------------------------------------------
+
+
+def make_regions(size: tuple[int, int]) -> np.ndarray:
+    """Return regions of an object, bool [regions,H,W]: a box, and an ellipse that misses the middle."""
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    box = (rows >= height // 4) & (rows < 3 * height // 4) & (columns >= width // 3) & (columns < 7 * width // 8)
+    ellipse = ((rows - 0.3 * height) / (0.2 * height)) ** 2 + ((columns - 0.25 * width) / (0.2 * width)) ** 2 <= 1
+    return np.stack([box, ellipse])
+
+
+def make_quantus(folder: Path) -> None:
+    """Run RelevanceMassAccuracy, RelevanceRankAccuracy and PointingGame of quantus, and PointingGame of TorchRay.
+
+    Keys, by model, whose maps are used; no model is run: `MODEL_mass`, `MODEL_rank`, `MODEL_pointing`,
+    `MODEL_tolerant` [photos,maps,regions]. Hits are 1, misses 0. The regions are those of `make_regions`.
+    """
+    import quantus
+    import torch
+    from torchray.benchmark.pointing_game import PointingGame
+
+    options = {"abs": False, "normalise": True, "disable_warnings": True}
+    metrics = {
+        "mass": quantus.RelevanceMassAccuracy(**options),
+        "rank": quantus.RelevanceRankAccuracy(**options),
+        "pointing": quantus.PointingGame(**options),
+    }
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+
+        def measure(tensor: Any, saliency: Any, index: int) -> Any:
+            found = []
+            for region in make_regions(saliency.shape):
+                data = {"x_batch": tensor, "y_batch": np.array([index]), "a_batch": saliency[None, None],
+                        "s_batch": region[None, None]}  # fmt: skip
+                values = [float(metric(model=None, **data)[0]) for metric in metrics.values()]
+                row, column = np.unravel_index(saliency.argmax(), saliency.shape)
+                hit = PointingGame(1).evaluate(torch.from_numpy(region), (int(column), int(row)))
+                found.append([*values, float(hit > 0)])
+            return found
+
+        values = each(folder, name, measure)
+        for place, metric in enumerate((*metrics, "tolerant")):
+            arrays[f"{name}_{metric}"] = values[..., place]
+        origin += [
+            describe(f"{name}_mass, {name}_rank, {name}_pointing", "quantus", maps=name, **options,
+                     metric="RelevanceMassAccuracy, RelevanceRankAccuracy, PointingGame",
+                     ties="rank: numpy argsort of -map (unstable); pointing: a hit if any maximum is inside"),
+            describe(f"{name}_tolerant", "torchray", maps=name, metric="PointingGame", tolerance="distance < 15 pixels",
+                     ties="the first maximum, row by row; chosen by this script"),
+        ]  # fmt: skip
+    save(folder, "metric_quantus", origin, arrays)
+
+
 JUDGES: dict[str, Callable[[Path], None]] = {
     "inputs": make_inputs,
     "torchcam": make_torchcam,
@@ -494,6 +655,9 @@ JUDGES: dict[str, Callable[[Path], None]] = {
     "grad-cam-road": make_grad_cam_road,
     "xplique": make_xplique,
     "openvino": make_openvino,
+    "rise": make_rise,
+    "smdl": make_smdl,
+    "quantus": make_quantus,
 }
 
 
