@@ -104,9 +104,15 @@ def test_a_picture_does_not_change_because_another_came_first(picture: Array) ->
     alone = list(road.pictures(picture, saliency))
     list(road.pictures(-picture, 1 - saliency))
     assert all(np.array_equal(one, two) for one, two in zip(alone, road.pictures(picture, saliency), strict=True))
-    assert not np.array_equal(
-        *np.sign([p - impute(picture, m, 0) for p, m in zip(alone, road.masks(saliency), strict=True)])
-    )
+
+
+def test_each_step_has_noise_of_its_own(picture: Array) -> None:
+    saliency = np.random.default_rng(2).random(SIZE, np.float32)
+    road = replace(ROAD["ortcam"], percentiles=(50, 50), order="morf")
+    first, second = road.pictures(picture, saliency)
+    assert np.array_equal(first, impute(picture, road.masks(saliency)[0], 0.01, seed=0))
+    assert np.array_equal(second, impute(picture, road.masks(saliency)[1], 0.01, seed=1))
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("ties", [0, 3])

@@ -69,9 +69,16 @@ def load(folder: Path, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return arrays["inputs"], arrays["maps"], arrays["classes"]
 
 
-def each(folder: Path, model: str, value: Callable[[np.ndarray, np.ndarray, int], Any]) -> np.ndarray:
-    """Return value(input [1,3,H,W], map [H,W], class) for every photo and map, [photos,maps,...]."""
-    inputs, maps, classes = load(folder, model)
+def each(
+    folder: Path,
+    model: str,
+    value: Callable[[np.ndarray, np.ndarray, int], Any],
+    photos: int = len(PHOTOS),
+    first_maps: int = len(MAPS),
+) -> np.ndarray:
+    """Return value(input [1,3,H,W], map [H,W], class) for the first photos and maps, [photos,maps,...]."""
+    inputs, maps, classes = (array[:photos] for array in load(folder, model))
+    maps = maps[:, :first_maps]
     return np.array(
         [
             [value(tensor[None], saliency, int(index)) for saliency in photo_maps]
@@ -291,7 +298,8 @@ def make_grad_cam_road(folder: Path) -> None:
     noise for each percentile; `MODEL_ORDER_removed` int64 [photos,3,9], the number of removed pixels; `MODEL_pictures`
     [3,2,3], mean and deviation of each channel of the noise-free picture of the first photo and map, most relevant
     first, percentiles 10, 50, 90; `MODEL_ORDER_noisy` and `MODEL_combined_noisy` [photos], the average of the ready
-    class with noise 0.01 for the map `cam`, after torch.manual_seed(0). The maps are the first three of MAPS.
+    class with noise 0.01 for the map `cam`, after torch.manual_seed(0), for resnet18 only. The maps are the first
+    three of MAPS: of `flat`, each percentile removes every pixel. For lite0, `photos` is 1: a picture takes seconds.
     """
     import torch
     from pytorch_grad_cam.metrics import perturbation_confidence as changes
@@ -312,8 +320,6 @@ def make_grad_cam_road(folder: Path) -> None:
 
         def measure(tensor: Any, saliency: Any, index: int, module: Any = module, removed: Any = removed) -> Any:
             found = np.zeros((len(removers), 2, len(PERCENTILES)))
-            if saliency.std() == 0:
-                return found  # Left out: each percentile removes every pixel.
             arguments = torch.from_numpy(tensor), saliency[None], [ClassifierOutputSoftmaxTarget(index)], module
             for order, remover in enumerate(removers.values()):
                 for place, percentile in enumerate(PERCENTILES):
@@ -323,7 +329,8 @@ def make_grad_cam_road(folder: Path) -> None:
                     found[order, 1, place] = float(counted[0, 0, 0])
             return found
 
-        values = each(folder, name, measure)[:, :FLAT]
+        photos = 1 if name == "lite0" else len(PHOTOS)
+        values = each(folder, name, measure, photos, first_maps=FLAT)
         for place, order in enumerate(removers):
             arrays[f"{name}_{order}"] = values[:, :, place, 0]
             arrays[f"{name}_{order}_removed"] = values[:, :, place, 1].astype(np.int64)
@@ -334,7 +341,7 @@ def make_grad_cam_road(folder: Path) -> None:
             for percentile in (10, 50, 90)
         ]
         arrays[f"{name}_pictures"] = [[picture.mean((1, 2)), picture.std((1, 2))] for picture in pictures]
-        for order, make in ready.items():
+        for order, make in ready.items() if name == "resnet18" else ():
             arrays[f"{name}_{order}_noisy"] = np.zeros(len(PHOTOS))
             for photo, index in enumerate(classes):
                 torch.manual_seed(0)
@@ -609,7 +616,7 @@ def make_quantus(folder: Path) -> None:
     """Run RelevanceMassAccuracy, RelevanceRankAccuracy and PointingGame of quantus, and PointingGame of TorchRay.
 
     Keys, by model, whose maps are used; no model is run: `MODEL_mass`, `MODEL_rank`, `MODEL_pointing`,
-    `MODEL_tolerant` [photos,maps,regions]. Hits are 1, misses 0. The regions are those of `make_regions`.
+    `MODEL_tolerant` [photos,maps,regions]. Hits are 1, misses 0; NaN where quantus refuses a flat map. The regions are those of `make_regions`.
     """
     import quantus
     import torch
@@ -625,11 +632,12 @@ def make_quantus(folder: Path) -> None:
     for name in MODELS:
 
         def measure(tensor: Any, saliency: Any, index: int) -> Any:
-            found = []
+            found: list[list[float]] = []
             for region in make_regions(saliency.shape):
                 data = {"x_batch": tensor, "y_batch": np.array([index]), "a_batch": saliency[None, None],
                         "s_batch": region[None, None]}  # fmt: skip
-                values = [float(metric(model=None, **data)[0]) for metric in metrics.values()]
+                refused = saliency.std() == 0
+                values = [np.nan if refused else float(metric(None, **data)[0]) for metric in metrics.values()]
                 row, column = np.unravel_index(saliency.argmax(), saliency.shape)
                 hit = PointingGame(1).evaluate(torch.from_numpy(region), (int(column), int(row)))
                 found.append([*values, float(hit > 0)])
