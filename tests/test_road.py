@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,13 @@ def test_bad_options_are_one_line(make: Callable[[], object], message: str) -> N
     with pytest.raises(OptionError) as caught:
         make()
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_scipy_is_needed_only_to_impute(picture: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)
+    assert ROAD["ortcam"].masks(picture[0]).shape == (18, *SIZE)
+    with pytest.raises(OptionError, match=r"^ROAD needs scipy: pip install 'ortcam\[evaluation\]'$"):
+        impute(picture, gaps()["few"])
 
 
 def judged_maps(grid: Array, size: tuple[int, int], seed: int) -> Array:
