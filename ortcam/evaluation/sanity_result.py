@@ -166,7 +166,7 @@ class SanityResult:
 
     def table(self) -> str:
         """Return a table of the stages as text, with the verdict below it."""
-        heads, rows = table_cells(self)
+        heads, rows = self.cells()
         widths = [max(len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
         lines = [
             "  ".join(cell.ljust(width) if at == 1 else cell.rjust(width) for at, (cell, width) in enumerate(pairs))
@@ -174,15 +174,38 @@ class SanityResult:
         ]
         return "\n".join([*(line.rstrip() for line in lines), "", *self.lines()])
 
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the heads and the rows of the table, as text."""
+        photos = len({row.photo for row in self.rows})
+        failed = any(stage.failed for stage in self.stages)
+        heads = ["stage", "randomised", "changes", "Spearman", "range", "SSIM", "HOG", "control", "P", "flat"]
+        rows = []
+        for stage in self.stages:
+            more, ranks = len(stage.layers) - 1, stage.measures["spearman"]
+            rows.append(
+                [
+                    str(stage.number),
+                    stage.label + (f" and {more} more" if more else ""),
+                    "map" if stage.changes_activations else "scores",
+                    _mean(ranks),
+                    "-" if ranks is None or ranks.count < 2 else f"{ranks.low:.2f} to {ranks.high:.2f}",
+                    _mean(stage.measures["ssim"]),
+                    _mean(stage.measures["hog"]),
+                    _mean(stage.control["spearman"]),
+                    "-" if stage.probability is None else f"{stage.probability:.1%}",
+                    f"{stage.flat} of {photos}",
+                    *([f"{stage.failed} of {photos}"] if failed else []),
+                ]
+            )
+        return [*heads, *(["failed"] if failed else [])], rows
+
     def lines(self) -> list[str]:
         """Return the lines below the table: the verdict, and the similarity of unrelated maps."""
-        lines = [self.verdict.text, self.verdict.above]
-        apart = self.unrelated["spearman_abs"]
+        apart, more = self.unrelated["spearman"], []
         if apart is not None:
-            lines.append(
-                f"for comparison, maps of different photos: |Spearman| {apart.mean:.2f}, SSIM {_mean(self.unrelated['ssim'])}"
-            )
-        return [line for line in lines if line]
+            more = [f"maps of different photos: Spearman {apart.mean:.2f}, SSIM {_mean(self.unrelated['ssim'])}"]
+        control = "control: Spearman of the plain sum of the layer's channels, which depends on no class"
+        return [line for line in (self.verdict.text, self.verdict.above, *more, control) if line]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the pictures as plain JSON."""
@@ -241,35 +264,6 @@ class SanityResult:
         with replace_files(path) as folder:
             sanity_pictures.draw_curve(self, folder / path.name)
         return path
-
-
-def table_cells(result: SanityResult) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and the rows of a result's table."""
-    photos = len({row.photo for row in result.rows})
-    heads = ["stage", "randomised", "changes", "|Spearman|", "SSIM", "HOG", "sum of activations", "P", "flat"]
-    failed = any(stage.failed for stage in result.stages)
-    rows = []
-    for stage in result.stages:
-        more = len(stage.layers) - 1
-        rows.append(
-            [
-                str(stage.number),
-                stage.label + (f" and {more} more" if more else ""),
-                "map" if stage.changes_activations else "scores only",
-                *(_spread(stage.measures[name]) for name in ("spearman_abs", "ssim", "hog")),
-                _mean(stage.control["spearman_abs"]),
-                "-" if stage.probability is None else f"{stage.probability:.1%}",
-                f"{stage.flat} of {photos}" if stage.flat else "0",
-                *([str(stage.failed)] if failed else []),
-            ]
-        )
-    return [*heads, *(["failed"] if failed else [])], rows
-
-
-def _spread(summary: Summary | None) -> str:
-    if summary is None:
-        return "-"
-    return f"{summary.mean:.2f}" + (f" ({summary.low:.2f} to {summary.high:.2f})" if summary.count > 1 else "")
 
 
 def _mean(summary: Summary | None) -> str:
