@@ -164,7 +164,7 @@ def sanity(
         stages=tuple(stages),
         rows=tuple(rows),
         unrelated=_unrelated(known),
-        verdict=judge(stages, mode),
+        verdict=judge(stages, mode, settings["model"]["layer"]),
         failures=tuple(failures),
         strips=tuple(
             Strip(one.name, one.maps.explained.name, one.picture, (one.maps.overlay, *kept))

@@ -11,7 +11,7 @@ import numpy as np
 from ortcam.errors import OptionError
 
 if TYPE_CHECKING:
-    from ortcam.evaluation.sanity_result import SanityResult, Stage
+    from ortcam.evaluation.sanity_result import SanityResult, Stage, Summary
 
 _DOTS = 130  # per inch
 _MOST_STAGES = 8  # in the strip
@@ -20,50 +20,47 @@ _GREY = "#6b6b6b"
 
 
 def draw_curve(result: SanityResult, path: Path) -> None:
-    """Draw the mean similarities at every stage, with the range over the photos.
+    """Draw the mean similarities at every stage, and the range of Spearman's correlation over the photos.
 
     Raises:
         OptionError: matplotlib is missing.
     """
     stages = result.stages
-    figure = _figure(max(7.0, 0.62 * len(stages) + 2.6), 5.2)
+    figure = _figure(max(7.5, 0.62 * len(stages) + 1.5), 5.6)
     axes = figure.subplots()
-    independent = result.settings["mode"] == "independent"
-    # Before the first stage of a cascade, the map is the original one.
-    places = np.arange(1, len(stages) + 1)
     for name, label, colour in _LINES:
-        known = [(place, stage.measures[name]) for place, stage in zip(places, stages, strict=True)]
-        drawn = [(place, one) for place, one in known if one is not None]
-        if not drawn:
-            continue
-        at = [place for place, _ in drawn]
-        axes.plot(at, [one.mean for _, one in drawn], "o-", color=colour, label=label, markersize=4, linewidth=1.8)
-        axes.fill_between(
-            at, [one.low for _, one in drawn], [one.high for _, one in drawn], color=colour, alpha=0.10, linewidth=0
-        )
-    control = [
-        (place, one.mean)
-        for place, stage in zip(places, stages, strict=True)
-        if (one := stage.control["spearman"]) is not None
-    ]
-    if control:
-        axes.plot(*zip(*control, strict=True), ":", color=_GREY, label="Spearman of the sum of activations", linewidth=1.4)
+        at, found = _known(stages, [stage.measures[name] for stage in stages])
+        axes.plot(at, [one.mean for one in found], "o-", color=colour, label=label, markersize=4, linewidth=1.8)
+        if name == "spearman" and any(one.count > 1 for one in found):
+            lows, highs = [one.low for one in found], [one.high for one in found]
+            axes.fill_between(at, lows, highs, color=colour, alpha=0.12, linewidth=0, label="Spearman, range over the photos")
+    at, found = _known(stages, [stage.control["spearman"] for stage in stages])
+    axes.plot(at, [one.mean for one in found], ":", color=_GREY, label="Spearman, plain sum of the channels (control)")
     apart = result.unrelated["spearman"]
     if apart is not None:
-        axes.axhline(apart.mean, color=_GREY, linewidth=0.8, linestyle="--", label="Spearman of different photos' maps")
-    _mark_target(axes, stages, independent)
-    axes.set_xticks(places, [_label(stage) for stage in stages], rotation=35, ha="right", fontsize=8)
+        axes.axhline(apart.mean, color=_GREY, linewidth=0.8, linestyle="--", label="Spearman, maps of different photos")
+    _mark_target(axes, stages)
+    axes.set_xticks(
+        [stage.number for stage in stages], [_label(stage) for stage in stages], rotation=35, ha="right", fontsize=8
+    )
     axes.set_xlim(0.6, len(stages) + 0.4)
     axes.set_ylim(min(-0.2, axes.get_ylim()[0]), 1.05)
     axes.set_ylabel("similarity to the original map (1: the same)")
-    axes.set_xlabel("layer that is randomised alone" if independent else "randomised down to this layer")
-    axes.set_title(_title(result), fontsize=10, loc="left")
+    alone = result.settings["mode"] == "independent"
+    axes.set_xlabel("the one layer that is randomised" if alone else "stage: randomised from the scores down to this layer")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    figure.suptitle(_title(result), fontsize=10, x=0.01, ha="left")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=2)
     figure.savefig(path, dpi=_DOTS)
 
 
-def _mark_target(axes: Any, stages: Sequence[Stage], independent: bool) -> None:
+def _known(stages: Sequence[Stage], values: Sequence[Summary | None]) -> tuple[list[int], list[Summary]]:
+    """Return the numbers of the stages that have a value, and the values."""
+    pairs = [(stage.number, value) for stage, value in zip(stages, values, strict=True) if value is not None]
+    return [number for number, _ in pairs], [value for _, value in pairs]
+
+
+def _mark_target(axes: Any, stages: Sequence[Stage]) -> None:
     """Mark the boundary between the stages that change only the scores and those that change the activations."""
     above = sum(not stage.changes_activations for stage in stages)
     if not 0 < above < len(stages):
@@ -84,11 +81,9 @@ def draw_strip(result: SanityResult, path: Path) -> None:
     stages, strips = result.stages, result.strips
     chosen = sorted({round(at) for at in np.linspace(0, len(stages) - 1, min(_MOST_STAGES, len(stages)))})
     columns = len(chosen) + 2
-    figure = _figure(1.55 * columns, 1.75 * len(strips) + 1.15)
+    figure = _figure(1.55 * columns, 1.72 * len(strips) + 0.9)
     grid = figure.subplots(len(strips), columns, squeeze=False)
-    independent = result.settings["mode"] == "independent"
-    heads = ["photo", "original map"]
-    heads += [f"{'' if independent else 'down to '}{_short(stages[at].label)}" for at in chosen]
+    heads = ["photo", "original model", *(f"stage {stages[at].number}\n{_short(stages[at].label, 20)}" for at in chosen)]
     rows = {(row.photo, row.stage): row for row in result.rows}
     for line, strip in zip(grid, strips, strict=True):
         cells = [strip.photo, strip.overlays[0], *(strip.overlays[at + 1] for at in chosen)]
@@ -100,7 +95,7 @@ def draw_strip(result: SanityResult, path: Path) -> None:
             found = rows[strip.name, stages[at].number].similarity
             axes.set_xlabel("" if found is None else f"Spearman {found.spearman:.2f}", fontsize=7)
     for axes, head in zip(grid[0], heads, strict=True):
-        axes.set_title(head, fontsize=7)
+        axes.set_title(head, fontsize=6.5)
     figure.suptitle(_title(result), fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=_DOTS)
 

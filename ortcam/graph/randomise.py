@@ -52,7 +52,7 @@ class WeightedLayer:
     """A layer of a graph and its stored weights.
 
     Attributes:
-        name: the name of its first weight without the ending ``.weight``; unique in the graph.
+        name: the name of its first weight without endings such as ``.weight``; unique in the graph.
         op_type: the operator that reads the weights.
         weights: its stored tensors (initializers and Constant nodes) by name, with the number of their values: weights,
             bias, normalisation.
@@ -157,7 +157,7 @@ def weighted_layers(proto: onnx.ModelProto, target: str = "activations") -> tupl
             taken.update(following.output)
             weights = tuple(dict.fromkeys(weights + more))
         sizes = {name: _size(graph.tensors[name]) for name in weights}
-        name = weights[0].removesuffix(".weight")
+        name = weights[0].removesuffix("_quantized").removesuffix("_Transposed").removesuffix(".weight")
         found.append(WeightedLayer(name, node.op_type, sizes, bool(below & set(node.output))))
     found.reverse()
     return _unique(sorted(found, key=lambda layer: layer.changes_activations))
