@@ -13,9 +13,8 @@ from ortcam.cli.folders import STDIN, find_photos
 from ortcam.errors import OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.evaluation.sanity_result import SanityResult
+    from ortcam.evaluation.sanity_result import Mode, SanityResult
     from ortcam.graph.randomise import Draw
-    from ortcam.evaluation.sanity_result import Mode
 
 
 def sanity(
@@ -146,4 +145,6 @@ def _print_result(result: SanityResult) -> None:
     for line in result.lines():
         print(line)
     settings: Any = result.settings
-    console.note(f"layer {settings['model']['layer']}, method {settings['method']['name']}, provider {settings['provider']}")
+    console.note(
+        f"layer {settings['model']['layer']}, method {settings['method']['name']}, provider {settings['provider']}"
+    )

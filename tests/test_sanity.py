@@ -18,17 +18,17 @@ import pytest
 import scipy.stats
 import skimage.feature
 import skimage.metrics
+from conftest import Tiny, sharpened
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
-from torch import nn
 
 import ortcam
 from ortcam.core.method import MapResult
 from ortcam.errors import DatasetError, ModelError, OptionError, TargetError
-from ortcam.evaluation.sanity import sanity
+from ortcam.evaluation.sanity import _plan, sanity
 from ortcam.evaluation.similarity import compare, hog, spearman, ssim
 from ortcam.exporters import export
-from ortcam.graph.randomise import count_parameters, load_weights, randomise, weighted_layers
+from ortcam.graph.randomise import WeightedLayer, count_parameters, load_weights, randomise, weighted_layers
 
 ORTCAM = Path(sys.executable).with_name("ortcam")
 
@@ -38,7 +38,8 @@ def tensors(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant":
-            found |= {node.output[0]: numpy_helper.to_array(one.t) for one in node.attribute if one.name == "value"}
+            name = node.output[0]
+            found.update((name, numpy_helper.to_array(one.t)) for one in node.attribute if one.name == "value")
     return found
 
 
@@ -146,13 +147,17 @@ def test_bias_and_scale_belong_to_their_layer() -> None:
 
 
 @pytest.fixture(scope="module")
-def quantized(models: Path) -> dict[str, Path]:
-    """The small network of the tests, quantized by ONNX Runtime in three ways, and exported."""
-    from conftest import Tiny
+def small(models: Path) -> Path:
+    """Two convolutions, 16 x 8 x 8, and a classifier with scores that differ as a trained network's do."""
+    return export(sharpened(Tiny(), 60.0), models / "small.onnx", preprocess="imagenet", input_size=32).path
 
+
+@pytest.fixture(scope="module")
+def quantized(small: Path, models: Path) -> dict[str, Path]:
+    """The small network of the tests, quantized by ONNX Runtime in three ways, and exported."""
     folder = models / "quantized"
     folder.mkdir()
-    source = onnx.load(export(Tiny().eval(), folder / "tiny.onnx", preprocess="imagenet", input_size=32).path)
+    source = onnx.load(small)
     del source.metadata_props[:], source.graph.output[1:]
     onnx.save(source, folder / "plain.onnx")
     images = np.random.default_rng(0).standard_normal((4, 1, 3, 32, 32)).astype(np.float32)
@@ -314,3 +319,265 @@ def test_no_similarity_is_none_and_never_nan() -> None:
     assert smaller.hog is None
     with pytest.raises(OptionError, match=r"shapes \[64, 64\] and \[64, 60\]"):
         spearman(one, other[:, :60])
+
+
+# --- The run ---
+
+
+class Fixed:
+    """A control that runs no input: the same map for every photo, or the sum of the layer's channels."""
+
+    convention = ortcam.PRESETS["official"]
+    scored = "logits"
+    change = ortcam.ReciproCAM.change
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def check(self, limits: Any) -> None:
+        pass
+
+    def first_query(self, limits: Any, channels: int | None, batch_size: int) -> int:
+        return batch_size
+
+    def begin(self, forward: Any, targets: Any, limits: Any, predictors: Any) -> Any:
+        height, width = forward.activations.shape[1:]
+        rows, columns = np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1]
+        made = {
+            "centre": np.outer(rows, columns),
+            "sum": forward.activations.sum(axis=0),
+            "nothing": np.zeros((height, width)),
+        }[self.name]
+        result = MapResult(np.float32(made)[None], np.ones((1, 1), np.float32), (None,), None)
+        return SimpleNamespace(most=0, next=lambda: None, finish=lambda: result)
+
+
+@pytest.fixture(scope="module")
+def pair(photos: dict[str, Path]) -> list[Path]:
+    return [photos["chelsea"], photos["imagenet_00"]]
+
+
+@pytest.fixture(scope="module")
+def cascade(small: Path, pair: list[Path]) -> Any:
+    return sanity(small, pair, steps=3)
+
+
+def test_a_cascade_randomises_more_and_more(cascade: Any, small: Path) -> None:
+    """The classifier is all that lies above the target layer."""
+    assert [stage.count for stage in cascade.stages] == [1, 2, 3]
+    assert [stage.changes_activations for stage in cascade.stages] == [False, True, True]
+    assert [stage.layers for stage in cascade.stages] == [("fc",), ("features.2",), ("features.0",)]
+    assert cascade.stages[-1].parameters == cascade.settings["parameters"]
+    assert cascade.verdict.kind == "changes"
+    assert {row.similarity.spearman for row in cascade.rows} & {1.0} == set(), "no map is compared with itself"
+    for stage in cascade.stages:
+        values = [row.similarity.spearman for row in cascade.rows if row.stage == stage.number]
+        summary = stage.measures["spearman"]
+        assert (summary.mean, summary.low, summary.high, summary.count) == (
+            pytest.approx(np.mean(values)), min(values), max(values), 2,
+        )  # fmt: skip
+
+
+def test_layers_above_change_only_the_scores(cascade: Any) -> None:
+    """The activations are the same bytes while only the classifier is random; Score-CAM's weights are not."""
+    first, second, _ = cascade.stages
+    assert first.control["spearman"].low == first.control["ssim"].low == 1
+    assert first.measures["spearman"].mean < 0.9
+    assert second.control["spearman"].high < 1
+
+
+def test_a_stage_is_the_map_of_the_randomised_file(cascade: Any, small: Path, pair: list[Path]) -> None:
+    """The last stage, made by hand: the file's weights randomised, explained for the original class."""
+    proto = onnx.load(small)
+    randomise(proto, [name for layer in weighted_layers(proto) for name in layer.weights])
+    with ortcam.ScoreCAM(small) as one, ortcam.ScoreCAM(proto) as other:
+        original = one.explain(pair[0], budget=32)
+        random = other.explain(pair[0], original.targets[0].index, budget=32)
+    row = next(row for row in cascade.rows if row.stage == 3)
+    assert (row.photo, row.explained) == ("chelsea.png", original.targets[0].index)
+    assert row.probability == pytest.approx(random.targets[0].probability, rel=1e-4)
+    found = ssim(original.input_maps[0], random.input_maps[0])
+    assert row.similarity.ssim == pytest.approx(found, abs=1e-4)  # another batch size may round differently
+    assert row.similarity.spearman == pytest.approx(spearman(original.input_maps[0], random.input_maps[0]), abs=1e-3)
+
+
+def test_the_same_seed_gives_the_same_result(small: Path, pair: list[Path], cascade: Any) -> None:
+    again = sanity(small, pair, steps=3)
+    assert [row for row in again.rows] == [row for row in cascade.rows]
+    other = sanity(small, pair[:1], steps=1, seed=1)
+    assert other.rows[0].similarity != cascade.rows[-2].similarity
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "above"),
+    [("centre", "unchanged", "DO NOT DEPEND"), ("sum", "changes", "DO NOT DEPEND"), ("nothing", "unknown", "no map")],
+)
+def test_a_map_that_ignores_weights_is_called_unchanged(
+    name: str, kind: str, above: str, small: Path, pair: list[Path]
+) -> None:
+    """The centre depends on nothing; the sum of the channels on no layer above; an empty map says nothing."""
+    result = sanity(small, pair, Fixed(name), steps=2)
+    assert result.verdict.kind == kind
+    assert ("DO NOT CHANGE" in result.verdict.text) == (kind == "unchanged")
+    assert above in result.verdict.above
+    if name == "nothing":
+        assert [(stage.flat, stage.flat_original) for stage in result.stages] == [(0, 2), (0, 2)]
+        assert all(stage.measures["ssim"] is None for stage in result.stages)
+        assert {row.problem for row in result.rows} == {"flat map of the original model"}
+
+
+def test_independent_randomises_one_layer_at_a_time(small: Path, pair: list[Path]) -> None:
+    result = sanity(small, pair[:1], "recipro-cam", mode="independent", steps=2, draw="permutation")
+    assert [stage.layers for stage in result.stages] == [("fc",), ("features.0",)]
+    assert [stage.parameters for stage in result.stages] == [16 * 10 + 10, 8 * 27 + 8]
+    assert [stage.changes_activations for stage in result.stages] == [False, True]
+    assert result.stages[1].control["spearman"].mean < 1
+    assert result.unrelated["ssim"] is None, "one photo has no other"
+
+
+def test_another_layer_moves_the_boundary(small: Path, pair: list[Path]) -> None:
+    result = sanity(small, pair[:1], "recipro-cam", steps=2, layer="features.1")
+    assert result.settings["model"]["layer"] == "features.1"
+    assert [stage.layers for stage in result.stages] == [("fc", "features.2"), ("features.0",)]
+    assert [stage.changes_activations for stage in result.stages] == [False, True]
+    assert result.stages[0].control["spearman"].mean == 1
+
+
+def test_stages_are_spread_and_one_ends_at_the_target_layer() -> None:
+    layers = [WeightedLayer(str(at), "Conv", {}, at >= 3) for at in range(50)]
+    ends = [len(plan.randomised) for plan in _plan(layers, "cascading", 8)]
+    assert ends == [3, 12, 19, 25, 31, 38, 44, 50]
+    assert [len(plan.randomised) for plan in _plan(layers, "cascading", "all")] == list(range(1, 51))
+    assert [len(plan.randomised) for plan in _plan(layers, "cascading", 1)] == [50]
+    assert [len(plan.randomised) for plan in _plan(layers[:2], "cascading", 8)] == [1, 2]
+    alone = _plan(layers, "independent", 8)
+    assert [plan.randomised[0].name for plan in alone] == [str(end - 1) for end in ends]
+
+
+@pytest.mark.parametrize("kind", ["qdq", "qlinear", "dynamic"])
+def test_quantized_models_run(kind: str, quantized: dict[str, Path], pair: list[Path]) -> None:
+    result = sanity(quantized[kind], pair, steps="all")
+    assert [stage.changes_activations for stage in result.stages] == [False, True, True]
+    assert result.verdict.kind == "changes"
+
+
+def test_nothing_of_a_random_model_stays_in_the_cache(small: Path, pair: list[Path], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORTCAM_CACHE", str(tmp_path))
+        sanity(small, pair[:1], steps=2)
+    assert len(list(tmp_path.glob("*.onnx"))) == 1, "the original model alone"
+
+
+def test_a_photo_that_cannot_be_read_leaves_the_others(small: Path, pair: list[Path], tmp_path: Path) -> None:
+    bad, failed = tmp_path / "bad.jpg", list[Any]()
+    bad.write_bytes(b"no picture")
+    result = sanity(small, [bad, pair[0]], "recipro-cam", steps=1, on_error=lambda image, error: failed.append(image))
+    assert failed == [bad]
+    assert [one.photo for one in result.failures] == ["bad.jpg"]
+    assert [row.photo for row in result.rows] == ["chelsea.png"]
+    with pytest.raises(DatasetError, match=r"none of the 1 photos can be explained.*bad\.jpg"):
+        sanity(small, [bad], steps=1, on_error=lambda image, error: None)
+
+
+def test_names_are_unique(small: Path, pair: list[Path]) -> None:
+    array = np.full((40, 50, 3), 90, np.uint8)
+    array[:20] = 30
+    result = sanity(small, [pair[0], array, pair[0]], "recipro-cam", steps=1)
+    assert [row.photo for row in result.rows] == [str(pair[0]), "photo 2", f"{pair[0]} (2)"]
+    assert result.rows[0].similarity == result.rows[2].similarity
+
+
+def test_bad_options_are_one_line(small: Path, pair: list[Path]) -> None:
+    for error, given, message in (
+        (OptionError, {"mode": "both"}, "mode is 'both'; expected cascading or independent"),
+        (OptionError, {"steps": 0}, "steps is 0; expected a whole number from 1, or 'all'"),
+        (OptionError, {"budget": 0}, "budget"),
+        (OptionError, {"method": "recipro-cam", "budget": 3}, "leave budget"),
+        (OptionError, {"method": "rise", "preset": "paper"}, "leave preset out"),
+        (TargetError, {"target": 10}, "10"),
+    ):
+        with pytest.raises(error, match=message):
+            sanity(small, pair, **given)
+    with pytest.raises(DatasetError, match="got no photos"):
+        sanity(small, [])
+
+
+# --- What is written ---
+
+
+def test_the_folder_has_everything(cascade: Any, tmp_path: Path) -> None:
+    folder = cascade.save(tmp_path / "out")
+    assert sorted(path.name for path in folder.iterdir()) == ["curve.png", "per-photo.csv", "sanity.json", "strip.png"]
+    record = json.loads((folder / "sanity.json").read_text())
+    assert record == json.loads(json.dumps(cascade.to_dict()))
+    assert {"mode", "draw", "seed", "steps", "target", "budget", "method", "layers", "photos", "versions"} <= set(
+        record
+    )
+    assert record["model"]["sha256"] == [ortcam.CamModel(record["model"]["path"]).sha256]
+    with (folder / "per-photo.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2
+    assert float(rows[-1]["ssim"]) == cascade.rows[-1].similarity.ssim
+    cascade.save(folder)  # an earlier result is replaced
+    (folder / "mine.txt").write_text("kept")
+    with pytest.raises(ortcam.OrtcamError, match="it holds other files"):
+        cascade.save(folder)
+    assert cascade.to_json(tmp_path / "one.json").read_text() == (folder / "sanity.json").read_text()
+
+
+def test_the_table_says_what_the_result_says(cascade: Any) -> None:
+    text = cascade.table()
+    lines = text.splitlines()
+    assert lines[0].split() == [
+        "stage",
+        "randomised",
+        "changes",
+        "Spearman",
+        "range",
+        "SSIM",
+        "HOG",
+        "control",
+        "P",
+        "flat",
+    ]
+    assert lines[1].split()[:3] == ["1", "fc", "scores"]
+    assert cascade.verdict.text in lines
+    assert str(cascade) == text
+
+
+def test_the_command(small: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+    """A folder with an unreadable photo: the others go on, the exit code is 1."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    (folder / "cat.png").write_bytes(photos["chelsea"].read_bytes())
+    done = subprocess.run(
+        [ORTCAM, "sanity", small, folder, "-o", tmp_path / "out", "--steps", "2", "--method", "recipro-cam",
+         "--method-option", "score=logit", "--json"],
+        capture_output=True, text=True, check=False, env={**os.environ, "ORTCAM_CACHE": ""},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert "bad.jpg" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["method"]["score"] == "logit"
+    assert [photo["name"] for photo in found["photos"]] == ["cat.png"]
+    assert [Path(one["source"]).name for one in found["errors"]] == ["bad.jpg"]
+    assert (tmp_path / "out" / "strip.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_trained_network(lite0_file: Path, photos: dict[str, Path]) -> None:
+    """EfficientNet-Lite0: the maps of both methods change; Recipro-CAM depends more on the classifier."""
+    chosen = [photos[f"imagenet_0{number}"] for number in range(4)]
+    score_cam, recipro_cam = (sanity(lite0_file, chosen, method, steps=4) for method in ("score-cam", "recipro-cam"))
+    for result in (score_cam, recipro_cam):
+        assert result.verdict.kind == "changes"
+        assert [stage.flat for stage in result.stages] == [0] * 4
+        assert result.stages[0].layers == ("_fc",)
+        assert len(result.settings["layers"]) == 50
+    ranks = [result.stages[0].measures["spearman"].mean for result in (score_cam, recipro_cam)]
+    assert ranks[0] > 0.5 > 0 > ranks[1]  # .69 and -.37 when this was written

@@ -14,7 +14,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import onnx
 
 from ortcam import __version__
@@ -24,6 +23,8 @@ from ortcam.core.provenance import now
 from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, whole
 from ortcam.evaluation.sanity_maps import Explaining, Known, PhotoMaps, explain_original, explain_stage
 from ortcam.evaluation.sanity_result import (
+    FLAT,
+    FLAT_ORIGINAL,
     MEASURES,
     MODES,
     Mode,
@@ -202,9 +203,7 @@ def _check(mode: object, draw: object, seed: object, steps: object) -> None:
         whole("steps", steps, ", or 'all'")
 
 
-def _choose_method(
-    method: str | Method, options: Mapping[str, Any] | None, preset: str | Convention | None
-) -> Method:
+def _choose_method(method: str | Method, options: Mapping[str, Any] | None, preset: str | Convention | None) -> Method:
     if not isinstance(method, str) and options:
         raise OptionError("got method_options with a method that has its options; give them to the method")
     chosen = make_method(method, options) if isinstance(method, str) else method
@@ -261,7 +260,7 @@ def _compare(one: Known, found: PhotoMaps | str, stage: int) -> PhotoStage:
     similarity = one.maps.compare(found)
     problem = ""
     if similarity is None:
-        problem = "flat map of the original model" if one.maps.is_flat else "flat map"
+        problem = FLAT_ORIGINAL if one.maps.is_flat else FLAT
     return PhotoStage(
         one.name, stage, explained, found.explained.probability, found.top, similarity, one.maps.compare_sums(found),
         problem,
@@ -280,7 +279,8 @@ def _describe(number: int, plan: _Plan, rows: Sequence[PhotoStage]) -> Stage:
         control=_summaries([row.control for row in rows]),
         probability=None if probabilities is None else probabilities.mean,
         same_class=sum(row.top == row.explained for row in rows),
-        flat=sum(row.problem.startswith("flat") for row in rows),
+        flat=sum(row.problem == FLAT for row in rows),
+        flat_original=sum(row.problem == FLAT_ORIGINAL for row in rows),
         failed=sum(row.probability is None for row in rows),
     )
 
@@ -291,9 +291,7 @@ def _parameters(layers: Iterable[WeightedLayer]) -> int:
 
 
 def _summaries(similarities: Sequence[Similarity | None]) -> dict[str, Summary | None]:
-    return {
-        name: summarise(None if one is None else getattr(one, name) for one in similarities) for name in MEASURES
-    }
+    return {name: summarise(None if one is None else getattr(one, name) for one in similarities) for name in MEASURES}
 
 
 def _unrelated(known: Sequence[Known]) -> dict[str, Summary | None]:

@@ -33,7 +33,9 @@ def draw_curve(result: SanityResult, path: Path) -> None:
         axes.plot(at, [one.mean for one in found], "o-", color=colour, label=label, markersize=4, linewidth=1.8)
         if name == "spearman" and any(one.count > 1 for one in found):
             lows, highs = [one.low for one in found], [one.high for one in found]
-            axes.fill_between(at, lows, highs, color=colour, alpha=0.12, linewidth=0, label="Spearman, range over the photos")
+            axes.fill_between(
+                at, lows, highs, color=colour, alpha=0.12, linewidth=0, label="Spearman, range over the photos"
+            )
     at, found = _known(stages, [stage.control["spearman"] for stage in stages])
     axes.plot(at, [one.mean for one in found], ":", color=_GREY, label="Spearman, plain sum of the channels (control)")
     apart = result.unrelated["spearman"]
@@ -47,7 +49,9 @@ def draw_curve(result: SanityResult, path: Path) -> None:
     axes.set_ylim(min(-0.2, axes.get_ylim()[0]), 1.05)
     axes.set_ylabel("similarity to the original map (1: the same)")
     alone = result.settings["mode"] == "independent"
-    axes.set_xlabel("the one layer that is randomised" if alone else "stage: randomised from the scores down to this layer")
+    axes.set_xlabel(
+        "the one layer that is randomised" if alone else "stage: randomised from the scores down to this layer"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(_title(result), fontsize=10, x=0.01, ha="left")
     figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=2)
@@ -83,7 +87,11 @@ def draw_strip(result: SanityResult, path: Path) -> None:
     columns = len(chosen) + 2
     figure = _figure(1.55 * columns, 1.72 * len(strips) + 0.9)
     grid = figure.subplots(len(strips), columns, squeeze=False)
-    heads = ["photo", "original model", *(f"stage {stages[at].number}\n{_short(stages[at].label, 20)}" for at in chosen)]
+    heads = [
+        "photo",
+        "original model",
+        *(f"stage {stages[at].number}\n{_short(stages[at].label, 20)}" for at in chosen),
+    ]
     rows = {(row.photo, row.stage): row for row in result.rows}
     for line, strip in zip(grid, strips, strict=True):
         cells = [strip.photo, strip.overlays[0], *(strip.overlays[at + 1] for at in chosen)]
@@ -115,8 +123,10 @@ def _draw_cell(axes: Any, cell: Any) -> None:
 
 def _title(result: SanityResult) -> str:
     settings = result.settings
-    how = "layers randomised one at a time" if settings["mode"] == "independent" else "weights randomised from the scores down"
-    return f"{settings['method']['name']} on {settings['model']['name']}: {how} ({settings['draw']}, seed {settings['seed']})"
+    alone = settings["mode"] == "independent"
+    how = "layers randomised one at a time" if alone else "weights randomised from the scores down"
+    what = f"{settings['method']['name']} on {settings['model']['name']}"
+    return f"{what}: {how} ({settings['draw']}, seed {settings['seed']})"
 
 
 def _label(stage: Stage) -> str:

@@ -19,6 +19,7 @@ from ortcam.evaluation.similarity import Similarity
 
 MEASURES = tuple(field.name for field in fields(Similarity))
 FILES = ("sanity.json", "per-photo.csv", "curve.png", "strip.png")
+FLAT, FLAT_ORIGINAL = "flat map", "flat map of the original model"
 Mode = Literal["cascading", "independent"]
 MODES: tuple[Mode, ...] = ("cascading", "independent")
 
@@ -83,7 +84,8 @@ class Stage:
         control: the same of the plain sum of the activations, which depends on no class and on no layer above.
         probability: the mean probability of the explained class.
         same_class: the number of photos whose most probable class is still the explained one.
-        flat: the number of photos without similarity because a map is flat.
+        flat: the number of photos without similarity because the stage's map is flat.
+        flat_original: the number of photos without similarity because the original model's map is flat.
         failed: the number of photos without similarity because of an error, such as scores that are not finite.
     """
 
@@ -97,6 +99,7 @@ class Stage:
     probability: float | None
     same_class: int
     flat: int
+    flat_original: int
     failed: int
 
     @property

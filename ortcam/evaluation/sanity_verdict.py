@@ -30,24 +30,26 @@ def judge(stages: Sequence[Stage], mode: Mode, layer: str) -> Verdict:
     """
     above = [stage for stage in stages if not stage.changes_activations]
     line = _judge_above(above[-1], layer) if above and mode == "cascading" else ""
+    last = stages[-1]
     known = [stage for stage in stages if stage.measures["spearman"] is not None]
-    flat = sum(stage.flat for stage in stages)
-    if not known or (mode == "cascading" and known[-1] is not stages[-1]):
-        last = stages[-1]
-        if last.flat and not last.failed:
+    if not known or (mode == "cascading" and known[-1] is not last):
+        if last.flat:
             return Verdict("changes", f"the maps change with the weights: at stage {last.number}, all are flat", line)
-        return Verdict("unknown", f"stage {last.number} has no map to compare: no verdict", line)
+        return Verdict("unknown", f"no verdict: no photo has a map to compare at stage {last.number}", line)
     stage = known[-1] if mode == "cascading" else min(known, key=_ranks)
     numbers, kind = _numbers(stage), _kind(stage)
     where = f"at stage {stage.number}"
     where += ", the last" if mode == "cascading" else ", the one with the lowest"
     if kind == "unchanged":
-        text = f"THE MAPS DO NOT CHANGE with the weights, so they cannot explain what the model learned: {numbers} {where}"
+        text = (
+            f"THE MAPS DO NOT CHANGE with the weights, so they cannot explain what the model learned: {numbers} {where}"
+        )
     elif kind == "partly":
         text = f"the maps change little with the weights: {numbers} {where}"
     else:
         text = f"the maps change with the weights: {numbers} {where}"
-    return Verdict(kind, text + (f"; {flat} flat maps were left out" if flat else ""), line)
+    left_out = stage.flat + stage.flat_original + stage.failed
+    return Verdict(kind, text + (f"; {left_out} photos without a map were left out" if left_out else ""), line)
 
 
 def _judge_above(stage: Stage, layer: str) -> str:

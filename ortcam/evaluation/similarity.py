@@ -154,6 +154,4 @@ def _load(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise OptionError(
-            f"the similarity of maps needs {package}: pip install 'ortcam[evaluation]'"
-        ) from error
+        raise OptionError(f"the similarity of maps needs {package}: pip install 'ortcam[evaluation]'") from error

@@ -43,7 +43,14 @@ _KEEPING = {
 }  # fmt: skip
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Pow", "Neg", "Concat"}
 # Operators after a layer that may add its bias or scale: {operator: the inputs that hold a constant}.
-_FOLLOWING = {"Add": (0, 1), "Sub": (1,), "Mul": (0, 1), "PRelu": (1,), "BatchNormalization": (1, 2), "QLinearAdd": (0, 3)}
+_FOLLOWING = {
+    "Add": (0, 1),
+    "Sub": (1,),
+    "Mul": (0, 1),
+    "PRelu": (1,),
+    "BatchNormalization": (1, 2),
+    "QLinearAdd": (0, 3),
+}
 _PASSING = {"Cast", "QuantizeLinear", "DequantizeLinear", "Identity", "Dropout"}
 
 
@@ -73,7 +80,8 @@ class _Graph:
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant":
-                self.tensors |= {node.output[0]: one.t for one in node.attribute if one.name == "value"}
+                name = node.output[0]
+                self.tensors.update((name, one.t) for one in node.attribute if one.name == "value")
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
