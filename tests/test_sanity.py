@@ -385,7 +385,7 @@ def test_layers_above_change_only_the_scores(cascade: Any) -> None:
     """The activations are the same bytes while only the classifier is random; Score-CAM's weights are not."""
     first, second, _ = cascade.stages
     assert first.control["spearman"].low == first.control["ssim"].low == 1
-    assert first.measures["spearman"].mean < 0.9
+    assert first.measures["spearman"].high < 0.999
     assert second.control["spearman"].high < 1
 
 
@@ -406,7 +406,7 @@ def test_a_stage_is_the_map_of_the_randomised_file(cascade: Any, small: Path, pa
 
 def test_the_same_seed_gives_the_same_result(small: Path, pair: list[Path], cascade: Any) -> None:
     again = sanity(small, pair, steps=3)
-    assert [row for row in again.rows] == [row for row in cascade.rows]
+    assert again.rows == cascade.rows
     other = sanity(small, pair[:1], steps=1, seed=1)
     assert other.rows[0].similarity != cascade.rows[-2].similarity
 
@@ -459,9 +459,16 @@ def test_stages_are_spread_and_one_ends_at_the_target_layer() -> None:
 
 @pytest.mark.parametrize("kind", ["qdq", "qlinear", "dynamic"])
 def test_quantized_models_run(kind: str, quantized: dict[str, Path], pair: list[Path]) -> None:
-    result = sanity(quantized[kind], pair, steps="all")
+    result = sanity(onnx.load(quantized[kind]), pair, steps="all")  # as a ModelProto: no file is needed
     assert [stage.changes_activations for stage in result.stages] == [False, True, True]
     assert result.verdict.kind == "changes"
+
+
+def test_external_weights_run(small: Path, pair: list[Path], tmp_path: Path, cascade: Any) -> None:
+    onnx.save(onnx.load(small), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=300)
+    result = sanity(tmp_path / "m.onnx", pair, steps=3)
+    assert len(result.settings["model"]["sha256"]) == 2
+    assert result.rows == cascade.rows
 
 
 def test_nothing_of_a_random_model_stays_in_the_cache(small: Path, pair: list[Path], tmp_path: Path) -> None:
@@ -531,18 +538,8 @@ def test_the_folder_has_everything(cascade: Any, tmp_path: Path) -> None:
 def test_the_table_says_what_the_result_says(cascade: Any) -> None:
     text = cascade.table()
     lines = text.splitlines()
-    assert lines[0].split() == [
-        "stage",
-        "randomised",
-        "changes",
-        "Spearman",
-        "range",
-        "SSIM",
-        "HOG",
-        "control",
-        "P",
-        "flat",
-    ]
+    heads = ["stage", "randomised", "changes", "Spearman", "range", "SSIM", "HOG", "control", "P", "flat"]
+    assert lines[0].split() == heads
     assert lines[1].split()[:3] == ["1", "fc", "scores"]
     assert cascade.verdict.text in lines
     assert str(cascade) == text

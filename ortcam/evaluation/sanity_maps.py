@@ -12,7 +12,7 @@ import numpy as np
 from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention, Floats, upsample
 from ortcam.core.forward import Forward
-from ortcam.core.pictures import Photo
+from ortcam.core.pictures import Crop, Photo
 from ortcam.core.targets import Target, Wanted, top_targets
 from ortcam.errors import DatasetError, OrtcamError, OrtcamWarning
 from ortcam.evaluation.rows import Failure
@@ -20,7 +20,7 @@ from ortcam.evaluation.similarity import Similarity, compare, is_flat
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.model.cam_model import ModelLike
 from ortcam.output.explanation import Explanation
-from ortcam.output.render import shrink_photo
+from ortcam.output.render import draw_overlay, place_map, shrink_photo
 from ortcam.runtime.providers import ProviderLike
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Explaining:
             convention=explanation.convention,
             explained=explanation.targets[0],
             top=top_targets(forward.logits, 1)[0].index,
-            overlay=shrink_photo(explanation.overlay_at(0), _LONGEST) if draws else None,
+            overlay=_draw(explanation) if draws else None,
         )
         return _Explained(maps, explanation)
 
@@ -227,6 +227,18 @@ def explain_stage(
                 found.append(str(error))
             on_photo()
     return found
+
+
+def _draw(explanation: Explanation) -> Photo:
+    """Draw the map over the photo, both at the size of a kept picture: photos may have many megapixels."""
+    small = shrink_photo(_photo_of(explanation), _LONGEST)
+    height, width = small.shape[:2]
+    rows, columns = height / explanation.photo_size[0], width / explanation.photo_size[1]
+    crop = explanation.crop
+    crop = Crop(
+        round(crop.top * rows), round(crop.left * columns), round(crop.bottom * rows), round(crop.right * columns)
+    )
+    return draw_overlay(small, place_map(explanation.input_maps[0], crop, (height, width)), crop)
 
 
 def _photo_of(explanation: Explanation) -> Photo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from ortcam.core.pictures import Photo
 from ortcam.evaluation.rows import Failure
 from ortcam.evaluation.similarity import Similarity
 
-MEASURES = tuple(field.name for field in fields(Similarity))
+MEASURES = tuple(one.name for one in fields(Similarity))
 FILES = ("sanity.json", "per-photo.csv", "curve.png", "strip.png")
 FLAT, FLAT_ORIGINAL = "flat map", "flat map of the original model"
 Mode = Literal["cascading", "independent"]
@@ -158,11 +158,11 @@ class SanityResult:
 
     settings: Mapping[str, Any]
     stages: tuple[Stage, ...]
-    rows: tuple[PhotoStage, ...]
+    rows: tuple[PhotoStage, ...] = field(repr=False)
     unrelated: Mapping[str, Summary | None]
     verdict: Verdict
     failures: tuple[Failure, ...]
-    strips: tuple[Strip, ...]
+    strips: tuple[Strip, ...] = field(repr=False)
 
     def __str__(self) -> str:
         return self.table()

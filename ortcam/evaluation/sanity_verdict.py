@@ -7,13 +7,17 @@ from typing import Literal
 
 from ortcam.evaluation.sanity_result import Mode, Stage, Verdict
 
-# A map that does not depend on the weights has Spearman's correlation 1 and SSIM 1, exactly. When all weights of a
-# network are random, the maps of single photos (24 photos, 5 seeds, budget 32) reach by chance:
-#                                              Spearman: mean, 95 %, 99 %, largest    SSIM: the same
-#   EfficientNet-Lite0, Score-CAM, gaussian
-# No photo reached 0.9 in both. Different photos' maps of the trained network: Spearman 0.46, SSIM 0.50 on average.
+# A map that does not depend on the weights has Spearman's correlation 1 and SSIM 1, exactly. When all weights of
+# EfficientNet-Lite0 are random, the maps of single photos (24 photos, 5 seeds, steps=1) reach by chance:
+#                                        Spearman: mean  95 %  99 %  largest    SSIM: mean  95 %  99 %  largest
+#   Score-CAM, budget 32, gaussian                  .21   .69   .76   .87              .49   .75   .81   .84
+#   Score-CAM, budget 32, permutation               .23   .80   .84   .86              .49   .75   .81   .88
+#   Recipro-CAM, gaussian                           .06   .53   .64   .65              .45   .67   .71   .78
+#   Recipro-CAM, permutation                       -.06   .44   .56   .62              .44   .59   .64   .67
+# No photo of the 480 reaches 0.9 in both measures, and 2 reach 0.8. Maps of different photos of the trained network:
+# Spearman .46, SSIM .50 on average (largest .90 and .81).
 UNCHANGED = 0.9
-PARTLY = 0.75  # a single photo reaches it in both measures by chance in fewer than 1 of 100 runs
+PARTLY = 0.8
 
 
 def judge(stages: Sequence[Stage], mode: Mode, layer: str) -> Verdict:
@@ -21,7 +25,7 @@ def judge(stages: Sequence[Stage], mode: Mode, layer: str) -> Verdict:
 
     Cascading: the last stage counts, where the most weights are random. Independent: the stage with the lowest Spearman
     correlation counts. A map is unchanged if the mean Spearman correlation and the mean SSIM are both at least 0.9, and
-    partly changed if both are at least 0.75. Flat maps are no part of the means.
+    partly changed if both are at least 0.8. Flat maps are no part of the means.
 
     Args:
         stages: the stages in order, at least one.
