@@ -80,7 +80,7 @@ def sanity(
 
       ortcam sanity model.onnx photo.jpg --method recipro-cam --draw permutation --seed 1
     """
-    from ortcam.evaluation.sanity import sanity as check
+    from ortcam.evaluation.randomised import sanity as check
 
     errors: list[dict[str, str]] = []
 

@@ -25,7 +25,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 import ortcam
 from ortcam.core.method import MapResult
 from ortcam.errors import DatasetError, ModelError, OptionError, TargetError
-from ortcam.evaluation.sanity import _plan, sanity
+from ortcam.evaluation.randomised import _plan, sanity
 from ortcam.evaluation.similarity import compare, hog, spearman, ssim
 from ortcam.exporters import export
 from ortcam.graph.randomise import WeightedLayer, count_parameters, load_weights, randomise, weighted_layers
