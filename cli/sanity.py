@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ortcam.evaluation.sanity_result import Mode, SanityResult
     from ortcam.graph.randomise import Draw
 
+_WIDTH_OF_ALL = 110  # characters of a terminal
+
 
 def sanity(
     model: Annotated[Path, typer.Argument(help="The model file that `ortcam export` wrote.", show_default=False)],
@@ -81,6 +83,7 @@ def sanity(
       ortcam sanity model.onnx photo.jpg --method recipro-cam --draw permutation --seed 1
     """
     from ortcam.evaluation.randomised import sanity as check
+    from ortcam.evaluation.sanity_result import check_directory
 
     errors: list[dict[str, str]] = []
 
@@ -90,6 +93,8 @@ def sanity(
         if console.debug:
             traceback.print_exception(error)
 
+    if output is not None:
+        check_directory(output)
     if STDIN in photos:
         raise typer.BadParameter("photos is '-'; expected files or folders")
     found = find_photos(photos, report)
@@ -136,7 +141,7 @@ def _read_number(name: str, text: str | None, word: str) -> int | str | None:
 
 
 def _print_result(result: SanityResult) -> None:
-    heads, rows = result.cells()
+    heads, rows = result.cells(wide=console.table_width() >= _WIDTH_OF_ALL)
     table = console.make_table(*heads, right=tuple(heads[3:]))
     for row in rows:
         table.add_row(*row)

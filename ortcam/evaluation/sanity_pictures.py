@@ -137,6 +137,11 @@ def _short(text: str, most: int = 24) -> str:
     return text if len(text) <= most else "…" + text[-most + 1 :]
 
 
+def require_matplotlib() -> None:
+    """Raise an OptionError if matplotlib is missing."""
+    _figure(1, 1)
+
+
 def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from ortcam.core.files import only, replace_directory, replace_files
 from ortcam.core.pictures import Photo
+from ortcam.errors import OccupiedError, OutputError
 from ortcam.evaluation.rows import Failure
 from ortcam.evaluation.similarity import Similarity
 
@@ -177,30 +178,30 @@ class SanityResult:
         ]
         return "\n".join([*(line.rstrip() for line in lines), "", *self.lines()])
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the heads and the rows of the table, as text."""
-        photos = len({row.photo for row in self.rows})
-        failed = any(stage.failed for stage in self.stages)
-        heads = ["stage", "randomised", "changes", "Spearman", "range", "SSIM", "HOG", "control", "P", "flat"]
-        rows = []
-        for stage in self.stages:
-            more, ranks = len(stage.layers) - 1, stage.measures["spearman"]
-            rows.append(
-                [
-                    str(stage.number),
-                    stage.label + (f" and {more} more" if more else ""),
-                    "map" if stage.changes_activations else "scores",
-                    _mean(ranks),
-                    "-" if ranks is None or ranks.count < 2 else f"{ranks.low:.2f} to {ranks.high:.2f}",
-                    _mean(stage.measures["ssim"]),
-                    _mean(stage.measures["hog"]),
-                    _mean(stage.control["spearman"]),
-                    "-" if stage.probability is None else f"{stage.probability:.1%}",
-                    f"{stage.flat} of {photos}",
-                    *([f"{stage.failed} of {photos}"] if failed else []),
-                ]
-            )
-        return [*heads, *(["failed"] if failed else [])], rows
+    def cells(self, wide: bool = True) -> tuple[list[str], list[list[str]]]:
+        """Return the heads and the rows of the table, as text.
+
+        Args:
+            wide: whether the table has the range of Spearman's correlation, and HOG.
+        """
+        columns: dict[str, Callable[[Stage], str]] = {
+            "stage": lambda stage: str(stage.number),
+            "randomised": lambda stage: stage.layers[-1] + _more(len(stage.layers) - 1),
+            "changes": lambda stage: "map" if stage.changes_activations else "scores",
+            "Spearman": lambda stage: _mean(stage.measures["spearman"]),
+            "range": lambda stage: _range(stage.measures["spearman"]),
+            "SSIM": lambda stage: _mean(stage.measures["ssim"]),
+            "HOG": lambda stage: _mean(stage.measures["hog"]),
+            "control": lambda stage: _mean(stage.control["spearman"]),
+            "P": lambda stage: "-" if stage.probability is None else f"{stage.probability:.1%}",
+            "flat": lambda stage: str(stage.flat + stage.flat_original),
+            "failed": lambda stage: str(stage.failed),
+        }
+        unneeded = set() if wide else {"range", "HOG"}
+        unneeded |= set() if any(stage.flat or stage.flat_original for stage in self.stages) else {"flat"}
+        unneeded |= set() if any(stage.failed for stage in self.stages) else {"failed"}
+        chosen = {head: cell for head, cell in columns.items() if head not in unneeded}
+        return list(chosen), [[cell(stage) for cell in chosen.values()] for stage in self.stages]
 
     def lines(self) -> list[str]:
         """Return the lines below the table: the verdict, and the similarity of unrelated maps."""
@@ -247,7 +248,7 @@ class SanityResult:
         """
         from ortcam.evaluation import sanity_pictures
 
-        with replace_directory(Path(directory), only(lambda path: path.name in FILES)) as folder:
+        with replace_directory(Path(directory), only(_is_ours)) as folder:
             _write_json(self.to_dict(), folder / "sanity.json")
             _write_rows(self.rows, folder / "per-photo.csv")
             sanity_pictures.draw_curve(self, folder / "curve.png")
@@ -269,8 +270,40 @@ class SanityResult:
         return path
 
 
+def _more(count: int) -> str:
+    return f" and {count} more" if count else ""
+
+
+def _range(summary: Summary | None) -> str:
+    return "-" if summary is None or summary.count < 2 else f"{summary.low:.2f} to {summary.high:.2f}"
+
+
 def _mean(summary: Summary | None) -> str:
     return "-" if summary is None else f"{summary.mean:.2f}"
+
+
+def check_directory(directory: str | PathLike[str]) -> None:
+    """Raise the error that `SanityResult.save` would raise after the run.
+
+    Raises:
+        OccupiedError: the directory holds other files.
+        OutputError: the name is a file.
+        OptionError: matplotlib is missing.
+    """
+    from ortcam.evaluation import sanity_pictures
+
+    sanity_pictures.require_matplotlib()
+    path = Path(directory)
+    if path.is_dir():
+        reason = only(_is_ours)(path)
+        if reason is not None:
+            raise OccupiedError(f"cannot write {directory}: {reason}")
+    elif path.exists():
+        raise OutputError(f"cannot write {directory}: it is a file; give the name of a directory")
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in FILES
 
 
 def _plain(measures: Mapping[str, Summary | None]) -> dict[str, Any]:
