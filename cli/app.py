@@ -25,6 +25,7 @@ from ortcam.cli import (
     page,
     preprocessing,
     reproduce,
+    sanity,
 )
 from ortcam.core.native import own_standard_error
 from ortcam.errors import OrtcamError, one_line
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 for command in (
     export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, evaluate.evaluate,
-    reproduce.reproduce, pack.pack, page.page, doctor.doctor, demo.demo,
+    sanity.sanity, reproduce.reproduce, pack.pack, page.page, doctor.doctor, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

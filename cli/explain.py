@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -72,40 +72,14 @@ def explain(
         ),
     ] = "predict",
     preset: options.PresetName = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="Method of explanation: score-cam, recipro-cam or rise.",
-            autocompletion=options.one_of("score-cam", "recipro-cam", "rise"),
-        ),
-    ] = "score-cam",
-    method_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method-option",
-            help="Set an option of the method, such as masks=1000 or seed=1 of rise. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    method: options.MethodName = "score-cam",
+    method_option: options.MethodOptions = None,
     layer: options.LayerName = None,
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,
     device_id: options.DeviceId = 0,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Number of masked inputs per run, or auto: measured once and kept. Default: 8 on CPUs, 16 elsewhere.",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of CPU threads, at most one per processor. Default: one per physical core.",
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: options.BatchSize = None,
+    threads: options.Threads = None,
     opacity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the heat map, 0 to 1.")] = 0.6,
     colormap: Annotated[
         str,
@@ -143,7 +117,7 @@ def explain(
         make_method(method, options.read_pairs("--method-option", method_option)),
         preset=preset,
         provider=options.make_provider(provider, provider_option, device_id),
-        batch_size=_read_batch_size(batch_size),
+        batch_size=options.read_batch_size(batch_size),
         threads=threads,
         layer=layer,
     )
@@ -221,16 +195,6 @@ def _may_write(explanation: Pictures) -> bool:
     if not typer.confirm(f"{said}. Write them?", err=True):
         raise OptionError("no further explanation was written; explain fewer classes, or give --yes")
     return True
-
-
-def _read_batch_size(text: str | None) -> int | Literal["auto"] | None:
-    if text is None:
-        return None
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"--batch-size is {text!r}; expected a whole number from 1, or auto")
-    return int(text)
 
 
 def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -65,6 +65,39 @@ LayerName = Annotated[
         show_default=False,
     ),
 ]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="Method of explanation: score-cam, recipro-cam or rise.",
+        autocompletion=one_of("score-cam", "recipro-cam", "rise"),
+    ),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method-option",
+        help="Set an option of the method, such as masks=1000 or seed=1 of rise. May be repeated.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-size",
+        help="Number of masked inputs per run, or auto: measured once and kept. Default: 8 on CPUs, 16 elsewhere.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Number of CPU threads, at most one per processor. Default: one per physical core.",
+        show_default=False,
+    ),
+]
 DeviceId = Annotated[int, typer.Option(min=0, help="Number of the device, from 0.")]
 
 
@@ -78,6 +111,21 @@ def make_provider(name: str, options: list[str] | None, device_id: int) -> Provi
     from ortcam import Provider
 
     return Provider(name, read_pairs("--provider-option", options), device_id)
+
+
+def read_batch_size(text: str | None) -> int | Literal["auto"] | None:
+    """Return the batch size of the command line.
+
+    Raises:
+        typer.BadParameter: it is neither a whole number from 1 nor auto.
+    """
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--batch-size is {text!r}; expected a whole number from 1, or auto")
+    return int(text)
 
 
 def read_pairs(name: str, options: list[str] | None) -> dict[str, str]:

@@ -45,6 +45,7 @@ class CamModel:
         classes: how many classes the model has, 2 for a single score; None where the file does not say.
         has_external_data: whether weights lie in other files.
         fingerprints: the file, and after it the files of external weights, for their hashes.
+        is_kept: whether the cache may keep what is prepared from it; false for a model that runs once.
     """
 
     def __init__(self, model: str | PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto) -> None:
@@ -70,6 +71,7 @@ class CamModel:
         self.has_external_data = bool(external)
         folder = self.external_data_directory
         self.fingerprints = (self.source.fingerprint, *(Fingerprint(folder / file) for file in external))
+        self.is_kept = True
         self._edit: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
         self._read_shapes(proto)
         self.stated = self.contract

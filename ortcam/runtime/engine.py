@@ -120,14 +120,14 @@ class _Opening:
     def _kept_graph(self) -> Path | None:
         """Return the path for the graph that ONNX Runtime optimised for this processor; None if it is not kept."""
         directory = cache.cache_directory()
-        if directory is None or self.record_assignment or self.model.has_external_data:
+        if directory is None or self.record_assignment or self.model.has_external_data or not self.model.is_kept:
             return None
         return None if self.model.source.size > _MOST_KEPT_BYTES else directory / f"{self.key('graph')}.onnx"
 
     def _engine_cache(self, provider: Provider) -> dict[str, str]:
         """Return options for TensorRT's cache: a folder for this model alone, because engines hold weights."""
         directory = cache.cache_directory()
-        if directory is None:
+        if directory is None or not self.model.is_kept:
             return {}
         folder = str(directory / f"tensorrt-{self.key('tensorrt', sorted(provider.options.items()))}")
         enabled = dict.fromkeys(("trt_engine_cache_enable", "trt_timing_cache_enable"), "1")
