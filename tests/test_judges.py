@@ -44,6 +44,7 @@ SPECS = [
     *(f"{metric}:{name}" for name in ("torchcam", "xplique", "pytorch-grad-cam") for metric in ("drop", "increase")),
     "gain:xplique",
 ]
+ROADS = [f"road:pytorch-grad-cam,noise=0,order={order}" for order in ("morf", "lerf", "combined")]
 OF_THE_PICTURE = ["insertion:openvino-xai", "deletion:openvino-xai", "adcc:openvino-xai", "highest-confidence"]
 
 
@@ -135,3 +136,14 @@ def test_metrics_on_pictures_agree_with_openvino_xai_and_smdl(
     for place, share in enumerate((" 25%", " 50%", " 75%", "")):
         difference = np.abs(ours[f"highest-confidence{share}"] - smdl[f"{model}_24"][..., place])
         assert difference[:, :flat].max() < CLOSE, share
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_road_agrees_with_grad_cam(script: ModuleType, files: dict[str, Path], model: str) -> None:
+    """Without noise, which each library draws in its own way."""
+    ours = evaluated(script, files[model], model, ROADS, pictures=False)
+    stored = load("metric_grad_cam_road")
+    morf, lerf = (stored[f"{model}_{order}"].mean(axis=-1) for order in ("morf", "lerf"))
+    flat = morf.shape[1]
+    for name, theirs in zip(ROADS, (morf, lerf, (lerf - morf) / 2), strict=True):
+        assert np.abs(ours[name][:, :flat] - theirs).max() < CLOSE, name

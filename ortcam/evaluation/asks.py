@@ -6,8 +6,9 @@ photo run together, so that their changed inputs share batches.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
+from ortcam.core.forward import Forward
 from ortcam.core.method import Scores
-from ortcam.core.query import Baseline, Change, Channels, Maps, Rows
+from ortcam.core.query import Baseline, Change, Maps, Rows
 from ortcam.core.targets import Wanted
 from ortcam.runtime.classifier import Classifier
 from ortcam.runtime.scorer import Group
@@ -106,13 +108,13 @@ class Masked:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Ask for the scores of inputs that were made on the host.
+    """Ask for the scores of inputs that are made on the host.
 
     Attributes:
-        tensors: float32 [M,C,H,W] (or the model's own layout).
+        tensors: M inputs, float32 [C,H,W] (or the model's own layout); they are made while they are run.
     """
 
-    tensors: Floats
+    tensors: Iterable[Floats]
 
 
 Ask = Masked | Pictures
@@ -140,12 +142,11 @@ class Measured:
 
 
 Measuring = Generator[Ask, Answer, Measured]
-
-_PLAIN = Change(Channels())  # of rows that mask nothing
+Read = Callable[[Forward, Wanted], Score]
 
 
 def run_together(
-    classifier: Classifier, group: Group, measurings: Sequence[tuple[Wanted, Measuring]]
+    classifier: Classifier, group: Group, measurings: Sequence[tuple[Wanted, Measuring]], read: Read
 ) -> list[Measured]:
     """Run the metrics of one photo in lockstep. Return the values of each.
 
@@ -153,6 +154,7 @@ def run_together(
         classifier: runs the model.
         group: the plain pass of the photo, alone.
         measurings: the scored class and the generator of each metric and map.
+        read: returns the score of a class from a plain pass.
     """
     done: dict[int, Measured] = {}
     asked: dict[int, Ask] = {}
@@ -169,13 +171,13 @@ def run_together(
     while asked:
         now, asked = asked, {}
         targets = {at: measurings[at][0] for at in now}
-        for at, answer in _answer(classifier, group, now, targets).items():
+        for at, answer in _answer(classifier, group, now, targets, read).items():
             advance(at, answer)
     return [done[at] for at in range(len(measurings))]
 
 
 def _answer(
-    classifier: Classifier, group: Group, asked: Mapping[int, Ask], targets: Mapping[int, Wanted]
+    classifier: Classifier, group: Group, asked: Mapping[int, Ask], targets: Mapping[int, Wanted], read: Read
 ) -> dict[int, Answer]:
     """Answer asks; masked photos with the same kind of change share batches."""
     alike: dict[Any, dict[int, Masked]] = defaultdict(dict)
@@ -184,9 +186,7 @@ def _answer(
         if isinstance(ask, Masked):
             alike[ask.binary, ask.baseline][at] = ask
         else:
-            pictures = classifier.forward(ask.tensors)
-            rows = _with_target(Rows.plain(len(ask.tensors)), targets[at])
-            answers[at] = _read(classifier.score(pictures, rows, _PLAIN))
+            answers[at] = _answer_pictures(classifier, ask, targets[at], read)
     for (binary, baseline), asks in alike.items():
         bank = Maps(np.concatenate([ask.maps for ask in asks.values()]))
         change = Change(bank, binary=binary, baseline=baseline, upsampled=False)
@@ -198,6 +198,14 @@ def _answer(
             answers[at] = _read(scores.take(begin, end))
             begin = end
     return answers
+
+
+def _answer_pictures(classifier: Classifier, ask: Pictures, target: Wanted, read: Read) -> Answer:
+    """Run the inputs in batches."""
+    scores, tensors = list[Score](), iter(ask.tensors)
+    while batch := list(itertools.islice(tensors, classifier.batch_size)):
+        scores.extend(read(one, target) for one in classifier.forward(np.stack(batch)).passes)
+    return Answer(np.array([one.logit for one in scores]), np.array([one.probability for one in scores]))
 
 
 def _rows_of(asks: Mapping[int, Masked], targets: Mapping[int, Wanted]) -> Rows:

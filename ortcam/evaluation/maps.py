@@ -119,7 +119,8 @@ def control_map(name: str, forward: Forward, photo: str, seed: int) -> Floats:
     """Return the map [H,W] of a control for one photo; CONTROLS describes each."""
     height, width = forward.size
     if name == "random":
-        return np.random.default_rng([seed, zlib.crc32(photo.encode())]).random((height, width), np.float32)
+        noise: Floats = np.random.default_rng([seed, zlib.crc32(photo.encode())]).random((height, width), np.float32)
+        return noise
     if name == "centre":
         down, across = (((np.arange(length) + 0.5) / length - 0.5) / 0.25 for length in (height, width))
         gaussian: Floats = np.exp(-(down[:, None] ** 2 + across**2) / 2).astype(np.float32)

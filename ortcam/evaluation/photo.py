@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ortcam.core.convention import Floats
+from ortcam.core.forward import Forward
 from ortcam.core.query import Change, Channels
 from ortcam.core.targets import Wanted
 from ortcam.errors import DatasetError, OrtcamError, TargetError
@@ -159,7 +160,6 @@ class OpenPhoto:
         self._replacements = Replacements(job.tensor, run.model.contract, run.model.name)
         photo = job.photo
         self._photo_size = (job.crop.bottom, job.crop.right) if photo is None else (photo.shape[0], photo.shape[1])
-        _, self._probabilities = run.model.contract.read_output(self._plain.output)
 
     @property
     def predicted(self) -> int:
@@ -191,7 +191,7 @@ class OpenPhoto:
         metrics = self._run.metrics
         ready = [(case, method, view) for case, method, view in views if not is_flat(view.saliency)]
         running = [(case.scored, one.metric.measure(one.name, view)) for case, _, view in ready for one in metrics]
-        measured = iter(run_together(self._run.classifier, self._group, running))
+        measured = iter(run_together(self._run.classifier, self._group, running, self._score))
         columns = self._run.columns()
         rows = []
         for case, method, view in views:
@@ -220,7 +220,6 @@ class OpenPhoto:
         return maps
 
     def _view(self, case: Case, method: str, saliency: Floats, place: Place | None) -> View:
-        target = case.scored.index
         contestant = next((one for one in self._run.contestants if one.name == method), None)
         explain = None
         if contestant is not None:
@@ -232,11 +231,15 @@ class OpenPhoto:
             on_photo=partial(place_map, saliency, self._job.crop, self._photo_size),
             tensor=self._job.tensor,
             channels_last=self._run.model.contract.image_layout == "NHWC",
-            clean=Score(float(self._plain.logits[target]), float(self._probabilities[target])),
+            clean=self._score(self._plain, case.scored),
             replacements=self._replacements,
             place=place,
             explain=explain,
         )
+
+    def _score(self, plain: Forward, target: Wanted) -> Score:
+        _, probabilities = self._run.model.contract.read_output(plain.output)
+        return Score(float(plain.logits[target.index]), float(probabilities[target.index]))
 
     def _place(self, sample: Sample) -> Place | None:
         if not any(one.needs_place for one in self._run.metrics):

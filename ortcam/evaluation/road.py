@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import OptionError
+from ortcam.evaluation.asks import Answer, Measured, Measuring, Pictures, View
+from ortcam.evaluation.rows import Column
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -43,6 +45,7 @@ class Road:
             than p % of the map has the lowest value, ``value`` removes every pixel.
         noise: the standard deviation of the noise on imputed pixels, in the units of the picture.
         seed: the seed of the noise. Step i uses seed + i, for each picture alike.
+        metric: ``road``.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Road:
     threshold: Literal["rank", "value"] = "rank"
     noise: float = 0.01
     seed: int = 0
+    metric: Literal["road"] = "road"
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
@@ -66,6 +70,17 @@ class Road:
             raise OptionError(f"noise is {self.noise!r}; expected a number of at least 0")
         if self.seed < 0:
             raise OptionError(f"seed is {self.seed!r}; expected a whole number of at least 0")
+
+    def columns(self, column: str, size: tuple[int, int]) -> tuple[Column, ...]:
+        """Return the column of its value; `size` is the model's input size (H, W)."""
+        return (Column(column, f"{self.metric}:{self.name}", "lower" if self.order == "morf" else "higher"),)
+
+    def measure(self, column: str, view: View) -> Measuring:
+        """Return the value of one map. The imputed pictures are made on the host, a batch at a time."""
+        picture = view.tensor[0].transpose(2, 0, 1) if view.channels_last else view.tensor[0]
+        made = self.pictures(picture, view.saliency)
+        answer: Answer = yield Pictures(one.transpose(1, 2, 0) if view.channels_last else one for one in made)
+        return Measured({column: self.average(answer.probabilities, view.clean.probability)})
 
     def masks(self, saliency: Floats) -> Bools:
         """Return the removed pixels of each step, bool [S,H,W], from a map [H,W].
