@@ -40,8 +40,9 @@ Faults and surprises of the originals:
   the probability rises and the logit falls.
 - pytorch-grad-cam: `DropInConfidence` is an absolute drop. ROAD's noise is from torch's global random state; the ready
   classes have no argument for it. Percentile p keeps p %, and removes the others. Where nothing lies below the
-  percentile, every pixel is removed: `ties` at 10 to 40 and in one photo at 50, most relevant first. The system is then singular, but its right-hand side is 0, so that the picture
-  becomes 0 without a warning, and the score is the blank input's.
+  percentile, every pixel is removed: `ties` at 10 to 40 and in one photo at 50, most relevant first. The system is
+  then singular, but its right-hand side is 0. The picture becomes 0 without a warning, and the score is the blank
+  input's.
 - xplique: AverageDropMetric and its kin rescale the map, so that a flat map becomes a blank mask, with a drop of
   nearly 1. Ties are sorted by an unstable sort that is then read backwards.
 - openvino_xai: OpenVINO computes in bfloat16 by default where the processor has it; no argument changes this. Ties
