@@ -38,7 +38,8 @@ class Road:
     Attributes:
         name: the preset's name.
         source: the paper or project that defines it.
-        percentiles: the percentages of pixels to remove, one step each.
+        percentiles: numbers from 0 to 100, one step each: the percentage of pixels that ``rank`` removes, or that
+            ``value`` keeps.
         order: ``morf`` removes the most relevant pixels first, ``lerf`` the least relevant; ``combined`` does both.
         threshold: ``rank`` removes exactly floor(p P / 100) of the P pixels; equal pixels rank row by row.
             ``value`` keeps the pixels whose value is below percentile p of the map; of 1 - map for ``lerf``. If more

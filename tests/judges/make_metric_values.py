@@ -38,10 +38,11 @@ Faults and surprises of the originals:
 - torchcam: only a map with NaN is skipped. A flat map of 0.5 is a mask that halves the input tensor. Without
   `logits_fn`, the drop is a ratio of logits, and `increase` can differ from the softmax's: for lite0, chelsea, `cam`,
   the probability rises and the logit falls.
-- pytorch-grad-cam: `DropInConfidence` is an absolute drop. ROAD's noise is torch's global random state; the ready
-  classes have no argument for it. A percentile at which nothing lies below the threshold removes every pixel: `ties`
-  at 10 to 50, most relevant first. The system is then singular, but its right-hand side is 0, so that the picture
-  becomes 0 without a warning, and the score is the blank input's.
+- pytorch-grad-cam: `DropInConfidence` is an absolute drop. ROAD's noise is from torch's global random state; the ready
+  classes have no argument for it. Percentile p keeps p %, and removes the others. Where nothing lies below the
+  percentile, every pixel is removed: `ties` at 10 to 40 and in one photo at 50, most relevant first. The system is
+  then singular, but its right-hand side is 0. The picture becomes 0 without a warning, and the score is the blank
+  input's.
 - xplique: AverageDropMetric and its kin rescale the map, so that a flat map becomes a blank mask, with a drop of
   nearly 1. Ties are sorted by an unstable sort that is then read backwards.
 - openvino_xai: OpenVINO computes in bfloat16 by default where the processor has it; no argument changes this. Ties
