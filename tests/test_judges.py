@@ -144,6 +144,6 @@ def test_road_agrees_with_grad_cam(script: ModuleType, files: dict[str, Path], m
     ours = evaluated(script, files[model], model, ROADS, pictures=False)
     stored = load("metric_grad_cam_road")
     morf, lerf = (stored[f"{model}_{order}"].mean(axis=-1) for order in ("morf", "lerf"))
-    flat = morf.shape[1]
+    photos, flat = morf.shape  # the original takes seconds a picture, so for lite0 there is one photo
     for name, theirs in zip(ROADS, (morf, lerf, (lerf - morf) / 2), strict=True):
-        assert np.abs(ours[name][:, :flat] - theirs).max() < CLOSE, name
+        assert np.abs(ours[name][:photos, :flat] - theirs).max() < CLOSE, name

@@ -125,8 +125,9 @@ def control_map(name: str, forward: Forward, photo: str, seed: int) -> Floats:
         down, across = (((np.arange(length) + 0.5) / length - 0.5) / 0.25 for length in (height, width))
         gaussian: Floats = np.exp(-(down[:, None] ** 2 + across**2) / 2).astype(np.float32)
         return gaussian
-    summed = forward.activations.sum(axis=0, dtype=np.float32)
-    return normalize(upsample(summed[None], forward.size))[0]
+    summed: Floats = forward.activations.sum(axis=0, dtype=np.float32)
+    upsampled: Floats = normalize(upsample(summed[None], forward.size))[0]
+    return upsampled
 
 
 class GivenMaps:
