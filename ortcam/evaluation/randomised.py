@@ -66,7 +66,7 @@ _DEFINITIONS = {
     "maps": "at the size of the model's input; Spearman before ReLU and scaling, SSIM and HOG of the map in [0,1]",
     "spearman": "ties have their mean rank; spearman_abs ranks absolute values",
     "ssim": "Gaussian weights, sigma 1.5, window 11 x 11, population covariance, data range 1",
-    "hog": "Pearson's correlation; 9 orientations, cells of 16 x 16 pixels (or a third of a side), blocks of 3 x 3 cells",
+    "hog": "Pearson's r; 9 orientations, cells of 16 x 16 pixels (or a third of a side), blocks of 3 x 3 cells",
     "control": "the same measures of the plain sum of the target layer's channels",
     "flat maps": "counted, and left out of the means; the original map is never compared with itself",
 }
