@@ -62,6 +62,14 @@ STEPS = 8
 BUDGET = 32  # of Score-CAM
 _PICTURES = 8  # photos in the strip
 _PAIRS = 200  # of different photos
+_DEFINITIONS = {
+    "maps": "at the size of the model's input; Spearman before ReLU and scaling, SSIM and HOG of the map in [0,1]",
+    "spearman": "ties have their mean rank; spearman_abs ranks absolute values",
+    "ssim": "Gaussian weights, sigma 1.5, window 11 x 11, population covariance, data range 1",
+    "hog": "Pearson's r; 9 orientations, cells of 16 x 16 pixels (or a third of a side), blocks of 3 x 3 cells",
+    "control": "the same measures of the plain sum of the target layer's channels",
+    "flat maps": "counted, and left out of the means; the original map is never compared with itself",
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,9 @@ def sanity(
 ) -> SanityResult:
     """Randomise the weights of a model from the scores downwards, and measure how much its maps change.
 
-    The maps of every stage explain the class that the original model predicts. SciPy and scikit-image are needed.
+    The maps of every stage explain the class that the original model predicts. Every stored tensor is drawn on its own:
+    an export folds batch normalisation into the convolution before it, and the draw replaces the folded weights. SciPy
+    and scikit-image are needed.
 
     Args:
         model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
@@ -318,6 +328,7 @@ def _settings(
         },
         "method": {**explaining.method.describe(), "convention": asdict(explaining.method.convention)},
         "budget": explaining.budget,
+        "definitions": _DEFINITIONS,
         "provider": explainer.provider,
         "batch_size": explainer.batch_size,
         "layers": [asdict(layer) for layer in layers],

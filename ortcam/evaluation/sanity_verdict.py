@@ -45,7 +45,7 @@ def judge(stages: Sequence[Stage], mode: Mode, layer: str) -> Verdict:
     stage = known[-1] if mode == "cascading" else min(known, key=_ranks)
     numbers, kind = _numbers(stage), _kind(stage)
     where = f"at stage {stage.number}"
-    where += ", the last" if mode == "cascading" else ", the one with the lowest"
+    where += ", the last" if mode == "cascading" else ", the most changed"
     if kind == "unchanged":
         text = (
             f"THE MAPS DO NOT CHANGE with the weights, so they cannot explain what the model learned: {numbers} {where}"

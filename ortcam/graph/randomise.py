@@ -194,7 +194,7 @@ def randomise(proto: onnx.ModelProto, weights: Collection[str], draw: Draw = "ga
     """Replace stored weights by random values of the same shape and type, in place.
 
     The generator of each tensor is seeded with the seed and the tensor's name. A tensor therefore gets the same values
-    whatever other tensors are replaced, and in any order.
+    whatever other tensors are replaced, and in any order. Equal values, such as biases of 0, stay the same.
 
     Args:
         proto: the model, with all weights inside.
