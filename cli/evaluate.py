@@ -113,20 +113,8 @@ def evaluate(
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,
     device_id: options.DeviceId = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of changed inputs per run. Default: 8 on CPUs, 16 elsewhere.", show_default=False
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of CPU threads, at most one per processor. Default: one per physical core.",
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: options.BatchSize = None,
+    threads: options.Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
     """Measure how well maps show what a model uses, beside controls that know nothing of it.
@@ -171,7 +159,7 @@ def evaluate(
             folder=output,
             overwrite=overwrite,
             provider=options.make_provider(provider, provider_option, device_id),
-            batch_size=batch_size,
+            batch_size=options.read_batch_size(batch_size),
             threads=threads,
             on_progress=lambda done, total: advance(f"{done} of {total}", done / total),
             on_error=report,

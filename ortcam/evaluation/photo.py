@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class PhotoRun:
         metrics: Sequence[Chosen],
         seed: int,
         provider: Provider,
-        batch_size: int | None,
+        batch_size: int | Literal["auto"] | None,
         threads: int | None,
         layer: str | None,
     ) -> None:

@@ -84,7 +84,7 @@ def evaluate(
     folder: str | PathLike[str] | None = None,
     overwrite: bool = False,
     provider: ProviderLike = "auto",
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_error: Callable[[str, OrtcamError], None] | None = None,
@@ -122,6 +122,10 @@ def evaluate(
         ModelError, LayerError, ProviderError: as for `ModelExplainer`.
         OccupiedError: the folder holds other results.
     """
+    if batch_size is not None and batch_size != "auto":
+        batch_size = whole("batch_size", batch_size, ", or 'auto'")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise OptionError(f"seed is {seed!r}; expected a whole number from 0")
     chosen = choose_metrics(metrics)
     contestants = _contestants(methods, budget)
     given = tuple(GivenMaps(name, source) for name, source in (maps or {}).items())

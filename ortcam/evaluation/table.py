@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -101,7 +102,8 @@ def _notes(result: Result) -> Iterator[str]:
     if len(missing) > _MOST_NOTES:
         yield f"... and {len(missing) - _MOST_NOTES} more reasons for missing values: see the JSON"
     if failures := len(result.failures):
-        shown = [f"- {each.photo}: {each.error}" for each in result.failures[:_MOST_FAILURES]]
+        named = (one.error if one.photo in one.error else f"{one.photo}: {one.error}" for one in result.failures)
+        shown = [f"- {line}" for line in itertools.islice(named, _MOST_FAILURES)]
         yield f"{failures} photo{'' if failures == 1 else 's'} could not be evaluated and counted nowhere:"
         yield from shown
         if failures > len(shown):
