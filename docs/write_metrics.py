@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ortcam.evaluation.replacements import REPLACEMENTS, Replacement
 
 PAGE = Path(__file__).parent / "metrics.md"
 BEGIN, END = "<!-- written by docs/write_metrics.py -->\n", "<!-- end -->\n"
+MOST_COLUMNS = 5  # beside the preset and the source; a page is not wider
 KINDS = {
     "zero": "0 in the preprocessed input, the mean colour of most preprocessings",
     "black": "0 in the photo, before preprocessing",
@@ -39,8 +40,9 @@ def tables() -> Iterator[str]:
     """Yield the lines of all tables. Metrics that have the same presets but for their direction share a table."""
     for names in groups():
         presets = {name: METRICS[name] for name in names}
-        better = ", ".join(f"{name}: {direction(convention)}" for name, convention in firsts(presets))
-        yield from ("", f"### {', '.join(names)}", "", f"{better}. The first preset is the default.", "")
+        better = ", ".join(f"`{name}`: {direction(convention)}" for name, convention in firsts(presets))
+        default = ". The first preset is the default." if len(presets[names[0]]) > 1 else "."
+        yield from ("", f"### {', '.join(names)}", "", better + default, "")
         yield from table(presets)
     yield from ("", "### Baselines", "", "| baseline | hidden pixels become |", "|---|---|")
     yield from (f"| `{name}` | {describe(replacement)} |" for name, replacement in REPLACEMENTS.items())
@@ -68,19 +70,31 @@ def direction(convention: Any) -> str:
 
 
 def table(presets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a row for each preset and a column for each field; where metrics differ, the cell has both values."""
-    names = next(iter(presets.values()))
-    keys = [field.name for field in fields(definition(next(iter(names.values()))))]
-    keys = [key for key in keys if key not in ("metric", "name", "source")]
-    yield "| preset | " + " | ".join([*(f"`{key}`" for key in keys), "source"]) + " |"
-    yield "|---" * (len(keys) + 2) + "|"
-    for name in names:
-        conventions = [definition(each[name]) for each in presets.values()]
-        cells = []
-        for key in keys:
-            values = dict.fromkeys(shown(getattr(convention, key)) for convention in conventions)
-            cells.append(" / ".join(values))
-        yield f"| `{name}` | " + " | ".join([*cells, conventions[0].source]) + " |"
+    """Yield a row for each preset and a column for each field; where metrics differ, the cell has both values.
+
+    A field that is the same in all presets stands below the table, and so do the sources of a wide table.
+    """
+    rows = {name: [definition(each[name]) for each in presets.values()] for name in next(iter(presets.values()))}
+    first = next(iter(rows.values()))[0]
+    keys = [field.name for field in fields(first) if field.name not in ("metric", "name", "source")]
+    cells = {key: [both(key, conventions) for conventions in rows.values()] for key in keys}
+    same = [key for key in keys if len(rows) > 1 and len(set(cells[key])) == 1]
+    columns = [key for key in keys if key not in same]
+    wide = len(columns) > MOST_COLUMNS
+    yield "| preset | " + " | ".join([*(f"`{key}`" for key in columns), *([] if wide else ["source"])]) + " |"
+    yield "|---" * (len(columns) + 2 - wide) + "|"
+    for number, (name, conventions) in enumerate(rows.items()):
+        row = [*(cells[key][number] for key in columns), *([] if wide else [conventions[0].source])]
+        yield f"| `{name}` | " + " | ".join(row) + " |"
+    if same:
+        yield from ("", "The same in all: " + ", ".join(f"`{key}` {cells[key][0]}" for key in same) + ".")
+    if wide:
+        yield ""
+        yield from (f"- `{name}`: {conventions[0].source}" for name, conventions in rows.items())
+
+
+def both(key: str, conventions: Sequence[Any]) -> str:
+    return " / ".join(dict.fromkeys(shown(getattr(convention, key)) for convention in conventions))
 
 
 def definition(convention: Any) -> Any:
