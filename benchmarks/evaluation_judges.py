@@ -5,9 +5,8 @@
 
 FOLDER holds lite0.onnx and given.npz: the picture uint8 [H,W,3], its tensor float32 [1,3,H,W], the map float32 [H,W],
 the class, steps, threads, the scale, mean and deviation of the preprocessing, and the photo and map at the photo's own
-size. The judge prints a line of JSON with
-its runs and versions. Then it reads the name of a run from each line of standard input, runs it once, and prints its
-seconds and values.
+size. The judge prints a line of JSON with its runs and versions. Then it reads the name of a run from each line of
+standard input, runs it once, and prints its seconds and values.
 """
 
 from __future__ import annotations
