@@ -16,9 +16,14 @@ from torch import nn
 
 import ortcam
 from ortcam import evaluation
+from ortcam.core.targets import Wanted
 from ortcam.evaluation import Sample
+from ortcam.evaluation.metrics import choose_metrics
+from ortcam.evaluation.photo import Case, PhotoRun
 from ortcam.evaluation.result import Result
+from ortcam.explain.jobs import prepare
 from ortcam.exporters import export
+from ortcam.runtime.providers import resolve_provider
 
 JUDGES = Path(__file__).parent / "judges"
 CLOSE = 1e-3  # absolute, on the metric
@@ -147,3 +152,32 @@ def test_road_agrees_with_grad_cam(script: ModuleType, files: dict[str, Path], m
     photos, flat = morf.shape  # the original takes seconds a picture, so for lite0 there is one photo
     for name, theirs in zip(ROADS, (morf, lerf, (lerf - morf) / 2), strict=True):
         assert np.abs(ours[name][:photos, :flat] - theirs).max() < CLOSE, name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_adcc_agrees_with_openvino_xai(script: ModuleType, files: dict[str, Path], model: str) -> None:
+    """Its second map comes from the sum of the activations, as in the judge's run."""
+    stored, theirs = load("metric_maps"), load("metric_openvino")
+    (chosen,) = choose_metrics(["adcc:openvino-xai"])
+    opened = ortcam.CamModel(files[model])
+    seen = opened.contract.preprocessing
+    assert seen is not None
+    run = PhotoRun(opened, (), (), ("activations",), (chosen,), 0, resolve_provider("cpu"), None, None, None)
+    for seed, name in enumerate(stored["photos"]):
+        _, tensor, _ = opened.prepare(script.photo_path(str(name)))
+        planes = seen.invert(tensor).astype(np.float32) * np.float32(seen.scale)
+        planes = (planes - np.float32(seen.mean)) / np.float32(seen.std)
+        job = prepare(opened, np.ascontiguousarray(planes.transpose(2, 0, 1)[None], np.float32))
+        maps = script.make_maps(stored[f"{model}_grids"][seed], tensor.shape[2:], seed)
+        case = Case(Sample(tensor, str(name)), *[Wanted(int(stored[f"{model}_classes"][seed]))] * 2)
+        with run.open(job) as photo:
+            for place, saliency in enumerate(maps[:3]):
+                (row,) = photo._measure([(case, "activations", photo._view(case, "activations", saliency, None))])
+                for part in ("adcc", "coherency", "complexity", "drop"):
+                    value = row.values["adcc:openvino-xai" + ("" if part == "adcc" else f" {part}")]
+                    assert value == pytest.approx(theirs[f"{model}_{part}"][seed, place], abs=CLOSE), (
+                        part,
+                        name,
+                        place,
+                    )
+    run.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -55,6 +55,7 @@ class Contestant:
         return {
             **self.method.describe(),
             "preset": self.method.convention.name,
+            "convention": asdict(self.method.convention),
             "budget": limits.budget,
             "tolerance": limits.tolerance,
             "selection": limits.selection,
