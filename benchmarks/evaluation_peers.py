@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -47,6 +48,7 @@ from torchcam.metrics import DeletionInsertionMetric
 
 import ortcam
 from ortcam import evaluation
+from ortcam.cli.demo import find_photos
 from ortcam.core.targets import Wanted
 from ortcam.evaluation.maps import GivenMaps
 from ortcam.evaluation.metrics import choose_metrics
@@ -120,7 +122,7 @@ class Given:
 
     def __init__(self, path: Path) -> None:
         self.path, self.model = path, CamModel(path)
-        photo = ortcam.cli.demo.find_photos()[6]
+        photo = find_photos()[6]
         self.photo = photo.name
         seen = self.model.contract.preprocessing
         assert seen is not None
@@ -275,7 +277,7 @@ def torchcam(network: networks.Network, given: Given) -> dict[str, Run]:
     runs: dict[str, Run] = {}
     orders = {"": torch.contiguous_format, ", channels last": torch.channels_last}
     for batch_size, (label, order) in itertools.product((32, BATCH), orders.items()):
-        module = networks.copy.deepcopy(network.module).to(memory_format=order)
+        module = copy.deepcopy(network.module).to(memory_format=order)
         tensor = torch.from_numpy(given.tensor).to(memory_format=order)
         measure = functools.partial(_run_torchcam, module, tensor, given, batch_size)
         runs[f"torchcam, batches of {batch_size}{label}"] = measure
@@ -334,7 +336,7 @@ class Judge:
 
 def photos_of_many() -> list[Path]:
     """Return the packaged photos of ImageNet, 20."""
-    return sorted(ortcam.cli.demo.find_photos()[0].parent.glob("imagenet_*.jpg"))
+    return sorted(find_photos()[0].parent.glob("imagenet_*.jpg"))
 
 
 def measure_memory(path: Path, folder: Path) -> list[dict[str, Any]]:
@@ -388,7 +390,7 @@ def print_results(results: dict[str, Any]) -> None:
             print(f"| {load} | {row['seconds']:.1f} | {row['peak_mib']:.0f} |")
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
+def quartiles(values: list[float]) -> tuple[float, ...]:
     return tuple(np.percentile(values, (25, 50, 75)).tolist())
 
 
