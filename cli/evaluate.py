@@ -129,6 +129,8 @@ def evaluate(
     """
     if (photos is None) == (dataset is None):
         raise typer.BadParameter("give either a folder of photos or --dataset LAYOUT:PATH")
+    if control is not None and "none" in control and len(control) > 1:
+        raise OptionError("--control is none and another control; give --control none alone")
     from ortcam.evaluation.maps import CONTROLS
     from ortcam.evaluation.run import evaluate as run
 
@@ -136,7 +138,7 @@ def evaluate(
 
     def report(photo: str, error: OrtcamError) -> None:
         errors.append({"photo": photo, "error": str(error)})
-        console.fail(str(error))
+        console.fail(str(error) if Path(photo).name in str(error) else f"{photo}: {error}")
         if console.debug:
             traceback.print_exception(error)
 

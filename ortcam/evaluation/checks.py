@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ortcam.errors import OptionError, nearest, whole
@@ -9,7 +10,7 @@ from ortcam.evaluation.replacements import REPLACEMENTS
 
 
 def check_convention(convention: Any) -> None:
-    """Check the fields that are words, `steps` and `baseline`.
+    """Check the fields that are words, `steps`, `baseline` and `epsilon`.
 
     Raises:
         OptionError: a value is unknown or out of range.
@@ -22,3 +23,5 @@ def check_convention(convention: Any) -> None:
             raise OptionError(f"{name} of {convention.metric} is {value!r}; {expected}")
     if hasattr(convention, "steps"):
         whole(f"steps of {convention.metric}", convention.steps)
+    if hasattr(convention, "epsilon") and not 0 <= convention.epsilon < math.inf:
+        raise OptionError(f"epsilon of {convention.metric} is {convention.epsilon}; expected a number of at least 0")

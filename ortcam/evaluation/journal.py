@@ -39,6 +39,7 @@ class Journal:
 
     Attributes:
         done: the rows of each photo that is done, by the photo's name, with their exact numbers.
+        inputs: the hash of the files and maps that these rows are of, by the photo's name.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -56,6 +57,7 @@ class Journal:
             OptionError: the header holds a value that JSON cannot keep.
         """
         self.done: dict[str, tuple[Row, ...]] = {}
+        self.inputs: dict[str, str] = {}
         self._folder = folder
         self._header = as_json(header, "the header")
         self._file: int | None = None
@@ -68,15 +70,17 @@ class Journal:
             self.close()
             raise
 
-    def add(self, photo: str, rows: Sequence[Row]) -> None:
+    def add(self, photo: str, rows: Sequence[Row], inputs: str = "") -> None:
         """Keep the rows of a photo that is done; the line is in the file when this method returns.
+
+        A later line replaces an earlier one of the same photo. `inputs` is a hash of the photo's files and maps.
 
         Raises:
             OutputError: the file cannot be written. The photo is then not kept.
         """
         kept = tuple(finite(row) for row in rows)
-        self._write({"photo": photo, "rows": [row_to_dict(row) for row in kept]})
-        self.done[photo] = kept
+        self._write({"photo": photo, "rows": [row_to_dict(row) for row in kept], "inputs": inputs})
+        self.done[photo], self.inputs[photo] = kept, inputs
 
     def close(self) -> None:
         """Unlock the file. The photos that are done stay in it."""
@@ -127,7 +131,7 @@ class Journal:
                 entry = json.loads(line)
                 if number > 1:
                     rows = tuple(row_from_dict(row) for row in entry["rows"])
-                    self.done[entry["photo"]] = rows
+                    self.done[entry["photo"]], self.inputs[entry["photo"]] = rows, entry["inputs"]
             except (ValueError, KeyError, TypeError) as error:
                 if number == len(lines) > 1:  # a power cut can leave an end of line after a broken line
                     break

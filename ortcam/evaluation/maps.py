@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ortcam.core.budget import Limits, Selecting
 from ortcam.core.convention import Floats, normalize, resolve_convention, upsample
 from ortcam.core.forward import Forward
 from ortcam.core.pictures import Crop
-from ortcam.errors import DatasetError, OptionError
+from ortcam.errors import DatasetError, OptionError, TargetError
+from ortcam.evaluation.fingerprints import hash_array, hash_file
 from ortcam.methods import make_method
 from ortcam.output.explanation import Explanation
 
@@ -60,6 +62,7 @@ class Contestant:
             "tolerance": limits.tolerance,
             "selection": limits.selection,
             "layer": self.layer,
+            "convention": asdict(self.method.convention),
         }
 
 
@@ -87,7 +90,8 @@ def parse_method(spec: str, budget: int | None = None) -> Contestant:
             try:
                 numbers[name] = number(text)
             except ValueError as error:
-                raise OptionError(f"{name} of {spec!r} is {text!r}; expected a number") from error
+                kind_of_number = "a whole number" if number is int else "a number"
+                raise OptionError(f"{name} of {spec!r} is {text!r}; expected {kind_of_number}") from error
     selection, preset, layer = (options.pop(name, None) for name in ("selection", "preset", "layer"))
     if preset is not None and kind != "score-cam":
         raise OptionError(f"method {spec!r} has a preset; only score-cam has presets")
@@ -104,7 +108,7 @@ def split_spec(spec: str, what: str) -> tuple[str, dict[str, str]]:
     """Return the name of ``NAME:KEY=VALUE,...`` and its options; of ``NAME:WORD,KEY=VALUE`` the word is option ``""``.
 
     Raises:
-        OptionError: a part is not KEY=VALUE.
+        OptionError: a part is not KEY=VALUE, or a key is there twice.
     """
     name, _, rest = spec.partition(":")
     options: dict[str, str] = {}
@@ -112,7 +116,10 @@ def split_spec(spec: str, what: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         if not equals and (at > 0 or what == "method"):
             raise OptionError(f"{what} {spec!r} has the option {part!r}; expected KEY=VALUE")
-        options[key.strip() if equals else ""] = value.strip() if equals else key.strip()
+        key, value = (key.strip(), value.strip()) if equals else ("", key.strip())
+        if key in options:
+            raise OptionError(f"{what} {spec!r} has the option {key!r} twice; give it once")
+        options[key] = value
     return name.strip(), options
 
 
@@ -139,14 +146,35 @@ class GivenMaps:
 
         Raises:
             DatasetError: a folder is missing.
+            OptionError: the maps are of another type.
         """
         self.name, self._given = name, given
-        if isinstance(given, str | PathLike) and not Path(given).is_dir():
-            raise DatasetError(f"the folder {given} of the maps {name!r} is missing; expected .npy files in it")
+        if isinstance(given, str | PathLike):
+            if not Path(given).is_dir():
+                raise DatasetError(f"the folder {given} of the maps {name!r} is missing; expected .npy files in it")
+        elif not isinstance(given, Mapping) and not callable(given):
+            raise OptionError(
+                f"the maps {name!r} are a {type(given).__name__}; expected a folder of .npy files, a mapping from the "
+                "names of the photos, or a function of name and class"
+            )
 
     def describe(self) -> dict[str, Any]:
         folder = isinstance(self._given, str | PathLike)
         return {"name": "given", "from": str(self._given) if folder else type(self._given).__name__}
+
+    def fingerprint(self, photo: str) -> str:
+        """Return a hash of the map of a sample; empty if it has none, or if a function makes it."""
+        given = self._given
+        if isinstance(given, str | PathLike):
+            path = self._path_of(photo)
+            return "" if path is None else hash_file(path)
+        if not isinstance(given, Mapping) or photo not in given:
+            return ""
+        one = given[photo]
+        try:
+            return hash_array(one.input_maps if isinstance(one, Explanation) else _numbers(one))
+        except Exception:  # noqa: BLE001 - of any library; `find` reports it
+            return ""
 
     def find(self, photo: str, target: int, crop: Crop, size: tuple[int, int], photo_size: tuple[int, int]) -> Floats:
         """Return the map of a sample at the model's input size, float32 [H,W] in [0,1].
@@ -173,15 +201,25 @@ class GivenMaps:
             return given[photo]
         if not isinstance(given, str | PathLike):
             return given(photo, target)
-        plain = Path(photo.partition("#")[0])
-        stems = (f"{photo}.npy", f"{plain}.npy", f"{plain.with_suffix('')}.npy", f"{plain.stem}.npy")
-        path = next((Path(given, stem) for stem in stems if Path(given, stem).is_file()), None)
+        path = self._path_of(photo)
         if path is None:
-            raise DatasetError(f"the maps {self.name!r} have no file for {photo}; expected {Path(given, stems[2])}")
+            expected = Path(given, _map_files(photo)[2])
+            raise DatasetError(f"the maps {self.name!r} have no file for {photo}; expected {expected}")
         try:
             return np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DatasetError(f"cannot read {path}: {error}; expected a NumPy array of numbers") from error
+
+    def _path_of(self, photo: str) -> Path | None:
+        """Return the file of a sample's map; None if it is missing."""
+        paths = (Path(cast("str", self._given), name) for name in _map_files(photo))
+        return next((path for path in paths if path.is_file()), None)
+
+
+def _map_files(photo: str) -> tuple[str, ...]:
+    """Return the names that the file of a sample's map may have, the best first."""
+    plain = Path(photo.partition("#")[0])
+    return f"{photo}.npy", f"{plain}.npy", f"{plain.with_suffix('')}.npy", f"{plain.stem}.npy"
 
 
 def as_map(
@@ -190,21 +228,24 @@ def as_map(
     """Return a given map at the model's input size, float32 [H,W] in [0,1]; AT_THE_DOOR says how.
 
     Args:
-        given: an array [h,w] or [1,h,w] of any library, or an Explanation.
+        given: an array [h,w] (or [1,h,w], [1,1,h,w]) of any library, or an Explanation.
         what: its name in messages.
         target, crop, size, photo_size: as in `GivenMaps.find`.
 
     Raises:
-        DatasetError: it has another shape, or holds NaN or infinite values.
+        DatasetError: it has another shape, holds NaN or infinite values, or is an Explanation of other classes.
     """
     if isinstance(given, Explanation):
-        place = given.place_of(target)
+        try:
+            place = given.place_of(target)
+        except TargetError as error:
+            raise DatasetError(f"{what}: {error}") from error
         given = given.input_maps[place] if given.input_size == size else given.map_at(place)
     try:
-        values = np.asarray(given, np.float32)
-    except (TypeError, ValueError) as error:
+        values = _numbers(given)
+    except Exception as error:  # any error of torch and other libraries
         raise DatasetError(f"{what} is a {type(given).__name__}; expected an array [h,w] of numbers") from error
-    if values.ndim == 3 and len(values) == 1:
+    while values.ndim > 2 and len(values) == 1:
         values = values[0]
     if values.ndim != 2 or 0 in values.shape:
         raise DatasetError(f"{what} has the shape {list(values.shape)}; expected [h,w]")
@@ -218,3 +259,19 @@ def as_map(
         values = values[crop.top : crop.bottom, crop.left : crop.right]
     resized: Floats = np.clip(upsample(values[None], size)[0], 0, 1)
     return resized
+
+
+def _numbers(given: Any) -> NDArray[Any]:
+    """Return the values of an array of any library.
+
+    Raises:
+        TypeError: it holds no real numbers.
+    """
+    if hasattr(given, "detach") and hasattr(given, "cpu"):  # a torch tensor, on any device, of any float type
+        given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given
+    values = np.asarray(given)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"the type of its values is {values.dtype}")
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which is refused
+        return values.astype(np.float32)

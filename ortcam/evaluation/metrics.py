@@ -12,7 +12,7 @@ from ortcam.evaluation.curves import DELETION, HIGHEST_CONFIDENCE, INSERTION
 from ortcam.evaluation.localisation import BOX_IOU, ENERGY, POINTING, RANK, BoxIoU, Energy, Pointing, Rank
 from ortcam.evaluation.maps import split_spec
 from ortcam.evaluation.masking import ADCC_PRESETS, DROP, GAIN, INCREASE
-from ortcam.evaluation.replacements import REPLACEMENTS
+from ortcam.evaluation.replacements import MEANINGS, REPLACEMENTS, Replacement
 from ortcam.evaluation.road import ROAD
 from ortcam.evaluation.rows import Column
 
@@ -101,11 +101,22 @@ class Chosen:
         """Whether it needs a box or a mask."""
         return self.metric.metric in LOCALISATION
 
+    @property
+    def replacement(self) -> Replacement | None:
+        """The replacement for hidden pixels that its convention names; None if it names none."""
+        name = getattr(self.metric, "baseline", None) or getattr(self.metric, "hidden", None)
+        return None if name is None else REPLACEMENTS[name]
+
     def describe(self) -> dict[str, Any]:
         """Return the convention for the record, with the baseline that it names."""
         stated = {"metric": self.metric.metric, **asdict(_definition(self.metric))}
-        if "baseline" in stated:
-            stated["baseline"] = {"name": stated["baseline"], **asdict(REPLACEMENTS[stated["baseline"]])}
+        if not self.needs_place:
+            stated.setdefault("score", "probability")  # ADCC and ROAD know no other
+        if "mask" in stated:
+            stated["baseline"] = "zero"
+        for key in stated.keys() & {"baseline", "hidden"}:
+            replacement = REPLACEMENTS[stated[key]]
+            stated[key] = {"name": stated[key], **asdict(replacement), "meaning": MEANINGS[replacement.kind]}
         return dict(stated)
 
 

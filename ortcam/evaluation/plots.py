@@ -145,7 +145,7 @@ def _draw_legend(figure: Figure, axes: Axes, lines: list[Line2D], texts: list[st
     axes.legend(
         lines,
         texts,
-        title="area and method",
+        title="value and method",
         alignment="left",
         loc="upper left",
         bbox_to_anchor=(0, 0),

@@ -33,6 +33,18 @@ class Replacement:
     kernel: tuple[float, ...] = ()
     edges: Literal["zero", "reflect"] = "zero"
 
+    def check(self, contract: Contract, name: str) -> None:
+        """Check that the model, called `name` in messages, states what the replacement needs.
+
+        Raises:
+            OptionError: it is a colour of the photo, and the model file does not state its preprocessing.
+        """
+        if contract.preprocessing is None and self.kind not in ("zero", "blurred"):
+            raise OptionError(
+                f"{name} states no preprocessing, so the input for a {self.kind} photo is unknown; "
+                "choose the baseline zero or blurred-rise"
+            )
+
 
 def _mirrored_gaussian(length: int, sigma: float) -> tuple[float, ...]:
     """Return what a Gaussian filter that mirrors its input makes of `length` pixels with a 1 in the middle.
@@ -63,6 +75,13 @@ REPLACEMENTS = {
     # torchvision's gaussian_blur with kernel 11 and sigma 5, which aenglebert/polycam calls.
     "blurred-polycam": Replacement("blurred", _gaussian(11, 5.0), "reflect"),
 }
+MEANINGS = {
+    "zero": "0 in the preprocessed input, at the model's input size",
+    "black": "0 of 255 in the photo before preprocessing, at the model's input size",
+    "grey": "127.5 of 255 in the photo before preprocessing, at the model's input size",
+    "white": "255 of 255 in the photo before preprocessing, at the model's input size",
+    "blurred": "the preprocessed input, at the model's input size, filtered with the kernel in both directions",
+}
 _VALUES = {"black": 0, "grey": 127.5, "white": 255}
 
 
@@ -84,12 +103,9 @@ class Replacements:
             return None
         if replacement.kind == "blurred":
             return Baseline(self._blurred(replacement))
+        replacement.check(self._contract, self._name)
         preprocessing = self._contract.preprocessing
-        if preprocessing is None:
-            raise OptionError(
-                f"{self._name} states no preprocessing, so the input for a {replacement.kind} photo is unknown; "
-                "choose the baseline zero or blurred-rise"
-            )
+        assert preprocessing is not None
         values = np.float32(_VALUES[replacement.kind] * preprocessing.scale)
         colour = (values - np.array(preprocessing.mean, np.float32)) / np.array(preprocessing.std, np.float32)
         last = self._contract.image_layout == "NHWC"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections import Counter
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import ortcam
 from ortcam.core.provenance import now
 from ortcam.core.targets import Wanted
-from ortcam.errors import DatasetError, OptionError, OrtcamError, OrtcamWarning, whole
+from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, OrtcamWarning, whole
 from ortcam.evaluation.datasets import Dataset, open_dataset
+from ortcam.evaluation.fingerprints import hash_files_of
 from ortcam.evaluation.journal import Journal
 from ortcam.evaluation.maps import AT_THE_DOOR, CONTROLS, Contestant, Given, GivenMaps, parse_method
-from ortcam.evaluation.metrics import choose_metrics
+from ortcam.evaluation.metrics import Chosen, choose_metrics
 from ortcam.evaluation.photo import Case, PhotoRun
 from ortcam.evaluation.result import Result
 from ortcam.evaluation.rows import Column, Failure, Row
+from ortcam.evaluation.statistics import RESAMPLES
 from ortcam.explain.ahead import prepared_ahead
 from ortcam.explain.jobs import Job, prepare
 from ortcam.model.cam_model import CamModel, ModelLike
@@ -109,7 +112,8 @@ def evaluate(
         controls: some of ``random``, ``centre``, ``activations``.
         seed: of the random control.
         folder: keeps finished photos, and goes on where an interrupted run with the same options ended; receives
-            results.json, per-photo.csv and curves.png. None keeps nothing.
+            results.json, per-photo.csv and curves.png. A photo is evaluated again if its file, its masks or its given
+            maps have changed since; maps that a function makes count as unchanged. None keeps nothing.
         overwrite: replace the results of a run with other options.
         provider, batch_size, threads: as for `ModelExplainer`.
         on_progress: called with (done, total) after every photo.
@@ -128,6 +132,8 @@ def evaluate(
         raise OptionError(f"seed is {seed!r}; expected a whole number from 0")
     chosen = choose_metrics(metrics)
     contestants = _contestants(methods, budget)
+    if maps is not None and not isinstance(maps, Mapping):
+        raise OptionError(f"maps is a {type(maps).__name__}; expected a mapping from a name to a set of maps")
     given = tuple(GivenMaps(name, source) for name, source in (maps or {}).items())
     _check_names([*(one.name for one in contestants), *(one.name for one in given)], controls)
     placed = [one.name for one in chosen if one.needs_place]
@@ -136,6 +142,7 @@ def evaluate(
     dataset = open_dataset(photos, labels)
     _check_dataset(dataset, choice, placed)
     opened = model if isinstance(model, CamModel) else CamModel(model)
+    _check_preprocessing(opened, dataset, chosen)
     run = PhotoRun(
         opened, contestants, given, tuple(controls), chosen, seed,
         resolve_provider(provider), batch_size, thread_count(threads), layer,
@@ -167,9 +174,10 @@ def _run(
     on_error: Callable[[str, OrtcamError], None] | None,
 ) -> tuple[list[Row], list[Failure], tuple[Column, ...]]:
     """Evaluate all photos. Return their rows in the order of the photos, the photos that failed, and the columns."""
-    done = dict(journal.done) if journal is not None else {}
+    done = {} if journal is None else {name: journal.done[name] for name in _unchanged(run, dataset, journal)}
     groups = [tuple(group) for _, group in itertools.groupby(dataset.samples, key=lambda sample: id(sample.image))]
     rows, failures = list[Row](), list[Failure]()
+    samples = {sample.name: sample for sample in dataset.samples}
     waiting = [group for group in groups if not all(sample.name in done for sample in group)]
     ahead = iter(prepared_ahead([group[0].image for group in waiting], lambda image: prepare(run.model, image), 1, 1))
     for number, group in enumerate(groups, 1):
@@ -188,12 +196,24 @@ def _run(
                     on_error(name, outcome)
                 continue
             if journal is not None and name not in done:
-                journal.add(name, tuple(outcome))
+                journal.add(name, tuple(outcome), _inputs(run, samples[name]))
             cases.count(name, outcome)
             rows.extend(outcome)
         if on_progress is not None:
             on_progress(number, len(groups))
     return rows, failures, run.columns()
+
+
+def _unchanged(run: PhotoRun, dataset: Dataset, journal: Journal) -> list[str]:
+    """Return the names of the photos that are done and whose files and given maps are still the same."""
+    done = [sample for sample in dataset.samples if sample.name in journal.done]
+    return [sample.name for sample in done if journal.inputs[sample.name] == _inputs(run, sample)]
+
+
+def _inputs(run: PhotoRun, sample: Sample) -> str:
+    """Return a hash of the sample's files and of the maps that are given for it."""
+    parts = [hash_files_of(sample), *(f"{one.name}: {one.fingerprint(sample.name)}" for one in run.given)]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _evaluate_photo(
@@ -295,6 +315,20 @@ def _check_dataset(dataset: Dataset, choice: Choice, placed: Sequence[str]) -> N
         )
 
 
+def _check_preprocessing(model: CamModel, dataset: Dataset, metrics: Sequence[Chosen]) -> None:
+    """Refuse what needs the preprocessing of a model that states none at once, not photo by photo."""
+    if model.contract.preprocessing is not None:
+        return
+    if all(isinstance(sample.image, str | PathLike) for sample in dataset.samples):
+        raise ModelError(
+            f"{model.name} does not say how to preprocess a photo; export it with --preprocess (to compare the "
+            f"choices: ortcam preprocessing {model.name} photos/), or give preprocessed input tensors float32 [1,C,H,W]"
+        )
+    for one in metrics:
+        if one.replacement is not None:
+            one.replacement.check(model.contract, model.name)
+
+
 def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict[str, Any]:
     """Return what decides the values: a run that was interrupted goes on only if all of it is the same."""
     return {
@@ -307,7 +341,14 @@ def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict
         "only": choice.only,
         "most_per_class": choice.most_per_class,
         "controls": CONTROLS,
+        "method_maps": "made at the layer's size, then brought to the model's input size by the convention's steps",
         "given_maps": AT_THE_DOOR,
+        "localisation": "compares the map at the photo's size, resized bilinearly (half-pixel centres); 0 where the "
+        "model did not see the photo",
+        "ties": "of pixels with equal values, the first or the last, row by row, comes first; where a metric states no "
+        "rule, the first",
+        "scores": "probabilities and logits of the file's output, in the sense that `model.output` states",
         "flat_maps": "a flat map has no values; it is counted, and left out of means and comparisons",
-        "means": "means over photos of the values of each photo (means of ratios), with bootstrap intervals",
+        "means": "means over photos of the values of each photo (means of ratios)",
+        "intervals": f"95 %, BCa bootstrap over photos, {RESAMPLES} resamples, seed 0",
     }
