@@ -62,7 +62,6 @@ class Contestant:
             "tolerance": limits.tolerance,
             "selection": limits.selection,
             "layer": self.layer,
-            "convention": asdict(self.method.convention),
         }
 
 
