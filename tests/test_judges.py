@@ -91,7 +91,8 @@ def files(resnet18: nn.Module, lite0_file: Path, models: Path) -> dict[str, Path
     return {"resnet18": small.path, "lite0": lite0_file}
 
 
-MODELS = ["resnet18", pytest.param("lite0", marks=pytest.mark.slow)]
+MODELS = ["resnet18", "lite0"]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("model", MODELS)
