@@ -54,6 +54,7 @@ def test_two_classes_in_a_photo_are_measured_each_with_its_own_boxes(
     assert done.exit_code == 0, done.output
     assert done.output.startswith("4 samples (each class of the 2 photos is a sample); mean over samples ±")
     said = " ".join(done.output.split())
+    assert "intervals take the samples of one photo as independent, so they may be too narrow" in said
     assert "photos without objects are left out: no" in said and "are left out: gone.png" in said
     result = Result.from_json(tmp_path / "out" / "results.json")
     assert result.photos == tuple(f"{name}.png#{label}" for name in ("chelsea", "coffee") for label in BOXES)

@@ -48,7 +48,7 @@ def _wrap(text: str, width: int) -> list[str]:
 def _title(result: Result) -> str:
     count, dataset = len(result.photos), result.record.get("dataset", {})
     full = dataset.get("samples", count)
-    noun = "photo" if dataset.get("photos", full) == full else "sample"
+    noun = "sample" if _shares_photos(result) else "photo"
     title = f"{count}{f' of {full}' if count != full else ''} {noun}{'' if full == 1 else 's'}"
     if noun == "sample":
         title += f" (each class of the {dataset['photos']} photos is a sample)"
@@ -61,6 +61,12 @@ def _title(result: Result) -> str:
     if count > 1:
         title += f"; mean over {noun}s ± half the width of its 95 % bootstrap interval"
     return title
+
+
+def _shares_photos(result: Result) -> bool:
+    """Return whether a photo may have several samples, one for each class in it."""
+    dataset = result.record.get("dataset", {})
+    return bool(dataset.get("photos") != dataset.get("samples"))
 
 
 def _draw_column(result: Result, column: Column, order: list[str]) -> list[str]:
@@ -110,6 +116,8 @@ def _notes(result: Result) -> Iterator[str]:
     if len(missing) > _MOST_NOTES:
         yield f"... and {len(missing) - _MOST_NOTES} more reasons for missing values: see the JSON"
     yield from result.record.get("dataset", {}).get("notes", [])
+    if _shares_photos(result) and len(result.photos) > 1:
+        yield "intervals take the samples of one photo as independent, so they may be too narrow"
     if failures := len(result.failures):
         named = (one.error if one.photo in one.error else f"{one.photo}: {one.error}" for one in result.failures)
         shown = [f"- {line}" for line in itertools.islice(named, _MOST_FAILURES)]
