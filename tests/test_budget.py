@@ -89,6 +89,7 @@ def test_the_error_of_a_finer_layer_is_not_understated(
     assert np.mean(inside) >= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset", [pytest.param(name, marks=() if name == "official" else pytest.mark.slow) for name in ortcam.PRESETS]
 )

@@ -375,6 +375,7 @@ def test_exports_have_a_name_by_default(source: str, output: str) -> None:
     assert default_output(source) == Path(output)
 
 
+@pytest.mark.slow
 def test_export_from_the_command_line(tmp_path: Path) -> None:
     arguments = ["torchvision:squeezenet1_1", "-o", "net.onnx", "--weights", "random", "--input-size", "64x96"]
     done = run("export", *arguments, "--json", cwd=tmp_path)

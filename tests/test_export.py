@@ -251,6 +251,7 @@ def test_a_timm_source_brings_preprocessing_and_labels(tmp_path: Path) -> None:
     assert report.contract.labels[243] == "bull mastiff"
 
 
+@pytest.mark.slow
 def test_default_weights_that_cannot_be_downloaded_say_so(tmp_path: Path) -> None:
     """In a process of its own that can reach no network: torch would take weights that lie in its cache."""
     code = (

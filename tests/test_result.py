@@ -358,7 +358,7 @@ def test_the_table() -> None:
     assert "poor: no value in insertion for 1 of 4 maps: flat map" in notes
     assert "insertion: no method is clearly better than the control centre" in notes  # of four photos
     assert "drop: no method is clearly better than the control centre" in notes
-    assert "1 photo could not be evaluated" in notes and "- cannot read broken.jpg" in notes
+    assert "1 photo could not be evaluated" in notes and "\n- cannot read broken.jpg: it is" in notes
     assert str(small()) == small().table()
 
 

@@ -245,6 +245,7 @@ def test_the_page_without_a_mouse(site: str, browser: Any) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_the_page_says_what_is_wrong(site: str, browser: Any) -> None:
     page = browser.new_page()
     page.goto(site)

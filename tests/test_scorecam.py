@@ -238,6 +238,7 @@ class WithHead(nn.Module):
         return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["official", "paper", "torchcam"])
 def test_a_final_softmax_is_seen_through(
     small: ortcam.ScoreCAM, resnet18: nn.Module, resnet18_file: Path, models: Path, photos: dict[str, Path], preset: str

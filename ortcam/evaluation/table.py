@@ -46,13 +46,27 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _title(result: Result) -> str:
-    photos = len(result.photos)
-    title = f"{photos} photo{'' if photos == 1 else 's'}"
-    if photos == 1:
-        title += "; one photo has no intervals"
-    if photos > 1:
-        title += "; mean over photos ± half the width of its 95 % bootstrap interval"
+    count, dataset = len(result.photos), result.record.get("dataset", {})
+    full = dataset.get("samples", count)
+    noun = "sample" if _shares_photos(result) else "photo"
+    title = f"{count}{f' of {full}' if count != full else ''} {noun}{'' if full == 1 else 's'}"
+    if noun == "sample":
+        title += f" (each class of the {dataset['photos']} photos is a sample)"
+    only, most = result.record.get("only", "all"), result.record.get("most_per_class")
+    chosen = [*([f"only {only} ones"] if only != "all" else []), *([f"at most {most} a class"] if most else [])]
+    if chosen:
+        title += f"; {', '.join(chosen)}"
+    if count == 1:
+        title += f"; one {noun} has no intervals"
+    if count > 1:
+        title += f"; mean over {noun}s ± half the width of its 95 % bootstrap interval"
     return title
+
+
+def _shares_photos(result: Result) -> bool:
+    """Return whether a photo may have several samples, one for each class in it."""
+    dataset = result.record.get("dataset", {})
+    return bool(dataset.get("photos") != dataset.get("samples"))
 
 
 def _draw_column(result: Result, column: Column, order: list[str]) -> list[str]:
@@ -101,10 +115,14 @@ def _notes(result: Result) -> Iterator[str]:
     yield from missing[:_MOST_NOTES]
     if len(missing) > _MOST_NOTES:
         yield f"... and {len(missing) - _MOST_NOTES} more reasons for missing values: see the JSON"
+    yield from result.record.get("dataset", {}).get("notes", [])
+    if _shares_photos(result) and len(result.photos) > 1:
+        yield "intervals take the samples of one photo as independent, so they may be too narrow"
     if failures := len(result.failures):
         named = (one.error if one.photo in one.error else f"{one.photo}: {one.error}" for one in result.failures)
         shown = [f"- {line}" for line in itertools.islice(named, _MOST_FAILURES)]
-        yield f"{failures} photo{'' if failures == 1 else 's'} could not be evaluated and counted nowhere:"
+        photos, count = ("photo", "counts") if failures == 1 else ("photos", "count")
+        yield f"{failures} {photos} could not be evaluated and {count} nowhere:"
         yield from shown
         if failures > len(shown):
             yield f"- ... and {failures - len(shown)} more: see the JSON"
