@@ -90,9 +90,7 @@ def test_the_error_of_a_finer_layer_is_not_understated(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=() if name == "official" else pytest.mark.slow) for name in ortcam.PRESETS]
-)
+@pytest.mark.parametrize("preset", ortcam.PRESETS)
 def test_a_budget_of_all_masks_is_the_exact_map_to_the_bit(
     resnet18_file: Path, photos: dict[str, Path], preset: str
 ) -> None:

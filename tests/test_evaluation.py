@@ -9,23 +9,26 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from scipy import ndimage
+from torch import nn
 from typer.testing import CliRunner
 
 import ortcam
 from ortcam import evaluation
 from ortcam.cli.app import app
-from ortcam.errors import OccupiedError, OrtcamError, TargetError
+from ortcam.errors import OccupiedError, OrtcamError, OrtcamWarning, TargetError
 from ortcam.evaluation import Box, Curve, Sample
 from ortcam.evaluation.curves import DELETION, INSERTION
 from ortcam.evaluation.metrics import METRICS
 from ortcam.evaluation.replacements import REPLACEMENTS
 from ortcam.evaluation.result import Result
 from ortcam.evaluation.rows import Row
+from ortcam.exporters import export
 from ortcam.model.contract import Contract, ExposedLayer
 from ortcam.model.preprocessing import Preprocessing
 
@@ -71,7 +74,9 @@ def weighing_model(weights: Floats, nhwc: bool = False, channels: int = 1, scale
     layout = "NHWC" if nhwc else "NCHW"
     kind = {1: "GRAY", 3: "RGB"}[channels]
     seen = Preprocessing(SIZE, SIZE, channels=kind, scale=scale, mean=(0.25,) * channels, std=(0.5,) * channels)
-    contract = Contract((ExposedLayer("relu", "relu", layout),), image_layout=layout, preprocessing=seen)
+    contract = Contract(
+        (ExposedLayer("relu", "relu", layout),), image_layout=layout, activation="softmax", preprocessing=seen
+    )
     helper.set_model_props(model, contract.to_metadata())
     return model
 
@@ -149,7 +154,6 @@ def test_curves_are_those_of_their_definition(
 
 def test_blurred_baselines_are_those_of_their_projects() -> None:
     """RISE: conv2d with scipy's blurred delta, padded with zeros. polycam: torchvision's gaussian_blur."""
-    import torch
     import torchvision
 
     from ortcam.evaluation.replacements import Replacements
@@ -300,8 +304,6 @@ def test_maps_of_methods_are_those_of_explain(resnet18_file: Path, photos: dict[
 
 
 def test_a_layer_is_an_option_of_a_method(tiny: Any, tmp_path: Path) -> None:
-    from ortcam.exporters import export
-
     path = export(
         tiny, tmp_path / "tiny.onnx", preprocess="imagenet", input_size=32, layer=["features.3", "features.1"]
     )
@@ -565,3 +567,13 @@ def test_json_on_the_command_line(resnet18_file: Path, folder: Path, tmp_path: P
     assert {row["method"] for row in printed["rows"]} == {"recipro-cam", "centre"}
     wrong = CliRunner().invoke(app, ["evaluate", str(resnet18_file), str(folder), "--dataset", "voc:x"])
     assert wrong.exit_code == 2
+
+
+def test_scores_that_are_no_softmax_are_doubted_once(tiny: nn.Module, photo: NDArray[np.uint8], tmp_path: Path) -> None:
+    """As by `explain`: a softmax is assumed of a model that states no kind of scores."""
+    with torch.no_grad():
+        tiny.fc.bias += 9  # all sigmoids are nearly 1
+    path = export(tiny, tmp_path / "doubted.onnx", preprocess="imagenet", input_size=32).path
+    with pytest.warns(OrtcamWarning, match="a softmax is assumed, but") as told:
+        evaluation.evaluate(path, [Sample(photo, "a"), Sample(photo, "b")], (), ["drop"])
+    assert len(told) == 1

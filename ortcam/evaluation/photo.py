@@ -13,6 +13,7 @@ import numpy as np
 from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
 from ortcam.core.query import Change, Channels
+from ortcam.core.scores import Doubt
 from ortcam.core.targets import Wanted
 from ortcam.errors import DatasetError, OrtcamError, TargetError
 from ortcam.evaluation.asks import Measured, Score, View, run_together
@@ -52,6 +53,7 @@ class PhotoRun:
 
     Attributes:
         model: the model file, with the chosen layer.
+        doubt: whether the scores look like those of a softmax, where a softmax is assumed.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class PhotoRun:
         self.contestants, self.given, self.controls = contestants, given, controls
         self.metrics, self.seed = metrics, seed
         self._size = _usual_size(self.model)
+        self.doubt = Doubt(self.model.name)
         self._classes = self.model.classes
         self._opening = provider, batch_size, threads
         self._open: dict[tuple[str, str | None], Classifier] = {}
@@ -144,6 +147,8 @@ class PhotoRun:
             plain = group.passes[0]
             if not np.isfinite(plain.logits).all() or not np.isfinite(plain.activations).all():
                 raise not_finite(self.model.name, "this image")
+            if self.model.contract.is_in_doubt(len(plain.logits)):
+                self.doubt.see(plain.logits)
             yield OpenPhoto(self, job, group)
 
     def _count_classes(self) -> int:

@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -160,6 +160,7 @@ def evaluate(
         record = {**header, "created": now(), "photos": [sample.name for sample in dataset.samples]}
         result = Result(columns, names, tuple(controls), tuple(rows), tuple(failures), record)
         note = None if folder is None else result.save(folder)  # while the journal's lock holds
+    run.doubt.tell()
     if note is not None:
         warnings.warn(note, OrtcamWarning, stacklevel=2)
     return result
@@ -179,28 +180,26 @@ def _run(
     rows, failures = list[Row](), list[Failure]()
     samples = {sample.name: sample for sample in dataset.samples}
     waiting = [group for group in groups if not all(sample.name in done for sample in group)]
-    ahead = iter(prepared_ahead([group[0].image for group in waiting], lambda image: prepare(run.model, image), 1, 1))
-    for number, group in enumerate(groups, 1):
-        if all(sample.name in done for sample in group):
-            made: dict[str, Sequence[Row] | OrtcamError] = {sample.name: done[sample.name] for sample in group}
-        else:
-            ((_, job),) = next(ahead)
-            if isinstance(job, OrtcamError):
-                made = dict.fromkeys((sample.name for sample in group), job)
+    images = [group[0].image for group in waiting]
+    with closing(prepared_ahead(images, lambda image: prepare(run.model, image), 1, 1)) as ahead:
+        for number, group in enumerate(groups, 1):
+            if all(sample.name in done for sample in group):
+                made: dict[str, Sequence[Row] | OrtcamError] = {sample.name: done[sample.name] for sample in group}
             else:
+                ((_, job),) = next(ahead)
                 made = _evaluate_photo(run, cases, job, group)
-        for name, outcome in made.items():
-            if isinstance(outcome, OrtcamError):
-                failures.append(Failure(name, str(outcome)))
-                if on_error is not None:
-                    on_error(name, outcome)
-                continue
-            if journal is not None and name not in done:
-                journal.add(name, tuple(outcome), _inputs(run, samples[name]))
-            cases.count(name, outcome)
-            rows.extend(outcome)
-        if on_progress is not None:
-            on_progress(number, len(groups))
+            for name, outcome in made.items():
+                if isinstance(outcome, OrtcamError):
+                    failures.append(Failure(name, str(outcome)))
+                    if on_error is not None:
+                        on_error(name, outcome)
+                    continue
+                if journal is not None and name not in done:
+                    journal.add(name, tuple(outcome), _inputs(run, samples[name]))
+                cases.count(name, outcome)
+                rows.extend(outcome)
+            if on_progress is not None:
+                on_progress(number, len(groups))
     return rows, failures, run.columns()
 
 
@@ -217,9 +216,11 @@ def _inputs(run: PhotoRun, sample: Sample) -> str:
 
 
 def _evaluate_photo(
-    run: PhotoRun, cases: _Cases, job: Job, group: Sequence[Sample]
+    run: PhotoRun, cases: _Cases, job: Job | OrtcamError, group: Sequence[Sample]
 ) -> dict[str, Sequence[Row] | OrtcamError]:
     """Return the rows, or the error, of each sample of one photo."""
+    if isinstance(job, OrtcamError):
+        return dict.fromkeys((sample.name for sample in group), job)
     try:
         with run.open(job) as photo:
             wanted = {sample.name: cases.find(sample, photo.predicted) for sample in group}
