@@ -91,6 +91,8 @@ def test_the_table_says_how_many_photos_were_left_out_and_why() -> None:
     one = result_of(["b"], dataset={"samples": 1, "photos": 1, "notes": []}, only="all", most_per_class=None)
     assert one.table(200).startswith("1 photo; one photo has no intervals")
     classes = result_of(["b#x", "b#y"], dataset={"samples": 3, "photos": 2, "notes": []})
+    failed = result_of(["b#x"], [Failure("b#y", "box is empty")], dataset={"samples": 2, "photos": 1, "notes": []})
+    assert "\n1 sample could not be evaluated and counts nowhere:\n- b#y: box is empty" in failed.table(200)
     assert classes.table(200).startswith("2 of 3 samples (each class of the 2 photos is a sample); mean over samples")
 
 

@@ -121,8 +121,13 @@ def _notes(result: Result) -> Iterator[str]:
     if failures := len(result.failures):
         named = (one.error if one.photo in one.error else f"{one.photo}: {one.error}" for one in result.failures)
         shown = [f"- {line}" for line in itertools.islice(named, _MOST_FAILURES)]
-        photos, count = ("photo", "counts") if failures == 1 else ("photos", "count")
-        yield f"{failures} {photos} could not be evaluated and {count} nowhere:"
+        noun = "sample" if _shares_photos(result) else "photo"
+        some = (
+            f"{noun} could not be evaluated and counts"
+            if failures == 1
+            else f"{noun}s could not be evaluated and count"
+        )
+        yield f"{failures} {some} nowhere:"
         yield from shown
         if failures > len(shown):
             yield f"- ... and {failures - len(shown)} more: see the JSON"
