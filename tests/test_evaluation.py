@@ -71,7 +71,8 @@ def weighing_model(weights: Floats, nhwc: bool = False, channels: int = 1, scale
     layout = "NHWC" if nhwc else "NCHW"
     kind = {1: "GRAY", 3: "RGB"}[channels]
     seen = Preprocessing(SIZE, SIZE, channels=kind, scale=scale, mean=(0.25,) * channels, std=(0.5,) * channels)
-    contract = Contract((ExposedLayer("relu", "relu", layout),), image_layout=layout, preprocessing=seen)
+    layers = (ExposedLayer("relu", "relu", layout),)
+    contract = Contract(layers, activation="softmax", image_layout=layout, preprocessing=seen)
     helper.set_model_props(model, contract.to_metadata())
     return model
 

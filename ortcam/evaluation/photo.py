@@ -13,6 +13,7 @@ import numpy as np
 from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
 from ortcam.core.query import Change, Channels
+from ortcam.core.scores import Doubt
 from ortcam.core.targets import Wanted
 from ortcam.errors import DatasetError, OrtcamError, TargetError
 from ortcam.evaluation.asks import Measured, Score, View, run_together
@@ -52,6 +53,7 @@ class PhotoRun:
 
     Attributes:
         model: the model file, with the chosen layer.
+        doubt: has seen the scores of all photos, if nothing says whether they are a softmax's.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class PhotoRun:
         self._opening = provider, batch_size, threads
         self._open: dict[tuple[str, str | None], Classifier] = {}
         self.classifier = self.classifier_of("logits", None)
+        self.doubt = Doubt(self.model.name)
         for one in contestants:
-            self.classifier_of(one.method.scored, one.layer)  # now, so that an unknown layer is an error at once
+            # Now, so that an unknown layer, or a layer that does not suit the method, is an error at once.
+            self.classifier_of(one.method.scored, one.layer).open(one.method.change)
 
     def classifier_of(self, scored: Any, layer: str | None) -> Classifier:
         """Return the open model that takes its scores from a tensor, with a layer; methods share it."""
@@ -144,6 +148,8 @@ class PhotoRun:
             plain = group.passes[0]
             if not np.isfinite(plain.logits).all() or not np.isfinite(plain.activations).all():
                 raise not_finite(self.model.name, "this image")
+            if self.model.contract.is_in_doubt(len(plain.logits)):
+                self.doubt.see(plain.logits)
             yield OpenPhoto(self, job, group)
 
     def _count_classes(self) -> int:

@@ -160,6 +160,7 @@ def evaluate(
         record = {**header, "created": now(), "photos": [sample.name for sample in dataset.samples]}
         result = Result(columns, names, tuple(controls), tuple(rows), tuple(failures), record)
         note = None if folder is None else result.save(folder)  # while the journal's lock holds
+    run.doubt.tell()
     if note is not None:
         warnings.warn(note, OrtcamWarning, stacklevel=2)
     return result
