@@ -74,9 +74,8 @@ def weighing_model(weights: Floats, nhwc: bool = False, channels: int = 1, scale
     layout = "NHWC" if nhwc else "NCHW"
     kind = {1: "GRAY", 3: "RGB"}[channels]
     seen = Preprocessing(SIZE, SIZE, channels=kind, scale=scale, mean=(0.25,) * channels, std=(0.5,) * channels)
-    contract = Contract(
-        (ExposedLayer("relu", "relu", layout),), image_layout=layout, activation="softmax", preprocessing=seen
-    )
+    layers = (ExposedLayer("relu", "relu", layout),)
+    contract = Contract(layers, activation="softmax", image_layout=layout, preprocessing=seen)
     helper.set_model_props(model, contract.to_metadata())
     return model
 
@@ -154,6 +153,7 @@ def test_curves_are_those_of_their_definition(
 
 def test_blurred_baselines_are_those_of_their_projects() -> None:
     """RISE: conv2d with scipy's blurred delta, padded with zeros. polycam: torchvision's gaussian_blur."""
+    import torch
     import torchvision
 
     from ortcam.evaluation.replacements import Replacements
@@ -304,6 +304,8 @@ def test_maps_of_methods_are_those_of_explain(resnet18_file: Path, photos: dict[
 
 
 def test_a_layer_is_an_option_of_a_method(tiny: Any, tmp_path: Path) -> None:
+    from ortcam.exporters import export
+
     path = export(
         tiny, tmp_path / "tiny.onnx", preprocess="imagenet", input_size=32, layer=["features.3", "features.1"]
     )

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import sharpened
 from test_evaluation import SIZE, measure, weighing_model
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ import ortcam
 from ortcam import evaluation
 from ortcam.cli.app import app
 from ortcam.core.convention import PRESETS
-from ortcam.errors import ModelError, OptionError
+from ortcam.errors import LayerError, ModelError, OptionError, OrtcamWarning
 from ortcam.evaluation import Sample
 from ortcam.evaluation.metrics import choose_metrics
 from ortcam.evaluation.result import Result
@@ -168,3 +169,21 @@ def test_an_error_on_the_command_line_names_the_photo(folder: Path) -> None:
     assert done.exit_code == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2 and "1.png" in lines[0] and "2.png" in lines[1]
+
+
+def test_a_method_that_the_layer_does_not_suit_is_one_line(folder: Path) -> None:
+    with pytest.raises(LayerError, match=r"the scores of .* do not follow from its exposed target layer"):
+        evaluation.evaluate(weighing_model(WEIGHTS, nhwc=True, channels=3), folder, "recipro-cam", "drop")
+
+
+def test_scores_that_do_not_look_like_a_softmax_are_a_warning(tiny: Any, folder: Path) -> None:
+    file = export(sharpened(tiny, 200), folder / "tiny.onnx", preprocess="imagenet", input_size=32).path
+    with pytest.warns(OrtcamWarning, match=r"nothing in tiny\.onnx says what its scores are, so a softmax is assumed"):
+        evaluation.evaluate(file, folder, "recipro-cam", "drop")
+
+
+def test_a_folder_is_the_same_however_it_is_written(folder: Path, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"methods": "score-cam", "metrics": "drop", "folder": tmp_path / "out"}
+    model = weighing_model(WEIGHTS)
+    first = evaluation.evaluate(model, str(folder), **chosen)
+    assert evaluation.evaluate(model, f"{folder}/./", **chosen).rows == first.rows

@@ -86,7 +86,7 @@ class Dataset:
         """
         return {
             "layout": self.layout,
-            "folder": self.folder,
+            "folder": os.path.normpath(self.folder) if self.folder else "",
             "samples": len(self.samples),
             "photos": len({id(sample.image) for sample in self.samples}),
             "labelled": sum(sample.label is not None for sample in self.samples),

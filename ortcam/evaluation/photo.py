@@ -53,7 +53,7 @@ class PhotoRun:
 
     Attributes:
         model: the model file, with the chosen layer.
-        doubt: whether the scores look like those of a softmax, where a softmax is assumed.
+        doubt: has seen the scores of all photos, if nothing says whether they are a softmax's.
     """
 
     def __init__(
@@ -74,13 +74,14 @@ class PhotoRun:
         self.contestants, self.given, self.controls = contestants, given, controls
         self.metrics, self.seed = metrics, seed
         self._size = _usual_size(self.model)
-        self.doubt = Doubt(self.model.name)
         self._classes = self.model.classes
         self._opening = provider, batch_size, threads
         self._open: dict[tuple[str, str | None], Classifier] = {}
         self.classifier = self.classifier_of("logits", None)
+        self.doubt = Doubt(self.model.name)
         for one in contestants:
-            self.classifier_of(one.method.scored, one.layer)  # now, so that an unknown layer is an error at once
+            # Now, so that an unknown layer, or a layer that does not suit the method, is an error at once.
+            self.classifier_of(one.method.scored, one.layer).open(one.method.change)
 
     def classifier_of(self, scored: Any, layer: str | None) -> Classifier:
         """Return the open model that takes its scores from a tensor, with a layer; methods share it."""

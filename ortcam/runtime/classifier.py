@@ -88,6 +88,10 @@ class Classifier:
         """The largest number of changed inputs per run."""
         return self._whole.batch_size
 
+    def open(self, change: Change) -> None:
+        """Open the session for a kind of change now, so that a model that cannot be changed so is an error at once."""
+        self._scorer(Wiring.of(change))
+
     def forward(self, tensors: Floats) -> Group:
         """Run the model once on the input tensors [P,...]: `Scorer.forward`."""
         return self._whole.forward(tensors)
