@@ -144,6 +144,7 @@ def check(model: Path, root: Path, photos: Mapping[str, tuple[int, Pixels]], cho
         stored = run(model, tree, explain, root / explain)
         record, rows = stored["record"], stored["rows"]
         assert (record["only"], record["most_per_class"]) == ("misclassified", 2)
+        assert record["dataset"]["notes"] == [], "as many classes as the model"
         assert (record["explained_class"], record["scored_class"]) == (explain, "true")
         assert {row["method"] for row in rows} == {MINE, *CONTROLS}
         kept = [row for row in rows if row["method"] == MINE]

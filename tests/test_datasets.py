@@ -358,6 +358,7 @@ def test_cub(cub: Path) -> None:
     assert (region(first) == area(60, 27, 160, 77)).all()
     assert names(f"cub-train:{cub}") == ["001.Gull/b.jpg"]
     assert len(names(f"cub-all:{cub}")) == 3
+    assert open_dataset(f"cub:{cub}").classes == 2
 
 
 @pytest.mark.parametrize(

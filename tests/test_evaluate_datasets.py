@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import ortcam
 from ortcam.cli.app import app
+from ortcam.evaluation import evaluate
 from ortcam.evaluation.result import Result
 from ortcam.evaluation.rows import Column, Failure, Row
 from ortcam.exporters import export
@@ -75,6 +76,27 @@ def test_two_classes_in_a_photo_are_measured_each_with_its_own_boxes(
         by_hand = {"energy": energy, "energy:paper": energy, "pointing": float(distance < 15)}
         by_hand["rank"] = region.ravel()[highest].mean()
         assert row.values == pytest.approx(by_hand, abs=1e-5)  # sums of 180 000 float32 values
+
+
+def test_classes_of_another_number_are_said(tiny: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
+    """Ten classes of folders fit a model with ten; indices of three fit too, but mean something else."""
+    model = export(tiny, tmp_path / "tiny.onnx", preprocess="imagenet", input_size=32).path
+    root = tmp_path / "classes"
+    for index in range(10):
+        (root / f"kind {index}").mkdir(parents=True)
+    (root / "kind 2" / "chelsea.png").write_bytes(photos["chelsea"].read_bytes())
+
+    def notes(explain: str) -> list[str]:
+        found = evaluate(model, f"classes-sorted:{root}", metrics=["drop"], explain=explain)
+        return [note for note in found.record["dataset"]["notes"] if "classes" in note]
+
+    assert notes("true") == []
+    for index in range(3, 10):
+        (root / f"kind {index}").rmdir()
+    (said,) = notes("true")
+    wrong = "values are wrong unless both number their classes alike"
+    assert said == f"classes-sorted:{root} has 3 classes, tiny.onnx has 10: {wrong}"
+    assert notes("predicted") == [], "labels are not read"
 
 
 def result_of(photos: Sequence[str], failures: Sequence[Failure] = (), **record: Any) -> Result:

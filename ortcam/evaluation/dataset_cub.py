@@ -55,7 +55,7 @@ def read_cub(folder: Path, split: Literal["test", "train", "all"]) -> Content:
         raise DatasetError(f"{folder / 'images.txt'} names photos that are missing: {and_more(missing)}")
     if not samples:
         raise DatasetError(f"{folder / 'train_test_split.txt'} has no {split} photos; use cub-all for all photos")
-    return Content(samples, [])
+    return Content(samples, [], len(table["classes.txt"]))
 
 
 def _read_table(path: Path) -> dict[str, tuple[int, str]]:

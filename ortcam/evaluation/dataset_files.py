@@ -27,10 +27,12 @@ class Content(NamedTuple):
     Attributes:
         samples: the photos with their classes, in the order of the data set.
         notes: what was left out, a line each.
+        classes: the number of classes, where the layout numbers them; None for other layouts.
     """
 
     samples: list[Sample]
     notes: list[str]
+    classes: int | None = None
 
 
 class Item(NamedTuple):
@@ -189,7 +191,7 @@ def read_classes(folder: Path, by_position: bool) -> Content:
         samples.extend(Sample(photo, photo.relative_to(folder).as_posix(), label) for photo in find_photos(path))
     if not samples:
         raise DatasetError(f"{folder} holds no photos in its folders; expected files such as .jpg or .png")
-    return Content(samples, notes)
+    return Content(samples, notes, len(classes) if by_position else None)
 
 
 def read_masks(folder: Path) -> Content:

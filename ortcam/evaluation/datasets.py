@@ -58,6 +58,7 @@ class Dataset:
         notes: what was left out, a line each.
         layout: the layout's name; ``list`` for photos that were given one by one.
         folder: the folder or file that was read; empty for a list.
+        classes: the number of classes, where the layout numbers them (cub, classes-sorted); None for others.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     layout: str = "list"
     folder: str = ""
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         """Check the names.
@@ -146,8 +148,9 @@ def open_dataset(source: Dataset | Image | Iterable[Image | Sample], labels: Lab
             return _open_layout("folder", text, text, labels)
         return _labelled(Dataset(text, tuple(_listed([source]).samples), (), "list", text), labels)
     photos = [source] if _is_photo(source) else list(cast("Iterable[Image | Sample]", source))
-    samples, notes = _listed(cast("list[Image | Sample]", photos))
-    return _labelled(Dataset(f"{len(samples)} photos", tuple(samples), tuple(notes)), labels)
+    content = _listed(cast("list[Image | Sample]", photos))
+    dataset = Dataset(f"{len(content.samples)} photos", tuple(content.samples), tuple(content.notes))
+    return _labelled(dataset, labels)
 
 
 def _layout_of(text: str) -> tuple[str, str]:
@@ -191,7 +194,8 @@ def _open_layout(layout: str, path: str, spec: str, labels: Labels | None) -> Da
         content = read_masks(folder)
         own = folder / "labels.csv"
         labels = own if labels is None and own.is_file() else labels
-    return _labelled(Dataset(spec, tuple(content.samples), tuple(content.notes), layout, path), labels)
+    dataset = Dataset(spec, tuple(content.samples), tuple(content.notes), layout, path, content.classes)
+    return _labelled(dataset, labels)
 
 
 def _coco_paths(path: str) -> tuple[Path, Path]:
@@ -256,8 +260,8 @@ def _labelled(dataset: Dataset, labels: Labels | None) -> Dataset:
     if labels is None:
         return dataset
     if isinstance(labels, str | PathLike):
-        samples, notes = with_labels(dataset.samples, Path(labels))
-        return replace(dataset, samples=tuple(samples), notes=(*dataset.notes, *notes))
+        content = with_labels(dataset.samples, Path(labels))
+        return replace(dataset, samples=tuple(content.samples), notes=(*dataset.notes, *content.notes))
     values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     if len(values) != len(dataset.samples):
         raise OptionError(f"labels has {len(values)} values; expected one for each of {len(dataset.samples)} photos")

@@ -103,10 +103,8 @@ class PhotoRun:
         Raises:
             TargetError: the model has no such class.
         """
-        if self._classes is None:
-            self._classes = self._count_classes()
         try:
-            found = self.model.resolve_targets([label], self._classes)
+            found = self.model.resolve_targets([label], self.count_classes())
         except TargetError as error:
             raise TargetError(f"{what}: {error}") from error
         assert found is not None
@@ -152,9 +150,12 @@ class PhotoRun:
                 self.doubt.see(plain.logits)
             yield OpenPhoto(self, job, group)
 
-    def _count_classes(self) -> int:
-        shape = [dim or 224 for dim in self.model.input_shape]
-        return len(self.classifier.forward(np.zeros((1, *shape), np.float32)).passes[0].logits)
+    def count_classes(self) -> int:
+        """Return the number of classes that the model scores."""
+        if self._classes is None:
+            shape = [dim or 224 for dim in self.model.input_shape]
+            self._classes = len(self.classifier.forward(np.zeros((1, *shape), np.float32)).passes[0].logits)
+        return self._classes
 
 
 class OpenPhoto:

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -149,6 +149,7 @@ def evaluate(
     )  # fmt: skip
     with ExitStack() as stack:
         stack.callback(run.close)
+        dataset = _with_class_note(dataset, choice, run)
         cases = _Cases(run, choice, dataset)
         header = _header(run, dataset, choice, score == "explained")
         journal = None
@@ -328,6 +329,17 @@ def _check_preprocessing(model: CamModel, dataset: Dataset, metrics: Sequence[Ch
     for one in metrics:
         if one.replacement is not None:
             one.replacement.check(model.contract, model.name)
+
+
+def _with_class_note(dataset: Dataset, choice: Choice, run: PhotoRun) -> Dataset:
+    """Return the data set; with a note if it numbers its classes, and the model has another number of them."""
+    if dataset.classes is None or not choice.needs_label or dataset.classes == run.count_classes():
+        return dataset
+    note = (
+        f"{dataset.name} has {dataset.classes} classes, {run.model.name} has {run.count_classes()}: values are wrong "
+        "unless both number their classes alike"
+    )
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict[str, Any]:
