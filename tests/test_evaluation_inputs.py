@@ -187,3 +187,14 @@ def test_a_folder_is_the_same_however_it_is_written(folder: Path, tmp_path: Path
     model = weighing_model(WEIGHTS)
     first = evaluation.evaluate(model, str(folder), **chosen)
     assert evaluation.evaluate(model, f"{folder}/./", **chosen).rows == first.rows
+
+
+def test_a_photo_that_can_be_read_at_last_takes_its_place_in_its_class(folder: Path, tmp_path: Path) -> None:
+    (folder / "0.png").write_bytes(b"no photo")
+    samples = [Sample(path, path.name, label=1) for path in sorted(folder.glob("*.png"))]
+    chosen: dict[str, Any] = {"methods": "score-cam", "metrics": "drop", "most_per_class": 2}
+    model = weighing_model(WEIGHTS)
+    assert evaluation.evaluate(model, samples, folder=tmp_path / "out", **chosen).photos == ("1.png", "2.png")
+    write_photo(folder / "0.png", 0)
+    again = evaluation.evaluate(model, samples, folder=tmp_path / "out", **chosen)
+    assert again.photos == ("0.png", "1.png") and again.rows == evaluation.evaluate(model, samples, **chosen).rows

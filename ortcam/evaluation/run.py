@@ -185,7 +185,9 @@ def _run(
     with closing(prepared_ahead(images, lambda image: prepare(run.model, image), 1, 1)) as ahead:
         for number, group in enumerate(groups, 1):
             if all(sample.name in done for sample in group):
-                made: dict[str, Sequence[Row] | OrtcamError] = {sample.name: done[sample.name] for sample in group}
+                made: dict[str, Sequence[Row] | OrtcamError] = {
+                    sample.name: done[sample.name] if cases.has_room(sample.name) else () for sample in group
+                }
             else:
                 ((_, job),) = next(ahead)
                 made = _evaluate_photo(run, cases, job, group)
@@ -258,10 +260,15 @@ class _Cases:
             true = self._true(sample.name)
             if choice.only != "all" and (true.index == predicted) != (choice.only == "correct"):
                 return None
-            if choice.most_per_class is not None and self._taken[true.index] >= choice.most_per_class:
+            if not self.has_room(sample.name):
                 return None
         explained, scored = (self._class(end, predicted, true) for end in (choice.explain, choice.score))
         return Case(sample, explained, scored)
+
+    def has_room(self, name: str) -> bool:
+        """Return whether fewer samples of this sample's true class than the most were counted."""
+        most = self._choice.most_per_class
+        return most is None or self._taken[self._true(name).index] < most
 
     def count(self, name: str, rows: Sequence[Row]) -> None:
         """Count a sample that was evaluated."""
