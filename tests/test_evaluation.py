@@ -23,6 +23,7 @@ from ortcam import evaluation
 from ortcam.cli.app import app
 from ortcam.errors import OccupiedError, OrtcamError, OrtcamWarning, TargetError
 from ortcam.evaluation import Box, Curve, Sample
+from ortcam.evaluation.asks import rank_of
 from ortcam.evaluation.curves import DELETION, INSERTION
 from ortcam.evaluation.metrics import METRICS
 from ortcam.evaluation.replacements import REPLACEMENTS
@@ -149,6 +150,20 @@ def test_curves_are_those_of_their_definition(
     name = f"{metric}:{preset}"
     assert np.allclose(row.curves[name], points, atol=2e-6)
     assert row.values[name] == pytest.approx(area, abs=2e-6)
+
+
+def test_ranks_are_those_of_a_stable_sort() -> None:
+    generator = np.random.default_rng(0)
+    for saliency in (
+        generator.normal(size=(40, 30)),
+        np.round(generator.normal(size=(40, 30))),
+        np.where(generator.random((40, 30)) < 0.5, -0.0, 0.0),
+        np.maximum(generator.normal(size=(40, 30)), 0),
+    ):
+        flat = saliency.astype(np.float32).ravel()
+        expected = np.empty(flat.size)
+        expected[np.argsort(-flat, kind="stable")] = np.arange(flat.size)
+        assert np.array_equal(rank_of(saliency.astype(np.float32)).ravel(), expected)
 
 
 def test_blurred_baselines_are_those_of_their_projects() -> None:
