@@ -13,8 +13,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
-
 from ortcam.errors import DatasetError, OptionError, nearest
 from ortcam.evaluation.dataset_coco import read_coco
 from ortcam.evaluation.dataset_csv import read_csv, with_labels
@@ -28,6 +26,7 @@ from ortcam.evaluation.dataset_files import (
     read_masks,
 )
 from ortcam.evaluation.dataset_voc import read_voc
+from ortcam.evaluation.fingerprints import hash_array
 from ortcam.evaluation.samples import MaskSource, Sample
 
 if TYPE_CHECKING:
@@ -120,8 +119,7 @@ def _pixels(image: Image) -> str | None:
         return None
     if isinstance(image, bytes | bytearray | memoryview):
         return hashlib.sha256(image).hexdigest()
-    pixels = np.ascontiguousarray(read_pixels(image))
-    return hashlib.sha256(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+    return hash_array(read_pixels(image))
 
 
 def open_dataset(source: Dataset | Image | Iterable[Image | Sample], labels: Labels | None = None) -> Dataset:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ortcam.core.files import Fingerprint
 
 if TYPE_CHECKING:
     from ortcam.evaluation.samples import Sample
@@ -16,11 +17,7 @@ if TYPE_CHECKING:
 
 def hash_file(path: str | PathLike[str]) -> str:
     """Return the SHA-256 of a file; empty if it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
+    return Fingerprint(path).sha256 or ""
 
 
 def hash_array(values: NDArray[Any]) -> str:

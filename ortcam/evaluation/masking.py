@@ -22,6 +22,7 @@ from ortcam.evaluation.checks import check_convention
 from ortcam.evaluation.curves import read_score
 from ortcam.evaluation.replacements import REPLACEMENTS
 from ortcam.evaluation.rows import Column
+from ortcam.evaluation.similarity import pearson
 
 Rule = Literal["full", "top50-soft", "top50-binary"]
 
@@ -154,9 +155,8 @@ def masked_tensor(view: View, baseline: Baseline | None) -> Floats:
 
 def coherence(saliency: Floats, again: Floats) -> float | None:
     """Return (r + 1) / 2 with Pearson's r of two maps; None if one is flat."""
-    one, other = (values.ravel().astype(np.float64) - values.mean(dtype=np.float64) for values in (saliency, again))
-    length = np.sqrt((one * one).sum() * (other * other).sum())
-    return None if length == 0 else float(np.clip((one * other).sum() / length, -1, 1) + 1) / 2
+    r = pearson(saliency.ravel(), again.ravel())
+    return None if r is None else (r + 1) / 2
 
 
 def _presets(metric: Literal["drop", "increase", "gain"]) -> dict[str, Masking]:

@@ -64,10 +64,9 @@ def _gaussian(length: int, sigma: float) -> tuple[float, ...]:
     return tuple((weights / weights.sum()).tolist())
 
 
-ZERO, BLACK = Replacement("zero"), Replacement("black")
 REPLACEMENTS = {
-    "zero": ZERO,
-    "black": BLACK,
+    "zero": Replacement("zero"),
+    "black": Replacement("black"),
     "grey": Replacement("grey"),
     "white": Replacement("white"),
     # eclique/RISE: scipy's gaussian_filter of an 11 x 11 delta with sigma 5, then conv2d with zero padding.

@@ -80,7 +80,7 @@ def spearman(one: Floats, other: Floats, absolute: bool = False) -> float | None
     _check(one, other)
     rankdata = _load("scipy.stats", "scipy").rankdata
     ranks = [rankdata(np.abs(values) if absolute else values, axis=None) for values in (one, other)]
-    return _pearson(*ranks)
+    return pearson(*ranks)
 
 
 def ssim(one: Floats, other: Floats) -> float | None:
@@ -130,10 +130,11 @@ def hog(one: Floats, other: Floats) -> float | None:
         describe(values, orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(_HOG_BLOCK, _HOG_BLOCK))
         for values in scaled
     ]
-    return _pearson(*features)
+    return pearson(*features)
 
 
-def _pearson(one: NDArray[Any], other: NDArray[Any]) -> float | None:
+def pearson(one: NDArray[Any], other: NDArray[Any]) -> float | None:
+    """Return Pearson's correlation of two series of numbers [N], in [-1,1]; None if one is constant."""
     first, second = (values - values.mean() for values in (one.astype(np.float64), other.astype(np.float64)))
     norm = float(np.sqrt((first @ first) * (second @ second)))
     return float(np.clip(first @ second / norm, -1, 1)) if norm > 0 else None
