@@ -5,11 +5,11 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
-from ortcam.core.convention import Convention, resolve_convention
+from ortcam.core.convention import Convention
 from ortcam.errors import OptionError, PackedModelError
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.explain.scorecam import ScoreCAM
-from ortcam.methods import make_method
+from ortcam.methods import make_method, with_preset
 from ortcam.model.cam_model import ModelLike
 from ortcam.runtime.providers import ProviderLike
 
@@ -41,11 +41,10 @@ def load_explainer(
         ModelError, ProviderError: as `ModelExplainer` and `PackedExplainer`.
     """
     chosen = make_method(method) if isinstance(method, str) else method
-    if preset is not None and chosen.name != "score-cam":
-        raise OptionError(f"got a preset with method {chosen.name}; only score-cam has presets: leave preset out")
+    defined = with_preset(chosen, preset)
     try:
         if preset is not None:
-            return ScoreCAM(model, provider, resolve_convention(preset), batch_size, threads, layer)
+            return ScoreCAM(model, provider, defined.convention, batch_size, threads, layer)
         return ModelExplainer(model, chosen, provider, batch_size, threads, layer)
     except PackedModelError:
         if not isinstance(model, str | PathLike):

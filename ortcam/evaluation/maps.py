@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.budget import Limits, Selecting
-from ortcam.core.convention import Floats, normalize, resolve_convention, upsample
+from ortcam.core.convention import Floats, normalize, upsample
 from ortcam.core.forward import Forward
 from ortcam.core.pictures import Crop
 from ortcam.errors import DatasetError, OptionError, TargetError
 from ortcam.evaluation.fingerprints import hash_array, hash_file
-from ortcam.methods import make_method
+from ortcam.methods import make_method, with_preset
 from ortcam.output.explanation import Explanation
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def parse_method(spec: str, budget: int | None = None) -> Contestant:
     selection, preset, layer = (options.pop(name, None) for name in ("selection", "preset", "layer"))
     if preset is not None and kind != "score-cam":
         raise OptionError(f"method {spec!r} has a preset; only score-cam has presets")
-    method: Any = make_method(kind, options)
-    if preset is not None:
-        method = type(method)(resolve_convention(preset))
+    method = with_preset(make_method(kind, options), preset)
     name = spec if budget is None or ("budget=" in spec) else f"{spec}{',' if ':' in spec else ':'}budget={budget}"
     limits = Limits(numbers["budget"], numbers.get("tolerance"), cast("Selecting", selection or "predict"))
     method.check(limits)

@@ -18,7 +18,7 @@ import onnx
 
 from ortcam import __version__
 from ortcam.core.budget import Limits
-from ortcam.core.convention import Convention, resolve_convention
+from ortcam.core.convention import Convention
 from ortcam.core.provenance import now
 from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, whole
 from ortcam.evaluation.sanity_maps import Explaining, Known, PhotoMaps, explain_original, explain_stage
@@ -48,8 +48,7 @@ from ortcam.graph.randomise import (
     randomise,
     weighted_layers,
 )
-from ortcam.methods import make_method
-from ortcam.methods.scorecam import ScoreCAMMethod
+from ortcam.methods import make_method, with_preset
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.runtime.providers import ProviderLike
 from ortcam.runtime.session import RUNTIME_VERSION
@@ -216,12 +215,7 @@ def _check(mode: object, draw: object, seed: object, steps: object) -> None:
 def _choose_method(method: str | Method, options: Mapping[str, Any] | None, preset: str | Convention | None) -> Method:
     if not isinstance(method, str) and options:
         raise OptionError("got method_options with a method that has its options; give them to the method")
-    chosen = make_method(method, options) if isinstance(method, str) else method
-    if preset is None:
-        return chosen
-    if chosen.name != "score-cam":
-        raise OptionError(f"got a preset with method {chosen.name}; only score-cam has presets: leave preset out")
-    return ScoreCAMMethod(resolve_convention(preset))
+    return with_preset(make_method(method, options) if isinstance(method, str) else method, preset)
 
 
 def _name_photos(photos: Iterable[Image]) -> list[tuple[str, Any]]:

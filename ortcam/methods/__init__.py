@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ortcam.errors import OptionError, nearest
 
 if TYPE_CHECKING:
+    from ortcam.core.convention import Convention
     from ortcam.core.method import Method
 
 METHODS = {
@@ -38,6 +39,22 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
         given[option] = _as(type(defaults[option]), option, value)
     made: Method = method(**given)
     return made
+
+
+def with_preset(method: Method, preset: str | Convention | None) -> Method:
+    """Return Score-CAM by the definition `preset`; the method itself if `preset` is None.
+
+    Raises:
+        OptionError: the preset is unknown, or the method is not Score-CAM.
+    """
+    if preset is None:
+        return method
+    if method.name != "score-cam":
+        raise OptionError(f"got a preset with method {method.name}; only score-cam has presets: leave preset out")
+    from ortcam.core.convention import resolve_convention
+    from ortcam.methods.scorecam import ScoreCAMMethod
+
+    return ScoreCAMMethod(resolve_convention(preset))
 
 
 def _as(kind: type, option: str, value: Any) -> Any:
