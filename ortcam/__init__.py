@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ortcam.explain.explainer import ModelExplainer
     from ortcam.explain.protocol import Explainer
     from ortcam.explain.scorecam import ScoreCAM
+    from ortcam.methods.ablationcam import AblationCAM
+    from ortcam.methods.cam import CAM
+    from ortcam.methods.eigencam import EigenCAM
     from ortcam.methods.reciprocam import ReciproCAM
     from ortcam.methods.rise import RISE
     from ortcam.model.cam_model import CamModel
@@ -35,10 +38,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CAM",
     "PRESETS",
     "RISE",
+    "AblationCAM",
     "CamModel",
     "Convention",
+    "EigenCAM",
     "Explainer",
     "Explanation",
     "ModelExplainer",
@@ -76,6 +82,9 @@ _HOME = {
     "Explainer": "explain.protocol",
     "ModelExplainer": "explain.explainer",
     "load_explainer": "deploy.load",
+    "AblationCAM": "methods.ablationcam",
+    "CAM": "methods.cam",
+    "EigenCAM": "methods.eigencam",
     "ReciproCAM": "methods.reciprocam",
     "RISE": "methods.rise",
     "PackReport": "deploy.pack",
@@ -84,6 +93,9 @@ _HOME = {
     "PackedExplanation": "deploy.packed",
 }
 _NEEDS_RUNTIME = set(_HOME) - {
+    "AblationCAM",
+    "CAM",
+    "EigenCAM",
     "PRESETS",
     "CamModel",
     "Convention",

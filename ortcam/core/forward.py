@@ -16,9 +16,15 @@ class Forward:
         output: float32 [N], the model's own output (probabilities if the model ends in a softmax).
         activations: float32 [K,h,w] of the target layer.
         size: the model's input size (H, W).
+        stages: float32 [K,h,w] each, the activations of earlier stages, where the method asked for them.
     """
 
     logits: Floats
     output: Floats
     activations: Floats
     size: tuple[int, int]
+    stages: tuple[Floats, ...] = ()
+
+    def layer(self, place: int) -> Floats:
+        """Return the activations of the target layer (0), or of an earlier stage (from 1)."""
+        return self.stages[place - 1] if place else self.activations

@@ -89,6 +89,10 @@ if TYPE_CHECKING:  # protocols take milliseconds to make, and only the type chec
         def scored(self) -> Literal["logits", "output"]:
             """The tensor that the scores are taken from, as in `Convention`."""
 
+        @property
+        def stages(self) -> int:
+            """The number of earlier stages whose activations it needs beside the target layer's."""
+
         def describe(self) -> dict[str, Any]:
             """Return the name and the options for the record."""
 

@@ -22,7 +22,7 @@ from ortcam.core.targets import Wanted
 
 @dataclass(frozen=True)
 class Channels:
-    """A bank of masks: the K channels of the photo's target layer. The k-th mask is the k-th channel."""
+    """A bank of masks: the K channels of a layer of the photo. The k-th mask is the k-th channel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,12 @@ class Grids:
     seed: int = 0
 
 
-Bank = Channels | Maps | Grids
+@dataclass(frozen=True)
+class Ablations:
+    """A bank of masks over the channels of a layer: the k-th mask hides channel k, and shows all other channels."""
+
+
+Bank = Channels | Maps | Grids | Ablations
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +80,23 @@ class Change:
         binary: a mask is 1 where its value is above 0, else 0. If the bank holds the ranks of pixels, the shift of a
             row is then a number of pixels.
         baseline: the replacement for the hidden part; None for zeros.
-        at: the splice point: masks change the ``image``, or the features of the ``layer``. At the layer, only the
-            nodes that follow it are run.
+        at: the splice point: masks change the ``image``, or the features of a ``layer``. At a layer, only the nodes
+            that follow it are run.
+        layer: the layer whose channels are the bank, or whose features are changed: the target layer (0), or an earlier
+            stage (from 1).
         align_corners: masks are upsampled with aligned corners, else with half-pixel centres.
         upsampled: masks are upsampled; false if the bank's `Maps` have the size of the input or the layer already.
+        copied: at a layer, the m-th mask multiplies the features of the m-th place, copied to all places.
     """
 
     bank: Bank
     binary: bool = False
     baseline: Baseline | None = None
     at: Literal["image", "layer"] = "image"
+    layer: int = 0
     align_corners: bool = False
     upsampled: bool = True
+    copied: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, n
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
-from ortcam.runtime.layer import with_layer
+from ortcam.runtime.layer import with_layer, with_stages
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import ProviderLike, resolve_provider
 from ortcam.runtime.scorer import Progress
@@ -70,7 +70,7 @@ class ModelExplainer:
         provider: ProviderLike = "auto",
         batch_size: int | Literal["auto"] | None = None,
         threads: int | None = None,
-        layer: str | None = None,
+        layer: str | Sequence[str] | None = None,
     ) -> None:
         """Load a model file.
 
@@ -85,7 +85,9 @@ class ModelExplainer:
             threads: the number of CPU threads, at most one per processor. None for one per physical core; work on
                 several photos between passes then has one per processor (at most 4 beside a GPU).
             layer: the target layer: an exposed layer, a module that the file names, or a value of its graph (see:
-                ortcam inspect). None for the first exposed layer.
+                ortcam inspect). None for the first exposed layer. For a method that needs earlier stages too, a list:
+                the target layer and the stages. Stages that are not named are found: the last feature map of each
+                larger size that leads to all scores.
 
         Raises:
             ModelError: the file cannot be used.
@@ -102,8 +104,17 @@ class ModelExplainer:
         self.method = method
         wanted = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
-        if layer is not None:
-            self.model = with_layer(self.model, layer)
+        layers = [] if layer is None else [layer] if isinstance(layer, str) else list(layer)
+        stages = layers[1:]
+        if layers:
+            self.model = with_layer(self.model, layers[0])
+        if stages and len(stages) != method.stages:
+            expected = 1 + method.stages
+            raise OptionError(
+                f"got {1 + len(stages)} layers; method {method.name} takes {expected}, the target layer first"
+            )
+        if method.stages:
+            self.model = with_stages(self.model, method.stages, stages)
         begin, setup = time.perf_counter(), Setup(self.model, method.scored, wanted, batch_size, threads, method.change)
         classifier = Classifier(setup)
         self._provider = classifier.provider

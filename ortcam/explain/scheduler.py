@@ -106,8 +106,8 @@ def _score(classifier: Classifier, group: Group, works: list[tuple[int, InWork]]
             if not (np.isfinite(scores.logits).all() and np.isfinite(scores.log_probabilities).all()):
                 one.work.error = not_finite(classifier.name, "a masked image")
         classifier.choosers.map(_observe, *zip(*answers, strict=True))  # all photos observe before the next queries
-    if on_progress is not None and done < total:
-        on_progress(total, total)
+    if on_progress is not None and (done < total or not total):
+        on_progress(max(total, 1), max(total, 1))  # a method without changed inputs has one step
 
 
 def _run(

@@ -57,10 +57,36 @@ def mask_inputs(wiring: Wiring, content: Sequence[int | str | None]) -> list[onn
     return inputs
 
 
-def write_masks(wiring: Wiring, layout: Layout, made: str) -> list[onnx.NodeProto]:
-    """Return the nodes that write the batch `made`, [B,C,H,W] or [B,H,W,C] as `layout` states."""
+def write_masks(wiring: Wiring, layout: Layout, made: str, channels: int = 0) -> list[onnx.NodeProto]:
+    """Return the nodes that write the batch `made`, [B,C,H,W] or [B,H,W,C] as `layout` states.
+
+    `channels` is C; only ablations need it.
+    """
     nodes: list[onnx.NodeProto] = []
-    rows, columns = _write_grids(nodes) if wiring.bank == "grids" else _write_gathering(nodes)
+    mask = write_mask(nodes, wiring, channels)
+    if layout == "NHWC":
+        nodes.append(make_node("Transpose", [mask], "mask_last", perm=[0, 2, 3, 1]))
+        mask = "ortcam.mask_last"
+    nodes.append(make_node("Gather", [PHOTOS, PHOTO_INDEX], "photo", axis=0))
+    if not wiring.replaces:
+        return [*nodes, helper.make_node("Mul", ["ortcam.photo", mask], [made], name="ortcam.masked_image")]
+    return [
+        *nodes,
+        _number("one_mask", 1.0),
+        make_node("Mul", ["ortcam.photo", mask], "kept"),
+        make_node("Sub", ["ortcam.one_mask", mask], "hidden"),
+        make_node("Mul", [BASELINE, "ortcam.hidden"], "replaced"),
+        helper.make_node("Add", ["ortcam.kept", "ortcam.replaced"], [made], name="ortcam.masked_image"),
+    ]
+
+
+def write_mask(nodes: list[onnx.NodeProto], wiring: Wiring, channels: int) -> str:
+    """Add the nodes that make the masks of a batch. Return their name: [B,1,H,W]; of ablations [B,`channels`,1,1]."""
+    if wiring.bank == "ablations":
+        _write_ablations(nodes, channels)
+        rows, columns = ROWS, COLUMNS
+    else:
+        rows, columns = _write_grids(nodes) if wiring.bank == "grids" else _write_gathering(nodes)
     nodes += [
         helper.make_node("Split", [AFFINE], ["ortcam.shift", "ortcam.scale", "ortcam.offset"], axis=1, num_outputs=3),
         make_node("Sub", ["ortcam.channel", "ortcam.shift"], "shifted"),
@@ -77,20 +103,21 @@ def write_masks(wiring: Wiring, layout: Layout, made: str) -> list[onnx.NodeProt
         nodes.append(make_node("Greater", [mask, "ortcam.nothing"], "shows"))
         nodes.append(make_node("Cast", ["ortcam.shows"], "binary_mask", to=TensorProto.FLOAT))
         mask = "ortcam.binary_mask"
-    if layout == "NHWC":
-        nodes.append(make_node("Transpose", [mask], "mask_last", perm=[0, 2, 3, 1]))
-        mask = "ortcam.mask_last"
-    nodes.append(make_node("Gather", [PHOTOS, PHOTO_INDEX], "photo", axis=0))
-    if not wiring.replaces:
-        return [*nodes, helper.make_node("Mul", ["ortcam.photo", mask], [made], name="ortcam.masked_image")]
+    return mask
+
+
+def _write_ablations(nodes: list[onnx.NodeProto], count: int) -> None:
+    """Add nodes that make `ortcam.channel` [B,K,1,1]: 0 at the channel of the row, else 1."""
+    every = helper.make_tensor("every", TensorProto.INT64, [1, count, 1, 1], range(count))
+    axes = helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3])
     nodes += [
-        _number("one_mask", 1.0),
-        make_node("Mul", ["ortcam.photo", mask], "kept"),
-        make_node("Sub", ["ortcam.one_mask", mask], "hidden"),
-        make_node("Mul", [BASELINE, "ortcam.hidden"], "replaced"),
-        helper.make_node("Add", ["ortcam.kept", "ortcam.replaced"], [made], name="ortcam.masked_image"),
+        make_node("Constant", [], "every_channel", value=every),
+        make_node("Constant", [], "channel_axes", value=axes),
+        make_node("Unsqueeze", [NUMBERS, "ortcam.channel_axes"], "hidden_channel"),
+        make_node("Equal", ["ortcam.hidden_channel", "ortcam.every_channel"], "is_hidden"),
+        make_node("Not", ["ortcam.is_hidden"], "is_shown"),
+        make_node("Cast", ["ortcam.is_shown"], "channel", to=TensorProto.FLOAT),
     ]
-    return nodes
 
 
 def _write_gathering(nodes: list[onnx.NodeProto]) -> tuple[str, str]:

@@ -17,11 +17,13 @@ importing onnx-ir takes half a second.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import onnx
 from onnx import TensorProto, helper
 
+from ortcam.graph.features import take_pooling, write_features
 from ortcam.graph.fused import FUSED_CONVOLUTION
 from ortcam.graph.masks import mask_inputs, write_masks
 from ortcam.graph.names import (
@@ -38,10 +40,10 @@ from ortcam.graph.names import (
     TARGETS,
 )
 from ortcam.graph.scores import write_class_scores
-from ortcam.graph.tail import LAYER, cut_tail
+from ortcam.graph.tail import cut_tail
 from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import Contract, count_scores
+from ortcam.model.contract import Contract, Stage, count_scores, output_name
 
 # Operators whose scores were the same as a CUDA graph on an H100 (benchmarks/gpu.sh). The last line was not measured:
 # these operators are launched like AveragePool, Reshape and Relu, or are part of a Conv by then (BatchNormalization).
@@ -59,7 +61,11 @@ CAPTURED = frozenset(
 
 
 def build_scoring_graph(
-    proto: onnx.ModelProto, contract: Contract, scored: Literal["logits", "output"], wiring: Wiring = MASKED_IMAGE
+    proto: onnx.ModelProto,
+    contract: Contract,
+    scored: Literal["logits", "output"],
+    wiring: Wiring = MASKED_IMAGE,
+    stages: Sequence[Stage] = (),
 ) -> onnx.ModelProto:
     """Turn a model file's graph, in place, into its scoring graph.
 
@@ -67,7 +73,8 @@ def build_scoring_graph(
         proto: the parsed file.
         contract: its contract.
         scored: take the scores from the ``logits`` (before a final softmax or sigmoid), or from the ``output``.
-        wiring: the nodes that change inputs. At the layer, only the model's tail is kept.
+        wiring: the nodes that change inputs. At a layer, only the model's tail is kept.
+        stages: the earlier stages that are outputs.
 
     A single score is of a sigmoid and has two classes, whatever `scored` is: a softmax over itself would be 1.
 
@@ -79,21 +86,30 @@ def build_scoring_graph(
     image = next(value for value in graph.input if value.name == "image")
     spliced, layout, made = image, contract.image_layout, "image"
     if wiring.at == "layer":
-        spliced = next(value for value in graph.output if value.name == LAYER)
-        layout, made = contract.activations_layout, LAYER
+        made = output_name(wiring.layer)
+        spliced = next(value for value in graph.output if value.name == made)
+        layout = (contract.activations_layout, *(stage.layout for stage in stages))[wiring.layer]
     dims = [dim.dim_value or dim.dim_param or None for dim in spliced.type.tensor_type.shape.dim]
+    pooling = None
     if wiring.at == "layer":
-        cut_tail(proto, contract.layer)
+        cut_tail(proto, made, contract.layer if wiring.layer == 0 else made)
+        pooling = None if wiring.replaces else take_pooling(graph, made, dims[1:], layout)
     scores = write_class_scores(contract, graph, single, scored == "output" and not single)
     graph.input.remove(image)
     graph.input.extend(mask_inputs(wiring, dims[1:]))
     graph.input.append(helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.B", "ortcam.T"]))
     # Shapes that depend on the masks are unknown. If the graph states one batch size throughout, ONNX Runtime adds the
     # shortcuts of residual blocks in place; otherwise it copies each shortcut first.
-    graph.value_info.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, [dims[0] or "ortcam.B", *dims[1:]]))
+    if pooling is None:
+        graph.value_info.append(
+            helper.make_tensor_value_info(made, TensorProto.FLOAT, [dims[0] or "ortcam.B", *dims[1:]])
+        )
     model_nodes = list(graph.node)
     del graph.node[:]
-    graph.node.extend(write_masks(wiring, layout, made))
+    if wiring.at == "image":
+        graph.node.extend(write_masks(wiring, layout, made))
+    else:
+        graph.node.extend(write_features(wiring, layout, dims[1:], made, pooling))
     graph.node.extend(model_nodes)
     graph.node.extend(scores)
     graph.output.extend(

@@ -8,37 +8,36 @@ from onnx import helper
 from ortcam.errors import LayerError
 from ortcam.model.protobuf import read_by
 
-LAYER = "activations"  # the output that holds the layer
 
-
-def cut_tail(proto: onnx.ModelProto, name: str) -> None:
-    """Remove all nodes but those between the target layer and the scores, in place.
+def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
+    """Remove all nodes but those between a layer and the scores, in place.
 
     No node makes the layer any more. The first output stays.
 
     Args:
         proto: the parsed file.
+        layer: the output that holds the layer.
         name: the name in error messages.
 
     Raises:
         LayerError: the scores depend on more than the layer.
     """
     graph = proto.graph
-    needed = _needed(graph)
-    if LAYER not in needed:
+    needed = _needed(graph, layer)
+    if layer not in needed:
         raise LayerError(
             f"the scores of {name} do not follow from its exposed target layer, which is a converted copy; this "
             "method needs a float32 layer with channels: choose another layer (see: ortcam inspect), score-cam or rise"
         )
     if "image" in needed:
-        _take_shape_from_layer(graph)
-        needed = _needed(graph)
+        _take_shape_from_layer(graph, layer)
+        needed = _needed(graph, layer)
     if "image" in needed:
         raise LayerError(
             f"the scores of {name} do not follow from its target layer alone: another path leads around the "
             "layer; expected the output of a whole block: choose another layer (see: ortcam inspect)"
         )
-    nodes = [node for node in graph.node if LAYER not in node.output and any(one in needed for one in node.output)]
+    nodes = [node for node in graph.node if layer not in node.output and any(one in needed for one in node.output)]
     read = {one for node in nodes for one in read_by(node)}
     weights = [one for one in graph.initializer if one.name in read]
     sparse = [one for one in graph.sparse_initializer if one.values.name in read]
@@ -55,7 +54,7 @@ def cut_tail(proto: onnx.ModelProto, name: str) -> None:
         getattr(graph, field).extend(copies)
 
 
-def _take_shape_from_layer(graph: onnx.GraphProto) -> None:
+def _take_shape_from_layer(graph: onnx.GraphProto, layer: str) -> None:
     """Take the batch from the layer where the image is read for its shape alone, as to expand a class token.
 
     A graph whose image has free sizes is left as it is.
@@ -75,7 +74,7 @@ def _take_shape_from_layer(graph: onnx.GraphProto) -> None:
         fixed = helper.make_tensor("sizes", onnx.TensorProto.INT64, [len(sizes)], sizes)
         batch, others = (f"ortcam.{node.output[0]}.{part}" for part in ("batch", "others"))
         nodes += [
-            helper.make_node("Shape", [LAYER], [batch], start=0, end=int(0 in axes)),
+            helper.make_node("Shape", [layer], [batch], start=0, end=int(0 in axes)),
             helper.make_node("Constant", [], [others], value=fixed),
             helper.make_node("Concat", [batch, others], list(node.output), axis=0),
         ]
@@ -84,7 +83,7 @@ def _take_shape_from_layer(graph: onnx.GraphProto) -> None:
     graph.node.extend(copies)
 
 
-def _needed(graph: onnx.GraphProto) -> dict[str, None]:
+def _needed(graph: onnx.GraphProto, layer: str) -> dict[str, None]:
     """Return the scores and the values that they are computed from, up to the layer."""
     producers = {output: node for node in graph.node for output in node.output if output}
     seen, waiting = dict[str, None](), [graph.output[0].name]
@@ -93,6 +92,6 @@ def _needed(graph: onnx.GraphProto) -> dict[str, None]:
         if value in seen:
             continue
         seen[value] = None
-        if value != LAYER and value in producers:
+        if value != layer and value in producers:
             waiting.extend(name for name in read_by(producers[value]) if name)
     return seen

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 METHODS = {
     "score-cam": ("scorecam", "ScoreCAMMethod"),
+    "cam": ("cam", "CAM"),
     "recipro-cam": ("reciprocam", "ReciproCAM"),
+    "ablation-cam": ("ablationcam", "AblationCAM"),
+    "eigen-cam": ("eigencam", "EigenCAM"),
     "rise": ("rise", "RISE"),
 }
 

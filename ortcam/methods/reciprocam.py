@@ -4,16 +4,20 @@
 
 The features A [K,h,w] of the target layer go through the rest of the network (its tail) h * w times. Each time, one
 place is kept and all other places are zero. The score of the target class is the value of the map at that place.
+
+With the Gaussian kernel (the paper's equation 4), the features of the place are also copied to its eight neighbours,
+weighted by [1 2 1; 2 4 2; 1 2 1] / 16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention
@@ -36,25 +40,37 @@ class ReciproCAM:
 
     Attributes:
         score: the value of the map: the target's ``logit``, or its ``probability``.
+        kernel: keep a ``single`` place, or copy its features to its neighbours by a ``gaussian``.
     """
 
     score: Literal["logit", "probability"] = "probability"
+    kernel: Literal["single", "gaussian"] = "single"
 
     name = "recipro-cam"
     convention = _CONVENTION
+    stages: ClassVar[int] = 0
     scored: ClassVar[Literal["logits", "output"]] = "logits"
-    change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer")
 
     def __post_init__(self) -> None:
         if self.score not in ("logit", "probability"):
             raise OptionError(f"score is {self.score!r}; expected 'logit' or 'probability'")
+        if self.kernel not in ("single", "gaussian"):
+            raise OptionError(f"kernel is {self.kernel!r}; expected 'single' or 'gaussian'")
+
+    @property
+    def change(self) -> Change:
+        return self.with_windows((1, 1))
+
+    def with_windows(self, size: tuple[int, int]) -> Change:
+        """Return the change that keeps one place of a layer of (h, w) for each mask."""
+        gaussian = self.kernel == "gaussian"
+        return Change(_windows(size, gaussian), at="layer", copied=gaussian)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "score": self.score}
+        return {"name": self.name, **asdict(self)}
 
     def check(self, limits: Limits) -> None:
-        if limits != Limits():
-            raise OptionError("recipro-cam runs the tail for every place of the layer; leave budget and tolerance out")
+        refuse_limits(self.name, limits)
 
     def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
         return batch_size
@@ -72,17 +88,12 @@ class ReciproCAMRun:
         self._method = method
         self._size = forward.activations.shape[1:]  # (h, w)
         self._scores: Scores | None = None
-        self.most = int(np.prod(self._size))
-        if self.most > _MOST_PLACES:
-            raise LayerError(
-                f"the layer has {self._size[0]}x{self._size[1]} places, and recipro-cam runs the rest of the model for "
-                f"each; expected at most {_MOST_PLACES} places: choose a later layer (see: ortcam inspect)"
-            )
+        self.most = check_places(method.name, self._size)
 
     def next(self) -> Query | None:
         if self._scores is not None:
             return None
-        return Query.unscaled(Change(_windows(self._size), at="layer"), np.arange(self.most))
+        return Query.unscaled(self._method.with_windows(self._size), np.arange(self.most))
 
     def observe(self, scores: Scores) -> None:
         self._scores = scores
@@ -95,7 +106,39 @@ class ReciproCAMRun:
 
 
 @lru_cache(maxsize=2)  # as many groups as are at work
-def _windows(size: tuple[int, int]) -> Maps:
-    """Return masks that keep one place each of a layer of (h, w). Calls with the same size return the same object."""
+def _windows(size: tuple[int, int], gaussian: bool) -> Maps:
+    """Return masks that keep one place each of a layer of (h, w), or a Gaussian around it.
+
+    Calls with the same arguments return the same object.
+    """
+    if not gaussian:
+        count = size[0] * size[1]
+        return Maps(np.eye(count, dtype=np.float32).reshape(count, *size))
+    rows, columns = (_tent(length) for length in size)
+    return Maps(np.einsum("iy,jx->ijyx", rows, columns).reshape(-1, *size).astype(np.float32))
+
+
+def _tent(length: int) -> NDArray[np.float64]:
+    """Return the weights [place,neighbour] of [1 2 1] / 4 along one side."""
+    return np.eye(length) / 2 + np.eye(length, k=1) / 4 + np.eye(length, k=-1) / 4
+
+
+def check_places(method: str, size: tuple[int, ...]) -> int:
+    """Return the number of places of a layer of (h, w).
+
+    Raises:
+        LayerError: there are too many.
+    """
     count = size[0] * size[1]
-    return Maps(np.eye(count, dtype=np.float32).reshape(count, *size))
+    if count > _MOST_PLACES:
+        raise LayerError(
+            f"the layer has {size[0]}x{size[1]} places, and {method} runs the rest of the model for each; "
+            f"expected at most {_MOST_PLACES} places: choose a later layer (see: ortcam inspect)"
+        )
+    return count
+
+
+def refuse_limits(method: str, limits: Limits) -> None:
+    """Raise an OptionError if there are limits: the method runs no masked images."""
+    if limits != Limits():
+        raise OptionError(f"{method} runs no masked images; leave budget, tolerance and selection out")

@@ -51,6 +51,7 @@ class RISE:
 
     name = "rise"
     convention = _CONVENTION
+    stages: ClassVar[int] = 0
     scored: ClassVar[Literal["logits", "output"]] = "logits"
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class ScoreCAMMethod:
 
     convention: Convention = field(default_factory=lambda: PRESETS["official"])
     name: str = field(default="score-cam", init=False)
+    stages: ClassVar[int] = 0
 
     @property
     def scored(self) -> Literal["logits", "output"]:

@@ -23,9 +23,9 @@ from ortcam.errors import (
     ModelError,
     PackedModelError,
 )
-from ortcam.model.contract import ACTIVATIONS, EXPLAINER, Contract, ExposedLayer, count_scores
+from ortcam.model.contract import ACTIVATIONS, EXPLAINER, Contract, ExposedLayer, Stage, count_scores, output_name
 from ortcam.model.image import MAX_PIXELS
-from ortcam.model.protobuf import choose_output, drop_outputs
+from ortcam.model.protobuf import add_output, choose_output, drop_outputs
 from ortcam.model.source import ModelSource, external_files
 from ortcam.model.source import read_proto as read_proto
 
@@ -46,6 +46,7 @@ class CamModel:
         has_external_data: whether weights lie in other files.
         fingerprints: the file, and after it the files of external weights, for their hashes.
         is_kept: whether the cache may keep what is prepared from it; false for a model that runs once.
+        stages: earlier feature maps that a run returns beside the target layer, as `activations.1`, ...
     """
 
     def __init__(self, model: str | PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto) -> None:
@@ -72,6 +73,7 @@ class CamModel:
         folder = self.external_data_directory
         self.fingerprints = (self.source.fingerprint, *(Fingerprint(folder / file) for file in external))
         self.is_kept = True
+        self.stages: tuple[Stage, ...] = ()
         self._edit: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
         self._read_shapes(proto)
         self.stated = self.contract
@@ -142,6 +144,17 @@ class CamModel:
         contract = replace(self.stated, layers=(replace(layer, output=ACTIVATIONS),), logits=logits)
         return self.with_layer(contract, edit(self.take_file()), edit)
 
+    def with_stages(self, stages: Sequence[Stage], proto: onnx.ModelProto) -> CamModel:
+        """Return the same model, whose runs also return earlier feature maps.
+
+        Args:
+            stages: values of the graph.
+            proto: what `take_proto` returned, unchanged.
+        """
+        other = copy.copy(self)
+        other.stages, other._fresh = tuple(stages), proto
+        return other
+
     def exposes(self, layer: str) -> bool:
         """Whether `layer` is a name of the target layer that the model has already."""
         own, found = self.contract.layers[0], self.find_exposed(layer)
@@ -153,6 +166,11 @@ class CamModel:
     def edited_layer(self) -> str | None:
         """The value that is the target layer, where it is not the layer that the file exposes first."""
         return None if self._edit is None else self.contract.value
+
+    @property
+    def read_layers(self) -> tuple[str | None, ...]:
+        """The values that a run reads, where they are not the layer that the file exposes first; of a cache's key."""
+        return (self.edited_layer, *(stage.value for stage in self.stages))
 
     @property
     def path(self) -> Path | None:
@@ -215,6 +233,8 @@ class CamModel:
             proto = proto if self._edit is None else self._edit(proto)
         if self._edit is None:
             drop_outputs(proto.graph, _outputs(self.stated.layers[1:]))
+        for place, stage in enumerate(self.stages, 1):
+            add_output(proto.graph, stage.value, output_name(place), ["batch", *stage.dims])
         return proto
 
     def take_file(self) -> onnx.ModelProto:

@@ -74,6 +74,29 @@ class ExposedLayer:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A feature map of the graph, float32 and of rank 4.
+
+    Attributes:
+        value: its name in the graph.
+        channels, rows, columns: its size, K, h and w.
+        layout: the order of its dimensions.
+    """
+
+    value: str
+    channels: int
+    rows: int
+    columns: int
+    layout: Layout
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """The dimensions without the batch, in the order of the layout."""
+        size = (self.rows, self.columns)
+        return (self.channels, *size) if self.layout == "NCHW" else (*size, self.channels)
+
+
+@dataclass(frozen=True)
 class Contract:
     """What the metadata of a model file states.
 

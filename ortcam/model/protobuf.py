@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import onnx
 
@@ -66,6 +66,15 @@ def drop_outputs(graph: onnx.GraphProto, names: Collection[str]) -> None:
         read = list(read_by(node))
         readers.subtract(read)
         waiting.extend(read)
+
+
+def add_output(graph: onnx.GraphProto, value: str, name: str, dims: Sequence[int | str]) -> None:
+    """Make a float32 value an output, in place, and give it a name. If another value has the name, they swap names."""
+    rename(graph, {value: name, name: value})
+    described = [one for one in graph.value_info if one.name != name]
+    del graph.value_info[:]
+    graph.value_info.extend(described)
+    graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
 
 
 def choose_output(graph: onnx.GraphProto, chosen: str, name: str, others: Collection[str]) -> None:

@@ -122,7 +122,8 @@ class Classifier:
         setup = self._setup
         size = self.batch_size
         if wiring.at == "layer":
-            shape = setup.model.activations_shape
+            stages = setup.model.stages
+            shape = stages[wiring.layer - 1].dims if wiring.layer else setup.model.activations_shape
             bytes_of_row = 4 * prod(dim for dim in shape if dim)
             size = min(size * _TAILS_FOR_AN_IMAGE, max(size, _MOST_BYTES_OF_TAILS // bytes_of_row))
         _log.debug("%s: a session of its own for changes at the %s", self.name, wiring.at)

@@ -65,7 +65,9 @@ class _Opening:
         from ortcam.graph import scoring  # late: at most starts the graph was kept
 
         contract = self.model.contract
-        graph = scoring.build_scoring_graph(self.model.take_proto(), contract, self.scored, self.wiring)
+        graph = scoring.build_scoring_graph(
+            self.model.take_proto(), contract, self.scored, self.wiring, self.model.stages
+        )
         if kept is not None:
             session = prepare(kept, graph, name, folder, self.options)
             cache.make_room()
@@ -135,7 +137,7 @@ class _Opening:
 
     def key(self, purpose: str, *more: Any) -> str:
         """Return the key in the cache for a purpose: from the model, the versions and `more`."""
-        versions = (ortcam.__version__, ort.__version__, VERSION, self.model.edited_layer)
+        versions = (ortcam.__version__, ort.__version__, VERSION, *self.model.read_layers)
         wiring = () if self.wiring == MASKED_IMAGE else (str(self.wiring),)
         return cache.make_key(purpose, self.model.sha256, self.scored, *versions, *wiring, *more)
 

@@ -26,6 +26,7 @@ from ortcam.errors import ModelError
 from ortcam.graph import names
 from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
+from ortcam.model.contract import output_name
 from ortcam.runtime.batches import Inputs, Padding, batch_sizes, row_inputs
 from ortcam.runtime.captured import GATE, NOT_CAPTURED, Batch, CapturedRuns
 from ortcam.runtime.session import running
@@ -41,25 +42,23 @@ class Group:
 
     Attributes:
         photos: float32 [P,...], the input tensors.
-        features: float32 [P*K,h,w], the activations of all photos.
+        features: float32 [P*K,h,w] each, the activations of all photos, of the target layer and of earlier stages.
         passes: the plain pass of every photo.
         on_device: arrays that are on the device already: photos, features, banks of masks.
     """
 
     photos: Floats
-    features: Floats
+    features: tuple[Floats, ...]
     passes: tuple[Forward, ...]
     on_device: dict[Any, Any] = field(default_factory=dict)
 
-    @property
-    def per_photo(self) -> int:
-        """K, the number of channels of each photo."""
-        return len(self.features) // len(self.photos)
+    def per_photo(self, layer: int) -> int:
+        """Return K, the number of channels of a layer of each photo."""
+        return len(self.features[layer]) // len(self.photos)
 
-    @property
-    def layer(self) -> tuple[int, int]:
-        """The size (h, w) of the channels."""
-        return self.features.shape[1], self.features.shape[2]
+    def layer(self, layer: int) -> tuple[int, int]:
+        """Return the size (h, w) of the channels of a layer."""
+        return self.features[layer].shape[1], self.features[layer].shape[2]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -100,7 +99,7 @@ class Scorer:
         self._wiring = wiring
         nothing = Baseline(np.zeros((1, 1, 1, 1), np.float32)) if wiring.replaces else None
         # Of rows that mask nothing.
-        self._plain = Change(Channels() if wiring.bank == "given" else Grids((1, 1)), baseline=nothing)
+        self._plain = Change(Grids((1, 1)) if wiring.bank == "grids" else Channels(), baseline=nothing)
         self._captured = CapturedRuns(session, self._name, device.type, device.id) if captures else None
         # On a GPU, two runs at once would take twice the memory, and would not be faster.
         self._turn = nullcontext() if device.type == "cpu" else Lock()
@@ -129,21 +128,25 @@ class Scorer:
         if self._plain.baseline is not None:
             inputs[names.BASELINE] = self._plain.baseline.values
         fixed = self._fixed(self._plain, (1, 1), (height, width), len(rows))
-        made = (self._result, names.LOGITS, "activations")
+        layouts = (contract.activations_layout, *(stage.layout for stage in self._model.stages))
+        made = (self._result, names.LOGITS, *map(output_name, range(len(layouts))))
 
         def direct() -> list[Floats]:
             return self._run(self._session.io_binding(), inputs | fixed, made)
 
         if self._captured is None:
-            output, logits, activations = direct()
+            output, logits, *layers = direct()
         else:
-            output, logits, activations = self._captured.run(Batch(False, inputs, fixed, dict.fromkeys(made), direct))
-        self._check_shapes(output, activations)
-        if contract.activations_layout == "NHWC":
-            activations = np.ascontiguousarray(activations.transpose(0, 3, 1, 2))
-        passes = (Forward(logits[i], output[i], activations[i], (height, width)) for i in range(count))
-        features = activations[:count].reshape(-1, *activations.shape[2:])
-        return Group(tensors, features, tuple(passes))
+            output, logits, *layers = self._captured.run(Batch(False, inputs, fixed, dict.fromkeys(made), direct))
+        self._check_shapes(output, layers[0])
+        for place, layout in enumerate(layouts):
+            if layout == "NHWC":
+                layers[place] = np.ascontiguousarray(layers[place].transpose(0, 3, 1, 2))
+        passes = tuple(
+            Forward(logits[i], output[i], layers[0][i], (height, width), tuple(stage[i] for stage in layers[1:]))
+            for i in range(count)
+        )
+        return Group(tensors, tuple(layer[:count].reshape(-1, *layer.shape[2:]) for layer in layers), passes)
 
     def score(
         self, group: Group, rows: Rows, change: Change | None = None, on_progress: Progress | None = None
@@ -160,7 +163,7 @@ class Scorer:
         change = change or self._plain
         run = _GroupRuns(self, group, change)
         sizes = batch_sizes(len(rows), self.batch_size, self._padding)
-        per_photo = group.per_photo if isinstance(change.bank, Channels) else 0
+        per_photo = group.per_photo(change.layer) if isinstance(change.bank, Channels) else 0
         begin = 0
         for size, inputs in zip(sizes, row_inputs(rows.take(0, sum(sizes)), per_photo, sizes), strict=True):
             end = min(begin + size, len(rows))
@@ -231,11 +234,12 @@ class Scorer:
         """Return the inputs that all batches of a group share: the photos or features, the bank, the baseline."""
         content = group.photos
         if change.at == "layer":
-            content = group.features.reshape(len(group.photos), -1, *group.layer)
-            if self._model.contract.activations_layout == "NHWC":
+            content = group.features[change.layer].reshape(len(group.photos), -1, *group.layer(change.layer))
+            contract, stages = self._model.contract, self._model.stages
+            if (stages[change.layer - 1].layout if change.layer else contract.activations_layout) == "NHWC":
                 content = content.transpose(0, 2, 3, 1)
         shared = {names.PHOTOS: content}
-        if not isinstance(change.bank, Grids):
+        if self._wiring.bank == "given":
             shared[names.BANK] = _bank_of(group, change)
         if change.baseline is not None:
             shared[names.BASELINE] = change.baseline.values
@@ -251,8 +255,8 @@ class _GroupRuns:
 
     def __init__(self, scorer: Scorer, group: Group, change: Change) -> None:
         self._scorer, self._group, self._change = scorer, group, change
-        self._small = group.layer if isinstance(change.bank, Channels) else _bank_of(group, change).shape[1:]
-        self._size = group.layer if change.at == "layer" else group.size
+        self._small = _bank_of(group, change).shape[1:]
+        self._size = group.layer(change.layer) if change.at == "layer" else group.size
         self._binding: Any = None
         self._bound = 0  # the number of rows that the bound inputs fit; -1: any number
 
@@ -291,7 +295,9 @@ class _GroupRuns:
         kept, change = self._group.on_device, self._change
         found = {}
         for name, array in self._scorer._of_group(self._group, change).items():
-            what: Any = {names.PHOTOS: change.at, names.BASELINE: change.baseline}.get(name, change.bank)
+            content = (change.at, change.layer if change.at == "layer" else 0)
+            bank = (change.bank, change.layer if isinstance(change.bank, Channels) else 0)
+            what: Any = {names.PHOTOS: content, names.BASELINE: change.baseline}.get(name, bank)
             if what not in kept:
                 kept[what] = self._scorer._upload(array)
             found[name] = kept[what]
@@ -299,7 +305,9 @@ class _GroupRuns:
 
 
 def _bank_of(group: Group, change: Change) -> Floats:
-    """Return the masks [A,h,w] of a given bank; for grids, an empty array."""
+    """Return the masks [A,h,w] of a given bank; an empty array for a bank that the graph makes."""
     if isinstance(change.bank, Maps):
         return change.bank.values
-    return group.features if isinstance(change.bank, Channels) else np.empty((0, *change.bank.cells), np.float32)
+    if isinstance(change.bank, Channels):
+        return group.features[change.layer]
+    return np.empty((0, *(change.bank.cells if isinstance(change.bank, Grids) else (1, 1))), np.float32)
