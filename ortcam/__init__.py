@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ortcam.methods.eigencam import EigenCAM
     from ortcam.methods.reciprocam import ReciproCAM
     from ortcam.methods.rise import RISE
+    from ortcam.methods.smoothed import ISCAM, SSCAM
     from ortcam.model.cam_model import CamModel
     from ortcam.model.preprocessing import Preprocessing
     from ortcam.output.explanation import Explanation
@@ -39,8 +40,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CAM",
+    "ISCAM",
     "PRESETS",
     "RISE",
+    "SSCAM",
     "AblationCAM",
     "CamModel",
     "Convention",
@@ -86,7 +89,9 @@ _HOME = {
     "CAM": "methods.cam",
     "EigenCAM": "methods.eigencam",
     "ReciproCAM": "methods.reciprocam",
+    "ISCAM": "methods.smoothed",
     "RISE": "methods.rise",
+    "SSCAM": "methods.smoothed",
     "PackReport": "deploy.pack",
     "pack": "deploy.pack",
     "PackedExplainer": "deploy.packed",
@@ -105,6 +110,7 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "Preprocessing",
     "RISE",
     "ReciproCAM",
+    "SSCAM",
     "Target",
 }
 NO_RUNTIME = "no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"

@@ -26,7 +26,8 @@ import ortcam
 from ortcam.cli.app import app
 from ortcam.core.convention import upsample
 from ortcam.core.grids import draw_grids, shifted_matrices, sum_masks
-from ortcam.core.query import Ablations, Baseline, Change, Channels, Grids, Maps, Query, Rows
+from ortcam.core.noise import cut
+from ortcam.core.query import Ablations, Baseline, Change, Channels, Grids, Maps, Noise, Query, Rows
 from ortcam.core.targets import Class
 from ortcam.errors import LayerError, OptionError, OrtcamError, OrtcamWarning
 from ortcam.exporters import export
@@ -168,6 +169,24 @@ def test_channels_are_hidden_and_places_copied(two_photos: Array, nhwc: bool) ->
     made = changed(Change(Maps(masks), at="layer", copied=True), rows, two_photos, nhwc)
     columns = two_photos.reshape(2, 2, -1)[rows.photos, :, rows.numbers]
     assert np.allclose(made, columns[:, :, None, None] * masks[rows.numbers][:, None], atol=1e-6)
+
+
+@pytest.mark.parametrize("nhwc", [False, True])
+def test_masks_get_noise_of_their_own(two_photos: Array, nhwc: bool) -> None:
+    maps = np.random.default_rng(1).uniform(size=(300, 5, 4)).astype(np.float32)
+    rows = rows_of([2, 299, 1], [AS_THEY_ARE, (0.5, 2, 0.1), AS_THEY_ARE], [0, 1, 1])
+    noise = Noise(2.0, seed=3, sample=30)
+    made = changed(Change(Maps(maps), noise=noise), rows, two_photos + 9, nhwc)  # far from 0, for the layer's ReLU
+    shift, scale, offset = (column[:, None, None] for column in rows.affine.T)
+    added = cut(noise, rows.numbers, (SIZE, SIZE))
+    masks = upsample((maps[rows.numbers] - shift) * scale + offset, (SIZE, SIZE)) + added
+    expected = (two_photos + 9)[rows.photos] * masks[:, None]
+    assert np.allclose(made, np.maximum(expected, 0), atol=1e-4)
+    assert abs(added.mean()) < 0.2
+    assert abs(added.std() / 2 - 1) < 0.05, "sigma"
+    assert abs(np.corrcoef(added.reshape(3, -1)) - np.eye(3)).max() < 0.15, "masks have different noise"
+    other = cut(Noise(2.0, seed=3, sample=31), rows.numbers, (SIZE, SIZE))
+    assert abs(np.corrcoef(added.ravel(), other.ravel())[0, 1]) < 0.1, "samples have different noise"
 
 
 POOLINGS = {  # whether the layer is NHWC, and the node

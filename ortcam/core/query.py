@@ -72,6 +72,21 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Normal noise that is added to upsampled masks: for each mask, a cut of one plane of random numbers.
+
+    Attributes:
+        sigma: its standard deviation.
+        seed: the same seed makes the same plane on every device.
+        sample: the number of the draw; masks get other cuts in another sample.
+    """
+
+    sigma: float
+    seed: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
 class Change:
     """The change of an input that all rows of a query share.
 
@@ -86,6 +101,7 @@ class Change:
             stage (from 1).
         align_corners: masks are upsampled with aligned corners, else with half-pixel centres.
         upsampled: masks are upsampled; false if the bank's `Maps` have the size of the input or the layer already.
+        noise: noise that is added to the upsampled masks; None for none.
         copied: at a layer, the m-th mask multiplies the features of the m-th place, copied to all places.
     """
 
@@ -97,6 +113,7 @@ class Change:
     align_corners: bool = False
     upsampled: bool = True
     copied: bool = False
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ortcam.core.grids import NUMBER_FACTOR, PRIME, ROUNDS
+from ortcam.core.noise import SAMPLE_FACTOR, SHIFT_FACTORS, SHIFTS
 from ortcam.graph.names import (
     AFFINE,
     BANK,
@@ -24,6 +25,8 @@ from ortcam.graph.names import (
     GRID_CELLS,
     GRID_LIMIT,
     GRID_SHIFTS,
+    NOISE,
+    NOISE_SAMPLE,
     NUMBERS,
     PHOTO_INDEX,
     PHOTOS,
@@ -52,6 +55,8 @@ def mask_inputs(wiring: Wiring, content: Sequence[int | str | None]) -> list[onn
     if wiring.bank == "grids":
         inputs += [value(GRID_CELLS, integers, [None, None]), value(GRID_SHIFTS, integers, [2])]
         inputs += [value(GRID_LIMIT, integers, [1])]
+    if wiring.noisy:
+        inputs += [value(NOISE, floats, [None, None]), value(NOISE_SAMPLE, integers, [1])]
     if wiring.replaces:
         inputs += [value(BASELINE, floats, [1, None, None, None])]
     return inputs
@@ -98,12 +103,56 @@ def write_mask(nodes: list[onnx.NodeProto], wiring: Wiring, channels: int) -> st
         nodes.append(make_node("MatMul", [rows, mask], "taller"))
         nodes.append(make_node("MatMul", ["ortcam.taller", columns], "mask"))  # [B,1,H,W]
         mask = "ortcam.mask"
+    if wiring.noisy:
+        mask = _write_noise(nodes, mask)
     if wiring.binary:
         nodes.append(_number("nothing", 0.0))
         nodes.append(make_node("Greater", [mask, "ortcam.nothing"], "shows"))
         nodes.append(make_node("Cast", ["ortcam.shows"], "binary_mask", to=TensorProto.FLOAT))
         mask = "ortcam.binary_mask"
     return mask
+
+
+def _write_noise(nodes: list[onnx.NodeProto], mask: str) -> str:
+    """Add nodes that cut noise for each mask and add it: `ortcam.core.noise.cut`. Return the noisy masks' name."""
+
+    def constant(name: str, numbers: Sequence[int]) -> None:
+        tensor = helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers)
+        nodes.append(make_node("Constant", [], name, value=tensor))
+
+    for name, numbers in (("noise_range", [SHIFTS]), ("noise_apart", [SAMPLE_FACTOR]), ("axis_of_sides", [1])):
+        constant(name, numbers)
+    nodes += [
+        make_node("Mul", [NOISE_SAMPLE, "ortcam.noise_apart"], "noise_begin"),
+        make_node("Add", [NUMBERS, "ortcam.noise_begin"], "noise_number"),
+        make_node("Shape", [mask], "mask_height", start=2, end=3),
+        make_node("Shape", [mask], "mask_width", start=3, end=4),
+    ]
+    zero, one = (helper.make_tensor(f"of_range_{number}", TensorProto.INT64, [], [number]) for number in (0, 1))
+    nodes += [make_node("Constant", [], "range_zero", value=zero), make_node("Constant", [], "range_one", value=one)]
+    for side, factor in zip(("height", "width"), SHIFT_FACTORS, strict=True):
+        constant(f"noise_factor_{side}", [factor])
+        nodes += [
+            make_node("Mul", ["ortcam.noise_number", f"ortcam.noise_factor_{side}"], f"noise_product_{side}"),
+            make_node("Mod", [f"ortcam.noise_product_{side}", "ortcam.noise_range"], f"noise_shift_{side}"),
+            make_node("Unsqueeze", [f"ortcam.noise_shift_{side}", "ortcam.axis_of_sides"], f"noise_from_{side}"),
+            make_node("Squeeze", [f"ortcam.mask_{side}"], f"noise_count_{side}"),
+            make_node(
+                "Range", ["ortcam.range_zero", f"ortcam.noise_count_{side}", "ortcam.range_one"], f"noise_{side}"
+            ),
+            make_node("Add", [f"ortcam.noise_from_{side}", f"ortcam.noise_{side}"], f"noise_at_{side}"),  # [B,H], [B,W]
+        ]
+    nodes += [
+        make_node("Gather", [NOISE, "ortcam.noise_at_height"], "noise_rows", axis=0),  # [B,H,W+S]
+        make_node("Unsqueeze", ["ortcam.noise_at_width", "ortcam.axis_of_sides"], "noise_columns_of_row"),
+        make_node("Shape", ["ortcam.noise_rows"], "noise_rows_shape", start=0, end=2),
+        make_node("Concat", ["ortcam.noise_rows_shape", "ortcam.mask_width"], "noise_shape", axis=0),
+        make_node("Expand", ["ortcam.noise_columns_of_row", "ortcam.noise_shape"], "noise_columns"),
+        make_node("GatherElements", ["ortcam.noise_rows", "ortcam.noise_columns"], "noise_cut", axis=2),
+        make_node("Unsqueeze", ["ortcam.noise_cut", "ortcam.axis_of_sides"], "noise_of_mask"),
+        make_node("Add", [mask, "ortcam.noise_of_mask"], "noisy_mask"),
+    ]
+    return "ortcam.noisy_mask"
 
 
 def _write_ablations(nodes: list[onnx.NodeProto], count: int) -> None:

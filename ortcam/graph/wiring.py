@@ -17,6 +17,7 @@ class Wiring:
     Attributes:
         bank: the masks are ``given``, as channels or maps, drawn as ``grids``, or ``ablations``.
         binary, at, upsampled, copied: as in `Change`.
+        noisy: noise is added to the masks.
         layer: the layer whose features are changed; 0 at the image.
         replaces: a given baseline replaces the hidden part, which is zero otherwise.
     """
@@ -28,6 +29,7 @@ class Wiring:
     upsampled: bool = True
     layer: int = 0
     copied: bool = False
+    noisy: bool = False
 
     @classmethod
     def of(cls, change: Change) -> Wiring:
@@ -37,7 +39,16 @@ class Wiring:
             bank = "grids" if isinstance(change.bank, Grids) else "ablations"
         layer = change.layer if change.at == "layer" else 0
         upsampled = change.upsampled and bank != "ablations"
-        return cls(bank, change.binary, change.baseline is not None, change.at, upsampled, layer, change.copied)
+        return cls(
+            bank,
+            change.binary,
+            change.baseline is not None,
+            change.at,
+            upsampled,
+            layer,
+            change.copied,
+            change.noise is not None,
+        )
 
 
 MASKED_IMAGE = Wiring()  # Score-CAM's

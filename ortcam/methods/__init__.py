@@ -19,6 +19,8 @@ METHODS = {
     "recipro-cam": ("reciprocam", "ReciproCAM"),
     "ablation-cam": ("ablationcam", "AblationCAM"),
     "eigen-cam": ("eigencam", "EigenCAM"),
+    "ss-cam": ("smoothed", "SSCAM"),
+    "is-cam": ("smoothed", "ISCAM"),
     "rise": ("rise", "RISE"),
 }
 

@@ -64,7 +64,8 @@ class Classifier:
         setup.model.source.check_unchanged()
         self._setup, self._lock = setup, Lock()
         first = Wiring.of(setup.change)
-        whole = first if first.at == "image" else MASKED_IMAGE  # the plain pass needs the whole model
+        # The plain pass needs the whole model, and no noise.
+        whole = first if first.at == "image" and not first.noisy else MASKED_IMAGE
         engine = Engine(setup.model, setup.scored, setup.provider, setup.batch_size, setup.threads, wiring=whole)
         self.provider, self.name = engine.provider, setup.model.name
         self._whole, self._scorers = engine.scorer, {whole: engine.scorer}

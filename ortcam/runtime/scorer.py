@@ -199,14 +199,19 @@ class Scorer:
             size: the size of the image or the layer that is masked.
             count: the number of rows of a batch.
         """
+        fixed: Inputs = {}
+        if change.noise is not None:
+            from ortcam.core.noise import plane
+
+            fixed = {names.NOISE: plane(change.noise, size), names.NOISE_SAMPLE: np.array([change.noise.sample])}
         if not self._wiring.upsampled:
-            return {}
+            return fixed
         if isinstance(change.bank, Grids):
             from ortcam.core.grids import grid_terms, shifted_matrices
 
             cells, shifts, limit = grid_terms(change.bank)
             rows, columns = (shifted_matrices(*pair) for pair in zip(size, change.bank.cells, strict=True))
-            fixed: Inputs = {
+            fixed |= {
                 names.ROWS: rows[:, None],
                 names.COLUMNS: columns[:, None].transpose(0, 1, 3, 2),
                 names.GRID_CELLS: cells,
@@ -217,7 +222,7 @@ class Scorer:
             rows = interpolation_matrix(size[0], small[0], change.align_corners)[None, None]
             if self._device.type != "cpu":
                 rows = np.broadcast_to(rows, (count, *rows.shape[1:]))
-            fixed = {names.ROWS: rows, names.COLUMNS: interpolation_matrix(size[1], small[1], change.align_corners).T}
+            fixed |= {names.ROWS: rows, names.COLUMNS: interpolation_matrix(size[1], small[1], change.align_corners).T}
         return fixed
 
     def _check_shapes(self, output: Floats, activations: Floats) -> None:
