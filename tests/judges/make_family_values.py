@@ -196,8 +196,9 @@ def make_grad_cam(folder: Path) -> None:
     """Run AblationCAM and EigenCAM of pytorch-grad-cam on layers after a ReLU.
 
     AblationCAM sets a channel to zero only where the minimum of the layer is 0; elsewhere its value drifts within a
-    batch. Its raw map has no ReLU. The sign of EigenCAM is arbitrary. Keys: `ablation_MODEL_LAYER` and
-    `eigen_MODEL_LAYER` [h,w] for resnet18 with layer4 and layer3 and stages with layer3 and layer2; `MODEL_classes`.
+    batch. Its raw map has no ReLU. The sign of EigenCAM is arbitrary: the stored map has the sign that correlates with
+    the sum of the activations. Keys: `ablation_MODEL_LAYER` [T,h,w] and `eigen_MODEL_LAYER` [1,h,w] for resnet18 with
+    layer4 and layer3 and stages with layer3 and layer2; `MODEL_classes`.
     """
     import torch
     from pytorch_grad_cam import AblationCAM, EigenCAM
@@ -218,7 +219,9 @@ def make_grad_cam(folder: Path) -> None:
                         activations = judge.activations_and_grads.activations[-1].numpy()
                         goal = [ClassifierOutputTarget(index)]
                         maps.append(judge.get_cam_image(tensor, target, goal, activations, None, False)[0])
-                arrays[f"{key}_{name}_{layer}"] = maps[0] if key == "eigen" else np.stack(maps)
+                if kind is EigenCAM:
+                    maps = [np.sign(np.corrcoef(maps[0].ravel(), activations.sum(1).ravel())[0, 1]) * maps[0]]
+                arrays[f"{key}_{name}_{layer}"] = np.stack(maps)
                 origin.append(
                     describe(f"{key}_{name}_{layer}", "grad-cam", method=kind.__name__, model=name, layer=layer,
                              classes=classes)
