@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ortcam.core.convention import Convention
 from ortcam.graph import surrogates
@@ -22,14 +23,16 @@ class Packing:
     """The options of an explainer.
 
     Attributes:
-        convention: the definition of Score-CAM.
+        convention: the definition of Score-CAM, or the last steps of another method's maps.
         budget: the largest number of masked images; None for all.
         batch_size: the number of masked images per turn.
         fixed_batch: whether the model accepts only this batch.
         raw: take a photo uint8 [H,W,3] of any size, else the preprocessed input float32.
         target: the default of the input `target`; None if `target` must be given.
         input_shape: the shape of the model's image, without the batch.
-        layer_size: (h, w) of the target layer.
+        layer_shape: (K, h, w) of the target layer.
+        method: the name of the method and its options, as `Method.describe`. For all methods but ``score-cam``, the
+            convention holds only the last steps of a map, and the batch size is the number of rows of a tail.
     """
 
     convention: Convention
@@ -39,7 +42,13 @@ class Packing:
     raw: bool
     target: int | None
     input_shape: tuple[int, int, int]
-    layer_size: tuple[int, int]
+    layer_shape: tuple[int, int, int]
+    method: Mapping[str, Any] = field(default_factory=lambda: {"name": "score-cam"})
+
+    @property
+    def layer_size(self) -> tuple[int, int]:
+        """(h, w) of the target layer."""
+        return self.layer_shape[1], self.layer_shape[2]
 
     @property
     def pads(self) -> bool:
