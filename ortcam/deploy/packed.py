@@ -367,8 +367,8 @@ def describe_run(facts: dict[str, Any]) -> str:
     method = dict(facts["method"])
     name = method.pop("name")
     if name == "score-cam":
-        passes = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']}"
-        return f"{name} ({facts['preset']}), {passes}"
+        passes = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
+        return f"{facts['preset']} Score-CAM with {passes}"
     options = ", ".join(f"{option} {value}" for option, value in method.items())
     return f"{name} ({options})" if options else str(name)
 
