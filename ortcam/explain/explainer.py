@@ -30,7 +30,7 @@ from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, n
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
-from ortcam.runtime.layer import with_layer, with_stages
+from ortcam.runtime.layer import with_layer, with_sequence, with_stages
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import ProviderLike, resolve_provider
 from ortcam.runtime.scorer import Progress
@@ -115,6 +115,8 @@ class ModelExplainer:
             )
         if method.stages:
             self.model = with_stages(self.model, method.stages, stages)
+        if method.change.at == "layer":
+            self.model = with_sequence(self.model)
         begin, setup = time.perf_counter(), Setup(self.model, method.scored, wanted, batch_size, threads, method.change)
         classifier = Classifier(setup)
         self._provider = classifier.provider

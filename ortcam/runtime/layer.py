@@ -33,9 +33,9 @@ def with_stages(model: CamModel, most: int, names: Sequence[str] = ()) -> CamMod
     from ortcam.graph.stages import find_stage, find_stages
 
     image, layout = [dim or 0 for dim in model.usual_shape], model.contract.activations_layout
-    proto = model.take_proto()
+    proto = model.peek()
     if not names:
-        return model.with_stages(find_stages(proto, image, layout)[:most], proto)
+        return model.reading(find_stages(proto, image, layout)[:most])
     stages = []
     for name in names:
         stage = find_stage(proto, image, layout, _value_of(model, proto, name))
@@ -45,7 +45,15 @@ def with_stages(model: CamModel, most: int, names: Sequence[str] = ()) -> CamMod
                 "choose another layer (see: ortcam inspect)"
             )
         stages.append(stage)
-    return model.with_stages(stages, proto)
+    return model.reading(stages)
+
+
+def with_sequence(model: CamModel) -> CamModel:
+    """Return the model whose runs also return the tokens of its target layer; the same model if it has none."""
+    from ortcam.graph.tail import find_sequence
+
+    sequence = find_sequence(model.peek().graph)
+    return model if sequence is None else model.reading(sequence=sequence)
 
 
 def _value_of(model: CamModel, proto: onnx.ModelProto, name: str) -> str:
