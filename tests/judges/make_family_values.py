@@ -144,8 +144,8 @@ def make_torchcam(folder: Path) -> None:
     """Run CAM, ISCAM and SSCAM of torchcam.
 
     Keys: `cam_MODEL` for resnet18 and lite0; `is_cam_stages` and `is_cam_resnet18`; `ss_cam_stages` from SS_SAMPLES
-    samples of SS_SIGMA, its `ss_cam_weights` [T,K], the softmax over the channels, and `ss_cam_agreement` [T], Pearson's
-    r of the maps with those of another draw of as many samples; `MODEL_classes`.
+    samples of SS_SIGMA, its `ss_cam_weights` [T,K], the softmax over the channels, and `ss_cam_agreement` [T],
+    Pearson's r of the logs of these weights with those of another draw of as many samples; `MODEL_classes`.
     """
     import torch
     from torchcam.methods import CAM, ISCAM, SSCAM
@@ -181,11 +181,12 @@ def make_torchcam(folder: Path) -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
         draws.append(run(SSCAM, "stages", "layer3", batch_size=96, num_samples=SS_SAMPLES, std=SS_SIGMA))
-    (arrays["ss_cam_stages"], weights), (other, _) = draws
+    (arrays["ss_cam_stages"], weights), (_, others) = draws
     arrays["ss_cam_weights"] = np.stack(weights)
-    arrays["ss_cam_agreement"] = np.array([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in
-                                           zip(arrays["ss_cam_stages"], other, strict=True)])  # fmt: skip
-    print("SS-CAM, two draws:", arrays["ss_cam_agreement"], "weights", np.sort(arrays["ss_cam_weights"])[:, ::-6])
+    arrays["ss_cam_agreement"] = np.array(
+        [np.corrcoef(np.log(one), np.log(other))[0, 1] for one, other in zip(weights, others, strict=True)]
+    )
+    print("SS-CAM, two draws:", arrays["ss_cam_agreement"])
     save(folder, "family_torchcam", origin, arrays)
 
 
