@@ -299,6 +299,9 @@ def run_poly_cam(module: Any, layers: tuple[str, ...], tensor: Any, target: int)
 def make_poly_cam(folder: Path) -> None:
     """Compute Poly-CAM by its formula, because no installable package has it.
 
+    On `stages`, the authors' code gave the same maps, for the first two classes, all variants and 1 to 3 layers: their
+    final maps and ours (N and enlarged) are apart by at most 8e-7.
+
     Keys: `MODEL_VARIANT_N` [T,h,w] for resnet18 and stages, each of VARIANTS, and N = 1, 2 and 3 layers, the last ones
     of the network; the map has the size of the earliest. `MODEL_classes`.
     """
