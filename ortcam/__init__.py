@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ortcam.methods.ablationcam import AblationCAM
     from ortcam.methods.cam import CAM
     from ortcam.methods.eigencam import EigenCAM
+    from ortcam.methods.polycam import PolyCAM
     from ortcam.methods.reciprocam import ReciproCAM
     from ortcam.methods.rise import RISE
     from ortcam.methods.smoothed import ISCAM, SSCAM
@@ -56,6 +57,7 @@ __all__ = [
     "PackReport",
     "PackedExplainer",
     "PackedExplanation",
+    "PolyCAM",
     "Preprocessing",
     "Provider",
     "ReciproCAM",
@@ -88,6 +90,7 @@ _HOME = {
     "AblationCAM": "methods.ablationcam",
     "CAM": "methods.cam",
     "EigenCAM": "methods.eigencam",
+    "PolyCAM": "methods.polycam",
     "ReciproCAM": "methods.reciprocam",
     "ISCAM": "methods.smoothed",
     "RISE": "methods.rise",
@@ -107,6 +110,7 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "Explanation",
     "OrtcamError",
     "OrtcamWarning",
+    "PolyCAM",
     "Preprocessing",
     "RISE",
     "ReciproCAM",

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from ortcam.errors import OptionError, nearest, one_line
 
 Floats = NDArray[np.float32]
-Step = Literal["relu", "upsample", "normalize"]
+Step = Literal["relu", "upsample", "normalize", "percentiles"]
 _SAMPLES_AT_ONCE = 1 << 16  # 256 kB: they stay in the cache
+_PERCENTILES = (0.1, 99.9)
+_LEAST_PERCENTILE = np.float32(1e-12)  # a divisor
 _FEWEST_CHANNELS = 64  # channels at once: products of fewer are slow
 TINY = np.finfo(np.float32).tiny  # a smaller range counts as zero
 
@@ -45,7 +47,7 @@ class Convention:
             ``output`` makes p a softmax of a softmax.
         steps: the steps that turn the sum [h,w] into the map [H,W], in order.
         map_align_corners: the same as `mask_align_corners`, for the ``upsample`` step.
-        map_epsilon: added to the range in the ``normalize`` step.
+        map_epsilon: added to the range in the ``normalize`` step. ``percentiles`` is `by_percentiles`.
     """
 
     name: str
@@ -107,6 +109,8 @@ class Convention:
         for step in self.steps:
             if step == "relu":
                 maps = np.maximum(maps, 0)
+            elif step == "percentiles":
+                maps = by_percentiles(maps)
             elif step == "upsample":
                 maps = upsample(maps, size, self.map_align_corners)
             else:
@@ -250,3 +254,12 @@ def normalize(maps: Floats, epsilon: float = 0.0) -> Floats:
     spread = maps.max(axis=(1, 2), keepdims=True) - lowest
     flat = spread < TINY
     return np.where(flat, 0, (maps - lowest) / np.where(flat, 1, spread + np.float32(epsilon))).astype(np.float32)
+
+
+def by_percentiles(maps: Floats) -> Floats:
+    """Clip maps [N,h,w] to [0,1], without their lowest value and divided by their highest: percentiles 0.1 and 99.9.
+
+    Source: aenglebert/polycam, which divides by the highest value and not by the range.
+    """
+    low, high = np.percentile(maps, _PERCENTILES, axis=(1, 2), keepdims=True)
+    return np.clip((maps - low) / np.maximum(high, _LEAST_PERCENTILE), 0, 1).astype(np.float32)

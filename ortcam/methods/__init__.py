@@ -21,6 +21,7 @@ METHODS = {
     "eigen-cam": ("eigencam", "EigenCAM"),
     "ss-cam": ("smoothed", "SSCAM"),
     "is-cam": ("smoothed", "ISCAM"),
+    "poly-cam": ("polycam", "PolyCAM"),
     "rise": ("rise", "RISE"),
 }
 
