@@ -144,8 +144,8 @@ def make_torchcam(folder: Path) -> None:
     """Run CAM, ISCAM and SSCAM of torchcam.
 
     Keys: `cam_MODEL` for resnet18 and lite0; `is_cam_stages` and `is_cam_resnet18`; `ss_cam_stages` from SS_SAMPLES
-    samples of SS_SIGMA, its `ss_cam_weights` [T,K], the softmax over the channels, and `ss_cam_agreement` [T],
-    Pearson's r of the logs of these weights with those of another draw of as many samples; `MODEL_classes`.
+    samples of SS_SIGMA, and its `ss_cam_weights` [T,K], the softmax over the channels; `MODEL_classes`. Printed:
+    Pearson's r of the logs of these weights with those of another draw of as many samples.
     """
     import torch
     from torchcam.methods import CAM, ISCAM, SSCAM
@@ -183,10 +183,7 @@ def make_torchcam(folder: Path) -> None:
         draws.append(run(SSCAM, "stages", "layer3", batch_size=96, num_samples=SS_SAMPLES, std=SS_SIGMA))
     (arrays["ss_cam_stages"], weights), (_, others) = draws
     arrays["ss_cam_weights"] = np.stack(weights)
-    arrays["ss_cam_agreement"] = np.array(
-        [np.corrcoef(np.log(one), np.log(other))[0, 1] for one, other in zip(weights, others, strict=True)]
-    )
-    print("SS-CAM, two draws:", arrays["ss_cam_agreement"])
+    print("SS-CAM:", [np.corrcoef(np.log(one), np.log(two))[0, 1] for one, two in zip(weights, others, strict=True)])
     save(folder, "family_torchcam", origin, arrays)
 
 
