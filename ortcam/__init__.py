@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ortcam.methods.ablationcam import AblationCAM
     from ortcam.methods.cam import CAM
     from ortcam.methods.eigencam import EigenCAM
+    from ortcam.methods.fused import Fused
     from ortcam.methods.polycam import PolyCAM
     from ortcam.methods.reciprocam import ReciproCAM
     from ortcam.methods.rise import RISE
@@ -51,6 +52,7 @@ __all__ = [
     "EigenCAM",
     "Explainer",
     "Explanation",
+    "Fused",
     "ModelExplainer",
     "OrtcamError",
     "OrtcamWarning",
@@ -92,6 +94,7 @@ _HOME = {
     "EigenCAM": "methods.eigencam",
     "PolyCAM": "methods.polycam",
     "ReciproCAM": "methods.reciprocam",
+    "Fused": "methods.fused",
     "ISCAM": "methods.smoothed",
     "RISE": "methods.rise",
     "SSCAM": "methods.smoothed",

@@ -23,7 +23,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 import ortcam
 from ortcam.core.convention import upsample
-from ortcam.errors import LayerError
+from ortcam.errors import LayerError, OrtcamWarning
 from ortcam.exporters import export
 from ortcam.methods import make_method
 
@@ -156,7 +156,10 @@ def test_a_head_that_is_not_linear_is_refused(photos: dict[str, Path], models: P
 
 # --- Ablation-CAM, Eigen-CAM ------------------------------------------------------------------------------------------
 
-AFTER_RELU = [("stages", "layer3"), ("stages", "layer2"), ("resnet18", "layer4"), ("resnet18", "layer3")]
+AFTER_RELU = [
+    ("stages", "layer3"), ("stages", "layer2"), ("resnet18", "layer4"),
+    pytest.param("resnet18", "layer3", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "layer"), AFTER_RELU)
@@ -199,9 +202,11 @@ def test_ss_cam_nears_torchcams(file_of: Files, photos: dict[str, Path], script:
     method = make_method("ss-cam", {"samples": 400, "sigma": script.SS_SIGMA})
     ours = explain(file_of("stages"), method, photos["chelsea"], known, "stages")
     for one, other in zip(ours.raw_maps, known["ss_cam_stages"], strict=True):
-        assert correlation(one, other) >= 0.999
-    for one, other in zip(ours.weights, known["ss_cam_weights"], strict=True):
-        assert np.abs(np.log(one / other)).max() < 0.1
+        assert correlation(one, other) >= 0.9999
+    # The weights tell more: they differ by a few percent. Seen: r .991 to .998 (Score-CAM's: .63 to .985), and .008.
+    for one, other in zip(np.log(ours.weights), np.log(known["ss_cam_weights"]), strict=True):
+        assert correlation(one, other) >= 0.988
+        assert np.abs(one - other).max() < 0.02
 
 
 # --- Poly-CAM ---------------------------------------------------------------------------------------------------------
@@ -217,9 +222,26 @@ def test_poly_cam_is_the_authors_formula(
     named = list(script.LAYERS[name][:layers])
     for variant, key in (("+", "plus"), ("-", "minus"), ("+-", "both")):
         method = make_method("poly-cam", {"variant": variant, "layers": layers})
-        ours = explain(file_of(name), method, photos["chelsea"], known, name, layer=named)
+        with ortcam.ModelExplainer(file_of(name), method, provider="cpu", layer=named) as explainer:
+            ours = explainer.explain(photos["chelsea"], targets=known[f"{name}_classes"][:2].tolist())
         # Local normalisation divides small sums by small sums.
-        assert_close(ours.raw_maps, known[f"{name}_{key}_{layers}"], 1e-3)
+        assert_close(ours.raw_maps, known[f"{name}_{key}_{layers}"][:2], 1e-3)
+
+
+def test_a_class_that_loses_nothing_has_an_empty_poly_cam(
+    file_of: Files, photos: dict[str, Path], script: ModuleType
+) -> None:
+    """The maps of both layers nowhere overlap for the third class of the judges: their product is zero, not NaN."""
+    known = load("family_poly_cam")
+    target = int(known["stages_classes"][2])
+    layers = list(script.LAYERS["stages"][:2])
+    method = make_method("poly-cam", {"variant": "-", "layers": 2})
+    explainer = ortcam.ModelExplainer(file_of("stages"), method, provider="cpu", layer=layers)
+    with explainer, pytest.warns(OrtcamWarning, match="is flat"):
+        ours = explainer.explain(photos["chelsea"], targets=[target])
+    assert not known["stages_minus_2"][2].any()
+    assert not ours.raw_maps.any()
+    assert not ours.input_maps.any()
 
 
 # --- Recipro-CAM ------------------------------------------------------------------------------------------------------

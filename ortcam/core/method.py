@@ -91,7 +91,7 @@ if TYPE_CHECKING:  # protocols take milliseconds to make, and only the type chec
 
         @property
         def stages(self) -> int:
-            """The number of earlier stages whose activations it needs beside the target layer's."""
+            """The largest number of earlier stages whose activations it uses beside the target layer's."""
 
         def describe(self) -> dict[str, Any]:
             """Return the name and the options for the record."""

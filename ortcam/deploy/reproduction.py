@@ -211,9 +211,10 @@ def _open(record: dict[str, Any], model: Path, provider: ProviderLike | None) ->
         provider = Provider(run["provider"], run["provider_options"], run["device_id"])
     if record["model"]["packed"]:
         return PackedExplainer(model, provider), {}
-    layer, batch_size = record["model"]["layer"], run["batch_size"]
+    layers = [record["model"]["layer"], *record.get("method", {}).get("stages", [])]
+    batch_size = run["batch_size"]
     try:
-        explainer = ModelExplainer(model, _method_of(record), provider, batch_size, layer=layer)
+        explainer = ModelExplainer(model, _method_of(record), provider, batch_size, layer=layers)
     except PackedModelError as error:
         raise ModelError(f"{model} is a packed explainer; expected the model file {record['model']['name']}") from error
     return explainer, {name: asked[name] for name in ("budget", "tolerance", "selection")}
@@ -223,6 +224,7 @@ def _method_of(record: dict[str, Any]) -> Method:
     """Return the recorded method; score-cam if the record states none."""
     options = dict(record.get("method", {"name": "score-cam"}))
     name = options.pop("name")
+    options.pop("stages", None)  # values of the graph, not an option
     try:
         if name != "score-cam":
             return make_method(name, options)

@@ -30,7 +30,7 @@ from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, n
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
-from ortcam.runtime.layer import with_layer, with_stages
+from ortcam.runtime.layer import with_layer, with_sequence, with_stages
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import ProviderLike, resolve_provider
 from ortcam.runtime.scorer import Progress
@@ -87,7 +87,7 @@ class ModelExplainer:
             layer: the target layer: an exposed layer, a module that the file names, or a value of its graph (see:
                 ortcam inspect). None for the first exposed layer. For a method that needs earlier stages too, a list:
                 the target layer and the stages. Stages that are not named are found: the last feature map of each
-                larger size that leads to all scores.
+                larger size that leads to all scores, as far as there are any.
 
         Raises:
             ModelError: the file cannot be used.
@@ -108,13 +108,15 @@ class ModelExplainer:
         stages = layers[1:]
         if layers:
             self.model = with_layer(self.model, layers[0])
-        if stages and len(stages) != method.stages:
-            expected = 1 + method.stages
+        if len(stages) > method.stages:
+            most = 1 + method.stages
             raise OptionError(
-                f"got {1 + len(stages)} layers; method {method.name} takes {expected}, the target layer first"
+                f"got {1 + len(stages)} layers; method {method.name} takes at most {most}, the target layer first"
             )
         if method.stages:
             self.model = with_stages(self.model, method.stages, stages)
+        if method.change.at == "layer":
+            self.model = with_sequence(self.model)
         begin, setup = time.perf_counter(), Setup(self.model, method.scored, wanted, batch_size, threads, method.change)
         classifier = Classifier(setup)
         self._provider = classifier.provider
@@ -373,6 +375,7 @@ class ModelExplainer:
 
     def _provenance(self, origin: Origin, request: Request) -> Provenance:
         contract, limits = self.model.contract, request.limits
+        stages = [stage.value for stage in self.model.stages]
         return Provenance(
             photo=origin,
             model=self.model.fingerprints,
@@ -384,7 +387,7 @@ class ModelExplainer:
                 Asked.targets_of(request.targets), request.top_k, limits.budget, limits.tolerance, limits.selection,
                 self._asked_batch_size,
             ),
-            method=self.method.describe(),
+            method=self.method.describe() | ({"stages": stages} if self.method.stages else {}),
             batch_size=self.batch_size,
             provider_options=self._provider.options,
             device_id=self._provider.device_id,

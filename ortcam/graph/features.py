@@ -16,11 +16,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ortcam.graph.masks import write_mask, write_masks
-from ortcam.graph.names import NUMBERS, PHOTO_INDEX, PHOTOS
+from ortcam.graph.names import NUMBERS, OTHER_TOKENS, PHOTO_INDEX, PHOTOS
 from ortcam.graph.scores import make_node
 from ortcam.graph.wiring import Wiring
-from ortcam.model.contract import Layout
-from ortcam.model.protobuf import read_by
+from ortcam.model.contract import Layout, Sequenced
+from ortcam.model.protobuf import constant_of, read_by
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,10 @@ def _pools_all(graph: onnx.GraphProto, node: onnx.NodeProto, dims: Sequence[int]
         return None
     axes = given.get("axes")
     if axes is None and len(node.input) > 1:
-        axes = _constant(graph, node.input[1])
+        axes = constant_of(graph, node.input[1])
     if axes is None or sorted(int(axis) % 4 for axis in axes) != ([2, 3] if layout == "NCHW" else [1, 2]):
         return None
     return bool(given.get("keepdims", 1))
-
-
-def _constant(graph: onnx.GraphProto, name: str) -> Any:
-    """Return the numbers of a constant of the graph; None if the value is computed."""
-    tensors = [one for one in graph.initializer if one.name == name]
-    tensors += [
-        attribute.t
-        for node in graph.node
-        if node.op_type == "Constant" and name in node.output
-        for attribute in node.attribute
-        if attribute.name == "value"
-    ]
-    return numpy_helper.to_array(tensors[0]).ravel() if tensors else None
 
 
 def write_features(
@@ -156,3 +143,23 @@ def _write_places(write: _Writer, dims: Sequence[int], layout: Layout) -> str:
     number = write.node("Unsqueeze", [NUMBERS, write.numbers("place_axes", [1, 2])], "place")
     marks = write.node("Equal", [number, write.numbers("every_place", np.arange(places)[None, None])], "at_place")
     return write.node("Cast", [marks], "places_marked", to=TensorProto.FLOAT)
+
+
+def write_sequence(sequence: Sequenced, patches: str, made: str) -> list[onnx.NodeProto]:
+    """Return the nodes that put changed patches [B,h,w,D] among the other tokens of a sequence: `made`, [B,T,D].
+
+    The other tokens, such as the class token, stay as they are in the photo: OTHER_TOKENS [P,O,D].
+    """
+    nodes: list[onnx.NodeProto] = []
+    write = _Writer(nodes)
+    others = write.node("Gather", [OTHER_TOKENS, PHOTO_INDEX], "others", axis=0)  # [R,O,D]
+    flat = write.node("Reshape", [patches, write.numbers("patch_rows", [0, sequence.places, -1])], "patch_tokens")
+    count = write.node("Shape", [flat], "row_count", start=0, end=1)
+    rest = write.node("Shape", ["ortcam.others"], "others_shape", start=1, end=3)
+    shape = write.node("Concat", [count, rest], "others_of_rows", axis=0)
+    others = write.node("Expand", [others, shape], "others_expanded")
+    axis, end = write.numbers("token_axis", [1]), write.numbers("last_token", [np.iinfo(np.int64).max])
+    first = write.numbers("first_patch", [sequence.first])
+    before = write.node("Slice", [others, write.numbers("first_token", [0]), first, axis], "tokens_before")
+    after = write.node("Slice", [others, first, end, axis], "tokens_after")
+    return [*nodes, helper.make_node("Concat", [before, flat, after], [made], axis=1)]

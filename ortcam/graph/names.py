@@ -13,6 +13,7 @@ TARGETS = "ortcam.targets"  # int64 [B,T]
 BASELINE = "ortcam.baseline"  # [1,C,H,W], or [1,H,W,C]; an axis may be 1
 NOISE = "ortcam.noise"  # [H+S,W+S]: a plane of random numbers
 NOISE_SAMPLE = "ortcam.noise_sample"  # int64 [1]: the number of the draw
+OTHER_TOKENS = "ortcam.other_tokens"  # [P,O,D]: the tokens of each photo that are no patches
 GRID_CELLS = "ortcam.grid_cells"  # int64 [s,s]: the first term of the hash of each cell
 GRID_SHIFTS = "ortcam.grid_shifts"  # int64 [2]: the first terms of the hashes of the shifts down and across
 GRID_LIMIT = "ortcam.grid_limit"  # int64 [1]: a cell with a lower hash is shown

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import onnx
 from onnx import TensorProto, helper
 
-from ortcam.graph.features import take_pooling, write_features
+from ortcam.graph.features import take_pooling, write_features, write_sequence
 from ortcam.graph.fused import FUSED_CONVOLUTION
 from ortcam.graph.masks import mask_inputs, write_masks
 from ortcam.graph.names import (
@@ -32,6 +32,7 @@ from ortcam.graph.names import (
     COLUMNS,
     LOGITS,
     NUMBERS,
+    OTHER_TOKENS,
     PHOTO_INDEX,
     PHOTOS,
     ROWS,
@@ -43,7 +44,7 @@ from ortcam.graph.scores import write_class_scores
 from ortcam.graph.tail import cut_tail
 from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import Contract, Stage, count_scores, output_name
+from ortcam.model.contract import SEQUENCE, Contract, Sequenced, Stage, count_scores, output_name
 
 # Operators whose scores were the same as a CUDA graph on an H100 (benchmarks/gpu.sh). The last line was not measured:
 # these operators are launched like AveragePool, Reshape and Relu, or are part of a Conv by then (BatchNormalization).
@@ -66,6 +67,7 @@ def build_scoring_graph(
     scored: Literal["logits", "output"],
     wiring: Wiring = MASKED_IMAGE,
     stages: Sequence[Stage] = (),
+    sequence: Sequenced | None = None,
 ) -> onnx.ModelProto:
     """Turn a model file's graph, in place, into its scoring graph.
 
@@ -75,6 +77,7 @@ def build_scoring_graph(
         scored: take the scores from the ``logits`` (before a final softmax or sigmoid), or from the ``output``.
         wiring: the nodes that change inputs. At a layer, only the model's tail is kept.
         stages: the earlier stages that are outputs.
+        sequence: the tokens that the target layer is taken from, if they are an output.
 
     A single score is of a sigmoid and has two classes, whatever `scored` is: a softmax over itself would be 1.
 
@@ -90,10 +93,11 @@ def build_scoring_graph(
         spliced = next(value for value in graph.output if value.name == made)
         layout = (contract.activations_layout, *(stage.layout for stage in stages))[wiring.layer]
     dims = [dim.dim_value or dim.dim_param or None for dim in spliced.type.tensor_type.shape.dim]
-    pooling = None
+    pooling, of_tokens = None, False
     if wiring.at == "layer":
-        cut_tail(proto, made, contract.layer if wiring.layer == 0 else made)
-        pooling = None if wiring.replaces else take_pooling(graph, made, dims[1:], layout)
+        of_tokens = sequence is not None and wiring.layer == 0
+        cut_tail(proto, SEQUENCE if of_tokens else made, contract.layer if wiring.layer == 0 else made)
+        pooling = None if wiring.replaces or of_tokens else take_pooling(graph, made, dims[1:], layout)
     scores = write_class_scores(contract, graph, single, scored == "output" and not single)
     graph.input.remove(image)
     graph.input.extend(mask_inputs(wiring, dims[1:]))
@@ -110,6 +114,11 @@ def build_scoring_graph(
         graph.node.extend(write_masks(wiring, layout, made))
     else:
         graph.node.extend(write_features(wiring, layout, dims[1:], made, pooling))
+        if of_tokens and sequence is not None:
+            graph.input.append(
+                helper.make_tensor_value_info(OTHER_TOKENS, TensorProto.FLOAT, ["ortcam.P", "ortcam.O", dims[3]])
+            )
+            graph.node.extend(write_sequence(sequence, made, SEQUENCE))
     graph.node.extend(model_nodes)
     graph.node.extend(scores)
     graph.output.extend(

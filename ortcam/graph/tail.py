@@ -6,7 +6,8 @@ import onnx
 from onnx import helper
 
 from ortcam.errors import LayerError
-from ortcam.model.protobuf import read_by
+from ortcam.model.contract import ACTIVATIONS, Sequenced
+from ortcam.model.protobuf import constant_of, read_by
 
 
 def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
@@ -52,6 +53,30 @@ def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
         graph.ClearField(field)
         getattr(graph, field).extend(copies)
+
+
+def find_sequence(graph: onnx.GraphProto) -> Sequenced | None:
+    """Return the tokens that the target layer is taken from; None if the layer is no copy of tokens.
+
+    An export of a transformer exposes the patches of a sequence as rows and columns.
+    """
+    producers = {output: node for node in graph.node for output in node.output}
+    reshape = producers.get(ACTIVATIONS)
+    if reshape is None or reshape.op_type != "Reshape":
+        return None
+    shape = constant_of(graph, reshape.input[1])
+    if shape is None or len(shape) != 4:
+        return None
+    value, first = reshape.input[0], 0
+    node = producers.get(value)
+    if node is not None and node.op_type == "Slice":
+        begin = constant_of(graph, node.input[1])
+        if begin is None:
+            return None
+        value, first = node.input[0], int(begin[0])
+    if value not in _needed(graph, ACTIVATIONS) or ACTIVATIONS in _needed(graph, ACTIVATIONS):
+        return None
+    return Sequenced(value, first, int(shape[1] * shape[2]))
 
 
 def _take_shape_from_layer(graph: onnx.GraphProto, layer: str) -> None:

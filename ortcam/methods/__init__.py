@@ -23,6 +23,7 @@ METHODS = {
     "is-cam": ("smoothed", "ISCAM"),
     "poly-cam": ("polycam", "PolyCAM"),
     "rise": ("rise", "RISE"),
+    "fused": ("fused", "Fused"),
 }
 
 

@@ -40,7 +40,7 @@ class PolyCAM:
     Attributes:
         variant: the weight of a channel: the probability that its mask keeps (``+``), the loss without it (``-``), or
             the sum of what both change (``+-``).
-        layers: the number of layers: the target layer and earlier stages.
+        layers: the largest number of layers: the target layer, and as many earlier stages as the model has.
     """
 
     variant: Literal["+", "-", "+-"] = "+"
@@ -78,7 +78,7 @@ class PolyCAMRun:
     """Poly-CAM of one photo, for T targets."""
 
     def __init__(self, method: PolyCAM, forward: Forward) -> None:
-        self._layers = [forward.layer(place) for place in range(method.layers)]  # the target layer first
+        self._layers = [forward.layer(place) for place in range(1 + len(forward.stages))]  # the target layer first
         self._used = [np.flatnonzero(layer.any(axis=(1, 2))) for layer in self._layers]  # others add nothing
         self._affine = {"+": [_AS_IT_IS], "-": [_REMOVED], "+-": [_AS_IT_IS, _REMOVED]}[method.variant]
         self._variant = method.variant

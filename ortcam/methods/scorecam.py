@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -51,14 +51,22 @@ class ScoreCAMRun:
     """Score-CAM of one photo, for T targets."""
 
     def __init__(
-        self, method: ScoreCAMMethod, forward: Forward, targets: int, limits: Limits, predictors: Predictors
+        self,
+        method: ScoreCAMMethod,
+        forward: Forward,
+        targets: int,
+        limits: Limits,
+        predictors: Predictors,
+        layer: int = 0,
     ) -> None:
-        self._method, self._activations = method, forward.activations
+        """Begin with a layer of the photo: the target layer (0), or an earlier stage (from 1)."""
+        self._method, self._activations = method, forward.layer(layer)
+        self._change = replace(method.change, layer=layer)
         # Every channel A_k becomes a mask over the input: upsampled, and normalised to [0,1].
-        self._masks = method.convention.masks(forward.activations, forward.size)
+        self._masks = method.convention.masks(self._activations, forward.size)
         # Channels with the same mask share a pass. A budget allows only some of the passes.
-        self._selection = select_distinct(forward.activations, self._masks, method.convention)
-        self._plan = limits.plan(forward.activations, self._selection, predictors)
+        self._selection = select_distinct(self._activations, self._masks, method.convention)
+        self._plan = limits.plan(self._activations, self._selection, predictors)
         self._scores = np.empty((0, targets), np.float32)  # [D,T] of the distinct masks, once they are known
         self._errors: tuple[ErrorEstimate | None, ...] = (EXACT,) * targets
         self._has_scores = False
@@ -68,7 +76,7 @@ class ScoreCAMRun:
         chosen: NDArray[np.intp] = self._plan.next()
         if len(chosen):
             selection = self._selection
-            return Query(self._method.change, selection.channels[chosen], selection.affine[chosen])
+            return Query(self._change, selection.channels[chosen], selection.affine[chosen])
         if self._has_scores:  # read now, because the predictors of a group go on with other photos
             self._scores, self._errors = self._plan.scores(), self._plan.errors()
         return None

@@ -23,7 +23,17 @@ from ortcam.errors import (
     ModelError,
     PackedModelError,
 )
-from ortcam.model.contract import ACTIVATIONS, EXPLAINER, Contract, ExposedLayer, Stage, count_scores, output_name
+from ortcam.model.contract import (
+    ACTIVATIONS,
+    EXPLAINER,
+    SEQUENCE,
+    Contract,
+    ExposedLayer,
+    Sequenced,
+    Stage,
+    count_scores,
+    output_name,
+)
 from ortcam.model.image import MAX_PIXELS
 from ortcam.model.protobuf import add_output, choose_output, drop_outputs
 from ortcam.model.source import ModelSource, external_files
@@ -47,6 +57,7 @@ class CamModel:
         fingerprints: the file, and after it the files of external weights, for their hashes.
         is_kept: whether the cache may keep what is prepared from it; false for a model that runs once.
         stages: earlier feature maps that a run returns beside the target layer, as `activations.1`, ...
+        sequence: the tokens that the target layer is taken from, where a run returns them too.
     """
 
     def __init__(self, model: str | PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto) -> None:
@@ -74,6 +85,7 @@ class CamModel:
         self.fingerprints = (self.source.fingerprint, *(Fingerprint(folder / file) for file in external))
         self.is_kept = True
         self.stages: tuple[Stage, ...] = ()
+        self.sequence: Sequenced | None = None
         self._edit: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
         self._read_shapes(proto)
         self.stated = self.contract
@@ -144,15 +156,11 @@ class CamModel:
         contract = replace(self.stated, layers=(replace(layer, output=ACTIVATIONS),), logits=logits)
         return self.with_layer(contract, edit(self.take_file()), edit)
 
-    def with_stages(self, stages: Sequence[Stage], proto: onnx.ModelProto) -> CamModel:
-        """Return the same model, whose runs also return earlier feature maps.
-
-        Args:
-            stages: values of the graph.
-            proto: what `take_proto` returned, unchanged.
-        """
+    def reading(self, stages: Sequence[Stage] = (), sequence: Sequenced | None = None) -> CamModel:
+        """Return the same model, whose runs also return earlier feature maps, or the tokens of its target layer."""
         other = copy.copy(self)
-        other.stages, other._fresh = tuple(stages), proto
+        other.stages, other.sequence = tuple(stages) or self.stages, sequence or self.sequence
+        self._fresh = None  # it will be edited, so only one of the two may have it
         return other
 
     def exposes(self, layer: str) -> bool:
@@ -170,7 +178,8 @@ class CamModel:
     @property
     def read_layers(self) -> tuple[str | None, ...]:
         """The values that a run reads, where they are not the layer that the file exposes first; of a cache's key."""
-        return (self.edited_layer, *(stage.value for stage in self.stages))
+        sequence = () if self.sequence is None else (self.sequence.value,)
+        return (self.edited_layer, *(stage.value for stage in self.stages), *sequence)
 
     @property
     def path(self) -> Path | None:
@@ -227,15 +236,23 @@ class CamModel:
 
     def take_proto(self) -> onnx.ModelProto:
         """Return the parsed file for the caller to edit: no copy of the weights is kept here."""
-        proto, self._fresh = self._fresh, None
-        if proto is None:
-            proto = self.source.read()
-            proto = proto if self._edit is None else self._edit(proto)
+        proto, self._fresh = self.peek(), None
         if self._edit is None:
             drop_outputs(proto.graph, _outputs(self.stated.layers[1:]))
         for place, stage in enumerate(self.stages, 1):
             add_output(proto.graph, stage.value, output_name(place), ["batch", *stage.dims])
+        if self.sequence is not None:
+            add_output(
+                proto.graph, self.sequence.value, SEQUENCE, ["batch", "tokens", self.activations_shape[2] or "D"]
+            )
         return proto
+
+    def peek(self) -> onnx.ModelProto:
+        """Return the parsed file with the target layer as `activations`, not to be edited; `take_proto` has it next."""
+        if self._fresh is None:
+            proto = self.source.read()
+            self._fresh = proto if self._edit is None else self._edit(proto)
+        return self._fresh
 
     def take_file(self) -> onnx.ModelProto:
         """Return the parsed file as it was read, for the caller to edit."""

@@ -33,6 +33,7 @@ EXPLAINER_FORMAT = 1
 Layout = Literal["NCHW", "NHWC"]
 Task = Literal["classify"]
 ACTIVATIONS = "activations"  # the output that holds the first exposed layer
+SEQUENCE = "ortcam.sequence"  # the output that holds the tokens of the target layer, where a run needs them
 _OF_LAYER = ("activations_relative_error", "places", "places_correlation")  # format 1 has them beside the scores'
 
 
@@ -94,6 +95,21 @@ class Stage:
         """The dimensions without the batch, in the order of the layout."""
         size = (self.rows, self.columns)
         return (self.channels, *size) if self.layout == "NCHW" else (*size, self.channels)
+
+
+@dataclass(frozen=True)
+class Sequenced:
+    """A sequence of tokens [batch,T,D] whose patches are the target layer.
+
+    Attributes:
+        value: its name in the graph.
+        first: the number of other tokens, such as the class token, before the patches.
+        places: the number of patches.
+    """
+
+    value: str
+    first: int
+    places: int
 
 
 @dataclass(frozen=True)

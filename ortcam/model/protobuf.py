@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -66,6 +68,19 @@ def drop_outputs(graph: onnx.GraphProto, names: Collection[str]) -> None:
         read = list(read_by(node))
         readers.subtract(read)
         waiting.extend(read)
+
+
+def constant_of(graph: onnx.GraphProto, name: str) -> NDArray[Any] | None:
+    """Return the numbers of a constant of a graph in one row; None if the value is computed."""
+    tensors = [one for one in graph.initializer if one.name == name]
+    tensors += [
+        attribute.t
+        for node in graph.node
+        if node.op_type == "Constant" and name in node.output
+        for attribute in node.attribute
+        if attribute.name == "value"
+    ]
+    return onnx.numpy_helper.to_array(tensors[0]).ravel() if tensors else None
 
 
 def add_output(graph: onnx.GraphProto, value: str, name: str, dims: Sequence[int | str]) -> None:

@@ -66,7 +66,7 @@ class _Opening:
 
         contract = self.model.contract
         graph = scoring.build_scoring_graph(
-            self.model.take_proto(), contract, self.scored, self.wiring, self.model.stages
+            self.model.take_proto(), contract, self.scored, self.wiring, self.model.stages, self.model.sequence
         )
         if kept is not None:
             session = prepare(kept, graph, name, folder, self.options)

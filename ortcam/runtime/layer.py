@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import onnx
+
 from ortcam.errors import LayerError
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import ACTIVATIONS
@@ -17,38 +19,44 @@ GRAPH_ERRORS = (
 )  # raised for a graph that breaks ONNX's rules
 
 
-def with_stages(model: CamModel, count: int, names: Sequence[str] = ()) -> CamModel:
+def with_stages(model: CamModel, most: int, names: Sequence[str] = ()) -> CamModel:
     """Return the model with earlier stages, whose activations a run returns too.
 
     Args:
         model: the model file, with its target layer.
-        count: the number of stages.
+        most: the largest number of stages that are found; a model may have fewer, or none.
         names: the stages, as for `with_layer`; if there are none, the nearest stages of a larger size are found.
 
     Raises:
-        LayerError: there are fewer stages, or a name is not a stage.
+        LayerError: a name is unknown, or is not a float32 feature map.
     """
     from ortcam.graph.stages import find_stage, find_stages
 
     image, layout = [dim or 0 for dim in model.usual_shape], model.contract.activations_layout
-    values = [_value_of(model, name) for name in names]
-    proto = model.take_proto()
-    found = [find_stage(proto, image, layout, value) for value in values] or find_stages(proto, image, layout)[:count]
-    stages = [stage for stage in found if stage is not None]
-    for name, stage in zip(names, found, strict=False):
+    proto = model.peek()
+    if not names:
+        return model.reading(find_stages(proto, image, layout)[:most])
+    stages = []
+    for name in names:
+        stage = find_stage(proto, image, layout, _value_of(model, proto, name))
         if stage is None:
             raise LayerError(
-                f"layer {name!r} of {model.name} is not a float32 feature map [batch,channels,height,width]"
+                f"layer {name!r} of {model.name} is not a float32 feature map [batch,channels,height,width]; "
+                "choose another layer (see: ortcam inspect)"
             )
-    if len(stages) != count:
-        raise LayerError(
-            f"{model.name} has {len(stages)} feature maps before its target layer that are larger and lead to all "
-            f"scores; expected {count}: choose a later layer (see: ortcam inspect), or another method"
-        )
-    return model.with_stages(stages, proto)
+        stages.append(stage)
+    return model.reading(stages)
 
 
-def _value_of(model: CamModel, name: str) -> str:
+def with_sequence(model: CamModel) -> CamModel:
+    """Return the model whose runs also return the tokens of its target layer; the same model if it has none."""
+    from ortcam.graph.tail import find_sequence
+
+    sequence = find_sequence(model.peek().graph)
+    return model if sequence is None else model.reading(sequence=sequence)
+
+
+def _value_of(model: CamModel, proto: onnx.ModelProto, name: str) -> str:
     """Return the value that holds a layer, in the graph of the model with its target layer.
 
     Raises:
@@ -59,6 +67,8 @@ def _value_of(model: CamModel, name: str) -> str:
         target = model.find_exposed(model.contract.layer)
         own = ACTIVATIONS if target is None or target.output is None else target.output
         return {own: ACTIVATIONS, ACTIVATIONS: own}.get(exposed.output, exposed.output)
+    if any(name in node.output for node in proto.graph.node):
+        return name
     from ortcam.runtime.edited import with_edited
 
     return with_edited(model, name).contract.value

@@ -26,7 +26,7 @@ from ortcam.errors import ModelError
 from ortcam.graph import names
 from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import output_name
+from ortcam.model.contract import SEQUENCE, output_name
 from ortcam.runtime.batches import Inputs, Padding, batch_sizes, row_inputs
 from ortcam.runtime.captured import GATE, NOT_CAPTURED, Batch, CapturedRuns
 from ortcam.runtime.session import running
@@ -44,12 +44,14 @@ class Group:
         photos: float32 [P,...], the input tensors.
         features: float32 [P*K,h,w] each, the activations of all photos, of the target layer and of earlier stages.
         passes: the plain pass of every photo.
+        other_tokens: float32 [P,O,D], the tokens that are no patches, if the layer is taken from a sequence.
         on_device: arrays that are on the device already: photos, features, banks of masks.
     """
 
     photos: Floats
     features: tuple[Floats, ...]
     passes: tuple[Forward, ...]
+    other_tokens: Floats | None = None
     on_device: dict[Any, Any] = field(default_factory=dict)
 
     def per_photo(self, layer: int) -> int:
@@ -129,7 +131,8 @@ class Scorer:
             inputs[names.BASELINE] = self._plain.baseline.values
         fixed = self._fixed(self._plain, (1, 1), (height, width), len(rows))
         layouts = (contract.activations_layout, *(stage.layout for stage in self._model.stages))
-        made = (self._result, names.LOGITS, *map(output_name, range(len(layouts))))
+        sequence = self._model.sequence
+        made = (self._result, names.LOGITS, *map(output_name, range(len(layouts))), *([SEQUENCE] if sequence else []))
 
         def direct() -> list[Floats]:
             return self._run(self._session.io_binding(), inputs | fixed, made)
@@ -138,6 +141,10 @@ class Scorer:
             output, logits, *layers = direct()
         else:
             output, logits, *layers = self._captured.run(Batch(False, inputs, fixed, dict.fromkeys(made), direct))
+        others = None
+        if sequence is not None:
+            *layers, tokens = layers
+            others = np.delete(tokens[:count], np.s_[sequence.first : sequence.first + sequence.places], axis=1)
         self._check_shapes(output, layers[0])
         for place, layout in enumerate(layouts):
             if layout == "NHWC":
@@ -146,7 +153,7 @@ class Scorer:
             Forward(logits[i], output[i], layers[0][i], (height, width), tuple(stage[i] for stage in layers[1:]))
             for i in range(count)
         )
-        return Group(tensors, tuple(layer[:count].reshape(-1, *layer.shape[2:]) for layer in layers), passes)
+        return Group(tensors, tuple(layer[:count].reshape(-1, *layer.shape[2:]) for layer in layers), passes, others)
 
     def score(
         self, group: Group, rows: Rows, change: Change | None = None, on_progress: Progress | None = None
@@ -244,6 +251,8 @@ class Scorer:
             if (stages[change.layer - 1].layout if change.layer else contract.activations_layout) == "NHWC":
                 content = content.transpose(0, 2, 3, 1)
         shared = {names.PHOTOS: content}
+        if group.other_tokens is not None and change.at == "layer" and change.layer == 0:
+            shared[names.OTHER_TOKENS] = group.other_tokens
         if self._wiring.bank == "given":
             shared[names.BANK] = _bank_of(group, change)
         if change.baseline is not None:
@@ -302,7 +311,11 @@ class _GroupRuns:
         for name, array in self._scorer._of_group(self._group, change).items():
             content = (change.at, change.layer if change.at == "layer" else 0)
             bank = (change.bank, change.layer if isinstance(change.bank, Channels) else 0)
-            what: Any = {names.PHOTOS: content, names.BASELINE: change.baseline}.get(name, bank)
+            what: Any = {
+                names.PHOTOS: content,
+                names.BASELINE: change.baseline,
+                names.OTHER_TOKENS: names.OTHER_TOKENS,
+            }.get(name, bank)
             if what not in kept:
                 kept[what] = self._scorer._upload(array)
             found[name] = kept[what]
