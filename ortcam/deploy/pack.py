@@ -132,6 +132,7 @@ def pack(
         input_shape=_input_shape(known),
         layer_shape=shape,
         method=described,
+        sequence=known.sequence,
     )
     source = _read_whole(known)
     explainer = build_explainer(source, known.contract, plan)

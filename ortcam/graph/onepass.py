@@ -23,7 +23,7 @@ from ortcam.graph.scores import write_class_scores
 from ortcam.graph.standard import in_order
 from ortcam.graph.tails import Changes, Tail, build_tail, write_tail
 from ortcam.graph.wiring import Wiring
-from ortcam.model.contract import ACTIVATIONS, Contract, count_scores
+from ortcam.model.contract import ACTIVATIONS, SEQUENCE, Contract, count_scores
 from ortcam.model.protobuf import rename
 
 _MOST_DEVIATION = 1e-3  # of CAM's sum of all places, relative to the sum of their sizes
@@ -55,7 +55,7 @@ class OnePass(Frame):
     def _build_tail(self, proto: onnx.ModelProto) -> Tail:
         wiring = _wiring(self.plan.method)
         assert wiring is not None
-        return build_tail(proto, self.contract, wiring, self.plan.layer_shape)
+        return build_tail(proto, self.contract, wiring, self.plan.layer_shape, (), self.plan.sequence)
 
     def explain(self, image: Value, target: Value) -> Explained:
         graph, plan = self.graph, self.plan
@@ -91,9 +91,22 @@ class OnePass(Frame):
         """Run the tail on all changed features: scores [M,T]."""
         assert self._tail is not None
         plan = self.plan
-        changes = Changes(features, bank, count_tails(plan.method, plan.layer_shape), classes, scored)
+        changes = Changes(
+            features, self._write_others(), bank, count_tails(plan.method, plan.layer_shape), classes, scored
+        )
         scores = write_tail(self.graph, self._tail, changes, plan.batch_size, plan.fixed_batch, self._renamed)
         return self.checked(scores)
+
+    def _write_others(self) -> Value | None:
+        """Return the tokens of the photo that are no patches, [1,O,D]; None if the layer is no sequence."""
+        graph, sequence = self.graph, self.plan.sequence
+        if sequence is None:
+            return None
+        tokens = graph.slice(graph.refer(SEQUENCE, np.float32), 0, 1, 0)
+        end = sequence.first + sequence.places
+        return graph.concat(
+            [graph.slice(tokens, 0, sequence.first, 1), graph.slice(tokens, end, np.iinfo(np.int64).max, 1)], 1
+        )
 
     def _write_windows(self, gaussian: bool) -> Value:
         """Return masks float32 [hw,h,w] that keep one place each, or a Gaussian around it."""

@@ -11,7 +11,7 @@ from ortcam.graph import surrogates
 from ortcam.graph.budget import STATE
 from ortcam.graph.builder import Value
 from ortcam.graph.surrogates import SurrogateValues
-from ortcam.model.contract import Layout
+from ortcam.model.contract import Layout, Sequenced
 
 _RANKS = {
     "activations": 3, "output": 1, "targets": 1, "affine": 2, "channels": 1, "rows": 1, "queue": 1, "scores": 2,
@@ -33,6 +33,7 @@ class Packing:
         layer_shape: (K, h, w) of the target layer.
         method: the name of the method and its options, as `Method.describe`. For all methods but ``score-cam``, the
             convention holds only the last steps of a map, and the batch size is the number of rows of a tail.
+        sequence: the tokens that the target layer is taken from, if the method changes features; else None.
     """
 
     convention: Convention
@@ -44,6 +45,8 @@ class Packing:
     input_shape: tuple[int, int, int]
     layer_shape: tuple[int, int, int]
     method: Mapping[str, Any] = field(default_factory=lambda: {"name": "score-cam"})
+
+    sequence: Sequenced | None = None
 
     @property
     def layer_size(self) -> tuple[int, int]:

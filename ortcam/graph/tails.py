@@ -17,7 +17,7 @@ from ortcam.graph import names, scoring
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.standard import in_order
 from ortcam.graph.wiring import Wiring
-from ortcam.model.contract import Contract, Stage, output_name
+from ortcam.model.contract import Contract, Sequenced, Stage, output_name
 from ortcam.model.protobuf import read_by, rename
 
 _MOST_BYTES = 64 << 20  # of the features that are changed at once
@@ -45,6 +45,7 @@ class Changes:
 
     Attributes:
         features: float32 [1,K,h,w] or [1,h,w,K], the layer of the plain pass.
+        others: float32 [1,O,D], the tokens that are no patches, if the layer is taken from a sequence; else None.
         bank: float32 [A,h,w], the masks; None for ablations.
         count: the number of rows.
         targets: int64 [T].
@@ -52,6 +53,7 @@ class Changes:
     """
 
     features: Value
+    others: Value | None
     bank: Value | None
     count: int
     targets: Value
@@ -69,6 +71,7 @@ def build_tail(
     wiring: Wiring,
     shape: tuple[int, int, int],
     stages: Sequence[Stage] = (),
+    sequence: Sequenced | None = None,
 ) -> Tail:
     """Build the tail of a model.
 
@@ -78,6 +81,7 @@ def build_tail(
         wiring: the kind of change, at a layer.
         shape: (K, h, w) of the layer.
         stages: the earlier stages that are outputs.
+        sequence: the tokens that the target layer is taken from, if they are an output.
 
     Raises:
         LayerError: the model has no tail behind the layer.
@@ -95,7 +99,7 @@ def build_tail(
     for dim, size in zip(layer.type.tensor_type.shape.dim[1:], dims, strict=True):
         dim.dim_value = size
     own = {name for node in model.node for name in node.output} | {one.name for one in model.initializer}
-    made = scoring.build_scoring_graph(small, contract, "logits", wiring, stages).graph
+    made = scoring.build_scoring_graph(small, contract, "logits", wiring, stages, sequence).graph
     inputs = tuple(one.name for one in made.input)
     following, kept = set(inputs), []
     for node in in_order(made.node):
@@ -156,8 +160,8 @@ def _write_copy(graph: Builder, tail: Tail, changes: Changes, rows: Value, renam
             graph.shape(graph.size(rows, 0), graph.size(changes.targets, 0)),
         ),
     }
-    if changes.bank is not None:
-        feeds[names.BANK] = changes.bank
+    given = {names.BANK: changes.bank, names.OTHER_TOKENS: changes.others}
+    feeds |= {name: value for name, value in given.items() if value is not None}
     nodes = _leading_to(changes.scored, tail.nodes)
     written = {name for node in nodes for name in node.output} | set(tail.inputs)
     for name in tail.inputs:
@@ -165,7 +169,7 @@ def _write_copy(graph: Builder, tail: Tail, changes: Changes, rows: Value, renam
     body = onnx.GraphProto()
     body.node.extend(nodes)
     for node in body.node:
-        node.name = prefix + node.name
+        node.name = prefix + node.name if node.name else ""
     rename(body, {**renamed, **{name: prefix + name for name in written if name}})
     graph.embed(body.node, (), ())
     return graph.refer(prefix + changes.scored, np.float32)
