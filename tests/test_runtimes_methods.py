@@ -27,7 +27,7 @@ TARGET = 285
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def packed(request: pytest.FixtureRequest, lite0_file: Path, photo: np.ndarray, models: Path) -> Any:  # noqa: F811
+def packed(request: pytest.FixtureRequest, lite0_file: Path, photo: np.ndarray, models: Path) -> Any:
     """The file, and the engine's explanation."""
     path = ortcam.pack(lite0_file, models / f"{request.param}.onnx", method=request.param, verify=False).path
     engine = ModelExplainer(lite0_file, make_method(request.param), "cpu")
@@ -35,7 +35,7 @@ def packed(request: pytest.FixtureRequest, lite0_file: Path, photo: np.ndarray, 
 
 
 @pytest.mark.parametrize("kind", ["node", "web"])
-def test_javascript(kind: str, packed: Any, photo: np.ndarray, tmp_path: Path) -> None:  # noqa: F811
+def test_javascript(kind: str, packed: Any, photo: np.ndarray, tmp_path: Path) -> None:
     """onnxruntime-node, and onnxruntime-web's wasm with one thread."""
     need((RUNTIMES / "node_modules" / f"onnxruntime-{kind}").is_dir(), f"onnxruntime-{kind}")
     path, expected = packed
@@ -45,7 +45,7 @@ def test_javascript(kind: str, packed: Any, photo: np.ndarray, tmp_path: Path) -
     assert correlation(result["map"], expected.maps[0]) >= 0.9999
 
 
-def test_c_plus_plus(packed: Any, photo: np.ndarray, tmp_path: Path) -> None:  # noqa: F811
+def test_c_plus_plus(packed: Any, photo: np.ndarray, tmp_path: Path) -> None:
     """The example of the docs, with the library in onnxruntime's wheel; its map has 256 levels."""
     need((HEADERS / "onnxruntime_cxx_api.h").is_file() and shutil.which("g++") is not None, "headers or g++")
     path, expected = packed
@@ -65,7 +65,7 @@ def test_c_plus_plus(packed: Any, photo: np.ndarray, tmp_path: Path) -> None:  #
     assert correlation(levels, expected.maps[0]) >= 0.9999
 
 
-def test_openvino(packed: Any, photo: np.ndarray) -> None:  # noqa: F811
+def test_openvino(packed: Any, photo: np.ndarray) -> None:
     openvino = pytest.importorskip("openvino")
     path, expected = packed
     core = openvino.Core()
@@ -75,7 +75,7 @@ def test_openvino(packed: Any, photo: np.ndarray) -> None:  # noqa: F811
     assert correlation(made[2][0], expected.maps[0]) >= 0.9999
 
 
-def test_the_page(packed: Any, browser: Any, photos: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_the_page(packed: Any, browser: Any, photos: dict[str, Path], tmp_path: Path) -> None:
     """The page draws the engine's map, and says what was run instead of an error."""
     path, expected = packed
     runtime = RUNTIMES / "node_modules" / "onnxruntime-web"
