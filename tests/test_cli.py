@@ -472,12 +472,33 @@ def test_a_packed_explainer_from_the_command_line(small: Path) -> None:
     assert (small / "models" / "model-explainer" / "1" / "model.onnx").is_file()
 
 
+def test_a_packed_method_from_the_command_line(small: Path) -> None:
+    """pack with an option of the method, explain, inspect; Triton's folder holds the same file."""
+    options = ["--method", "recipro-cam", "--method-option", "score=logit", "--triton", "models", "--json"]
+    done = run("pack", "model.onnx", "-o", "packed.onnx", *options, cwd=small)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    method = {"name": "recipro-cam", "score": "logit", "kernel": "single"}
+    assert (facts["method"], facts["budget"]) == (method, None)
+    assert facts["r"] > 0.9999
+    assert (small / "models" / "packed" / "1" / "model.onnx").read_bytes() == (small / "packed.onnx").read_bytes()
+    done = run("explain", "packed.onnx", "cat.png", "-o", "out", "--json", cwd=small)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["explanations"][0]["method"] == method
+    done = run("inspect", "packed.onnx", cwd=small)
+    assert "packed  recipro-cam (score logit, kernel single), batches of" in done.stdout
+
+
 def test_packing_what_cannot_be_packed(small: Path) -> None:
     (small / "broken.onnx").write_bytes((small / "model.onnx").read_bytes()[:1000])
     assert_one_line_error(run("pack", "broken.onnx", cwd=small), 1, "is not an ONNX model, or is cut short")
     assert_one_line_error(run("pack", "nothing.onnx", cwd=small), 1, "no such file")
     assert_one_line_error(run("pack", "model.onnx", "--target", "dog", cwd=small), 1, "label 'dog' is unknown")
     assert_one_line_error(run("pack", "model.onnx", "--preset", "x", cwd=small), 1, "preset 'x' is unknown")
+    assert_one_line_error(run("pack", "model.onnx", "--method", "rise", cwd=small), 1, "method rise cannot be packed")
+    assert_one_line_error(
+        run("pack", "model.onnx", "--method", "cam", "--budget", "2", cwd=small), 1, "cam runs no masked images"
+    )
     assert_one_line_error(run("page", "model.onnx", cwd=small), 1, "is not a packed explainer")
     assert run("pack", "model.onnx", "-o", "p.onnx", "--budget", "2", "--no-verify", cwd=small).returncode == 0
     assert_one_line_error(run("pack", "p.onnx", cwd=small), 1, "is a packed explainer")
