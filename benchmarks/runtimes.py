@@ -1,6 +1,7 @@
-"""One packed explainer in every runtime: seconds a map, exact and with budgets, and agreement with the engine.
+"""Packed explainers in every runtime: seconds a map and agreement with the engine, of Score-CAM and methods of one pass.
 
-    python benchmarks/runtimes.py       ten minutes on two cores, after `make .venv/runtimes`
+    python benchmarks/runtimes.py                             ten minutes on two cores, after `make .venv/runtimes`
+    python benchmarks/runtimes.py --runs 16 cam recipro-cam   one minute
 
 EfficientNet-Lite0 with its ImageNet weights, chelsea.png (451x300), the photo as bytes; what is timed is one run of
 the file, resizing included, in a session that is open: the median, and the range where a runtime took several turns.
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,48 +39,54 @@ from ortcam.model.image import read_photo
 ROOT = Path(__file__).parents[1]
 RUNTIMES = ROOT / "tests" / "runtimes"
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"
-BUDGETS = (None, 32, 16)
+RUNS = ("exact", "32", "16", "cam", "recipro-cam", "ablation-cam", "eigen-cam")  # budgets of Score-CAM, and methods
+_HEADS = {"exact": "exact ({passes} passes)", "32": "budget 32", "16": "budget 16"}
 Measured = tuple[list[float], np.ndarray, str]  # seconds, the map, the runtime's version
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON to write")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="budgets, or methods of one pass")
     options = parser.parse_args()
     photo = next(path for path in find_photos() if path.name == "chelsea.png")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = export(load_efficientnet_lite0(), folder / "lite0.onnx", preprocess="lite", labels="imagenet").path
-        cam = ortcam.ScoreCAM(model, provider="cpu")
-        for budget in BUDGETS:
-            path = ortcam.pack(model, folder / f"explainer-{budget}.onnx", budget=budget, verify=False).path
-            expected = cam.explain(photo, budget=budget)
-            for name, measure in measures(cam, photo, budget, folder).items():
-                print(f"{name}, budget {budget}", file=sys.stderr, flush=True)
-                seconds, saliency, version = measure(path)
-                r = float(np.corrcoef(saliency.ravel(), expected.maps[0].ravel())[0, 1])
-                rows.append(
-                    {"runtime": name, "version": version, "budget": budget, "passes": expected.scored,
-                     "seconds": seconds, "r": r}
-                )  # fmt: skip
-    results = {"machine": describe_machine(), "command": "python benchmarks/runtimes.py", "rows": rows}
+        for run in options.runs:
+            budget = int(run) if run.isdecimal() else None
+            method = "score-cam" if budget or run == "exact" else run
+            path = ortcam.pack(model, folder / f"explainer-{run}.onnx", method=method, budget=budget, verify=False).path
+            with ortcam.load_explainer(model, method, provider="cpu") as engine:
+                explain = functools.partial(engine.explain, budget=budget)
+                expected = explain(photo)
+                for name, measure in measures(explain, photo, run, folder).items():
+                    print(f"{name}, {run}", file=sys.stderr, flush=True)
+                    seconds, saliency, version = measure(path)
+                    r = float(np.corrcoef(saliency.ravel(), expected.maps[0].ravel())[0, 1])
+                    rows.append(
+                        {"runtime": name, "version": version, "method": method, "budget": budget, "run": run,
+                         "passes": expected.scored, "seconds": seconds, "r": r}
+                    )  # fmt: skip
+    command = " ".join(["python benchmarks/runtimes.py", *(["--runs", *options.runs] if options.runs != RUNS else [])])
+    results = {"machine": describe_machine(), "command": command, "rows": rows}
     options.output.write_text(json.dumps(results, indent=1) + "\n")
-    print_table(rows)
+    print_table(rows, options.runs)
 
 
 def measures(
-    cam: ortcam.ScoreCAM, photo: Path, budget: int | None, folder: Path
+    explain: Callable[[np.ndarray], ortcam.Explanation], photo: Path, run: str, folder: Path
 ) -> dict[str, Callable[[Path], Measured]]:
-    pixels = read_photo(photo)
-    turns = 3 if budget is None else 9
+    pixels, exact = read_photo(photo), run == "exact"
+    turns = 3 if exact else 9 if run.isdecimal() else 25
     return {
-        "ortcam's engine": lambda _: timed(lambda: cam.explain(pixels, budget=budget).maps[0], turns, ort.__version__),
+        "ortcam's engine": lambda _: timed(lambda: explain(pixels).maps[0], turns, ort.__version__),
         "ONNX Runtime, Python": lambda path: run_python(path, pixels, turns),
         "ONNX Runtime, C++": lambda path: run_cpp(path, pixels, folder, turns),
         "onnxruntime-node": lambda path: run_node("node", path, pixels, folder, turns),
-        "onnxruntime-web (wasm) in Node.js": lambda path: run_node("web", path, pixels, folder, 1 if not budget else 5),
-        "onnxruntime-web (wasm) in Chromium": lambda path: run_page(path, photo, folder),
+        "onnxruntime-web (wasm) in Node.js": lambda path: run_node("web", path, pixels, folder, 1 if exact else turns),
+        "onnxruntime-web (wasm) in Chromium": lambda path: run_page(path, photo, folder, 1 if exact else turns),
         "OpenVINO": lambda path: run_openvino(path, pixels, turns),
     }
 
@@ -142,7 +149,7 @@ def run_cpp(path: Path, pixels: np.ndarray, folder: Path, turns: int) -> Measure
     return seconds, levels.astype(np.float32).reshape(height, width), ort.__version__
 
 
-def run_page(path: Path, photo: Path, folder: Path) -> Measured:
+def run_page(path: Path, photo: Path, folder: Path, turns: int) -> Measured:
     """A real page in headless Chromium; its own clock."""
     from playwright.sync_api import sync_playwright
 
@@ -158,7 +165,7 @@ def run_page(path: Path, photo: Path, folder: Path) -> Measured:
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
         seconds = []
-        for _ in range(1 if path.stem.endswith("None") else 4):
+        for _ in range(turns + (turns > 1)):
             page.evaluate("shown = null")
             page.set_input_files("#file", photo)
             page.wait_for_function("shown !== null && at('status').textContent.startsWith('Where')", timeout=300_000)
@@ -171,16 +178,16 @@ def run_page(path: Path, photo: Path, folder: Path) -> Measured:
     return seconds[1:] or seconds, saliency, described
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]], runs: Sequence[str]) -> None:
     names = list(dict.fromkeys(row["runtime"] for row in rows))
-    passes = {row["budget"]: row["passes"] for row in rows}
-    heads = [f"exact ({passes[None]} passes), s", *(f"budget {budget}, s" for budget in BUDGETS[1:])]
+    passes = {row["run"]: row["passes"] for row in rows}
+    heads = [f"{_HEADS.get(run, run)}, ms".format(passes=passes[run]) for run in runs]
     print(f"| runtime | version | {' | '.join(heads)} | least r |\n|---|---|{'---:|' * (len(heads) + 1)}")
     for name in names:
-        mine = {row["budget"]: row for row in rows if row["runtime"] == name}
-        cells = [f"{statistics.median(mine[b]['seconds']):.3g}" for b in BUDGETS]
+        mine = {row["run"]: row for row in rows if row["runtime"] == name}
+        cells = [f"{1000 * statistics.median(mine[run]['seconds']):.3g}" for run in runs]
         least = min(row["r"] for row in mine.values())
-        print(f"| {name} | {mine[None]['version']} | {' | '.join(cells)} | {least:.5f} |")
+        print(f"| {name} | {mine[runs[0]]['version']} | {' | '.join(cells)} | {least:.5f} |")
 
 
 if __name__ == "__main__":

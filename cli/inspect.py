@@ -260,10 +260,11 @@ def _explainer_facts(entries: dict[str, str], path: Path) -> dict[str, Any]:
 
 
 def _print_explainer(facts: dict[str, Any]) -> None:
-    passes = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
+    from ortcam.deploy.packed import describe_run
+
     takes = "photos of any size" if facts["raw"] else "preprocessed tensors"
     default = facts["default_target"]
-    print(f"packed  {facts['preset']} Score-CAM with {passes}, batches of {facts['batch_size']}; takes {takes}")
+    print(f"packed  {describe_run(facts)}, batches of {facts['batch_size']}; takes {takes}")
     print("target  " + ("must be given" if default is None else f"{default} where it is not given") + "; -1: top class")
     print(
         f"made    of {facts['source']['file']} (sha256 {facts['source']['sha256'][:16]}...), ortcam {facts['ortcam']}"

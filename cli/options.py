@@ -90,6 +90,14 @@ BestMethod = Annotated[
         show_default=False,
     ),
 ]
+PackedMethodName = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="Method of explanation: score-cam, cam, recipro-cam, ablation-cam or eigen-cam.",
+        autocompletion=one_of("score-cam", "cam", "recipro-cam", "ablation-cam", "eigen-cam"),
+    ),
+]
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option(

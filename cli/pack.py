@@ -16,6 +16,8 @@ def pack(
         Path | None,
         typer.Option("--output", "-o", help="The file to write. Default: MODEL.explainer.onnx.", show_default=False),
     ] = None,
+    method: options.PackedMethodName = "score-cam",
+    method_option: options.MethodOptions = None,
     preset: options.PresetName = None,
     layer: options.LayerName = None,
     budget: Annotated[
@@ -30,7 +32,10 @@ def pack(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Number of masked inputs per run. Default: 8, or the model's own.", show_default=False
+            min=1,
+            help="Number of masked inputs, or rows of the model's tail, per run. Default: 8 masked inputs, 64 MB of "
+            "features, or the model's own batch.",
+            show_default=False,
         ),
     ] = None,
     target: Annotated[
@@ -53,11 +58,13 @@ def pack(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
-    """Pack a model and Score-CAM into one ONNX file that needs no Python.
+    """Pack a model and a method of explanation into one ONNX file that needs no Python.
 
     Examples:
 
       ortcam pack model.onnx -o explainer.onnx --budget 32
+
+      ortcam pack model.onnx -o explainer.onnx --method cam
 
       ortcam explain explainer.onnx photo.jpg
 
@@ -66,13 +73,16 @@ def pack(
     if triton_tensorrt and triton is None:
         raise typer.BadParameter("--triton-tensorrt needs --triton DIR")
     from ortcam.deploy.pack import pack as write
+    from ortcam.deploy.packed import describe_run
     from ortcam.deploy.triton import write_triton
+    from ortcam.methods import make_method
 
     path = output or model.with_name(f"{model.stem}.explainer.onnx")
     report = write(
         model,
         path,
-        preset=preset or "official",
+        method=make_method(method, options.read_pairs("--method-option", method_option)),
+        preset=preset,
         budget=budget,
         raw=raw,
         batch_size=batch_size,
@@ -96,9 +106,8 @@ def pack(
             }
         )
         return
-    passes = "every channel" if budget is None else f"a budget of {budget}"
     size, facts = path.stat().st_size / 1e6, report.facts
-    print(f"{path}: {size:.1f} MB; {facts['preset']}, {passes}, batches of {facts['batch_size']}")
+    print(f"{path}: {size:.1f} MB; {describe_run(facts)}, batches of {facts['batch_size']}")
     if report.r is not None:
         print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
     if folder is not None:

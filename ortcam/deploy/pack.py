@@ -7,24 +7,34 @@ import warnings
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 import ortcam
-from ortcam.core.convention import Convention, resolve_convention
+from ortcam.core.budget import Limits
+from ortcam.core.convention import Convention
 from ortcam.core.files import replace_files
 from ortcam.core.scores import guess
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
-from ortcam.explain.scorecam import ScoreCAM
+from ortcam.explain.explainer import ModelExplainer
 from ortcam.graph.explainer import build_explainer
+from ortcam.graph.onepass import METHODS as ONE_PASS
+from ortcam.graph.onepass import count_tails
 from ortcam.graph.packing import Packing
+from ortcam.graph.tails import rows_at_once
+from ortcam.methods import make_method, with_preset
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT
 from ortcam.model.source import external_files
+from ortcam.output.explanation import Explanation
 from ortcam.runtime.engine import DEFAULT_BATCH
+
+if TYPE_CHECKING:
+    from ortcam.core.method import Method
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
 _LEAST_AGREEMENT = 0.999
@@ -37,7 +47,7 @@ class PackReport:
 
     Attributes:
         path: the file.
-        facts: the metadata entry `ortcam.explainer`: preset, budget, batch size, kind of input, source.
+        facts: the metadata entry `ortcam.explainer`: method, preset, budget, batch size, kind of input, source.
         r: Pearson's correlation of its map with the engine's, on a synthetic photo; None where that was not run.
         largest_difference: of the two maps, in [0,1].
         notices: what the user should know.
@@ -54,7 +64,8 @@ def pack(
     model: str | PathLike[str],
     path: str | PathLike[str],
     *,
-    preset: str | Convention = "official",
+    method: str | Method = "score-cam",
+    preset: str | Convention | None = None,
     budget: int | None = None,
     raw: bool = True,
     batch_size: int | None = None,
@@ -62,7 +73,7 @@ def pack(
     verify: bool = True,
     layer: str | None = None,
 ) -> PackReport:
-    """Write a model file and Score-CAM around it as one ordinary ONNX file that needs no Python.
+    """Write a model file and a method around it as one ordinary ONNX file that needs no Python.
 
     Its inputs are ``image``, a photo uint8 [H,W,3] RGB of any size (the preprocessed tensor float32 [1,C,H,W] with
     ``raw=False``), and ``target`` int64 [T], class indices, -1 for the top class. Its outputs are the model's own
@@ -73,7 +84,9 @@ def pack(
     Args:
         model: a file that ortcam exported.
         path: the file to write.
-        preset: a name in `ortcam.PRESETS`, or a Convention.
+        method: ``score-cam``, ``cam``, ``recipro-cam``, ``ablation-cam`` or ``eigen-cam``, or a method with options,
+            such as ``ReciproCAM(kernel="gaussian")``.
+        preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for ``official``.
         budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
         raw: put the preprocessing in.
         batch_size: masked images a turn; None for 8, or the model's own fixed batch.
@@ -89,9 +102,10 @@ def pack(
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    convention = resolve_convention(preset)
+    chosen = _choose_method(method, preset)
     budget = None if budget is None else whole("budget", budget)
-    cam = ScoreCAM(model, provider="cpu", preset=convention, layer=layer)
+    chosen.check(Limits(budget))
+    cam = ModelExplainer(model, chosen, provider="cpu", layer=layer)
     known = cam.model
     _check_path(path, known)
     classes, shape = cam.rehearse()
@@ -102,15 +116,23 @@ def pack(
         )
     if known.batch and batch_size not in (None, known.batch):
         raise OptionError(f"batch_size is {batch_size}; {known.name} knows only batches of {known.batch}")
+    described = chosen.describe()
+    default, most = DEFAULT_BATCH, shape[0]
+    if chosen.name != "score-cam":
+        _explain(cam, 0)  # a model that the method does not allow is refused here
+        most = max(1, count_tails(described, shape))
+        default = rows_at_once(shape, most)
     plan = Packing(
-        convention=convention,
+        convention=chosen.convention,
         budget=None if budget is None else min(budget, _LARGEST_BUDGET),
-        batch_size=known.batch or min(shape[0], whole("batch_size", batch_size or DEFAULT_BATCH)),
+        batch_size=known.batch or min(most, whole("batch_size", batch_size or default)),
         fixed_batch=known.batch is not None,
         raw=raw,
         target=None if target is None else _default_target(known, target, classes),
         input_shape=_input_shape(known),
-        layer_size=shape[1:],
+        layer_shape=shape,
+        method=described,
+        sequence=known.sequence,
     )
     source = _read_whole(known)
     explainer = build_explainer(source, known.contract, plan)
@@ -140,6 +162,18 @@ def pack(
         )
     notices = (guess(known.name),) if known.contract.is_in_doubt(classes) else ()
     return PackReport(path, facts, r, difference, notices)
+
+
+def _choose_method(method: str | Method, preset: str | Convention | None) -> Method:
+    """Return the method to pack.
+
+    Raises:
+        OptionError: the method or the preset is unknown, or the method cannot be packed.
+    """
+    chosen = with_preset(make_method(method) if isinstance(method, str) else method, preset)
+    if chosen.name not in ("score-cam", *ONE_PASS):
+        raise OptionError(f"method {chosen.name} cannot be packed; expected score-cam, {', '.join(ONE_PASS)}")
+    return chosen
 
 
 def _default_target(model: CamModel, target: Any, classes: int) -> int:
@@ -193,6 +227,7 @@ def _read_whole(model: CamModel) -> onnx.ModelProto:
 def _describe(model: CamModel, plan: Packing, scores: str, classes: int) -> dict[str, Any]:
     return {
         "format": EXPLAINER_FORMAT,
+        "method": dict(plan.method),
         "preset": plan.convention.name,
         "convention": asdict(plan.convention),
         "budget": plan.budget,
@@ -224,7 +259,7 @@ def _refusal(explainer: onnx.ModelProto) -> str | None:
     return None
 
 
-def _compare(cam: ScoreCAM, explainer: PackedExplainer, budget: int | None) -> tuple[float, float]:
+def _compare(cam: ModelExplainer, explainer: PackedExplainer, budget: int | None) -> tuple[float, float]:
     """Explain a synthetic photo with the file and with the engine; return r and the largest difference of the maps.
 
     With a budget, rounding may choose the other of two masks that are worth the same; so one photo of three is enough.
@@ -233,7 +268,11 @@ def _compare(cam: ScoreCAM, explainer: PackedExplainer, budget: int | None) -> t
         ModelError: they do not agree, or the file does not run.
     """
     for seed in range(1 if budget is None else 3):
-        r, difference = _compare_once(cam, explainer, budget, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OrtcamWarning)  # of a flat map: it is the synthetic photo's
+            packed = explainer.explain(_synthetic_image(cam.model, seed))
+        expected = _explain(cam, seed, budget, packed.targets[0].index)
+        r, difference = _agreement(packed.maps, expected.maps)
         if r >= _LEAST_AGREEMENT:
             return r, difference
     raise ModelError(
@@ -242,19 +281,25 @@ def _compare(cam: ScoreCAM, explainer: PackedExplainer, budget: int | None) -> t
     )
 
 
-def _compare_once(cam: ScoreCAM, explainer: PackedExplainer, budget: int | None, seed: int) -> tuple[float, float]:
-    image: Any = _synthetic_photo(seed)
-    if cam.model.contract.preprocessing is None:
-        shape = _input_shape(cam.model)
-        image = np.random.default_rng(seed).standard_normal((1, *shape)).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OrtcamWarning)  # of a flat map: it is the synthetic photo's
-        packed = explainer.explain(image)
-        expected = cam.explain(image, budget=budget, targets=packed.targets[0].index)
-    ours, theirs = packed.maps, expected.maps
+def _agreement(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[float, float]:
+    """Return r and the largest difference of two maps."""
     difference = float(np.abs(ours - theirs).max())
     varies = theirs.std() > 0 and ours.std() > 0
     return float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]) if varies else float(difference < 1e-3), difference
+
+
+def _explain(cam: ModelExplainer, seed: int, budget: int | None = None, target: int | None = None) -> Explanation:
+    """Explain a synthetic photo with the engine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OrtcamWarning)
+        return cam.explain(_synthetic_image(cam.model, seed), budget=budget, targets=target)
+
+
+def _synthetic_image(model: CamModel, seed: int) -> Any:
+    """Return a synthetic photo, or noise if the model takes tensors."""
+    if model.contract.preprocessing is not None:
+        return _synthetic_photo(seed)
+    return np.random.default_rng(seed).standard_normal((1, *_input_shape(model))).astype(np.float32)
 
 
 def _synthetic_photo(seed: int) -> np.ndarray[Any, Any]:

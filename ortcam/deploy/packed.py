@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # The facts in the metadata entry `ortcam.explainer`.
 _FACTS: dict[str, type | tuple[type, ...]] = {
+    "method": dict,
     "preset": str,
     "budget": (int, type(None)),
     "batch_size": int,
@@ -196,10 +197,9 @@ class PackedExplainer:
     def _check_limits(self, budget: int | None, tolerance: float | None, selection: str) -> None:
         packed = self.facts["budget"]
         if budget not in (None, packed) or tolerance is not None or selection != "predict":
-            shown = "no budget" if packed is None else f"budget {packed}"
             raise OptionError(
-                f"{self.path.name} is packed with its layer, preset and budget ({shown}); leave budget, tolerance and "
-                "selection out, or explain with the model file"
+                f"{self.path.name} is packed with its layer and method ({describe_run(self.facts)}); leave budget, "
+                "tolerance and selection out, or explain with the model file"
             )
 
     def _explain(self, image: Image, words: Targets, top_k: int) -> PackedExplanation:
@@ -257,7 +257,7 @@ class PackedExplainer:
             activation=self.contract.makes_probabilities,
             preprocessing=None if known is None else known.to_dict(),
             asked=asked,
-            method={"name": "score-cam"},
+            method=self.facts["method"],
             batch_size=self.facts["batch_size"],
             provider_options=self._provider.options,
             device_id=self._provider.device_id,
@@ -358,6 +358,21 @@ class _Session:
         """Do nothing: the session ends with its last reference."""
 
 
+def describe_run(facts: dict[str, Any]) -> str:
+    """Return a few words for the method of a packed explainer: its options, or the preset and budget of Score-CAM.
+
+    >>> describe_run({"method": {"name": "recipro-cam", "kernel": "gaussian"}})
+    'recipro-cam (kernel gaussian)'
+    """
+    method = dict(facts["method"])
+    name = method.pop("name")
+    if name == "score-cam":
+        passes = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
+        return f"{facts['preset']} Score-CAM with {passes}"
+    options = ", ".join(f"{option} {value}" for option, value in method.items())
+    return f"{name} ({options})" if options else str(name)
+
+
 def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:
     """Return the contract and the facts in the metadata of a packed explainer.
 
@@ -376,7 +391,9 @@ def parse_facts(entries: dict[str, str], path: Path) -> tuple[Contract, dict[str
         found = facts["format"]
         if found != EXPLAINER_FORMAT:
             raise ModelError(f"{path} has format {found!r}; this ortcam reads format {EXPLAINER_FORMAT}: pack it again")
+        facts.setdefault("method", {"name": "score-cam"})  # an older ortcam packed no other method
         wrong = [name for name, kinds in _FACTS.items() if not isinstance(facts[name], kinds)]
+        wrong += [] if wrong or "name" in facts["method"] else ["method"]
         if wrong or not {"file", "sha256"} <= facts["source"].keys():
             raise ValueError(f"{EXPLAINER} lacks {(wrong or ['source'])[0]}")
     except (ValueError, TypeError, KeyError) as error:

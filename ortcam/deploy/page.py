@@ -26,7 +26,7 @@ from typing import Any
 import onnx
 
 from ortcam.core.files import only, replace_directory, replace_files
-from ortcam.deploy.packed import parse_facts
+from ortcam.deploy.packed import describe_run, parse_facts
 from ortcam.errors import OptionError, OutputError, one_line
 from ortcam.model.image import read_photo
 from ortcam.model.source import read_proto
@@ -81,16 +81,16 @@ def write_page(
         "output": contract.output,
         "activation": contract.makes_probabilities,
         "scale": contract.output_scale,
+        "onePass": facts["method"]["name"] != "score-cam",
         "examples": list(photos),
         "colours": base64.b64encode(colour_table("turbo").tobytes()).decode(),
         "bytes": len(model),
     }
     heading = title or f"What does {facts['source']['file']} see?"
-    how = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
     text = _TEMPLATE.read_text(encoding="utf-8")
     for mark, value in {
         "{{title}}": html.escape(heading),
-        "{{how}}": html.escape(f"Score-CAM ({facts['preset']}) with {how}, layer {contract.layer}"),
+        "{{how}}": html.escape(f"{_describe(facts)}, layer {contract.layer}"),
         "{{about}}": json.dumps(about, ensure_ascii=False).replace("<", "\\u003c"),
     }.items():
         text = text.replace(mark, value)
@@ -107,6 +107,14 @@ def write_page(
         except OSError as error:
             raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
     return directory
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    """Return the method for the page's readers."""
+    if facts["method"]["name"] != "score-cam":
+        return f"Method {describe_run(facts)}"
+    how = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
+    return f"Score-CAM ({facts['preset']}) with {how}"
 
 
 def _is_ours(path: Path) -> bool:

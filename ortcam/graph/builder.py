@@ -174,6 +174,10 @@ class Builder:
         self._scope.initializers.extend(initializers)
         self._scope.known.extend(known)
 
+    def unused(self, kind: str) -> str:
+        """Return a name that nothing has, for embedded nodes."""
+        return self._name(kind)
+
     def named(self, value: Value, name: str) -> None:
         """Give a value a second name, for embedded nodes to read."""
         self._scope.nodes.append(helper.make_node("Identity", [value.name], [name], name=PREFIX + name))

@@ -1,12 +1,12 @@
-"""Build the explainer graph: Score-CAM of one photo as an ordinary ONNX graph for any runtime.
+"""Build the explainer graph: a method and one photo as an ordinary ONNX graph for any runtime.
 
     image, target -> the model's scores, target, saliency, scored, error
 
-A Loop holds the model, so the file has its weights once. The weights are initializers of the loop's body, where ONNX
-Runtime optimises them. If weights are captured from outside, convolutions keep their plain layout, and take 2.4 times
-as long. The first turn is the plain pass: one image, unmasked. It fills a queue of masks. Every further turn runs a
-batch of the queue, until the queue is empty. With a budget, the turn that empties the queue predicts all scores and
-chooses the next stage.
+Methods of one pass are written by `ortcam.graph.onepass`, and Score-CAM here. A Loop holds the model, so the file has
+its weights once. The weights are initializers of the loop's body, where ONNX Runtime optimises them. If weights are
+captured from outside, convolutions keep their plain layout, and take 2.4 times as long. The first turn is the plain
+pass: one image, unmasked. It fills a queue of masks. Every further turn runs a batch of the queue, until the queue is
+empty. With a budget, the turn that empties the queue predicts all scores and chooses the next stage.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from ortcam.core.surrogate import smooth_directions
 from ortcam.graph import budget as budgets
 from ortcam.graph import names, scoring, surrogates
 from ortcam.graph.builder import Builder, Value
+from ortcam.graph.frame import INNER, OURS, Explained, Frame
+from ortcam.graph.onepass import OnePass
 from ortcam.graph.packing import Carried, Packing
-from ortcam.graph.photo import photo_sides, write_placing, write_preprocessing
 from ortcam.graph.saliency import SelectedMasks, write_saliency, write_selection, write_weights
 from ortcam.graph.standard import in_order, standardize
 from ortcam.model.contract import Contract, count_scores
 from ortcam.model.protobuf import rename
-
-_INNER = "ortcam.inner."  # prefix of the model's values whose names the explainer uses itself
-_OURS = ("image", "target", "target_class", "saliency", "scored", "error")
 
 
 def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Packing) -> onnx.ModelProto:
@@ -44,63 +42,39 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Packing) -
 
     Raises:
         ModelError: the scores cannot be found in the graph.
+        LayerError: the model has no tail behind its layer, and the method needs it.
     """
     proto = standardize(proto)
-    name, single = proto.graph.output[0].name, count_scores(proto) == 1
-    model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
-    rename(model.graph, {one: f"{_INNER}{one}" for one in ("activations", name, *_OURS)})
-    graph = Builder()
-    writer = _Writer(graph, model.graph, f"{_INNER}{name}", contract, plan, single)
-    writer.write(name)
+    name, graph = proto.graph.output[0].name, Builder()
     made = onnx.ModelProto()
-    made.CopyFrom(onnx.ModelProto(ir_version=max(model.ir_version, 8), opset_import=model.opset_import))
-    made.functions.extend(model.functions)
+    made.CopyFrom(onnx.ModelProto(ir_version=max(proto.ir_version, 8), opset_import=proto.opset_import))
+    made.functions.extend(proto.functions)
+    writer: Frame
+    if plan.method["name"] != "score-cam":
+        writer = OnePass(graph, proto, contract, plan)
+    else:
+        single = count_scores(proto) == 1
+        model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
+        rename(model.graph, {one: f"{INNER}{one}" for one in ("activations", name, *OURS)})
+        writer = _Writer(graph, model.graph, f"{INNER}{name}", contract, plan, single)
+    writer.write(name)
     made.graph.CopyFrom(graph.to_proto("explainer"))
     return made
 
 
-class _Writer:
+class _Writer(Frame):
+    """Score-CAM: a Loop around the model."""
+
     def __init__(
         self, graph: Builder, model: onnx.GraphProto, result: str, contract: Contract, plan: Packing, single: bool
     ) -> None:
-        self.graph, self.model, self.result, self.contract, self.plan = graph, model, result, contract, plan
-        self.single = single
-        self.size = plan.input_size(contract.image_layout)
+        super().__init__(graph, contract, plan, single)
+        self.model, self.result = model, result
 
-    def write(self, name: str) -> None:
-        graph, plan = self.graph, self.plan
-        if plan.raw:
-            photo = graph.input("image", np.uint8, ["height", "width", 3])
-        else:
-            photo = graph.input("image", np.float32, [1, *plan.input_shape])
-        target = graph.input("target", np.int64, ["targets"])
-        if plan.target is not None:
-            graph.default("target", np.array([plan.target], np.int64))
-        image, place = self._write_raw(photo) if plan.raw else self._write_tensor(photo)
+    def explain(self, image: Value, target: Value) -> Explained:
         state = self._write_loop(image, target)
-        valid = self._is_valid(target, graph.size(state.output, 0))
         maps, error = self._write_maps(state)
-        saliency = place(maps * graph.reshape(graph.cast(valid, np.float32), -1, 1, 1))
-        size = ["height", "width"] if plan.raw else self.size
-        graph.output(state.output, name, ["classes"])
-        # Inputs and outputs have one namespace, so it is not called `target` again.
-        graph.output(graph.where(valid, state.targets, target), "target_class", ["targets"])
-        graph.output(saliency, "saliency", ["targets", *size])
-        graph.output(graph.size(state.scores, 0), "scored", [1])
-        graph.output(error, "error", ["targets", 3])
-
-    def _write_raw(self, photo: Value) -> tuple[Value, Callable[[Value], Value]]:
-        graph, known = self.graph, self.contract.preprocessing
-        assert known is not None
-        pixels = graph.size(photo, 0) * graph.size(photo, 1)
-        fault = self._check(graph.equal(pixels, 0), "the image has no pixels; expected uint8 [height,width,3]")
-        rows, columns = photo_sides(graph, photo, known, fault)
-        image = write_preprocessing(graph, photo, rows, columns, known, self.contract.image_layout)
-        return image, lambda maps: write_placing(graph, maps, rows, columns, known)
-
-    def _write_tensor(self, image: Value) -> tuple[Value, Callable[[Value], Value]]:
-        fault = self._check(self._is_wild(image), "the image has NaN or infinite values; expected finite numbers")
-        return image + self.graph.cast(fault, np.float32), lambda maps: maps
+        return Explained(state.output, state.targets, maps, self.graph.size(state.scores, 0), error)
 
     def _write_loop(self, image: Value, target: Value) -> Carried:
         graph = self.graph
@@ -172,14 +146,14 @@ class _Writer:
         }
         for name, value in inputs.items():
             graph.named(value, name)
-        masked = (one for one in self.model.value_info if one.name == f"{_INNER}image")
+        masked = (one for one in self.model.value_info if one.name == f"{INNER}image")
         graph.embed(in_order(self.model.node), self.model.initializer, masked)
         weight = plan.convention.weight
         scored = names.TARGET_LOG_PROBABILITIES if weight == "probability" else names.TARGET_LOGITS
-        made = (self.result, names.LOGITS, f"{_INNER}activations", scored)
+        made = (self.result, names.LOGITS, f"{INNER}activations", scored)
         output, logits, activations, scores = (graph.refer(name, np.float32) for name in made)
         if self.single:
-            output = self._write_both_sides(output, logits)
+            output = self.write_both_sides(output, logits)
         if contract.activations_layout == "NHWC":
             activations = graph.op("Transpose", activations, perm=[0, 3, 1, 2])
         if any(node.op_type == "DequantizeLinear" for node in self.model.node):
@@ -189,32 +163,11 @@ class _Writer:
             output, logits, activations = (graph.gather(value, row) for value in (output, logits, activations))
         return output, logits, activations, scores
 
-    def _write_both_sides(self, output: Value, logits: Value) -> Value:
-        """output [b,1] and its logits [b,2] -> [b,2]: the model's output for each of its two classes."""
-        graph, contract = self.graph, self.contract
-        factor, offset = contract.output_scale or (1.0, 0.0)
-        if contract.output == "log_probabilities":
-            return graph.op("Softplus", -logits) * -factor + offset
-        both = output * np.array([[-1.0, 1.0]], np.float32)
-        ends = 2 * offset if contract.output == "logits" else factor + 2 * offset  # the sum of the two sides
-        return both + np.array([[ends, 0.0]], np.float32)
-
     def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> Carried:
         """After the plain pass: find the classes and the masks to run."""
         graph, plan = self.graph, self.plan
         output, logits, layer = (graph.slice(value, 0, 1, 0) for value in (output, logits, activations))
-        wild = self._is_wild(logits) | self._is_wild(layer)
-        fault = self._check(wild, "the model returns NaN or infinite values for this image")
-        classes = graph.size(logits, 1)
-        valid = self._is_valid(target, classes)
-        none = graph.equal(graph.size(target, 0), 0)
-        wrong = none | graph.cast(graph.reduce("Max", graph.concat([
-            graph.cast(~valid, np.int64), graph.constant([0])], 0), keep=True), np.bool_)  # fmt: skip
-        fault = fault + self._check(
-            wrong, "target is out of range; expected class indices from 0, or -1: the top class"
-        )
-        top = graph.reshape(graph.op("ArgMax", logits, axis=1, keepdims=1), 1)
-        classes_asked = graph.where(graph.equal(target, -1), top, graph.where(valid, target, 0)) + fault
+        classes = self.write_targets(logits, layer, target)
         three = graph.reshape(layer, graph.size(layer, 1), *plan.layer_size)
         selection = write_selection(graph, three, plan.convention, self.size, plan.layer_size)
         count = graph.size(selection.channels, 0)
@@ -225,7 +178,7 @@ class _Writer:
         return Carried(
             activations=three,
             output=graph.reshape(output, -1),
-            targets=classes_asked,
+            targets=classes,
             affine=selection.affine,
             channels=selection.channels,
             rows=selection.rows,
@@ -304,8 +257,7 @@ class _Writer:
     def _write_maps(self, state: Carried) -> tuple[Value, Value]:
         """scores of the masks that were run -> maps float32 [T,h_in,w_in], and their errors float32 [T,3]."""
         graph, plan = self.graph, self.plan
-        fault = self._check(self._is_wild(state.scores), "the model returns NaN or infinite values for a masked image")
-        scores = state.scores + graph.cast(fault, np.float32)
+        scores = self.checked(state.scores)
         selection = SelectedMasks(state.affine, state.channels, state.rows)
         error = graph.full(graph.shape(graph.size(state.targets, 0), 3), 0.0, np.float32)  # of exact maps
         if state.surrogate:
@@ -337,22 +289,3 @@ class _Writer:
         """Add the smooth directions as a constant of the current graph."""
         directions = smooth_directions(budgets.surrogate_grid(self.plan.layer_size))
         return surrogate | {"basis": self.graph.constant(directions)}
-
-    def _is_valid(self, target: Value, classes: Value) -> Value:
-        return (target >= -1) & (classes > target)
-
-    def _is_wild(self, value: Value) -> Value:
-        """Whether a tensor has NaN or infinite values, bool [1]."""
-        graph = self.graph
-        wild = graph.op("IsNaN", value) | graph.op("IsInf", value)
-        flat = graph.concat([graph.reshape(graph.cast(wild, np.int32), -1), graph.constant(np.zeros(1, np.int32))], 0)
-        return graph.cast(graph.reduce("Max", flat, 0, keep=True), np.bool_)
-
-    def _check(self, wrong: Value, message: str) -> Value:
-        """Fail if `wrong`, bool [1], is true: ONNX has no errors, so an index of a named node goes out of bounds.
-
-        Returns:
-            int64 [1], 0. Add it to values that must be computed after the check.
-        """
-        graph = self.graph
-        return graph.gather(graph.constant([0]), graph.cast(wrong, np.int64), name=f"ortcam: {message}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ortcam.core.convention import Convention
 from ortcam.graph import surrogates
 from ortcam.graph.budget import STATE
 from ortcam.graph.builder import Value
 from ortcam.graph.surrogates import SurrogateValues
-from ortcam.model.contract import Layout
+from ortcam.model.contract import Layout, Sequenced
 
 _RANKS = {
     "activations": 3, "output": 1, "targets": 1, "affine": 2, "channels": 1, "rows": 1, "queue": 1, "scores": 2,
@@ -22,14 +23,17 @@ class Packing:
     """The options of an explainer.
 
     Attributes:
-        convention: the definition of Score-CAM.
+        convention: the definition of Score-CAM, or the last steps of another method's maps.
         budget: the largest number of masked images; None for all.
         batch_size: the number of masked images per turn.
         fixed_batch: whether the model accepts only this batch.
         raw: take a photo uint8 [H,W,3] of any size, else the preprocessed input float32.
         target: the default of the input `target`; None if `target` must be given.
         input_shape: the shape of the model's image, without the batch.
-        layer_size: (h, w) of the target layer.
+        layer_shape: (K, h, w) of the target layer.
+        method: the name of the method and its options, as `Method.describe`. For all methods but ``score-cam``, the
+            convention holds only the last steps of a map, and the batch size is the number of rows of a tail.
+        sequence: the tokens that the target layer is taken from, if the method changes features; else None.
     """
 
     convention: Convention
@@ -39,7 +43,15 @@ class Packing:
     raw: bool
     target: int | None
     input_shape: tuple[int, int, int]
-    layer_size: tuple[int, int]
+    layer_shape: tuple[int, int, int]
+    method: Mapping[str, Any] = field(default_factory=lambda: {"name": "score-cam"})
+
+    sequence: Sequenced | None = None
+
+    @property
+    def layer_size(self) -> tuple[int, int]:
+        """(h, w) of the target layer."""
+        return self.layer_shape[1], self.layer_shape[2]
 
     @property
     def pads(self) -> bool:
