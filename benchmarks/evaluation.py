@@ -118,14 +118,14 @@ def split_cutouts(folder: Path, kind: str) -> Path:
     return path
 
 
-def show(title: str, table: dict[str, Any]) -> None:
-    """Print a Markdown table: means with half of the 95 % interval, and the difference from the first method."""
+def show(title: str, table: dict[str, Any], names: dict[str, str] | None = None) -> None:
+    """Print a Markdown table of the methods in `names`: means with half of the 95 % interval."""
     values = table["values"]
     columns = list(next(iter(values.values())))
     print(f"\n**{title}**, {table['photos']} samples\n")
     print(f"| map | {' | '.join(columns)} |")
     print(f"|---|{'---:|' * len(columns)}")
-    for method, name in METHODS.items():
+    for method, name in (names or METHODS).items():
         if method in values:
             print(f"| {name} | {' | '.join(cell(values[method][column]) for column in columns)} |")
 

@@ -1,4 +1,4 @@
-"""Packed explainers in every runtime: seconds a map and agreement with the engine.
+"""Packed explainers in every runtime: seconds a map and agreement with the engine; Score-CAM and one-pass methods.
 
     python benchmarks/runtimes.py                             ten minutes on two cores, after `make .venv/runtimes`
     python benchmarks/runtimes.py --runs 16 cam recipro-cam   one minute

@@ -15,6 +15,7 @@ from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
     from ortcam.core.budget import Selecting
+    from ortcam.core.method import Method
     from ortcam.output.explanation import Pictures
 
 _MOST_BYTES_UNASKED = 500_000_000  # of one explanation
@@ -72,9 +73,9 @@ def explain(
         ),
     ] = "predict",
     preset: options.PresetName = None,
-    method: options.MethodName = "score-cam",
+    method: options.BestMethod = None,
     method_option: options.MethodOptions = None,
-    layer: options.LayerName = None,
+    layer: options.LayerNames = None,
     provider: options.ProviderName = "auto",
     provider_option: options.ProviderOptions = None,
     device_id: options.DeviceId = 0,
@@ -112,9 +113,14 @@ def explain(
     from ortcam import load_explainer
     from ortcam.methods import make_method
 
+    chosen: str | Method = "auto"
+    if method is not None or method_option:
+        chosen = make_method(method or "fused", options.read_pairs("--method-option", method_option))
+    elif budget is not None or tolerance is not None or selection != "predict":
+        chosen = "score-cam"  # they limit the masked inputs of Score-CAM
     explainer = load_explainer(
         model,
-        make_method(method, options.read_pairs("--method-option", method_option)),
+        chosen,
         preset=preset,
         provider=options.make_provider(provider, provider_option, device_id),
         batch_size=options.read_batch_size(batch_size),

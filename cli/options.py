@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ortcam.runtime.providers import Provider
 
 
+_METHODS = (
+    "score-cam", "fused", "cam", "recipro-cam", "ablation-cam", "eigen-cam", "poly-cam", "ss-cam", "is-cam", "rise",
+)  # fmt: skip
 _EXAMPLES = {"--provider-option": "use_tf32=1", "--method-option": "masks=1000", "--maps": "mine=folder"}
 
 
@@ -56,6 +59,16 @@ ProviderOptions = Annotated[
         show_default=False,
     ),
 ]
+LayerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        help="Another target layer: one that the file exposes, or a module or a value of its graph (see: ortcam "
+        "inspect). Default: the layer that the file exposes first. Repeat it to name the earlier layers of a method "
+        "that uses several.",
+        show_default=False,
+    ),
+]
 LayerName = Annotated[
     str | None,
     typer.Option(
@@ -65,12 +78,16 @@ LayerName = Annotated[
         show_default=False,
     ),
 ]
-MethodName = Annotated[
-    str,
+_SHOWN_METHODS = f"Method of explanation: {', '.join(_METHODS[:-1])} or {_METHODS[-1]}."
+MethodName = Annotated[str, typer.Option("--method", help=_SHOWN_METHODS, autocompletion=one_of(*_METHODS))]
+BestMethod = Annotated[
+    str | None,
     typer.Option(
         "--method",
-        help="Method of explanation: score-cam, recipro-cam or rise.",
-        autocompletion=one_of("score-cam", "recipro-cam", "rise"),
+        help=f"{_SHOWN_METHODS} Default: fused; score-cam if a "
+        "budget, tolerance, selection or preset is given, or the model does not suit fused.",
+        autocompletion=one_of(*_METHODS),
+        show_default=False,
     ),
 ]
 PackedMethodName = Annotated[

@@ -55,7 +55,9 @@ def small(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_explain_writes_overlays_and_prints_a_table(small: Path) -> None:
-    done = run("explain", "model.onnx", "cat.png", "dog.jpg", "-o", "out", "--top-k", "2", cwd=small)
+    done = run(
+        "explain", "model.onnx", "cat.png", "dog.jpg", "-o", "out", "--top-k", "2", "--method", "score-cam", cwd=small
+    )
     assert done.returncode == 0, done.stderr
     assert "cat.png" in done.stdout
     assert "of 512" in done.stdout

@@ -262,4 +262,5 @@ def by_percentiles(maps: Floats) -> Floats:
     Source: aenglebert/polycam, which divides by the highest value and not by the range.
     """
     low, high = np.percentile(maps, _PERCENTILES, axis=(1, 2), keepdims=True)
-    return np.clip((maps - low) / np.maximum(high, _LEAST_PERCENTILE), 0, 1).astype(np.float32)
+    clipped: Floats = np.clip((maps - low) / np.maximum(high, _LEAST_PERCENTILE), 0, 1).astype(np.float32)
+    return clipped

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 from ortcam.core.convention import Convention
-from ortcam.errors import OptionError, PackedModelError
+from ortcam.errors import LayerError, OptionError, PackedModelError
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.explain.scorecam import ScoreCAM
 from ortcam.methods import make_method, with_preset
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from ortcam.explain.protocol import Explainer
 
 
+_log = logging.getLogger("ortcam")
+
+
 def load_explainer(
     model: ModelLike,
     method: str | Method = "score-cam",
@@ -26,13 +31,15 @@ def load_explainer(
     provider: ProviderLike = "auto",
     batch_size: int | Literal["auto"] | None = None,
     threads: int | None = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
 ) -> Explainer:
     """Load a model file, or a packed explainer.
 
     Args:
         model: a model file, or the path of a packed explainer.
-        method: ``score-cam``, ``recipro-cam`` or ``rise``, or a method with options, such as ``RISE(masks=1000)``.
+        method: the name of a method, such as ``score-cam`` or ``cam`` (`ortcam.methods.METHODS`), or a method with
+            options, such as ``RISE(masks=1000)``. ``auto`` is ``fused``, and ``score-cam`` for a model that fused does
+            not suit, or if a preset is given; the logger says which.
         preset: the definition of Score-CAM; None for ``official``.
         provider, batch_size, threads, layer: as for `ModelExplainer`.
 
@@ -40,10 +47,21 @@ def load_explainer(
         OptionError: the method is unknown, or an option does not suit the method or the file.
         ModelError, ProviderError: as `ModelExplainer` and `PackedExplainer`.
     """
+    if method == "auto":
+        method = "score-cam"
+        if preset is None:
+            try:
+                return ModelExplainer(model, make_method("fused"), provider, batch_size, threads, layer)
+            except PackedModelError:
+                pass
+            except LayerError as error:
+                _log.info("score-cam explains the model, because fused does not suit it: %s", error)
     chosen = make_method(method) if isinstance(method, str) else method
     defined = with_preset(chosen, preset)
     try:
         if preset is not None:
+            if layer is not None and not isinstance(layer, str):
+                (layer,) = layer
             return ScoreCAM(model, provider, defined.convention, batch_size, threads, layer)
         return ModelExplainer(model, chosen, provider, batch_size, threads, layer)
     except PackedModelError:

@@ -28,7 +28,7 @@ from ortcam.explain.scheduler import InWork, not_finite
 from ortcam.model.cam_model import CamModel
 from ortcam.output.render import place_map
 from ortcam.runtime.classifier import Classifier, Setup
-from ortcam.runtime.layer import with_layer
+from ortcam.runtime.layer import for_method
 from ortcam.runtime.providers import Provider
 from ortcam.runtime.scorer import Group
 from ortcam.runtime.threads import calm_blas
@@ -70,7 +70,7 @@ class PhotoRun:
         layer: str | None,
     ) -> None:
         """Open the model; the arguments are those of `evaluate`."""
-        self.model = model if layer is None else with_layer(model, layer)
+        self.model = for_method(model, layer, 0, "image")
         self.contestants, self.given, self.controls = contestants, given, controls
         self.metrics, self.seed = metrics, seed
         self._size = _usual_size(self.model)
@@ -87,7 +87,10 @@ class PhotoRun:
         """Return the open model that takes its scores from a tensor, with a layer; methods share it."""
         key = scored, layer
         if key not in self._open:
-            model = self.model if layer is None else with_layer(self.model, layer)
+            sharing = [one.method for one in self.contestants if one.method.scored == scored and one.layer == layer]
+            stages = max((one.stages for one in sharing), default=0)
+            at = "layer" if any(one.change.at == "layer" for one in sharing) else "image"
+            model = for_method(self.model, layer, stages, at)
             provider, batch_size, threads = self._opening
             self._open[key] = Classifier(Setup(model, scored, provider, batch_size, threads, Change(Channels())))
         return self._open[key]

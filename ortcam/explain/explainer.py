@@ -30,7 +30,7 @@ from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, n
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
-from ortcam.runtime.layer import with_layer, with_sequence, with_stages
+from ortcam.runtime.layer import for_method
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import ProviderLike, resolve_provider
 from ortcam.runtime.scorer import Progress
@@ -104,19 +104,7 @@ class ModelExplainer:
         self.method = method
         wanted = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
-        layers = [] if layer is None else [layer] if isinstance(layer, str) else list(layer)
-        stages = layers[1:]
-        if layers:
-            self.model = with_layer(self.model, layers[0])
-        if len(stages) > method.stages:
-            most = 1 + method.stages
-            raise OptionError(
-                f"got {1 + len(stages)} layers; method {method.name} takes at most {most}, the target layer first"
-            )
-        if method.stages:
-            self.model = with_stages(self.model, method.stages, stages)
-        if method.change.at == "layer":
-            self.model = with_sequence(self.model)
+        self.model = for_method(self.model, layer, method.stages, method.change.at)
         begin, setup = time.perf_counter(), Setup(self.model, method.scored, wanted, batch_size, threads, method.change)
         classifier = Classifier(setup)
         self._provider = classifier.provider

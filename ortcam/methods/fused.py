@@ -1,11 +1,11 @@
 """Fused: one map from several kinds of evidence, most of them cheap. This project's own method; see docs/fused.md.
 
-    map = N(K) * (N(D) + f) * (N(R) + f) [* (N(S) + f)]
+    map = N(K) * (N(D) + f) * (N(R) + f) * (N(S) + f)
 
 - K, contrastive CAM: what the log-probability of the class loses when one place of the target layer is set to zero.
-- D, occlusion: the same for each window of 3 x 3 places of the stage before.
+- D, occlusion: the same for windows of 4 x 4 places of the stage before, one around each block of 2 x 2 places.
 - R, RISE on features: the covariance of the log-probability with random grids that multiply the stage's features.
-- S, with a budget: Score-CAM of the stage.
+- S, Score-CAM of the stage, with a budget of masked images; without masked images, the factor is left out.
 
 N is min-max normalisation, and f a floor of 0.1, so that no factor alone removes a place. K, D and R run only the rest
 of the network (its tail) behind the layer. With logits in place of log-probabilities, K would be CAM for a linear head.
@@ -35,7 +35,6 @@ from ortcam.methods.scorecam import ScoreCAMMethod, ScoreCAMRun
 
 _CONVENTION = Convention("fused", "ortcam, docs/fused.md", steps=("upsample", "normalize"))
 _FLOOR = np.float32(0.1)
-_WINDOW = 3  # places of the stage
 _CELLS = 5  # rows and columns of a grid
 _SHOWN, _HIDDEN = (0, 1, 0), (0, -1, 1)
 _CERTAIN = float(np.log1p(-1e-3))  # a log-probability; above, differences are lost in rounding
@@ -52,7 +51,7 @@ class Fused:
         seed: the same seed makes the same grids on every device.
     """
 
-    passes: int = 0
+    passes: int = 16
     grids: int = 98
     seed: int = 0
 
@@ -99,8 +98,8 @@ class FusedRun:
         self._grids = _grids(method.grids, method.seed)
         hidden, pair = [_HIDDEN], [_SHOWN, _HIDDEN]
         self._queries = [
-            _with_plain(_tails(_windows(sizes[0], 1), 0, hidden)),
-            _tails(_windows(sizes[1], _WINDOW), stage, hidden),
+            _with_plain(_tails(_places(sizes[0]), 0, hidden)),
+            _tails(_blocks(sizes[1]), stage, hidden),
             _tails(self._grids, stage, pair),
         ]
         self._seen: list[Floats] = []  # the scores [M,T] of each query
@@ -132,7 +131,7 @@ class FusedRun:
         count = len(self._certain)
         factors = [
             upsample(_scaled(-places.T.reshape(count, *self._layer), self._noise), self._size),
-            _scaled(-windows.T.reshape(count, *self._size), self._noise),
+            _scaled(_between(-windows.T.reshape(count, *map(_half, self._size)), self._size), self._noise),
             _scaled(self._covariance(grids), self._noise * np.sqrt(len(grids))),
         ]
         live = None
@@ -173,10 +172,31 @@ def _scaled(maps: Floats, noise: float) -> Floats:
     return scaled
 
 
-@lru_cache(maxsize=4)  # two layers of as many groups as are at work
-def _windows(size: tuple[int, int], side: int) -> Maps:
-    """Return masks of one window of `side` x `side` places around each place of a layer of (h, w)."""
-    rows, columns = (np.abs(np.subtract.outer(np.arange(n), np.arange(n))) <= side // 2 for n in size)
+def _half(length: int) -> int:
+    """Return the number of blocks of two rows or columns."""
+    return -(-length // 2)
+
+
+def _between(maps: Floats, size: tuple[int, int]) -> Floats:
+    """Return maps [T,h/2,w/2] of blocks of 2 x 2 places, interpolated at each place of (h, w)."""
+    doubled = upsample(maps, (2 * maps.shape[1], 2 * maps.shape[2]))
+    return doubled[:, : size[0], : size[1]]
+
+
+@lru_cache(maxsize=2)  # as many groups as are at work
+def _places(size: tuple[int, int]) -> Maps:
+    """Return masks of one place each of a layer of (h, w). Calls with the same size return the same object."""
+    count = size[0] * size[1]
+    return Maps(np.eye(count, dtype=np.float32).reshape(count, *size))
+
+
+@lru_cache(maxsize=2)
+def _blocks(size: tuple[int, int]) -> Maps:
+    """Return masks of 4 x 4 places each of a layer of (h, w): a block of 2 x 2, and the places around it."""
+    rows, columns = (
+        (np.arange(n) >= 2 * np.arange(_half(n))[:, None] - 1) & (np.arange(n) <= 2 * np.arange(_half(n))[:, None] + 2)
+        for n in size
+    )
     return Maps(np.einsum("iy,jx->ijyx", rows, columns).reshape(-1, *size).astype(np.float32))
 
 

@@ -78,7 +78,9 @@ class PolyCAMRun:
     """Poly-CAM of one photo, for T targets."""
 
     def __init__(self, method: PolyCAM, forward: Forward) -> None:
-        self._layers = [forward.layer(place) for place in range(1 + len(forward.stages))]  # the target layer first
+        self._layers = [
+            forward.layer(place) for place in range(1 + min(method.stages, len(forward.stages)))
+        ]  # the target layer first
         self._used = [np.flatnonzero(layer.any(axis=(1, 2))) for layer in self._layers]  # others add nothing
         self._affine = {"+": [_AS_IT_IS], "-": [_REMOVED], "+-": [_AS_IT_IS, _REMOVED]}[method.variant]
         self._variant = method.variant

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from ortcam.errors import LayerError
+from ortcam.errors import LayerError, OptionError
 from ortcam.model.cam_model import CamModel
 from ortcam.model.contract import ACTIVATIONS
 
@@ -17,6 +17,29 @@ GRAPH_ERRORS = (
     LookupError,
     AttributeError,
 )  # raised for a graph that breaks ONNX's rules
+
+
+def for_method(model: CamModel, layer: str | Sequence[str] | None, stages: int, at: str) -> CamModel:
+    """Return the model with the layers that a method needs.
+
+    Args:
+        model: the model file.
+        layer: the target layer, or a list of the target layer and the earlier stages; None for the first exposed layer.
+        stages: the largest number of earlier stages that the method uses.
+        at: the splice point of the method's first queries, as in `Change`.
+
+    Raises:
+        LayerError: a layer is unknown, or is not a feature map.
+        OptionError: there are too many layers.
+    """
+    layers = [] if layer is None else [layer] if isinstance(layer, str) else list(layer)
+    if len(layers) > 1 + stages:
+        raise OptionError(f"got {len(layers)} layers; this method takes at most {1 + stages}, the target layer first")
+    if layers:
+        model = with_layer(model, layers[0])
+    if stages:
+        model = with_stages(model, stages, layers[1:])
+    return with_sequence(model) if at == "layer" else model
 
 
 def with_stages(model: CamModel, most: int, names: Sequence[str] = ()) -> CamModel:
