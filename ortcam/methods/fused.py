@@ -124,7 +124,8 @@ class FusedRun:
     def finish(self) -> MapResult:
         places, blocks, grids = (scores.T for scores in self._seen)  # [T,M] each
         rows, columns = map(windows.between_blocks, self._size)
-        occlusion = rows @ -blocks.reshape(-1, rows.shape[1], columns.shape[1]) @ columns.T
+        pairs = -blocks.reshape(-1, rows.shape[1], columns.shape[1])
+        occlusion = (rows @ pairs @ columns.T).astype(np.float32)
         shown, hidden = np.split(grids, 2, axis=1)
         covariance = np.tensordot(shown - hidden, self._grids - np.float32(0.5), axes=1)
         factors = [
