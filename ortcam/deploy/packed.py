@@ -71,12 +71,12 @@ class PackedExplanation(Pictures):
     Attributes:
         maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where preprocessing cut the photo off.
         targets: the T classes, in the order of the maps.
-        errors: the estimated error of each map; None if it is unknown: with fewer than 8 masked images, or in a file
-            that an older ortcam packed.
+        errors: the estimated error of each map; None if it is unknown: with fewer than 8 masked images, in a file that
+            an older ortcam packed, or with another method than Score-CAM.
         source, photo, crop, provenance: as in `Explanation`.
-        scored: the number of masked images that were run.
+        scored: the number of masked images that were run; with a method of one pass, of runs of the model's tail.
         layer, preset, provider: the target layer, the preset and the execution provider.
-        convention: the definition of Score-CAM; None if an older ortcam packed the file with a convention that is not
+        convention: the definition of Score-CAM, or the last steps of another method's maps; None if an older ortcam packed the file with a convention that is not
             a preset.
         seconds: wall time of the explanation.
         channels, live, seconds_scoring: None; a packed explainer does not return them.
@@ -115,7 +115,7 @@ class PackedExplainer:
     Attributes:
         path: the file.
         contract: the contract of the model, from the metadata.
-        facts: the facts of the packing, from the metadata: preset, budget, ...
+        facts: the facts of the packing, from the metadata: method, preset, budget, ...
         provider: the execution provider that runs the file.
     """
 
