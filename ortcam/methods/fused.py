@@ -9,7 +9,8 @@
 
 N is min-max normalisation, and f a floor of 0.1, so that no factor alone removes a place. K, D and R run only the rest
 of the network (its tail) behind the layer. With logits in place of log-probabilities, K would be CAM for a linear head.
-With log-probabilities, what speaks for other classes counts as well.
+With log-probabilities, what speaks for other classes counts as well. A factor that is flat is left out. If a class is so
+probable that its log-probability is lost in rounding, its logit is taken instead.
 """
 
 from __future__ import annotations
@@ -22,23 +23,20 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ortcam.core import windows
 from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention, Floats, normalize, upsample
 from ortcam.core.forward import Forward
-from ortcam.core.grids import draw_grids
 from ortcam.core.method import MapResult, Scores
-from ortcam.core.query import Change, Grids, Maps, Query
+from ortcam.core.query import Change, Maps, Query
 from ortcam.core.targets import Wanted
 from ortcam.errors import OptionError
 from ortcam.methods.reciprocam import check_places
 from ortcam.methods.scorecam import ScoreCAMMethod, ScoreCAMRun
 
 _CONVENTION = Convention("fused", "ortcam, docs/fused.md", steps=("upsample", "normalize"))
-_FLOOR = np.float32(0.1)
-_CELLS = 5  # rows and columns of a grid
+_TAIL_FACTORS = 3  # K, D and R
 _SHOWN, _HIDDEN = (0, 1, 0), (0, -1, 1)
-_CERTAIN = float(np.log1p(-1e-3))  # a log-probability; above, differences are lost in rounding
-_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a logit
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Fused:
     convention = _CONVENTION
     scored: ClassVar[Literal["logits", "output"]] = "logits"
     stages: ClassVar[int] = 1
-    change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer")
+    change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer", upsampled=False)
 
     def __post_init__(self) -> None:
         for name, least in (("passes", 0), ("grids", 1), ("seed", 0)):
@@ -91,25 +89,22 @@ class FusedRun:
     def __init__(self, method: Fused, forward: Forward, targets: Sequence[Wanted], budget: int, predictors: Predictors):
         # The stage is the last layer with a larger map; a network without one has only its target layer.
         stage = min(1, len(forward.stages))
-        sizes = [forward.layer(place).shape[1:] for place in (0, stage)]
-        for size in sizes:
+        self._layer, self._size = (forward.layer(place).shape[1:] for place in (0, stage))
+        for size in (self._layer, self._size):
             check_places("fused", size)
-        self._size = sizes[1]
-        self._grids = _grids(method.grids, method.seed)
-        hidden, pair = [_HIDDEN], [_SHOWN, _HIDDEN]
+        self._grids = windows.grids(method.grids, method.seed, self._size)
         self._queries = [
-            _with_plain(_tails(_places(sizes[0]), 0, hidden)),
-            _tails(_blocks(sizes[1]), stage, hidden),
-            _tails(self._grids, stage, pair),
+            _with_plain(_tails(_places(self._layer), 0, [_HIDDEN])),
+            _tails(_blocks(self._size), stage, [_HIDDEN]),
+            _tails(_grids(method.grids, method.seed, self._size), stage, [_SHOWN, _HIDDEN]),
         ]
         self._seen: list[Floats] = []  # the scores [M,T] of each query
         self._certain = np.zeros(len(targets), np.bool_)
-        self._noise = _ROUNDING * np.abs(forward.logits).max()
+        self._noise = windows.ROUNDING * np.abs(forward.logits).max()
         self._scorecam = None
         if budget:
             limits = Limits(budget)
             self._scorecam = ScoreCAMRun(ScoreCAMMethod(), forward, len(targets), limits, predictors, stage)
-        self._layer = sizes[0]
         self.most = sum(map(len, self._queries)) + (0 if self._scorecam is None else self._scorecam.most)
 
     def next(self) -> Query | None:
@@ -120,43 +115,53 @@ class FusedRun:
     def observe(self, scores: Scores) -> None:
         if len(self._seen) < len(self._queries):
             if not self._seen:
-                self._certain = scores.log_probabilities[-1] > _CERTAIN
+                self._certain = scores.log_probabilities[-1] > windows.CERTAIN
                 scores = scores.take(0, len(scores.logits) - 1)
             self._seen.append(np.where(self._certain, scores.logits, scores.log_probabilities))
         elif self._scorecam is not None:
             self._scorecam.observe(scores)
 
     def finish(self) -> MapResult:
-        places, windows, grids = self._seen  # [M,T] each
-        count = len(self._certain)
+        places, blocks, grids = (scores.T for scores in self._seen)  # [T,M] each
+        rows, columns = map(windows.between_blocks, self._size)
+        occlusion = rows @ -blocks.reshape(-1, rows.shape[1], columns.shape[1]) @ columns.T
+        shown, hidden = np.split(grids, 2, axis=1)
+        covariance = np.tensordot(shown - hidden, self._grids - np.float32(0.5), axes=1)
         factors = [
-            upsample(_scaled(-places.T.reshape(count, *self._layer), self._noise), self._size),
-            _scaled(_between(-windows.T.reshape(count, *map(_half, self._size)), self._size), self._noise),
-            _scaled(self._covariance(grids), self._noise * np.sqrt(len(grids))),
+            upsample(_scaled(-places.reshape(-1, *self._layer), self._noise), self._size),
+            _scaled(occlusion, self._noise),
+            _scaled(covariance, self._noise * np.sqrt(len(grids[0]))),
         ]
         live = None
         if self._scorecam is not None:
             result = self._scorecam.finish()
             factors.append(normalize(np.maximum(result.sums, 0)))
             live = result.live
-        product = factors[0]
-        for factor in factors[1:]:
-            product = product * (factor + _FLOOR)
-        return MapResult(product, np.concatenate(self._seen).T, (None,) * count, live)
+        return MapResult(_product(factors), np.concatenate(self._seen).T, (None,) * len(self._certain), live)
 
-    def _covariance(self, scores: Floats) -> Floats:
-        """Return the covariance [T,h,w] of the scores with the masks of the grids; their mean is 1/2 at each place."""
-        masks = upsample(self._grids.values, self._size) - np.float32(0.5)
-        shown, hidden = np.split(scores, 2)
-        sums: Floats = np.tensordot((shown - hidden).T, masks, axes=1)
-        return sums
+
+# Photos of a group share the bank, so that the device gets the masks once.
+@lru_cache(maxsize=2)
+def _places(size: tuple[int, int]) -> Maps:
+    return Maps(windows.places(size))
+
+
+@lru_cache(maxsize=2)
+def _blocks(size: tuple[int, int]) -> Maps:
+    return Maps(windows.blocks(size))
+
+
+@lru_cache(maxsize=2)
+def _grids(count: int, seed: int, size: tuple[int, int]) -> Maps:
+    return Maps(windows.grids(count, seed, size))
 
 
 def _tails(masks: Maps, layer: int, affine: Sequence[tuple[int, int, int]]) -> Query:
     """Return the query that runs the tail of a layer with every mask, once for each affine."""
     count = len(masks.values)
     rows = np.repeat(np.array(affine, np.float32), count, axis=0)
-    return Query(Change(masks, at="layer", layer=layer), np.tile(np.arange(count), len(affine)), rows)
+    change = Change(masks, at="layer", layer=layer, upsampled=False)
+    return Query(change, np.tile(np.arange(count), len(affine)), rows)
 
 
 def _with_plain(query: Query) -> Query:
@@ -172,35 +177,15 @@ def _scaled(maps: Floats, noise: float) -> Floats:
     return scaled
 
 
-def _half(length: int) -> int:
-    """Return the number of blocks of two rows or columns."""
-    return -(-length // 2)
+def _product(factors: Sequence[Floats]) -> Floats:
+    """Return the product [T,h,w] of factors, each with a floor but the first. Factors that are flat are left out.
 
-
-def _between(maps: Floats, size: tuple[int, int]) -> Floats:
-    """Return maps [T,h/2,w/2] of blocks of 2 x 2 places, interpolated at each place of (h, w)."""
-    doubled = upsample(maps, (2 * maps.shape[1], 2 * maps.shape[2]))
-    return doubled[:, : size[0], : size[1]]
-
-
-@lru_cache(maxsize=2)  # as many groups as are at work
-def _places(size: tuple[int, int]) -> Maps:
-    """Return masks of one place each of a layer of (h, w). Calls with the same size return the same object."""
-    count = size[0] * size[1]
-    return Maps(np.eye(count, dtype=np.float32).reshape(count, *size))
-
-
-@lru_cache(maxsize=2)
-def _blocks(size: tuple[int, int]) -> Maps:
-    """Return masks of 4 x 4 places each of a layer of (h, w): a block of 2 x 2, and the places around it."""
-    rows, columns = (
-        (np.arange(n) >= 2 * np.arange(_half(n))[:, None] - 1) & (np.arange(n) <= 2 * np.arange(_half(n))[:, None] + 2)
-        for n in size
-    )
-    return Maps(np.einsum("iy,jx->ijyx", rows, columns).reshape(-1, *size).astype(np.float32))
-
-
-@lru_cache(maxsize=2)
-def _grids(count: int, seed: int) -> Maps:
-    """Return random grids of cells, each shown or hidden. Calls with the same arguments return the same object."""
-    return Maps(draw_grids(Grids((_CELLS, _CELLS), 0.5, seed), np.arange(count), (_CELLS, _CELLS))[0])
+    If K, D and R are all flat, nothing speaks for the class, and the map is zero. Score-CAM alone is no evidence then:
+    equal scores for all masks make a map of the activations.
+    """
+    product, any_varies = np.ones_like(factors[0]), np.zeros((len(factors[0]), 1, 1), np.bool_)
+    for place, factor in enumerate(factors):
+        varies = np.ptp(factor, axis=(1, 2), keepdims=True) > 0
+        product *= np.where(varies, factor + np.float32(windows.FLOOR if place else 0), 1)
+        any_varies |= varies & (place < _TAIL_FACTORS)
+    return np.where(any_varies, product, 0).astype(np.float32)
