@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("ablation-cam", {}),
     ("eigen-cam", {}),
     ("eigen-cam", {"centred": "no"}),
+    ("fused", {"passes": "0"}),
 ]
 TARGETS = [3, 1]
 
@@ -72,7 +73,9 @@ def assert_as_engine(
         assert [one.index for one in packed.targets] == [one.index for one in expected.targets]
         assert packed.scored == expected.scored
         assert packed.errors == (None,) * len(packed.targets)
-        assert packed.provenance.method == expected.provenance.method == method.describe()
+        stages = {key: value for key, value in expected.provenance.method.items() if key == "stages"}
+        assert packed.provenance.method == method.describe()
+        assert expected.provenance.method == method.describe() | stages
         for ours, theirs in zip(packed.maps, expected.maps, strict=True):
             assert np.abs(ours - theirs).max() <= CLOSE
             if theirs.std() > 0:
@@ -233,7 +236,9 @@ def test_what_cannot_be_packed(first: Path, tmp_path: Path) -> None:
     """In one line, and no file is written."""
     path = tmp_path / "b.onnx"
     one_pass = {"cam", "recipro-cam", "ablation-cam", "eigen-cam"}
-    for name in METHODS.keys() - one_pass - {"score-cam"}:
+    with pytest.raises(OptionError, match="method fused runs 16 masked images, and is packed without; give passes=0"):
+        ortcam.pack(first, path, method="fused")
+    for name in METHODS.keys() - one_pass - {"score-cam", "fused"}:
         with pytest.raises(OptionError, match=f"method {name} cannot be packed; expected score-cam, cam, recipro-cam"):
             ortcam.pack(first, path, method=name)
     with pytest.raises(OptionError, match="method 'camm' is unknown"):

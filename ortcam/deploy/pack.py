@@ -85,7 +85,7 @@ def pack(
         model: a file that ortcam exported.
         path: the file to write.
         method: ``score-cam``, ``cam``, ``recipro-cam``, ``ablation-cam`` or ``eigen-cam``, or a method with options,
-            such as ``ReciproCAM(kernel="gaussian")``.
+            such as ``ReciproCAM(kernel="gaussian")`` or ``Fused(passes=0)``.
         preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for ``official``.
         budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
         raw: put the preprocessing in.
@@ -119,11 +119,13 @@ def pack(
     if known.batch and batch_size not in (None, known.batch):
         raise OptionError(f"batch_size is {batch_size}; {known.name} knows only batches of {known.batch}")
     described = chosen.describe()
-    default, most = DEFAULT_BATCH, shape[0]
+    default, most, stage = DEFAULT_BATCH, shape[0], None
     if chosen.name != "score-cam":
         _explain(cam, 0)  # a model that the method does not allow is refused here
-        most = max(1, count_tails(described, shape))
-        default = rows_at_once(shape, most)
+        stage = known.stages[0] if known.stages else None
+        stage_shape = shape if stage is None else (stage.channels, stage.rows, stage.columns)
+        most = max(1, count_tails(described, shape, stage_shape))
+        default = rows_at_once(stage_shape, most)
     plan = Packing(
         convention=chosen.convention,
         budget=None if budget is None else min(budget, _LARGEST_BUDGET),
@@ -134,6 +136,7 @@ def pack(
         input_shape=_input_shape(known),
         layer_shape=shape,
         method=described,
+        stage=stage,
         sequence=known.sequence,
     )
     source = _read_whole(known)
@@ -175,6 +178,11 @@ def _choose_method(method: str | Method, preset: str | Convention | None) -> Met
     chosen = with_preset(make_method(method) if isinstance(method, str) else method, preset)
     if chosen.name not in ("score-cam", *ONE_PASS):
         raise OptionError(f"method {chosen.name} cannot be packed; expected score-cam, {', '.join(ONE_PASS)}")
+    if chosen.describe().get("passes"):
+        raise OptionError(
+            f"method fused runs {chosen.describe()['passes']} masked images, and is packed without; give passes=0 "
+            "(--method-option passes=0)"
+        )
     return chosen
 
 

@@ -105,9 +105,9 @@ class Frame:
         top = graph.reshape(graph.op("ArgMax", logits, axis=1, keepdims=1), 1)
         return graph.where(graph.equal(target, -1), top, graph.where(valid, target, 0)) + fault
 
-    def checked(self, scores: Value) -> Value:
-        """Return scores [n,T] of changed inputs after a check."""
-        fault = self.check(self.is_wild(scores), "the model returns NaN or infinite values for a masked image")
+    def checked(self, scores: Value, what: str = "a masked image") -> Value:
+        """Return scores [n,T] of changed inputs, `what` in the message, after a check; once for each `what`."""
+        fault = self.check(self.is_wild(scores), f"the model returns NaN or infinite values for {what}")
         return scores + self.graph.cast(fault, np.float32)
 
     def write_both_sides(self, output: Value, logits: Value) -> Value:

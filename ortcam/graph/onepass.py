@@ -17,34 +17,39 @@ from ortcam.core.convention import TINY
 from ortcam.graph import names
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.frame import INNER, OURS, Explained, Frame
+from ortcam.graph.fusedmap import bank_sizes, write_fused
 from ortcam.graph.packing import Packing
 from ortcam.graph.saliency import write_saliency
 from ortcam.graph.scores import write_class_scores
 from ortcam.graph.standard import in_order
 from ortcam.graph.tails import Changes, Tail, build_tail, write_tail
 from ortcam.graph.wiring import Wiring
-from ortcam.model.contract import ACTIVATIONS, SEQUENCE, Contract, count_scores
+from ortcam.model.contract import ACTIVATIONS, SEQUENCE, Contract, count_scores, output_name
 from ortcam.model.protobuf import rename
 
 _MOST_DEVIATION = 1e-3  # of CAM's sum of all places, relative to the sum of their sizes
 _SQUARINGS = 24  # of Eigen-CAM's matrix: its eigenvalues are raised to the power 2^24
 
 
-def count_tails(method: Mapping[str, Any], shape: tuple[int, int, int]) -> int:
-    """Return how many changed features a method runs at most, for a layer of (K, h, w)."""
+def count_tails(method: Mapping[str, Any], shape: tuple[int, int, int], stage: tuple[int, int, int]) -> int:
+    """Return how many changed features a method runs at most, for a layer and a stage of (K, h, w)."""
     channels, height, width = shape
     places = height * width
+    if method["name"] == "fused":
+        return max(bank_sizes(method, shape[1:], stage[1:]))
     return {"cam": places + 1, "recipro-cam": places, "ablation-cam": channels, "eigen-cam": 0}[method["name"]]
 
 
 class OnePass(Frame):
-    """CAM, Recipro-CAM, Ablation-CAM and Eigen-CAM."""
+    """CAM, Recipro-CAM, Ablation-CAM, Eigen-CAM, and the fused map without masked images."""
 
     def __init__(self, graph: Builder, proto: onnx.ModelProto, contract: Contract, plan: Packing) -> None:
         """Begin a graph; `proto` is the parsed model file, with its weights inside, and is used up."""
         super().__init__(graph, contract, plan, count_scores(proto) == 1)
         result = proto.graph.output[0].name
-        self._tail = None if _wiring(plan.method) is None else self._build_tail(proto)
+        self._stages = () if plan.stage is None else (plan.stage,)
+        wirings = [_wiring(plan.method, place) for place in range(1 + len(self._stages))]
+        self._tails = [self._build_tail(proto, wiring) for wiring in wirings if wiring is not None]
         nodes = write_class_scores(contract, proto.graph, self.single, False)
         (last,) = (at for at, node in enumerate(nodes) if names.LOGITS in node.output)
         proto.graph.node.extend(nodes[: last + 1])
@@ -52,10 +57,9 @@ class OnePass(Frame):
         rename(proto.graph, self._renamed)
         self._model, self._result = proto.graph, f"{INNER}{result}"
 
-    def _build_tail(self, proto: onnx.ModelProto) -> Tail:
-        wiring = _wiring(self.plan.method)
-        assert wiring is not None
-        return build_tail(proto, self.contract, wiring, self.plan.layer_shape, (), self.plan.sequence)
+    def _build_tail(self, proto: onnx.ModelProto, wiring: Wiring) -> Tail:
+        shape = self.plan.stage_shape if wiring.layer else self.plan.layer_shape
+        return build_tail(proto, self.contract, wiring, shape, self._stages, self.plan.sequence)
 
     def explain(self, image: Value, target: Value) -> Explained:
         graph, plan = self.graph, self.plan
@@ -66,7 +70,8 @@ class OnePass(Frame):
             layer = graph.op("Transpose", features, perm=[0, 3, 1, 2])
         layer = graph.reshape(layer, *plan.layer_shape)
         sums, scored = _WRITERS[plan.method["name"]](self, features, layer, logits, classes)
-        maps = write_saliency(graph, sums, plan.convention, self.size, plan.layer_size)
+        small = plan.stage_shape[1:] if plan.method["name"] == "fused" else plan.layer_size
+        maps = write_saliency(graph, sums, plan.convention, self.size, small)
         error = graph.full(graph.shape(graph.size(target, 0), 3), np.nan, np.float32)
         return Explained(graph.reshape(output, -1), classes, maps, scored, error)
 
@@ -89,12 +94,10 @@ class OnePass(Frame):
         self, features: Value, bank: Value | None, classes: Value, scored: str = names.TARGET_LOGITS
     ) -> Value:
         """Run the tail on all changed features: scores [M,T]."""
-        assert self._tail is not None
         plan = self.plan
-        changes = Changes(
-            features, self._write_others(), bank, count_tails(plan.method, plan.layer_shape), classes, scored
-        )
-        scores = write_tail(self.graph, self._tail, changes, plan.batch_size, plan.fixed_batch, self._renamed)
+        count = count_tails(plan.method, plan.layer_shape, plan.stage_shape)
+        changes = Changes(features, self._write_others(), bank, count, classes, (scored,))
+        scores = write_tail(self.graph, self._tails[0], changes, plan.batch_size, plan.fixed_batch, self._renamed)
         return self.checked(scores)
 
     def _write_others(self) -> Value | None:
@@ -195,6 +198,25 @@ class OnePass(Frame):
         sums = graph.op("Expand", one, graph.shape(graph.size(classes, 0), height, width))
         return sums, graph.constant([0])
 
+    def write_fused(self, features: Value, layer: Value, logits: Value, classes: Value) -> tuple[Value, Value]:
+        """Write `ortcam.methods.fused` without masked images."""
+        graph, plan = self.graph, self.plan
+
+        def tails(place: int, masks: Any) -> tuple[Value, Value]:
+            content, others = features, self._write_others()
+            if place and self._stages:
+                content, others = graph.slice(graph.refer(output_name(1), np.float32), 0, 1, 0), None
+            tail = self._tails[place if self._stages else 0]
+            both = (names.TARGET_LOGITS, names.TARGET_LOG_PROBABILITIES)
+            changes = Changes(content, others, graph.constant(masks), len(masks), classes, both)
+            at_once = plan.batch_size if plan.fixed_batch else min(plan.batch_size, len(masks))
+            scores = write_tail(graph, tail, changes, at_once, plan.fixed_batch, self._renamed)
+            scores = self.checked(scores, "masked features of the stage" if place else "masked features")
+            count = graph.size(classes, 0)
+            return graph.slice(scores, 0, count, 1), graph.slice(scores, count, np.iinfo(np.int64).max, 1)
+
+        return write_fused(graph, plan.method, plan.layer_size, plan.stage_shape[1:], logits, tails)
+
 
 # A writer takes the features [1,...] in the model's order, the layer [K,h,w], the logits [1,N] and the classes [T]. It
 # returns the sums [T,h,w] and the number of changed features that were run, int64 [1].
@@ -204,16 +226,17 @@ _WRITERS: dict[str, _Writer] = {
     "recipro-cam": OnePass.write_reciprocam,
     "ablation-cam": OnePass.write_ablationcam,
     "eigen-cam": OnePass.write_eigencam,
+    "fused": OnePass.write_fused,
 }
 METHODS = tuple(_WRITERS)
 
 
-def _wiring(method: Mapping[str, Any]) -> Wiring | None:
-    """Return the change of a method's features; None if it changes none."""
+def _wiring(method: Mapping[str, Any], layer: int) -> Wiring | None:
+    """Return the change of a method's features, of the target layer (0) or a stage; None if it changes none."""
     if method["name"] == "eigen-cam":
         return None
     bank: Literal["given", "ablations"] = "ablations" if method["name"] == "ablation-cam" else "given"
-    return Wiring(bank, at="layer", upsampled=False, copied=method.get("kernel") == "gaussian")
+    return Wiring(bank, at="layer", upsampled=False, layer=layer, copied=method.get("kernel") == "gaussian")
 
 
 def _tent(length: int) -> Any:

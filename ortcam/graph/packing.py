@@ -11,7 +11,7 @@ from ortcam.graph import surrogates
 from ortcam.graph.budget import STATE
 from ortcam.graph.builder import Value
 from ortcam.graph.surrogates import SurrogateValues
-from ortcam.model.contract import Layout, Sequenced
+from ortcam.model.contract import Layout, Sequenced, Stage
 
 _RANKS = {
     "activations": 3, "output": 1, "targets": 1, "affine": 2, "channels": 1, "rows": 1, "queue": 1, "scores": 2,
@@ -33,6 +33,7 @@ class Packing:
         layer_shape: (K, h, w) of the target layer.
         method: the name of the method and its options, as `Method.describe`. For all methods but ``score-cam``, the
             convention holds only the last steps of a map, and the batch size is the number of rows of a tail.
+        stage: the earlier stage that the method changes; None if it changes none.
         sequence: the tokens that the target layer is taken from, if the method changes features; else None.
     """
 
@@ -45,13 +46,19 @@ class Packing:
     input_shape: tuple[int, int, int]
     layer_shape: tuple[int, int, int]
     method: Mapping[str, Any] = field(default_factory=lambda: {"name": "score-cam"})
-
+    stage: Stage | None = None
     sequence: Sequenced | None = None
 
     @property
     def layer_size(self) -> tuple[int, int]:
         """(h, w) of the target layer."""
         return self.layer_shape[1], self.layer_shape[2]
+
+    @property
+    def stage_shape(self) -> tuple[int, int, int]:
+        """(K, h, w) of the stage; of the target layer if there is none."""
+        stage = self.stage
+        return self.layer_shape if stage is None else (stage.channels, stage.rows, stage.columns)
 
     @property
     def pads(self) -> bool:

@@ -49,7 +49,7 @@ class Changes:
         bank: float32 [A,h,w], the masks; None for ablations.
         count: the number of rows.
         targets: int64 [T].
-        scored: the name of the scores that are returned (`ortcam.graph.names`).
+        scored: the names of the scores that are returned side by side (`ortcam.graph.names`).
     """
 
     features: Value
@@ -57,7 +57,7 @@ class Changes:
     bank: Value | None
     count: int
     targets: Value
-    scored: str = names.TARGET_LOGITS
+    scored: tuple[str, ...] = (names.TARGET_LOGITS,)
 
 
 def rows_at_once(shape: tuple[int, int, int], count: int) -> int:
@@ -125,7 +125,7 @@ def write_tail(
         renamed: the names of the model's values in the graph, where they differ from the model file's.
 
     Returns:
-        The scores, float32 [M,T].
+        The scores, float32 [M,T], or [M,2T] of two kinds.
     """
     count = changes.count
     copies = -(-count // at_once)
@@ -136,7 +136,7 @@ def write_tail(
             return [_write_copy(graph, tail, changes, graph.minimum(rows, count - 1), renamed)]
 
         (scores,) = graph.loop(graph.constant(copies, np.int64), [], turn)
-        scores = graph.reshape(scores, copies * at_once, graph.size(changes.targets, 0))
+        scores = graph.reshape(scores, copies * at_once, graph.size(changes.targets, 0) * len(changes.scored))
         return graph.slice(scores, 0, count, 0)
     parts = []
     for begin in range(0, count, at_once):
@@ -162,7 +162,7 @@ def _write_copy(graph: Builder, tail: Tail, changes: Changes, rows: Value, renam
     }
     given = {names.BANK: changes.bank, names.OTHER_TOKENS: changes.others}
     feeds |= {name: value for name, value in given.items() if value is not None}
-    nodes = _leading_to(changes.scored, tail.nodes)
+    nodes = _leading_to(set(changes.scored), tail.nodes)
     written = {name for node in nodes for name in node.output} | set(tail.inputs)
     for name in tail.inputs:
         graph.named(feeds[name], prefix + name)
@@ -172,12 +172,13 @@ def _write_copy(graph: Builder, tail: Tail, changes: Changes, rows: Value, renam
         node.name = prefix + node.name if node.name else ""
     rename(body, {**renamed, **{name: prefix + name for name in written if name}})
     graph.embed(body.node, (), ())
-    return graph.refer(prefix + changes.scored, np.float32)
+    made = [graph.refer(prefix + name, np.float32) for name in changes.scored]
+    return made[0] if len(made) == 1 else graph.concat(made, 1)
 
 
-def _leading_to(name: str, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Return the nodes, in order, that a value is computed from."""
-    needed, kept = {name}, []
+def _leading_to(needed: set[str], nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return the nodes, in order, that values are computed from; `needed` grows."""
+    kept = []
     for node in reversed(nodes):
         if not needed.isdisjoint(node.output):
             needed.update(read_by(node))

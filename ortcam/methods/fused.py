@@ -9,7 +9,7 @@
 
 N is min-max normalisation, and f a floor of 0.1, so that no factor alone removes a place. K, D and R run only the rest
 of the network (its tail) behind the layer. With logits in place of log-probabilities, K would be CAM for a linear head.
-With log-probabilities, what speaks for other classes counts as well. A factor that is flat is left out. If a class is so
+With log-probabilities, what speaks for other classes counts as well. A flat factor is left out. If a class is so
 probable that its log-probability is lost in rounding, its logit is taken instead.
 """
 
@@ -57,7 +57,7 @@ class Fused:
     convention = _CONVENTION
     scored: ClassVar[Literal["logits", "output"]] = "logits"
     stages: ClassVar[int] = 1
-    change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer", upsampled=False)
+    change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer")
 
     def __post_init__(self) -> None:
         for name, least in (("passes", 0), ("grids", 1), ("seed", 0)):
@@ -160,7 +160,7 @@ def _tails(masks: Maps, layer: int, affine: Sequence[tuple[int, int, int]]) -> Q
     """Return the query that runs the tail of a layer with every mask, once for each affine."""
     count = len(masks.values)
     rows = np.repeat(np.array(affine, np.float32), count, axis=0)
-    change = Change(masks, at="layer", layer=layer, upsampled=False)
+    change = Change(masks, at="layer", layer=layer)
     return Query(change, np.tile(np.arange(count), len(affine)), rows)
 
 
