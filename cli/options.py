@@ -94,8 +94,8 @@ PackedMethodName = Annotated[
     str,
     typer.Option(
         "--method",
-        help="Method of explanation: score-cam, cam, recipro-cam, ablation-cam or eigen-cam.",
-        autocompletion=one_of("score-cam", "cam", "recipro-cam", "ablation-cam", "eigen-cam"),
+        help="Method of explanation: score-cam, fused, cam, recipro-cam, ablation-cam or eigen-cam.",
+        autocompletion=one_of("score-cam", "fused", "cam", "recipro-cam", "ablation-cam", "eigen-cam"),
     ),
 ]
 MethodOptions = Annotated[

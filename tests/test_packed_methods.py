@@ -84,7 +84,7 @@ def assert_as_engine(
     return packed
 
 
-@pytest.mark.parametrize("source", ["first", "last"])
+@pytest.mark.parametrize("source", ["first", pytest.param("last", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.mark.filterwarnings("ignore:the map of class:ortcam.OrtcamWarning")  # of Ablation-CAM, as the engine's
 def test_as_the_engine(
@@ -131,8 +131,9 @@ def test_tails_of_an_earlier_layer(
     assert [opset.domain for opset in proto.opset_import] == [""]
 
 
+@pytest.mark.slow
 def test_a_transformer_of_one_image_a_batch(photos: dict[str, Path], tmp_path: Path) -> None:
-    """Its batch is fixed at 1, so 24 tails are in a Loop; the class token stays."""
+    """The patches of a sequence are changed, and the class token stays. A batch of 1 puts 24 tails into a Loop."""
     torch.manual_seed(0)
     module = timm.models.VisionTransformer(
         img_size=(64, 96), patch_size=16, embed_dim=48, depth=2, num_heads=2, num_classes=10
@@ -155,6 +156,7 @@ def test_a_model_of_four_images_a_batch(first: Path, photos: dict[str, Path], tm
         assert_as_engine(tmp_path / "four.onnx", photos["coffee"], tmp_path / "a.onnx", make_method(name))
 
 
+@pytest.mark.slow
 def test_a_single_score_has_two_classes(photos: dict[str, Path], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(
@@ -202,6 +204,7 @@ def test_bad_input_is_an_error(first: Path, tmp_path: Path) -> None:
         run(tensors, np.full((1, 3, 32, 32), np.nan, np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_layer_that_varies_nowhere(name: str, options: dict[str, str], tmp_path: Path) -> None:
     """The map is finite; that of Eigen-CAM, whose channels are centred, is zero."""
@@ -251,6 +254,7 @@ def test_what_cannot_be_packed(first: Path, tmp_path: Path) -> None:
     assert ortcam.pack(squared, path, method="recipro-cam").r == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_linear_for_some_photos_only(tmp_path: Path) -> None:
     """It is packed if it is linear for the synthetic photo, so the file checks each photo too."""
 

@@ -78,8 +78,8 @@ def pack(
     Its inputs are ``image``, a photo uint8 [H,W,3] RGB of any size (the preprocessed tensor float32 [1,C,H,W] with
     ``raw=False``), and ``target`` int64 [T], class indices, -1 for the top class. Its outputs are the model's own
     scores float32 [N], ``target_class`` int64 [T], ``saliency`` float32 [T,H,W] in [0,1], ``scored`` int64 [1], how
-    many masked images were run, and ``error`` float32 [T,3], the `ErrorEstimate` of every map: 0 for exact maps, NaN
-    where it is unknown.
+    many masked images were run (with a method of one pass: how often its tail), and ``error`` float32 [T,3], the
+    `ErrorEstimate` of every map: 0 for exact maps, NaN where it is unknown.
 
     Args:
         model: a file that ortcam exported.
@@ -89,7 +89,8 @@ def pack(
         preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for ``official``.
         budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
         raw: put the preprocessing in.
-        batch_size: masked images a turn; None for 8, or the model's own fixed batch.
+        batch_size: masked images a turn, or rows of the tail at once; None for 8 images, 64 MB of features, or the
+            model's own fixed batch.
         target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;
             runtimes for JavaScript know no inputs that may be left out.
         layer: the target layer, as for `ScoreCAM`.
@@ -99,6 +100,7 @@ def pack(
         ModelError: the model cannot be packed, or the packed file does not agree with the engine.
         OptionError: an argument that makes no sense.
         TargetError: a target that the model does not have.
+        LayerError: the layer does not suit the method.
         OutputError: the file cannot be written.
     """
     path = Path(path)

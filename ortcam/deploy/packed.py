@@ -71,13 +71,13 @@ class PackedExplanation(Pictures):
     Attributes:
         maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where preprocessing cut the photo off.
         targets: the T classes, in the order of the maps.
-        errors: the estimated error of each map; None if it is unknown: with fewer than 8 masked images, or in a file
-            that an older ortcam packed.
+        errors: the estimated error of each map; None if it is unknown: with fewer than 8 masked images, in a file that
+            an older ortcam packed, or with another method than Score-CAM.
         source, photo, crop, provenance: as in `Explanation`.
-        scored: the number of masked images that were run.
+        scored: the number of masked images that were run; with a method of one pass, of runs of the model's tail.
         layer, preset, provider: the target layer, the preset and the execution provider.
-        convention: the definition of Score-CAM; None if an older ortcam packed the file with a convention that is not
-            a preset.
+        convention: the definition of Score-CAM, or the last steps of another method's maps; None if an older ortcam
+            packed the file with a convention that is not a preset.
         seconds: wall time of the explanation.
         channels, live, seconds_scoring: None; a packed explainer does not return them.
     """
@@ -115,7 +115,7 @@ class PackedExplainer:
     Attributes:
         path: the file.
         contract: the contract of the model, from the metadata.
-        facts: the facts of the packing, from the metadata: preset, budget, ...
+        facts: the facts of the packing, from the metadata: method, preset, budget, ...
         provider: the execution provider that runs the file.
     """
 
@@ -359,11 +359,7 @@ class _Session:
 
 
 def describe_run(facts: dict[str, Any]) -> str:
-    """Return a few words for the method of a packed explainer: its options, or the preset and budget of Score-CAM.
-
-    >>> describe_run({"method": {"name": "recipro-cam", "kernel": "gaussian"}})
-    'recipro-cam (kernel gaussian)'
-    """
+    """Return a few words for the method of a packed explainer: its options, or the preset and budget of Score-CAM."""
     method = dict(facts["method"])
     name = method.pop("name")
     if name == "score-cam":
@@ -393,8 +389,7 @@ def parse_facts(entries: dict[str, str], path: Path) -> tuple[Contract, dict[str
             raise ModelError(f"{path} has format {found!r}; this ortcam reads format {EXPLAINER_FORMAT}: pack it again")
         facts.setdefault("method", {"name": "score-cam"})  # an older ortcam packed no other method
         wrong = [name for name, kinds in _FACTS.items() if not isinstance(facts[name], kinds)]
-        wrong += [] if wrong or "name" in facts["method"] else ["method"]
-        if wrong or not {"file", "sha256"} <= facts["source"].keys():
+        if wrong or not {"file", "sha256"} <= facts["source"].keys() or "name" not in facts["method"]:
             raise ValueError(f"{EXPLAINER} lacks {(wrong or ['source'])[0]}")
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} has metadata that cannot be read: {one_line(error)}; pack it again") from error
