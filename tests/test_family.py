@@ -77,7 +77,7 @@ def assert_close(ours: Array, theirs: Array, share: float = 1e-4) -> None:
     """Maps [T,h,w] are equal within a share of the range of each: their sums are of float32, in another order."""
     assert ours.shape == theirs.shape
     for one, other in zip(ours, theirs, strict=True):
-        assert np.ptp(other) > 0.05 * np.abs(other).max(), "a map this flat would prove nothing"
+        assert np.ptp(other) > 0.01 * np.abs(other).max(), "a map this flat would prove nothing"
         assert correlation(one, other) >= 0.9999
         assert np.abs(one - other).max() <= share * np.ptp(other)
 

@@ -591,7 +591,9 @@ def test_one_function_loads_a_model_file_and_a_packed_explainer(small: Path, pho
             (same,) = explainer.explain_batch([photo], "class-3", top_k=1, **options)
         assert (one.targets[0].index, one.scored, one.to_dict()["method"]) == (3, 8, {"name": "score-cam"})
         assert np.array_equal(one.maps, same.maps)
-    with pytest.raises(OptionError, match=r"packed with its layer, preset and budget \(budget 8\)"):
+    with pytest.raises(
+        OptionError, match=r"packed with its layer and method \(official Score-CAM with a budget of 8 masked images\)"
+    ):
         ortcam.load_explainer(packed).explain(photo, budget=16)
     for options in ({"preset": "paper"}, {"layer": "features.1"}, {"batch_size": 3}, {"method": "rise"}):
         with pytest.raises(OptionError, match=f"leave {next(iter(options))} out"):

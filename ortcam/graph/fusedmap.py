@@ -23,7 +23,13 @@ def bank_sizes(method: Mapping[str, Any], layer: Size, stage: Size) -> tuple[int
 
 
 def write_fused(
-    graph: Builder, method: Mapping[str, Any], layer: Size, stage: Size, logits: Value, tails: Tails
+    graph: Builder,
+    method: Mapping[str, Any],
+    layer: Size,
+    stage: Size,
+    logits: Value,
+    features: Value,
+    tails: Tails,
 ) -> tuple[Value, Value]:
     """Write the map.
 
@@ -32,6 +38,7 @@ def write_fused(
         method: the options, as `Fused.describe`.
         layer, stage: rows and columns of the target layer, and of the stage.
         logits: float32 [1,N] of the photo.
+        features: float32 [K,h*w], the stage of the photo.
         tails: runs a tail.
 
     Returns:
@@ -57,10 +64,12 @@ def write_fused(
     centred = graph.constant((grids - np.float32(0.5)).reshape(count, -1))
     covariance = graph.reshape((shown - hidden).T @ centred, -1, *stage)
     enlarged = (interpolation_matrix(*pair, False) for pair in zip(stage, layer, strict=True))
+    changes = graph.reduce("Max", features, 1) > graph.reduce("Min", features, 1)
+    differs = graph.reduce("Max", graph.cast(changes, np.float32))  # 0 if the stage is the same everywhere
     factors = [
         _resize(graph, _scaled(graph, contrast, noise), *enlarged),
-        _scaled(graph, occlusion, noise),
-        _scaled(graph, covariance, noise * float(np.sqrt(2 * count))),
+        differs * _scaled(graph, occlusion, noise),
+        differs * _scaled(graph, covariance, noise * float(np.sqrt(2 * count))),
     ]
     product, any_varies = None, None
     for place, factor in enumerate(factors):

@@ -215,7 +215,13 @@ class OnePass(Frame):
             count = graph.size(classes, 0)
             return graph.slice(scores, 0, count, 1), graph.slice(scores, count, np.iinfo(np.int64).max, 1)
 
-        return write_fused(graph, plan.method, plan.layer_size, plan.stage_shape[1:], logits, tails)
+        stage = layer
+        if self._stages:
+            stage = graph.slice(graph.refer(output_name(1), np.float32), 0, 1, 0)
+            if self._stages[0].layout == "NHWC":
+                stage = graph.op("Transpose", stage, perm=[0, 3, 1, 2])
+        stage = graph.reshape(stage, plan.stage_shape[0], -1)
+        return write_fused(graph, plan.method, plan.layer_size, plan.stage_shape[1:], logits, stage, tails)
 
 
 # A writer takes the features [1,...] in the model's order, the layer [K,h,w], the logits [1,N] and the classes [T]. It

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ortcam.core.forward import Forward
 from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Ablations, Change, Query
 from ortcam.core.targets import Wanted
-from ortcam.methods.reciprocam import refuse_limits
+from ortcam.methods.unlimited import Unlimited
 
 _CONVENTION = Convention("ablation-cam", "Desai and Ramaswamy 2020, WACV, equation 3; pytorch-grad-cam 1.5")
 _CHANGE = Change(Ablations(), at="layer")
@@ -27,23 +27,12 @@ _AT_ONCE = 512  # channels per query; progress is reported in between
 
 
 @dataclass(frozen=True)
-class AblationCAM:
+class AblationCAM(Unlimited):
     """Ablation-CAM."""
 
-    name = "ablation-cam"
+    name: ClassVar[str] = "ablation-cam"
     convention = _CONVENTION
-    scored: ClassVar[Literal["logits", "output"]] = "logits"
-    stages: ClassVar[int] = 0
     change = _CHANGE
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-    def check(self, limits: Limits) -> None:
-        refuse_limits(self.name, limits)
-
-    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        return batch_size
 
     def begin(
         self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Maps, Query
 from ortcam.core.targets import Wanted
 from ortcam.errors import LayerError
-from ortcam.methods.reciprocam import check_places, refuse_limits
+from ortcam.methods.unlimited import Unlimited, check_places
 
 # No ReLU, as in torchcam: evidence against the class lowers the map.
 _CONVENTION = Convention("cam", "Zhou et al. 2016, arXiv 1512.04150", steps=("upsample", "normalize"))
@@ -36,23 +36,12 @@ _MOST_DEVIATION = 1e-3  # of the sum of all places, relative to the sum of their
 
 
 @dataclass(frozen=True)
-class CAM:
+class CAM(Unlimited):
     """CAM of a model whose head is linear behind the pooling of the layer."""
 
-    name = "cam"
+    name: ClassVar[str] = "cam"
     convention = _CONVENTION
-    scored: ClassVar[Literal["logits", "output"]] = "logits"
-    stages: ClassVar[int] = 0
     change = Change(Maps(np.zeros((1, 1, 1), np.float32)), at="layer")
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-    def check(self, limits: Limits) -> None:
-        refuse_limits(self.name, limits)
-
-    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        return batch_size
 
     def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> CAMRun:
         return CAMRun(forward, targets)

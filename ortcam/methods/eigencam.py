@@ -9,8 +9,8 @@ singular vector is arbitrary. Here the map grows with the sum of the activations
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -21,13 +21,13 @@ from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Channels, Query
 from ortcam.core.targets import Wanted
 from ortcam.errors import OptionError
-from ortcam.methods.reciprocam import refuse_limits
+from ortcam.methods.unlimited import Unlimited
 
 _CONVENTION = Convention("eigen-cam", "Muhammad and Yeasin 2020, arXiv 2008.00299; pytorch-grad-cam 1.5")
 
 
 @dataclass(frozen=True)
-class EigenCAM:
+class EigenCAM(Unlimited):
     """Eigen-CAM: the same map for every class.
 
     Attributes:
@@ -36,24 +36,13 @@ class EigenCAM:
 
     centred: Literal["yes", "no"] = "yes"
 
-    name = "eigen-cam"
+    name: ClassVar[str] = "eigen-cam"
     convention = _CONVENTION
-    scored: ClassVar[Literal["logits", "output"]] = "logits"
-    stages: ClassVar[int] = 0
     change = Change(Channels())
 
     def __post_init__(self) -> None:
         if self.centred not in ("yes", "no"):
             raise OptionError(f"centred is {self.centred!r}; expected 'yes' or 'no'")
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
-
-    def check(self, limits: Limits) -> None:
-        refuse_limits(self.name, limits)
-
-    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        return batch_size
 
     def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> EigenCAMRun:
         return EigenCAMRun(self, forward, len(targets))

@@ -31,8 +31,8 @@ from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Maps, Query
 from ortcam.core.targets import Wanted
 from ortcam.errors import OptionError
-from ortcam.methods.reciprocam import check_places
 from ortcam.methods.scorecam import ScoreCAMMethod, ScoreCAMRun
+from ortcam.methods.unlimited import check_places
 
 _CONVENTION = Convention("fused", "ortcam, docs/fused.md", steps=("upsample", "normalize"))
 _TAIL_FACTORS = 3  # K, D and R
@@ -101,6 +101,9 @@ class FusedRun:
         self._seen: list[Floats] = []  # the scores [M,T] of each query
         self._certain = np.zeros(len(targets), np.bool_)
         self._noise = windows.ROUNDING * np.abs(forward.logits).max()
+        # Windows at the edge are smaller. If the stage is the same everywhere, that alone would make a map.
+        features = forward.layer(stage)
+        self._varies = bool((features.max(axis=(1, 2)) > features.min(axis=(1, 2))).any())
         self._scorecam = None
         if budget:
             limits = Limits(budget)
@@ -130,8 +133,8 @@ class FusedRun:
         covariance = np.tensordot(shown - hidden, self._grids - np.float32(0.5), axes=1)
         factors = [
             upsample(_scaled(-places.reshape(-1, *self._layer), self._noise), self._size),
-            _scaled(occlusion, self._noise),
-            _scaled(covariance, self._noise * np.sqrt(len(grids[0]))),
+            self._varies * _scaled(occlusion, self._noise),
+            self._varies * _scaled(covariance, self._noise * np.sqrt(len(grids[0]))),
         ]
         live = None
         if self._scorecam is not None:

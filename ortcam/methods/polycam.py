@@ -13,8 +13,8 @@ divides by Q, not by Q - q.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Channels, Maps, Query
 from ortcam.core.targets import Wanted
 from ortcam.errors import OptionError, whole
+from ortcam.methods.unlimited import Unlimited
 
 _CONVENTION = Convention(
     "poly-cam", "Englebert et al. 2022, arXiv 2204.13359; aenglebert/polycam", steps=("percentiles", "upsample")
@@ -34,7 +35,7 @@ _AS_IT_IS, _REMOVED, _PLAIN = (0, 1, 0), (0, -1, 1), (0, 0, 1)
 
 
 @dataclass(frozen=True)
-class PolyCAM:
+class PolyCAM(Unlimited):
     """Poly-CAM.
 
     Attributes:
@@ -46,9 +47,9 @@ class PolyCAM:
     variant: Literal["+", "-", "+-"] = "+"
     layers: int = 3
 
-    name = "poly-cam"
+    name: ClassVar[str] = "poly-cam"
+    reason: ClassVar[str] = "scores every channel of its layers"
     convention = _CONVENTION
-    scored: ClassVar[Literal["logits", "output"]] = "logits"
     change = Change(Channels())
 
     def __post_init__(self) -> None:
@@ -59,16 +60,6 @@ class PolyCAM:
     @property
     def stages(self) -> int:
         return self.layers - 1
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
-
-    def check(self, limits: Limits) -> None:
-        if limits != Limits():
-            raise OptionError("poly-cam scores every channel of its layers; leave budget, tolerance and selection out")
-
-    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        return batch_size
 
     def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> PolyCAMRun:
         return PolyCAMRun(self, forward)

@@ -12,9 +12,9 @@ weighted by [1 2 1; 2 4 2; 1 2 1] / 16.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +25,17 @@ from ortcam.core.forward import Forward
 from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Maps, Query
 from ortcam.core.targets import Wanted
-from ortcam.errors import LayerError, OptionError
+from ortcam.errors import OptionError
+from ortcam.methods.unlimited import Unlimited, check_places
 
 # Min-max normalisation without a ReLU, and bilinear interpolation.
 _CONVENTION = Convention(
     "recipro-cam", "Byun and Lee 2022, arXiv 2209.14074; OpenVINO XAI 1.1", steps=("normalize", "upsample")
 )
-_MOST_PLACES = 128 * 128  # their windows take 1 GB
 
 
 @dataclass(frozen=True)
-class ReciproCAM:
+class ReciproCAM(Unlimited):
     """Recipro-CAM.
 
     Attributes:
@@ -46,10 +46,8 @@ class ReciproCAM:
     score: Literal["logit", "probability"] = "probability"
     kernel: Literal["single", "gaussian"] = "single"
 
-    name = "recipro-cam"
+    name: ClassVar[str] = "recipro-cam"
     convention = _CONVENTION
-    stages: ClassVar[int] = 0
-    scored: ClassVar[Literal["logits", "output"]] = "logits"
 
     def __post_init__(self) -> None:
         if self.score not in ("logit", "probability"):
@@ -65,15 +63,6 @@ class ReciproCAM:
         """Return the change that keeps one place of a layer of (h, w) for each mask."""
         gaussian = self.kernel == "gaussian"
         return Change(_windows(size, gaussian), at="layer", copied=gaussian)
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
-
-    def check(self, limits: Limits) -> None:
-        refuse_limits(self.name, limits)
-
-    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        return batch_size
 
     def begin(
         self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors
@@ -121,24 +110,3 @@ def _windows(size: tuple[int, int], gaussian: bool) -> Maps:
 def _tent(length: int) -> NDArray[np.float64]:
     """Return the weights [place,neighbour] of [1 2 1] / 4 along one side."""
     return np.eye(length) / 2 + np.eye(length, k=1) / 4 + np.eye(length, k=-1) / 4
-
-
-def check_places(method: str, size: tuple[int, ...]) -> int:
-    """Return the number of places of a layer of (h, w).
-
-    Raises:
-        LayerError: there are too many.
-    """
-    count = size[0] * size[1]
-    if count > _MOST_PLACES:
-        raise LayerError(
-            f"the layer has {size[0]}x{size[1]} places, and {method} runs the rest of the model for each; "
-            f"expected at most {_MOST_PLACES} places: choose a later layer (see: ortcam inspect)"
-        )
-    return count
-
-
-def refuse_limits(method: str, limits: Limits) -> None:
-    """Raise an OptionError if there are limits: the method runs no masked images."""
-    if limits != Limits():
-        raise OptionError(f"{method} runs no masked images; leave budget, tolerance and selection out")

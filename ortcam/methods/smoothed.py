@@ -10,9 +10,9 @@ of the photo itself, which both papers subtract, cancels in the softmax.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -24,15 +24,14 @@ from ortcam.core.query import Change, Channels, Noise, Query
 from ortcam.core.selection import select_distinct
 from ortcam.core.targets import Wanted
 from ortcam.errors import OptionError, whole
+from ortcam.methods.unlimited import Unlimited
 
 
 @dataclass(frozen=True)
-class _Smoothed:
+class _Smoothed(Unlimited):
     """What SS-CAM and IS-CAM share."""
 
-    scored: ClassVar[Literal["logits", "output"]] = "logits"
-    stages: ClassVar[int] = 0
-    name: ClassVar[str]
+    reason: ClassVar[str] = "scores every channel many times"
     convention: ClassVar[Convention]
 
     @property
@@ -51,18 +50,6 @@ class _Smoothed:
     @property
     def change(self) -> Change:
         return self.change_of(0)
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
-
-    def check(self, limits: Limits) -> None:
-        if limits != Limits():
-            raise OptionError(
-                f"{self.name} scores every channel {self.rounds} times; leave budget, tolerance and selection out"
-            )
-
-    def first_query(self, limits: Limits, channels: int | None, batch_size: int) -> int:
-        return batch_size
 
     def begin(
         self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors
