@@ -58,10 +58,9 @@ def draw(made: dict[str, list[Pictures]], path: Path) -> None:
             axis.imshow(picture[seen], aspect="equal")
             axis.set_xticks([])
             axis.set_yticks([])
-        axes[row, 0].set_ylabel(str(first.targets[0].label).split(",")[0], fontsize=8)
     for axis, title in zip(axes[0], ("photo", *METHODS), strict=True):
         axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=100, pil_kwargs={"quality": 80})
+    figure.savefig(path, dpi=100, pil_kwargs={"quality": 70})
 
 
 def main() -> None:
