@@ -87,11 +87,12 @@ def evidence(network: Staged, x: torch.Tensor, target: int) -> list[Array]:
         masks = torch.nn.functional.interpolate(torch.from_numpy(grids)[:, None], (16, 16), mode="bilinear")
         masks = torch.cat([masks, 1 - masks])
         shown = -loss(network.from_stage, stage * masks)
-        covariance = np.einsum("m,mij->ij", shown - shown.mean(), masks[:, 0].numpy() - 0.5)
+        centred = masks[:, 0].numpy() - 0.5
+        slopes = np.einsum("m,mij->ij", shown - shown.mean(), centred) / (centred**2).sum(axis=0)
     return [
         upsample(between_0_and_1(contrast), (16, 16))[0],
         between_0_and_1(upsample(occlusion, (16, 16))[0]),
-        between_0_and_1(covariance),
+        between_0_and_1(slopes),
     ]
 
 

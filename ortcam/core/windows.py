@@ -16,6 +16,7 @@ from ortcam.core.query import Grids
 
 FLOOR = 0.1  # added to every factor but the first
 CELLS = 5  # rows and columns of a grid
+VARIANCE = 0.25  # of a cell that is shown or hidden; between cells, an enlarged grid varies less
 CERTAIN = float(np.log1p(-1e-3))  # a log-probability; above, differences are lost in rounding
 ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a logit; scores that differ by less are equal
 

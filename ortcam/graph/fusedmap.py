@@ -61,15 +61,16 @@ def write_fused(
     occlusion = _resize(graph, occlusion, *map(windows.between_blocks, stage))
     shown = graph.slice(scores, blocks, blocks + count, 0)
     hidden = graph.slice(scores, blocks + count, blocks + 2 * count, 0)
-    centred = graph.constant((grids - np.float32(0.5)).reshape(count, -1))
-    covariance = graph.reshape((shown - hidden).T @ centred, -1, *stage)
+    centred = grids - np.float32(0.5)
+    lanes = (centred / np.square(centred).mean(axis=0)).reshape(count, -1)
+    slopes = graph.reshape((shown - hidden).T @ graph.constant(lanes), -1, *stage)
     enlarged = (interpolation_matrix(*pair, False) for pair in zip(stage, layer, strict=True))
     changes = graph.reduce("Max", features, 1) > graph.reduce("Min", features, 1)
     differs = graph.reduce("Max", graph.cast(changes, np.float32))  # 0 if the stage is the same everywhere
     factors = [
         _resize(graph, _scaled(graph, contrast, noise), *enlarged),
         differs * _scaled(graph, occlusion, noise),
-        differs * _scaled(graph, covariance, noise * float(np.sqrt(2 * count))),
+        differs * _scaled(graph, slopes, noise * float(np.sqrt(2 * count)) / windows.VARIANCE),
     ]
     product, any_varies = None, None
     for place, factor in enumerate(factors):

@@ -4,7 +4,8 @@
 
 - K, contrastive CAM: what the log-probability of the class loses when one place of the target layer is set to zero.
 - D, occlusion: the same for windows of 4 x 4 places of the stage before, one around each block of 2 x 2 places.
-- R, RISE on features: the covariance of the log-probability with random grids that multiply the stage's features.
+- R, RISE on features: random grids multiply the features of the stage. At each place, R is the slope of a regression of
+  the log-probability on the value of the grid there.
 - S, Score-CAM of the stage, with a budget of masked images; without masked images, the factor is left out.
 
 N is min-max normalisation, and f a floor of 0.1, so that no factor alone removes a place. K, D and R run only the rest
@@ -130,11 +131,12 @@ class FusedRun:
         pairs = -blocks.reshape(-1, rows.shape[1], columns.shape[1])
         occlusion = (rows @ pairs @ columns.T).astype(np.float32)
         shown, hidden = np.split(grids, 2, axis=1)
-        covariance = np.tensordot(shown - hidden, self._grids - np.float32(0.5), axes=1)
+        centred = self._grids - np.float32(0.5)
+        slopes = np.tensordot(shown - hidden, centred, axes=1) / np.square(centred).mean(axis=0)
         factors = [
             upsample(_scaled(-places.reshape(-1, *self._layer), self._noise), self._size),
             self._varies * _scaled(occlusion, self._noise),
-            self._varies * _scaled(covariance, self._noise * np.sqrt(len(grids[0]))),
+            self._varies * _scaled(slopes, self._noise * np.sqrt(len(grids[0])) / windows.VARIANCE),
         ]
         live = None
         if self._scorecam is not None:
