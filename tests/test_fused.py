@@ -128,9 +128,13 @@ def test_stages_are_found_and_can_be_named(staged: Path, photo: Array, tmp_path:
     for layers, error, message in (
         ([found.layer, "nothing"], LayerError, "nothing"),
         ([found.layer, stage, stage], OptionError, "got 3 layers; this method takes at most 2"),
+        ([found.layer, found.layer], LayerError, f"{found.layer!r} of staged.onnx is not before {found.layer!r}"),
+        ([stage, found.layer], LayerError, f"{found.layer!r} of staged.onnx is not before {stage!r}; .* order"),
     ):
         with pytest.raises(error, match=message):
             ortcam.load_explainer(staged, "fused", layer=layers)
+    with pytest.raises(OptionError, match="got 2 layers; score-cam takes one"):
+        ortcam.load_explainer(staged, preset="paper", layer=[found.layer, stage])
     np.save(tmp_path / "photo.npy", photo)
     found.save(tmp_path / "out")
     assert ortcam.reproduce(tmp_path / "out", photo=tmp_path / "photo.npy").agrees
