@@ -199,7 +199,7 @@ def test_the_command_line_takes_fused_where_it_suits(
                     output_kind="logits").path  # fmt: skip
     with caplog.at_level(logging.INFO, logger="ortcam"):
         assert ortcam.load_explainer(around, "auto").method.name == "score-cam"
-    assert "fused does not suit it: the scores of relu do not follow from its target layer alone" in caplog.text
+    assert "fused does not suit it: the scores do not follow from layer 'relu' alone" in caplog.text
     with pytest.raises(LayerError, match="another path leads around"):
         ortcam.load_explainer(around, "fused")
 

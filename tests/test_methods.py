@@ -504,6 +504,13 @@ def test_progress_and_pickles(small: Path, photo: Array, name: str) -> None:
     assert pickle.loads(pickle.dumps(brief(name))) == brief(name)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_reproduced(small: Path, photo: Array, tmp_path: Path, name: str) -> None:
+    with ortcam.load_explainer(small, brief(name), provider="cpu") as explainer:
+        explainer.explain(photo).save(tmp_path / "out")
+    assert ortcam.reproduce(tmp_path / "out", photo=_saved(photo, tmp_path)).agrees
+
+
 def test_the_record_states_the_method(small: Path, photo: Array, tmp_path: Path) -> None:
     explanation = ortcam.load_explainer(small, ortcam.RISE(masks=20, seed=9)).explain(photo)
     record = explanation.to_dict()
