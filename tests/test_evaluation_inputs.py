@@ -172,7 +172,7 @@ def test_an_error_on_the_command_line_names_the_photo(folder: Path) -> None:
 
 
 def test_a_method_that_the_layer_does_not_suit_is_one_line(folder: Path) -> None:
-    with pytest.raises(LayerError, match=r"the scores of .* do not follow from its exposed target layer"):
+    with pytest.raises(LayerError, match=r"the scores do not follow from layer .*, which the file exposes as a conv"):
         evaluation.evaluate(weighing_model(WEIGHTS, nhwc=True, channels=3), folder, "recipro-cam", "drop")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,10 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 import ortcam
+from ortcam.core.budget import HostPredictors, Limits
 from ortcam.core.convention import upsample
+from ortcam.core.forward import Forward
+from ortcam.core.targets import Wanted
 from ortcam.errors import LayerError, OrtcamWarning
 from ortcam.exporters import export
 from ortcam.methods import make_method
@@ -178,6 +182,24 @@ def test_eigen_cam_is_pytorch_grad_cams(file_of: Files, photos: dict[str, Path],
     ours = explain(file_of(name), "eigen-cam", photos["chelsea"], known, name, layer=layer)
     for one in ours.raw_maps:  # the same for every class
         assert_close(one[None], known[f"eigen_{name}_{layer}"])
+
+
+def test_eigen_cam_of_an_early_layer_takes_little_memory() -> None:
+    """Judge: NumPy's singular value decomposition. A matrix [hw,hw] would take 127 MB here."""
+    lanes = np.random.default_rng(0).normal(size=(4, 60, 66)).astype(np.float32) ** 2
+    forward = Forward(np.zeros(3, np.float32), np.zeros(3, np.float32), lanes, (240, 264))
+    run = ortcam.EigenCAM().begin(forward, [Wanted(0)], Limits(), HostPredictors())
+    tracemalloc.start()
+    (ours,) = run.finish().sums
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
+    centred = lanes.reshape(4, -1).T.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    judge = (left[:, 0] * sizes[0]).reshape(60, 66)
+    judge *= np.sign(np.vdot(judge, lanes.sum(axis=0)))
+    assert np.abs(ours - judge).max() < 1e-5 * np.abs(judge).max()
 
 
 # --- IS-CAM, SS-CAM ---------------------------------------------------------------------------------------------------

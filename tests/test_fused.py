@@ -129,9 +129,13 @@ def test_stages_are_found_and_can_be_named(staged: Path, photo: Array, tmp_path:
     for layers, error, message in (
         ([found.layer, "nothing"], LayerError, "nothing"),
         ([found.layer, stage, stage], OptionError, "got 3 layers; this method takes at most 2"),
+        ([found.layer, found.layer], LayerError, f"{found.layer!r} of staged.onnx is not before {found.layer!r}"),
+        ([stage, found.layer], LayerError, f"{found.layer!r} of staged.onnx is not before {stage!r}; .* order"),
     ):
         with pytest.raises(error, match=message):
             ortcam.load_explainer(staged, "fused", layer=layers)
+    with pytest.raises(OptionError, match="got 2 layers; score-cam takes one"):
+        ortcam.load_explainer(staged, preset="paper", layer=[found.layer, stage])
     np.save(tmp_path / "photo.npy", photo)
     found.save(tmp_path / "out")
     assert ortcam.reproduce(tmp_path / "out", photo=tmp_path / "photo.npy").agrees
@@ -196,7 +200,7 @@ def test_the_command_line_takes_fused_where_it_suits(
                     output_kind="logits").path  # fmt: skip
     with caplog.at_level(logging.INFO, logger="ortcam"):
         assert ortcam.load_explainer(around, "auto").method.name == "score-cam"
-    assert "fused does not suit it: the scores of relu do not follow from its target layer alone" in caplog.text
+    assert "fused does not suit it: the scores do not follow from layer 'relu' alone" in caplog.text
     with pytest.raises(LayerError, match="another path leads around"):
         ortcam.load_explainer(around, "fused")
 

@@ -504,6 +504,26 @@ def test_progress_and_pickles(small: Path, photo: Array, name: str) -> None:
     assert pickle.loads(pickle.dumps(brief(name))) == brief(name)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_reproduced(small: Path, photo: Array, tmp_path: Path, name: str) -> None:
+    with ortcam.load_explainer(small, brief(name), provider="cpu") as explainer:
+        explainer.explain(photo).save(tmp_path / "out")
+    assert ortcam.reproduce(tmp_path / "out", photo=_saved(photo, tmp_path)).agrees
+
+
+def test_rise_of_equal_scores_is_flat(tiny: torch.nn.Module, tmp_path: Path) -> None:
+    """All classes have the probability .1 for every mask; rounding must not become a heat map."""
+    torch.nn.init.zeros_(tiny.fc.weight)
+    torch.nn.init.zeros_(tiny.fc.bias)
+    file = export(tiny, tmp_path / "t.onnx", preprocess="imagenet", input_size=32, output_kind="logits").path
+    photo = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    with (
+        ortcam.load_explainer(file, ortcam.RISE(masks=30), provider="cpu") as explainer,
+        pytest.warns(OrtcamWarning, match="is flat"),
+    ):
+        assert not explainer.explain(photo, targets=[0]).maps.any()
+
+
 def test_the_record_states_the_method(small: Path, photo: Array, tmp_path: Path) -> None:
     explanation = ortcam.load_explainer(small, ortcam.RISE(masks=20, seed=9)).explain(photo)
     record = explanation.to_dict()

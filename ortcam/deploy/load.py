@@ -61,7 +61,9 @@ def load_explainer(
     try:
         if preset is not None:
             if layer is not None and not isinstance(layer, str):
-                (layer,) = layer
+                if len(layer) > 1:
+                    raise OptionError(f"got {len(layer)} layers; score-cam takes one: leave the others out")
+                layer = layer[0] if layer else None
             return ScoreCAM(model, provider, defined.convention, batch_size, threads, layer)
         return ModelExplainer(model, chosen, provider, batch_size, threads, layer)
     except PackedModelError:

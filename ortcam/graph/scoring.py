@@ -96,7 +96,8 @@ def build_scoring_graph(
     pooling, of_tokens = None, False
     if wiring.at == "layer":
         of_tokens = sequence is not None and wiring.layer == 0
-        cut_tail(proto, SEQUENCE if of_tokens else made, contract.layer if wiring.layer == 0 else made)
+        named = stages[wiring.layer - 1].value if wiring.layer else contract.layer
+        cut_tail(proto, SEQUENCE if of_tokens else made, named)
         pooling = None if wiring.replaces or of_tokens else take_pooling(graph, made, dims[1:], layout)
     scores = write_class_scores(contract, graph, single, scored == "output" and not single)
     graph.input.remove(image)

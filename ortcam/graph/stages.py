@@ -44,6 +44,11 @@ def find_stage(proto: onnx.ModelProto, image: Sequence[int], layout: Layout, val
     return None if layer is None else _as_stage(value, shapes.get(value), layer)
 
 
+def comes_before(graph: onnx.GraphProto, value: str, later: str) -> bool:
+    """Return whether a value is another one than `later`, which is computed from it."""
+    return value != later and value in _ancestors(list(graph.node), later)
+
+
 def _size_of_layer(shapes: Mapping[str, Sequence[int]], layout: Layout) -> tuple[int, int] | None:
     shape = shapes.get(ACTIVATIONS, ())
     if len(shape) != 4 or not all(shape):

@@ -18,7 +18,7 @@ def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
     Args:
         proto: the parsed file.
         layer: the output that holds the layer.
-        name: the name in error messages.
+        name: the name of the layer in error messages.
 
     Raises:
         LayerError: the scores depend on more than the layer.
@@ -27,7 +27,7 @@ def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
     needed = _needed(graph, layer)
     if layer not in needed:
         raise LayerError(
-            f"the scores of {name} do not follow from its exposed target layer, which is a converted copy; this "
+            f"the scores do not follow from layer {name!r}, which the file exposes as a converted copy; this "
             "method needs a float32 layer with channels: choose another layer (see: ortcam inspect), score-cam or rise"
         )
     if "image" in needed:
@@ -35,8 +35,8 @@ def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
         needed = _needed(graph, layer)
     if "image" in needed:
         raise LayerError(
-            f"the scores of {name} do not follow from its target layer alone: another path leads around the "
-            "layer; expected the output of a whole block: choose another layer (see: ortcam inspect)"
+            f"the scores do not follow from layer {name!r} alone: another path leads around the layer; "
+            "expected the output of a whole block: choose another layer (see: ortcam inspect)"
         )
     nodes = [node for node in graph.node if layer not in node.output and any(one in needed for one in node.output)]
     read = {one for node in nodes for one in read_by(node)}

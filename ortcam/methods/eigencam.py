@@ -67,9 +67,13 @@ class EigenCAMRun:
         lanes = self._activations.reshape(channels, -1).T.astype(np.float64)  # [hw,K]
         if self._method.centred == "yes":
             lanes = lanes - lanes.mean(axis=0)
-        # The left singular vectors are the eigenvectors of a matrix [hw,hw], which is small.
-        values, vectors = np.linalg.eigh(lanes @ lanes.T)
-        component = vectors[:, -1] * np.sqrt(max(values[-1], 0))
+        # The singular vectors are the eigenvectors of A A^T [hw,hw] and A^T A [K,K]; one of them is small: a late layer
+        # has few places, an early layer few channels.
+        if channels < height * width:
+            component = lanes @ np.linalg.eigh(lanes.T @ lanes)[1][:, -1]
+        else:
+            values, vectors = np.linalg.eigh(lanes @ lanes.T)
+            component = vectors[:, -1] * np.sqrt(max(values[-1], 0))
         active = self._activations.reshape(channels, -1).sum(axis=0, dtype=np.float64)
         sign = -1 if component @ (active - active.mean()) < 0 else 1
         one = (sign * component).reshape(height, width).astype(np.float32)

@@ -109,4 +109,7 @@ class RISERun:
         sums = sum_masks(self._grids, np.arange(self.most), np.concatenate([kept, ones]), self._size)
         expected = np.float32(self.most * self._method.probability)
         divisor = np.maximum(sums[-1], _LEAST_SUM) if self._method.divisor == "sum" else expected
-        return MapResult(sums[:-1] / divisor, kept, (None,) * len(kept), None)
+        maps = sums[:-1] / divisor
+        if self._method.divisor == "sum":  # equal scores make a flat map; what it varies by is rounding
+            maps[np.ptp(kept, axis=1) <= 4 * np.finfo(np.float32).eps * kept.max(axis=1)] = 0
+        return MapResult(maps, kept, (None,) * len(kept), None)

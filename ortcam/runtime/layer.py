@@ -8,7 +8,7 @@ import onnx
 
 from ortcam.errors import LayerError, OptionError
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import ACTIVATIONS
+from ortcam.model.contract import ACTIVATIONS, Stage
 
 GRAPH_ERRORS = (
     RuntimeError,
@@ -51,15 +51,16 @@ def with_stages(model: CamModel, most: int, names: Sequence[str] = ()) -> CamMod
         names: the stages, as for `with_layer`; if there are none, the nearest stages of a larger size are found.
 
     Raises:
-        LayerError: a name is unknown, or is not a float32 feature map.
+        LayerError: a name is unknown, is not a float32 feature map, or is not before the layer that is named before it.
     """
-    from ortcam.graph.stages import find_stage, find_stages
+    from ortcam.graph.stages import comes_before, find_stage, find_stages
 
     image, layout = [dim or 0 for dim in model.usual_shape], model.contract.activations_layout
     proto = model.peek()
     if not names:
         return model.reading(find_stages(proto, image, layout)[:most])
-    stages = []
+    stages: list[Stage] = []
+    later, later_value = model.contract.layer, ACTIVATIONS
     for name in names:
         stage = find_stage(proto, image, layout, _value_of(model, proto, name))
         if stage is None:
@@ -67,7 +68,13 @@ def with_stages(model: CamModel, most: int, names: Sequence[str] = ()) -> CamMod
                 f"layer {name!r} of {model.name} is not a float32 feature map [batch,channels,height,width]; "
                 "choose another layer (see: ortcam inspect)"
             )
+        if not comes_before(proto.graph, stage.value, later_value):
+            raise LayerError(
+                f"layer {name!r} of {model.name} is not before {later!r}; expected the target layer, then earlier "
+                "layers, from the last to the first: change the order"
+            )
         stages.append(stage)
+        later, later_value = name, stage.value
     return model.reading(stages)
 
 
