@@ -72,16 +72,16 @@ def pack(
     """
     if triton_tensorrt and triton is None:
         raise typer.BadParameter("--triton-tensorrt needs --triton DIR")
+    from ortcam.deploy.pack import name_packed
     from ortcam.deploy.pack import pack as write
     from ortcam.deploy.packed import describe_run
     from ortcam.deploy.triton import write_triton
-    from ortcam.methods import make_method
 
     path = output or model.with_name(f"{model.stem}.explainer.onnx")
     report = write(
         model,
         path,
-        method=make_method(method, options.read_pairs("--method-option", method_option)),
+        method=name_packed(method, options.read_pairs("--method-option", method_option)),
         preset=preset,
         budget=budget,
         raw=raw,

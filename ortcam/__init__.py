@@ -111,6 +111,8 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "CamModel",
     "Convention",
     "Explanation",
+    "Fused",
+    "ISCAM",
     "OrtcamError",
     "OrtcamWarning",
     "PolyCAM",

@@ -237,7 +237,7 @@ def test_what_cannot_be_packed(first: Path, tmp_path: Path) -> None:
     path = tmp_path / "b.onnx"
     one_pass = {"cam", "recipro-cam", "ablation-cam", "eigen-cam"}
     with pytest.raises(OptionError, match="method fused runs 16 masked images, and is packed without; give passes=0"):
-        ortcam.pack(first, path, method="fused")
+        ortcam.pack(first, path, method=ortcam.Fused())
     for name in METHODS.keys() - one_pass - {"score-cam", "fused"}:
         with pytest.raises(OptionError, match=f"method {name} cannot be packed; expected score-cam, cam, recipro-cam"):
             ortcam.pack(first, path, method=name)

@@ -73,7 +73,7 @@ def load_explainer(
     unsuited = [name for name, value in given.items() if value is not None]
     unsuited += ["method"] if chosen != make_method("score-cam") else []
     if unsuited:
-        raise OptionError(f"{model} is packed with its layer, preset and budget; leave {', '.join(unsuited)} out")
+        raise OptionError(f"{model} is packed with its layer and method; leave {', '.join(unsuited)} out")
     from ortcam.deploy.packed import PackedExplainer  # late: a model file does without
 
     return PackedExplainer(model, provider, threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -84,8 +85,9 @@ def pack(
     Args:
         model: a file that ortcam exported.
         path: the file to write.
-        method: ``score-cam``, ``cam``, ``recipro-cam``, ``ablation-cam`` or ``eigen-cam``, or a method with options,
-            such as ``ReciproCAM(kernel="gaussian")`` or ``Fused(passes=0)``.
+        method: ``score-cam``, ``cam``, ``recipro-cam``, ``ablation-cam``, ``eigen-cam`` or ``fused``, or a method with
+            options, such as ``ReciproCAM(kernel="gaussian")``. ``fused`` is packed without masked images:
+            ``Fused(passes=0)``.
         preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for ``official``.
         budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
         raw: put the preprocessing in.
@@ -175,7 +177,7 @@ def _choose_method(method: str | Method, preset: str | Convention | None) -> Met
     Raises:
         OptionError: the method or the preset is unknown, or the method cannot be packed.
     """
-    chosen = with_preset(make_method(method) if isinstance(method, str) else method, preset)
+    chosen = with_preset(name_packed(method) if isinstance(method, str) else method, preset)
     if chosen.name not in ("score-cam", *ONE_PASS):
         raise OptionError(f"method {chosen.name} cannot be packed; expected score-cam, {', '.join(ONE_PASS)}")
     if chosen.describe().get("passes"):
@@ -184,6 +186,15 @@ def _choose_method(method: str | Method, preset: str | Convention | None) -> Met
             "(--method-option passes=0)"
         )
     return chosen
+
+
+def name_packed(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """Make a method to pack, as `make_method`; fused runs no masked images unless the options say so.
+
+    Raises:
+        OptionError: the name or an option is unknown, or a value is invalid.
+    """
+    return make_method(name, ({"passes": 0} if name == "fused" else {}) | dict(options or {}))
 
 
 def _default_target(model: CamModel, target: Any, classes: int) -> int:
