@@ -144,11 +144,19 @@ def test_the_oldest_versions_that_are_allowed(tmp_path: Path, lite0_file: Path, 
         packed = f"packed-{budget}.onnx"
         done = run(command, "pack", "model.onnx", "-o", packed, *limit, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        for model, more in (("model.onnx", limit), (packed, [])):
+        for model, more in (("model.onnx", ["--method", "score-cam", *limit]), (packed, [])):
             done = run(command, "explain", model, "cat.png", "-o", f"of-{model}-{budget}", *more, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             (found,) = (tmp_path / f"of-{model}-{budget}").rglob("maps.npy")
             assert correlation(np.load(found)[0], expected) >= 0.9999
+    fused = ortcam.load_explainer(lite0_file, ortcam.Fused(passes=0), provider="cpu").explain(photos["chelsea"])
+    done = run(command, "pack", "model.onnx", "-o", "fused.onnx", "--method", "fused", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for model, more in (("model.onnx", ["--method-option", "passes=0"]), ("fused.onnx", [])):
+        done = run(command, "explain", model, "cat.png", "-o", f"fused-{model}", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (found,) = (tmp_path / f"fused-{model}").rglob("maps.npy")
+        assert correlation(np.load(found)[0], fused.maps[0]) >= 0.9999
     assert run(command, "doctor", cwd=tmp_path).returncode == 0
     done = run(command, "doctor", "model.onnx", cwd=tmp_path)
     assert (done.returncode, "1.24 and newer do" in done.stderr) == (1, True), done.stderr
