@@ -330,7 +330,8 @@ class Fixed:
 
     convention = ortcam.PRESETS["official"]
     scored = "logits"
-    change = ortcam.ReciproCAM.change
+    stages = 0
+    change = ortcam.ReciproCAM().change
 
     def __init__(self, name: str) -> None:
         self.name = name
