@@ -78,12 +78,12 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def whole(name: str, number: object, other: str = "") -> int:
-    """Check a whole number from 1 of any integer type, and return it; `other` names other valid values.
+def whole(name: str, number: object, other: str = "", *, least: int = 1) -> int:
+    """Check a whole number from `least` of any integer type, and return it; `other` names other valid values.
 
     Raises:
-        OptionError: it is not a whole number from 1.
+        OptionError: it is not a whole number from `least`.
     """
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-        raise OptionError(f"{name} is {number!r}; expected a whole number from 1{other}")
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        raise OptionError(f"{name} is {number!r}; expected a whole number from {least}{other}")
     return int(number)

@@ -1,4 +1,4 @@
-"""Masks of a layer for the fused map, and its constants: shared by the method and by its packed graph.
+"""Masks of a layer, and the constants of the fused map: shared by methods and by their packed graphs.
 
 Each function returns masks float32 [N,h,w] for a layer of (h, w). Calls with the same arguments return the same array,
 which is read-only.
@@ -50,6 +50,18 @@ def between_blocks(length: int) -> Floats:
 def grids(count: int, seed: int, size: tuple[int, int]) -> Floats:
     """Return random grids of cells, each shown or hidden with equal probability, enlarged bilinearly."""
     return _kept(upsample(draw_grids(Grids((CELLS, CELLS), 0.5, seed), np.arange(count), (CELLS, CELLS))[0], size))
+
+
+@lru_cache(maxsize=4)
+def regressors(count: int, seed: int, size: tuple[int, int]) -> Floats:
+    """Return, for each grid, the weight of its score in the slope of a regression on the value of the grids."""
+    centred = grids(count, seed, size) - np.float32(0.5)
+    return _kept(centred / np.square(centred).mean(axis=0))
+
+
+def tent(length: int) -> Floats:
+    """Return the weights [place,neighbour] of [1 2 1] / 4 along one side."""
+    return (np.eye(length) / 2 + np.eye(length, k=1) / 4 + np.eye(length, k=-1) / 4).astype(np.float32)
 
 
 def _around_pairs(length: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:

@@ -125,7 +125,7 @@ def pack(
     if chosen.name != "score-cam":
         _explain(cam, 0)  # a model that the method does not allow is refused here
         stage = known.stages[0] if known.stages else None
-        stage_shape = shape if stage is None else (stage.channels, stage.rows, stage.columns)
+        stage_shape = shape if stage is None else stage.shape
         most = max(1, count_tails(described, shape, stage_shape))
         default = rows_at_once(stage_shape, most)
     plan = Packing(

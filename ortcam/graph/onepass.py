@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from ortcam.core import windows
 from ortcam.core.convention import TINY
 from ortcam.graph import names
 from ortcam.graph.builder import Builder, Value
@@ -114,7 +115,7 @@ class OnePass(Frame):
     def _write_windows(self, gaussian: bool) -> Value:
         """Return masks float32 [hw,h,w] that keep one place each, or a Gaussian around it."""
         height, width = self.plan.layer_size
-        rows, columns = (_tent(length) if gaussian else np.eye(length) for length in (height, width))
+        rows, columns = (windows.tent(length) if gaussian else np.eye(length) for length in (height, width))
         down = self.graph.constant(rows.astype(np.float32)[:, None, :, None])
         across = self.graph.constant(columns.astype(np.float32)[None, :, None, :])
         return self.graph.reshape(down * across, height * width, height, width)
@@ -243,8 +244,3 @@ def _wiring(method: Mapping[str, Any], layer: int) -> Wiring | None:
         return None
     bank: Literal["given", "ablations"] = "ablations" if method["name"] == "ablation-cam" else "given"
     return Wiring(bank, at="layer", upsampled=False, layer=layer, copied=method.get("kernel") == "gaussian")
-
-
-def _tent(length: int) -> Any:
-    """Return the weights [place,neighbour] of [1 2 1] / 4 along one side."""
-    return np.eye(length) / 2 + np.eye(length, k=1) / 4 + np.eye(length, k=-1) / 4

@@ -57,8 +57,7 @@ class Packing:
     @property
     def stage_shape(self) -> tuple[int, int, int]:
         """(K, h, w) of the stage; of the target layer if there is none."""
-        stage = self.stage
-        return self.layer_shape if stage is None else (stage.channels, stage.rows, stage.columns)
+        return self.layer_shape if self.stage is None else self.stage.shape
 
     @property
     def pads(self) -> bool:

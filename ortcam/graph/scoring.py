@@ -91,7 +91,7 @@ def build_scoring_graph(
     if wiring.at == "layer":
         made = output_name(wiring.layer)
         spliced = next(value for value in graph.output if value.name == made)
-        layout = (contract.activations_layout, *(stage.layout for stage in stages))[wiring.layer]
+        layout = contract.layouts(stages)[wiring.layer]
     dims = [dim.dim_value or dim.dim_param or None for dim in spliced.type.tensor_type.shape.dim]
     pooling, of_tokens = None, False
     if wiring.at == "layer":

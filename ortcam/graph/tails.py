@@ -93,7 +93,7 @@ def build_tail(
     for field in ("node", "input", "output"):
         getattr(graph, field).extend(getattr(model, field))
     graph.initializer.extend(one for one in model.initializer if prod(one.dims) <= _SMALL)
-    layout = (contract.activations_layout, *(stage.layout for stage in stages))[wiring.layer]
+    layout = contract.layouts(stages)[wiring.layer]
     layer = next(one for one in graph.output if one.name == output_name(wiring.layer))
     dims = shape if layout == "NCHW" else (*shape[1:], shape[0])
     for dim, size in zip(layer.type.tensor_type.shape.dim[1:], dims, strict=True):

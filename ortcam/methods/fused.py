@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -31,7 +30,7 @@ from ortcam.core.forward import Forward
 from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Maps, Query
 from ortcam.core.targets import Wanted
-from ortcam.errors import OptionError
+from ortcam.errors import OptionError, whole
 from ortcam.methods.scorecam import ScoreCAMMethod, ScoreCAMRun
 from ortcam.methods.unlimited import check_places
 
@@ -62,10 +61,7 @@ class Fused:
 
     def __post_init__(self) -> None:
         for name, least in (("passes", 0), ("grids", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise OptionError(f"{name} is {value!r}; expected a whole number from {least}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, whole(name, getattr(self, name), least=least))
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}
@@ -93,7 +89,7 @@ class FusedRun:
         self._layer, self._size = (forward.layer(place).shape[1:] for place in (0, stage))
         for size in (self._layer, self._size):
             check_places("fused", size)
-        self._grids = windows.grids(method.grids, method.seed, self._size)
+        self._regressors = windows.regressors(method.grids, method.seed, self._size)
         self._queries = [
             _with_plain(_tails(_places(self._layer), 0, [_HIDDEN])),
             _tails(_blocks(self._size), stage, [_HIDDEN]),
@@ -131,8 +127,7 @@ class FusedRun:
         pairs = -blocks.reshape(-1, rows.shape[1], columns.shape[1])
         occlusion = (rows @ pairs @ columns.T).astype(np.float32)
         shown, hidden = np.split(grids, 2, axis=1)
-        centred = self._grids - np.float32(0.5)
-        slopes = np.tensordot(shown - hidden, centred, axes=1) / np.square(centred).mean(axis=0)
+        slopes = np.tensordot(shown - hidden, self._regressors, axes=1)
         factors = [
             upsample(_scaled(-places.reshape(-1, *self._layer), self._noise), self._size),
             self._varies * _scaled(occlusion, self._noise),

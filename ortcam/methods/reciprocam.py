@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ortcam.core import windows
 from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention
 from ortcam.core.forward import Forward
@@ -101,12 +101,6 @@ def _windows(size: tuple[int, int], gaussian: bool) -> Maps:
     Calls with the same arguments return the same object.
     """
     if not gaussian:
-        count = size[0] * size[1]
-        return Maps(np.eye(count, dtype=np.float32).reshape(count, *size))
-    rows, columns = (_tent(length) for length in size)
-    return Maps(np.einsum("iy,jx->ijyx", rows, columns).reshape(-1, *size).astype(np.float32))
-
-
-def _tent(length: int) -> NDArray[np.float64]:
-    """Return the weights [place,neighbour] of [1 2 1] / 4 along one side."""
-    return np.eye(length) / 2 + np.eye(length, k=1) / 4 + np.eye(length, k=-1) / 4
+        return Maps(windows.places(size))
+    rows, columns = map(windows.tent, size)
+    return Maps(np.einsum("iy,jx->ijyx", rows, columns).reshape(-1, *size))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -60,9 +60,7 @@ class RISE:
         if not isinstance(self.probability, Real) or not 0 < self.probability < 1:
             raise OptionError(f"probability is {self.probability!r}; expected a number between 0 and 1")
         object.__setattr__(self, "probability", float(self.probability))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
-            raise OptionError(f"seed is {self.seed!r}; expected a whole number from 0")
-        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "seed", whole("seed", self.seed, least=0))
         if self.divisor not in ("sum", "expected"):
             raise OptionError(f"divisor is {self.divisor!r}; expected 'sum' or 'expected'")
 

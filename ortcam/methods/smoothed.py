@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -81,9 +81,7 @@ class SSCAM(_Smoothed):
         if isinstance(self.sigma, bool) or not isinstance(self.sigma, Real) or not 0 < self.sigma < np.inf:
             raise OptionError(f"sigma is {self.sigma!r}; expected a number above 0")
         object.__setattr__(self, "sigma", float(self.sigma))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
-            raise OptionError(f"seed is {self.seed!r}; expected a whole number from 0")
-        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "seed", whole("seed", self.seed, least=0))
 
     @property
     def rounds(self) -> int:

@@ -91,6 +91,11 @@ class Stage:
     layout: Layout
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, h, w)."""
+        return self.channels, self.rows, self.columns
+
+    @property
     def dims(self) -> tuple[int, int, int]:
         """The dimensions without the batch, in the order of the layout."""
         size = (self.rows, self.columns)
@@ -206,6 +211,10 @@ class Contract:
     def activations_layout(self) -> Layout:
         """The order of the target layer's dimensions."""
         return self.layers[0].layout
+
+    def layouts(self, stages: Sequence[Stage]) -> tuple[Layout, ...]:
+        """Return the orders of the dimensions of the target layer and of earlier stages."""
+        return (self.activations_layout, *(stage.layout for stage in stages))
 
     @property
     def makes_probabilities(self) -> Activation:

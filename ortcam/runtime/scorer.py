@@ -130,7 +130,7 @@ class Scorer:
         if self._plain.baseline is not None:
             inputs[names.BASELINE] = self._plain.baseline.values
         fixed = self._fixed(self._plain, (1, 1), (height, width), len(rows))
-        layouts = (contract.activations_layout, *(stage.layout for stage in self._model.stages))
+        layouts = contract.layouts(self._model.stages)
         sequence = self._model.sequence
         made = (self._result, names.LOGITS, *map(output_name, range(len(layouts))), *([SEQUENCE] if sequence else []))
 
@@ -247,8 +247,7 @@ class Scorer:
         content = group.photos
         if change.at == "layer":
             content = group.features[change.layer].reshape(len(group.photos), -1, *group.layer(change.layer))
-            contract, stages = self._model.contract, self._model.stages
-            if (stages[change.layer - 1].layout if change.layer else contract.activations_layout) == "NHWC":
+            if self._model.contract.layouts(self._model.stages)[change.layer] == "NHWC":
                 content = content.transpose(0, 2, 3, 1)
         shared = {names.PHOTOS: content}
         if group.other_tokens is not None and change.at == "layer" and change.layer == 0:
