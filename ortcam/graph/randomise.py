@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from ortcam.errors import ModelError, OptionError, one_line
+from ortcam.errors import ModelError, OptionError, one_line, whole
 from ortcam.model.protobuf import read_by
 
 Draw = Literal["gaussian", "permutation"]
@@ -225,8 +224,7 @@ def check_draw(draw: object, seed: object) -> None:
     """Raise an OptionError if the draw is unknown, or the seed is no whole number from 0."""
     if draw not in DRAWS:
         raise OptionError(f"draw is {draw!r}; expected {' or '.join(DRAWS)}")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise OptionError(f"seed is {seed!r}; expected a whole number from 0")
+    whole("seed", seed, least=0)
 
 
 def _draw(values: NDArray[Any], draw: Draw, generator: np.random.Generator) -> NDArray[Any]:

@@ -8,14 +8,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
 from ortcam.core.device import Device
-from ortcam.errors import ModelError, OptionError, ProviderError, nearest
+from ortcam.errors import ModelError, OptionError, ProviderError, nearest, whole
 from ortcam.runtime.probe import explain_failure, preload, probe
 from ortcam.runtime.session import CPU, RUNTIME_ERRORS, Opened, create_session
 
@@ -87,8 +86,7 @@ class Provider:
             )
         if not isinstance(self.options, Mapping):
             raise OptionError(f"options is {self.options!r}; expected names and values, such as {{'use_tf32': '1'}}")
-        if isinstance(self.device_id, bool) or not isinstance(self.device_id, Integral) or self.device_id < 0:
-            raise OptionError(f"device_id is {self.device_id!r}; expected a whole number from 0")
+        whole("device_id", self.device_id, least=0)
         if self.device_id and name not in _TAKE_DEVICE_ID:
             raise OptionError(f"provider {name!r} takes no device_id; expected one of {', '.join(_TAKE_DEVICE_ID)}")
         if "device_id" in self.options:
