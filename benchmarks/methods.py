@@ -47,7 +47,9 @@ LEFT_OUT = {  # a photo takes long
     "EfficientNet-Lite1": {"poly-cam:layers=2", "rise:masks=500"},
     "OpenNSFW ResNet-50": {"poly-cam:layers=2", "rise:masks=500"},
 }
+ONE_PASS = ("cam", "recipro-cam", "ablation-cam", "eigen-cam")
 _TURNS = 7
+_BATCH = 8
 
 
 def main() -> None:
@@ -65,7 +67,9 @@ def main() -> None:
     tables = json.loads(options.json.read_text()) if options.json.exists() else {}
     methods = [name for name in METHODS if name not in CONTROLS]
     if options.times:
-        tables |= {f"{name}, times": measure(options.folder, name) for name in options.networks}
+        for name in options.networks:
+            tables[f"{name}, times"] = measure(options.folder, name)
+            tables[f"{name}, batches"] = measure_batches(options.folder, name)
     elif options.cutouts is not None:
         for kind in ("one", "two"):
             title = f"EfficientNet-Lite0, cut-outs, {kind} object{'s' if kind == 'two' else ''} a picture"
@@ -112,6 +116,45 @@ def measure(folder: Path, network: str) -> dict[str, Any]:
         median = statistics.median(taken)
         shown = f"{median * 1e3:.1f} ({min(taken) * 1e3:.1f}-{max(taken) * 1e3:.1f})"
         print(f"| {METHODS.get(name, name)} | {shown} | {median / plain:.2f} | {median / exact:.3f} |")
+    return seconds
+
+
+def measure_batches(folder: Path, network: str) -> dict[str, list[float]]:
+    """Print and return the seconds for 8 photos: predicted in one batch, and by `explain_batch`, in turns."""
+    import numpy as np
+    import onnxruntime as ort
+
+    from ortcam import load_explainer
+    from ortcam.model.cam_model import CamModel
+
+    path = folder / f"{NETWORKS[network]}.onnx"
+    photos = find_photos()[:_BATCH]
+    model, session = CamModel(path), ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    output = session.get_outputs()[0].name
+
+    def predict() -> object:
+        tensors = [model.prepare(photo)[1] for photo in photos]
+        return session.run([output], {"image": np.concatenate(tensors)})
+
+    runs = {"predictions": predict}
+    for name in ONE_PASS:
+        explainer = load_explainer(path, name)
+        runs[name] = lambda explainer=explainer: list(explainer.explain_batch(photos))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(_TURNS + 1):
+        for name, once in runs.items():
+            time.sleep(0.05)  # threads of the session before spin for a while
+            begin = time.perf_counter()
+            once()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    print(f"\n**{network}**, photos a second in batches of {_BATCH}: median (range) of {_TURNS} turns\n")
+    print("| method | photos a second | of predictions |\n|---|---:|---:|")
+    plain = statistics.median(seconds["predictions"])
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        shown = f"{_BATCH / median:.0f} ({_BATCH / max(taken):.0f}-{_BATCH / min(taken):.0f})"
+        print(f"| {METHODS.get(name, name)} | {shown} | {plain / median:.2f} |")
     return seconds
 
 

@@ -24,7 +24,7 @@ class Scores:
 
     Attributes:
         logits: float32 [M,T].
-        log_probabilities: float32 [M,T], the logs of the targets' probabilities.
+        log_probabilities: float32 [M,T], the logs of the targets' probabilities; [M,0] of `Ablations`.
     """
 
     logits: Floats

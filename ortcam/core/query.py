@@ -53,7 +53,10 @@ class Grids:
 
 @dataclass(frozen=True)
 class Ablations:
-    """A bank of masks over the channels of a layer: the k-th mask hides channel k, and shows all other channels."""
+    """A bank of masks over the channels of a layer: the k-th mask hides channel k, and shows all other channels.
+
+    A mask is 0 or 1, whatever the affine of its row. The scores are logits alone.
+    """
 
 
 Bank = Channels | Maps | Grids | Ablations

@@ -89,9 +89,8 @@ def write_mask(nodes: list[onnx.NodeProto], wiring: Wiring, channels: int) -> st
     """Add the nodes that make the masks of a batch. Return their name: [B,1,H,W]; of ablations [B,`channels`,1,1]."""
     if wiring.bank == "ablations":
         _write_ablations(nodes, channels)
-        rows, columns = ROWS, COLUMNS
-    else:
-        rows, columns = _write_grids(nodes) if wiring.bank == "grids" else _write_gathering(nodes)
+        return "ortcam.channel"
+    rows, columns = _write_grids(nodes) if wiring.bank == "grids" else _write_gathering(nodes)
     nodes += [
         helper.make_node("Split", [AFFINE], ["ortcam.shift", "ortcam.scale", "ortcam.offset"], axis=1, num_outputs=3),
         make_node("Sub", ["ortcam.channel", "ortcam.shift"], "shifted"),

@@ -21,3 +21,5 @@ GRID_LIMIT = "ortcam.grid_limit"  # int64 [1]: a cell with a lower hash is shown
 LOGITS = "ortcam.logits"  # [B,N]: the scores are taken from here; for a single score [B,2], its negation first
 TARGET_LOGITS = "ortcam.target_logits"  # [B,T]
 TARGET_LOG_PROBABILITIES = "ortcam.target_log_probabilities"  # [B,T]
+
+LIGHT_ROWS = "ortcam.light_rows"  # a key of the metadata: for a row, the graph makes nothing but its scores

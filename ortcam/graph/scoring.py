@@ -25,11 +25,13 @@ from onnx import TensorProto, helper
 
 from ortcam.graph.features import take_pooling, write_features, write_sequence
 from ortcam.graph.fused import FUSED_CONVOLUTION
+from ortcam.graph.linear_head import find_linear_head, write_ablated_logits
 from ortcam.graph.masks import mask_inputs, write_masks
 from ortcam.graph.names import (
     AFFINE,
     BANK,
     COLUMNS,
+    LIGHT_ROWS,
     LOGITS,
     NUMBERS,
     OTHER_TOKENS,
@@ -100,6 +102,14 @@ def build_scoring_graph(
         cut_tail(proto, SEQUENCE if of_tokens else made, named)
         pooling = None if wiring.replaces or of_tokens else take_pooling(graph, made, dims[1:], layout)
     scores = write_class_scores(contract, graph, single, scored == "output" and not single)
+    results = [TARGET_LOGITS, TARGET_LOG_PROBABILITIES]
+    head, channels = None, dims[1 if layout == "NCHW" else 3]
+    if wiring.bank == "ablations":
+        results.pop()
+        (last,) = (place for place, node in enumerate(scores) if TARGET_LOGITS in node.output)
+        scores = scores[: last + 1]
+        plain = not single and contract.logits_scale is None
+        head = find_linear_head(graph, pooling.made, scores[0].input[0]) if pooling is not None and plain else None
     graph.input.remove(image)
     graph.input.extend(mask_inputs(wiring, dims[1:]))
     graph.input.append(helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["ortcam.B", "ortcam.T"]))
@@ -109,23 +119,24 @@ def build_scoring_graph(
         graph.value_info.append(
             helper.make_tensor_value_info(made, TensorProto.FLOAT, [dims[0] or "ortcam.B", *dims[1:]])
         )
-    model_nodes = list(graph.node)
-    del graph.node[:]
     if wiring.at == "image":
-        graph.node.extend(write_masks(wiring, layout, made))
+        changed = write_masks(wiring, layout, made)
+        results.append(LOGITS)
     else:
-        graph.node.extend(write_features(wiring, layout, dims[1:], made, pooling))
-        if of_tokens and sequence is not None:
-            graph.input.append(
-                helper.make_tensor_value_info(OTHER_TOKENS, TensorProto.FLOAT, ["ortcam.P", "ortcam.O", dims[3]])
-            )
-            graph.node.extend(write_sequence(sequence, made, SEQUENCE))
-    graph.node.extend(model_nodes)
-    graph.node.extend(scores)
-    graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None])
-        for name in (LOGITS, TARGET_LOGITS, TARGET_LOG_PROBABILITIES)
-    )
+        changed = write_features(wiring, layout, dims[1:], made, pooling)
+        del graph.output[:]
+    if of_tokens and sequence is not None:
+        graph.input.append(
+            helper.make_tensor_value_info(OTHER_TOKENS, TensorProto.FLOAT, ["ortcam.P", "ortcam.O", dims[3]])
+        )
+        changed += write_sequence(sequence, made, SEQUENCE)
+    nodes = [*changed, *graph.node, *scores]
+    if head is not None and isinstance(channels, int):
+        nodes = write_ablated_logits(head, channels, layout)
+        helper.set_model_props(proto, {LIGHT_ROWS: "yes"})
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in results)
     return proto
 
 

@@ -92,7 +92,11 @@ def build_tail(
     graph.name = "tail"
     for field in ("node", "input", "output"):
         getattr(graph, field).extend(getattr(model, field))
-    graph.initializer.extend(one for one in model.initializer if prod(one.dims) <= _SMALL)
+    for one in model.initializer:
+        if prod(one.dims) <= _SMALL:
+            graph.initializer.append(one)
+        else:
+            graph.value_info.append(onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims))
     layout = contract.layouts(stages)[wiring.layer]
     layer = next(one for one in graph.output if one.name == output_name(wiring.layer))
     dims = shape if layout == "NCHW" else (*shape[1:], shape[0])

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ortcam.core.query import Ablations, Change, Grids
 
-VERSION = 7  # of this graph and of measurements with it; the cache of an older version is not used
+VERSION = 8  # of this graph and of measurements with it; the cache of an older version is not used
 
 
 @dataclass(frozen=True)

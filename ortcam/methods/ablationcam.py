@@ -23,7 +23,7 @@ from ortcam.methods.unlimited import Unlimited
 
 _CONVENTION = Convention("ablation-cam", "Desai and Ramaswamy 2020, WACV, equation 3; pytorch-grad-cam 1.5")
 _CHANGE = Change(Ablations(), at="layer")
-_AT_ONCE = 512  # channels per query; progress is reported in between
+_AT_ONCE = 2048  # channels per query; progress is reported in between
 
 
 @dataclass(frozen=True)

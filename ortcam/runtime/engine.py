@@ -28,6 +28,7 @@ DEFAULT_BATCH, _DEFAULT_BATCH_ON_DEVICES = 8, 16  # larger batches leave a proce
 _LARGEST_BATCH, _LARGEST_BATCH_ON_DEVICES = 64, 512
 _SMALLEST_BATCH, _SMALLEST_BATCH_ON_DEVICES = 1, 8  # that are measured
 _SECONDS_OF_MEASURING, _SECONDS_ON_DEVICES = 8.0, 30.0  # CUDA tries convolution algorithms for every new shape
+_MOST_LIGHT_ROWS = 2048  # in a batch
 _TURNS = 3  # of measuring all sizes
 _FEWEST_MEASURED = 16  # masked inputs at once, if they take less than _LONG
 _LONG = 0.5  # seconds
@@ -191,6 +192,8 @@ class Engine:
         self.scorer = Scorer(self.session, model, self.provider.device, given or usual, padding, self.captures, wiring)
         if measures:
             self.scorer.batch_size = self._best_batch()
+        if self.scorer.light and not model.batch:
+            self.scorer.batch_size = _MOST_LIGHT_ROWS
 
     def _best_batch(self) -> int:
         """Return the batch size with the least time per masked input. It is measured once and kept."""

@@ -32,8 +32,7 @@ from ortcam.runtime.captured import GATE, NOT_CAPTURED, Batch, CapturedRuns
 from ortcam.runtime.session import running
 
 Progress = Callable[[int, int], None]
-
-_SCORES = (names.TARGET_LOGITS, names.TARGET_LOG_PROBABILITIES)
+_SCORES = (names.TARGET_LOGITS, names.TARGET_LOG_PROBABILITIES)  # the fields of `Scores`, in order
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,9 @@ class Scorer:
         self._result = session.get_outputs()[0].name
         self._name = model.name
         self._wiring = wiring
+        self.light = names.LIGHT_ROWS in session.get_modelmeta().custom_metadata_map
+        # Of ablations, the logits alone.
+        self.scores = _SCORES[: 1 if wiring.bank == "ablations" else 2]
         nothing = Baseline(np.zeros((1, 1, 1, 1), np.float32)) if wiring.replaces else None
         # Of rows that mask nothing.
         self._plain = Change(Grids((1, 1)) if wiring.bank == "grids" else Channels(), baseline=nothing)
@@ -166,21 +168,33 @@ class Scorer:
             change: the change that all rows share; it needs the wiring of the graph. None for rows that mask nothing.
             on_progress: called with (done, M) after every batch.
         """
-        scores = Scores(*(np.empty(rows.targets.shape, np.float32) for _ in range(2)))
+        count, targets = rows.targets.shape
+        made = Scores(*(np.empty((count, targets if one in self.scores else 0), np.float32) for one in _SCORES))
         change = change or self._plain
         run = _GroupRuns(self, group, change)
-        sizes = batch_sizes(len(rows), self.batch_size, self._padding)
+        sizes = self._batch_sizes(rows)
         per_photo = group.per_photo(change.layer) if isinstance(change.bank, Channels) else 0
         begin = 0
         for size, inputs in zip(sizes, row_inputs(rows.take(0, sum(sizes)), per_photo, sizes), strict=True):
             end = min(begin + size, len(rows))
-            logits, log_probabilities = run(inputs)
-            scores.logits[begin:end] = logits[: end - begin]
-            scores.log_probabilities[begin:end] = log_probabilities[: end - begin]
+            for whole, part in zip((made.logits, made.log_probabilities), run(inputs), strict=False):
+                whole[begin:end] = part[: end - begin]
             begin += size
             if on_progress is not None:
                 on_progress(end, len(rows))
-        return scores
+        return made
+
+    def _batch_sizes(self, rows: Rows) -> list[int]:
+        """Return the sizes of the batches.
+
+        At a layer, a batch has the rows of one photo where that costs no filling, so that its features are broadcast:
+        copying them for every row takes longer than a small tail.
+        """
+        if self._wiring.at == "image" or self.light or self._padding != "none":
+            return batch_sizes(len(rows), self.batch_size, self._padding)
+        ends = [*(np.flatnonzero(np.diff(rows.photos)) + 1), len(rows)]
+        counts = np.diff(ends, prepend=0)
+        return [size for count in counts for size in batch_sizes(int(count), self.batch_size, self._padding)]
 
     def _run(self, binding: Any, inputs: Inputs, outputs: Sequence[str]) -> list[Floats]:
         """Run with `inputs` beside the bound inputs. Return the outputs."""
@@ -274,12 +288,12 @@ class _GroupRuns:
         self._bound = 0  # the number of rows that the bound inputs fit; -1: any number
 
     def __call__(self, inputs: Inputs) -> list[Floats]:
-        """Return the logits and log-probabilities of a batch."""
+        """Return the scores of a batch."""
         captured = self._scorer._captured
         if captured is None:
             return self._direct(inputs)
         shared = self._scorer._of_group(self._group, self._change)
-        outputs = dict.fromkeys(_SCORES, inputs[names.TARGETS].shape)
+        outputs = dict.fromkeys(self._scorer.scores, inputs[names.TARGETS].shape)
         batch = Batch(
             self._change.align_corners, inputs, self._fixed(inputs), outputs, lambda: self._direct(inputs),
             self._group, shared, self._shared,
@@ -298,7 +312,7 @@ class _GroupRuns:
             by_count = self._scorer._wiring.bank == "given" and names.ROWS in fixed and len(fixed[names.ROWS]) > 1
             self._bound = count if by_count else -1
             inputs = inputs | fixed
-        return self._scorer._run(self._binding, inputs, _SCORES)
+        return self._scorer._run(self._binding, inputs, self._scorer.scores)
 
     def _fixed(self, inputs: Inputs) -> Inputs:
         return self._scorer._fixed(self._change, self._small, self._size, len(inputs[names.NUMBERS]))
