@@ -31,7 +31,15 @@ PREFIX = "ortcam."
 EXPLAINER = PREFIX + "explainer"  # the metadata entry that only packed explainers have
 EXPLAINER_FORMAT = 1
 Layout = Literal["NCHW", "NHWC"]
-Task = Literal["classify"]
+Task = Literal["classify", "detect", "segment", "embed", "value"]
+# The outputs of a file for a task, before its layers. Only a classifier's have other names than their roles.
+ROLES: dict[Task, tuple[str, ...]] = {
+    "classify": ("scores",),
+    "detect": ("boxes", "scores"),
+    "segment": ("mask",),
+    "embed": ("embedding",),
+    "value": ("values",),
+}
 ACTIVATIONS = "activations"  # the output that holds the first exposed layer
 SEQUENCE = "ortcam.sequence"  # the output that holds the tokens of the target layer, where a run needs them
 _OF_LAYER = ("activations_relative_error", "places", "places_correlation")  # format 1 has them beside the scores'
@@ -124,10 +132,12 @@ class Contract:
     Attributes:
         layers: the exposed layers. The first is the target layer where no other is named.
         task: what the model does with an image.
-        outputs: the names of the file's other outputs by their role: ``scores``. Empty for a file of format 1, whose
-            first output holds the scores.
+        outputs: the names of the file's other outputs by their role (`ROLES`). Empty for a file of format 1, whose
+            first output holds the scores of a classifier. ``boxes`` [B,N,4] are left, top, right and bottom in pixels
+            of the input, and ``scores`` [B,N,C] in [0,1], before any suppression; ``mask`` [B,C,H,W] are
+            probabilities; ``embedding`` is [B,D], ``values`` [B,N].
         image_layout: the order of the dimensions.
-        output: what the first output holds: ``logits``, ``log_probabilities``, ``probabilities`` (of a softmax) or
+        output: what the first output of a classifier holds: ``logits``, ``log_probabilities``, ``probabilities`` (of a softmax) or
             ``sigmoid`` (the probabilities of independent sigmoids).
         activation: what makes probabilities of the logits: ``softmax`` or ``sigmoid``. None where neither the graph nor
             the user says: a softmax is assumed then, of a single score a sigmoid.
