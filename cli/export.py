@@ -91,8 +91,8 @@ def export(
     task: Annotated[
         str,
         typer.Option(
-            help="What the model does: classify, detect, segment, embed or value. auto: as the file's metadata or a known "
-            "form says, else classify.",
+            help="What the model does: classify, detect, segment, embed or value. auto: as the file's metadata or a "
+            "known form says, else classify.",
             autocompletion=options.one_of("auto", *TASKS),
         ),
     ] = "auto",
@@ -220,9 +220,7 @@ def export(
     else:
         errors = contract.verified["relative_errors"].items()
         within = ", ".join(f"{role} within {error:.1g}" for role, error in errors)
-        print(
-            f"verified against its source: {within}{inner} (relative), batches of {' and '.join(map(str, agreement.batches))}"
-        )
+        print(f"verified against its source: {within}{inner} (relative)")
 
 
 def default_output(source: str) -> Path:

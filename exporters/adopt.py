@@ -100,8 +100,9 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     classes = options.classes or (None if labels is None else len(labels))
     try:
+        stated = options.task.task == "classify"
         shown = set(foreign.layers.values())
-        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes, shown)
+        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes, shown, stated)
     except ExportError:
         _refuse_odd_input(foreign, original, options)  # an input that is not an image explains it better
         raise
@@ -183,13 +184,14 @@ def keep_scores(
     wanted: str | None = None,
     classes: int | None = None,
     layers: Collection[str] = (),
+    is_classifier: bool = True,
 ) -> tuple[str, str | None]:
     """Make the class scores the graph's only output, in place; return their name and a notice for the user.
 
     Args:
         proto: the graph.
         session: a session of it, which knows the types and shapes of its outputs.
-        name, wanted, classes: as `choose_scores` takes them.
+        name, wanted, classes, is_classifier: as `choose_scores` takes them.
         layers: tensors to keep, although the scores do not need them.
 
     Raises:
@@ -207,7 +209,7 @@ def keep_scores(
     if wanted is None and sum(output.may_be_scores for output in outputs) > 1:
         graph = ir.from_proto(inliner.inline_local_functions(proto) if proto.functions else proto).graph
         outputs = [replace(output, value=value) for output, value in zip(outputs, graph.outputs, strict=True)]
-    chosen, notice = choose_scores(outputs, name, wanted, classes)
+    chosen, notice = choose_scores(outputs, name, wanted, classes, is_classifier=is_classifier)
     entry = next(output for output in proto.graph.output if output.name == chosen.name)
     if not entry.type.WhichOneof("value"):
         dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(chosen.dtype))

@@ -105,8 +105,8 @@ def export(
             in a .pt2 file. Use it only for files that you trust.
         precision: ``fp16`` halves the file and the memory, and is faster on GPUs (not on CPUs); verified to 2e-2.
         external_data_bytes: weights above this size go to a file of their own.
-        task: ``classify``, ``detect``, ``segment``, ``embed`` or ``value``. ``auto`` reads the file's metadata and known
-            forms of detectors; everything else is a classifier.
+        task: ``classify``, ``detect``, ``segment``, ``embed`` or ``value``. ``auto`` reads the file's metadata and
+            known forms of detectors; everything else is a classifier.
         boxes: of a detector, ``NAME:FORMAT``: a tensor [B,N,4] and its format (see `BoxFormat`).
         scores: of a detector, ``NAME:KIND``: a tensor [B,N,C] and its kind (see `ScoreKind`); of a segmenter, the mask
             and ``softmax``, ``logits`` or ``probabilities``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -55,7 +55,7 @@ class SourceOptions:
     grid: tuple[int, int] | None = None
     allow_unsafe: bool = False
     classes: int | None = None
-    task: TaskOptions = TaskOptions()
+    task: TaskOptions = field(default_factory=TaskOptions)
 
 
 @dataclass(frozen=True)

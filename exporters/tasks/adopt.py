@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
         return None
     own_outputs = [output.name for output in outputs]
     raw = measure(plan.names)
-    _keep(proto, plan.names, raw)
+    _keep(proto, plan.names, raw, set(foreign.layers.values()))
     graph = _Graph(foreign, proto, folder, image, plan, raw, own_outputs, is_half(make_editable(proto, folder, "")))
     model, batches, notices = graph.settle_batch()
     decoded, _ = graph.reference(image.random(np.random.default_rng(0), 1))
@@ -190,14 +190,16 @@ class _Measure:
         return {name: self._known[name] for name in names}
 
 
-def _keep(proto: onnx.ModelProto, names: Sequence[str], raw: Mapping[str, NDArray[Any]]) -> None:
-    """Make tensors the graph's only outputs, in place."""
+def _keep(
+    proto: onnx.ModelProto, names: Sequence[str], raw: Mapping[str, NDArray[Any]], layers: Collection[str]
+) -> None:
+    """Make tensors the graph's only outputs, in place; `layers` stay inside the graph."""
     own = {value.name: value for value in proto.graph.output}
     entries = []
     for name in names:
         dtype = onnx.helper.np_dtype_to_tensor_dtype(raw[name].dtype)
         entries.append(own.get(name) or onnx.helper.make_tensor_value_info(name, dtype, None))
-    keep_outputs(proto, entries)
+    keep_outputs(proto, entries, layers)
 
 
 class _Graph:

@@ -180,9 +180,9 @@ def attach(model: ir.Model, decoder: onnx.ModelProto) -> None:
             new.name = _name(old)
             values[old] = new
         graph.append(made)
-    graph.outputs[:] = [made for value in written.outputs if (made := values[value]) is not None]
-    for value in graph.outputs:
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs[:] = [output for value in written.outputs if (output := values[value]) is not None]
+    for output in graph.outputs:
+        output.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def _name(value: ir.Value) -> str:

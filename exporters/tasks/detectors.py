@@ -205,8 +205,8 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
     if strides is None:
         height, width = source.size
         raise OptionError(
-            f"{count} boxes of format {form} are not the cells of strides 8, 16 and 32 (or a part of these, 4 or 64) of "
-            f"an input of {height}x{width}; expected {cells_of(source.size, (8, 16, 32))}"
+            f"{count} boxes of format {form} are not the cells of strides 8, 16 and 32 (or of some of 4 to 64) of an "
+            f"input of {height}x{width}; expected {cells_of(source.size, (8, 16, 32))}"
         )
     if kind == "confidence-class" and source.classes is None:
         raise OptionError(
@@ -271,8 +271,8 @@ def check_decoded(source: RawSource, plan: Plan, decoded: dict[str, NDArray[Any]
     lowest, highest = float(scores.min(initial=0)), float(scores.max(initial=0))
     if lowest < -1e-6 or highest > 1 + 1e-6:
         raise OptionError(
-            f"the scores of {source.name}, read as {plan.kind}, reach from {lowest:.3g} to {highest:.3g}; expected 0 to "
-            f"1: state another kind with --scores {'+'.join(part.name for part in plan.scores)}:KIND, such as logits"
+            f"the scores of {source.name}, read as {plan.kind}, reach from {lowest:.3g} to {highest:.3g}; expected "
+            f"0 to 1: state another kind with --scores {'+'.join(part.name for part in plan.scores)}:KIND, such as logits"
         )
     if plan.labels is not None and scores.shape[2] != len(plan.labels):
         raise OptionError(f"{source.name} has {scores.shape[2]} scores a box, but {len(plan.labels)} labels")

@@ -26,7 +26,7 @@ ScoreKind = Literal[
 ]  # fmt: skip
 ON_ANCHORS: tuple[BoxFormat, ...] = ("ssd", "ssd-xy", "linear")
 SSD_SCALES = (10.0, 10.0, 5.0, 5.0)  # TensorFlow's BoxCoder; the same as Caffe's variances .1, .1, .2, .2
-_LARGEST_ANCHOR = 4.0  # in parts of the input; larger numbers are pixels
+_LARGEST_ANCHOR = 16.0  # in parts of the input; larger numbers are pixels
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def read_anchors(given: str | PathLike[str] | NDArray[Any] | Sequence[Any]) -> N
         raise OptionError(f"{where} have shape {list(anchors.shape)}; expected finite numbers [N,4]: cx, cy, w, h")
     if np.abs(anchors).max() > _LARGEST_ANCHOR:
         raise OptionError(
-            f"{where} reach {np.abs(anchors).max():.4g}; expected parts of the input's width and height (0 to 1): divide "
-            "pixels by the input size"
+            f"{where} reach {np.abs(anchors).max():.4g}; expected parts of the input's width and height (0 to 1): "
+            "divide pixels by the input size"
         )
     if (anchors[:, 2:] <= 0).any():
         raise OptionError(f"{where} have a width or height of 0 or less; expected centre x, centre y, width, height")

@@ -62,8 +62,8 @@ def plan_single(source: RawSource, task: Task, options: TaskOptions, wanted: str
         notices += [notice] if notice else []
     if kind == "probabilities" and not (raw.min() >= -1e-6 and raw.max() <= 1 + 1e-6):
         raise OptionError(
-            f"the mask {name!r}, stated as probabilities, reaches from {raw.min():.3g} to {raw.max():.3g}; expected 0 to "
-            f"1: --scores {name}:softmax (one class a pixel) or {name}:logits (independent classes)"
+            f"the mask {name!r}, stated as probabilities, reaches from {raw.min():.3g} to {raw.max():.3g}; expected "
+            f"0 to 1: --scores {name}:softmax (one class a pixel) or {name}:logits (independent classes)"
         )
     return Plan(task, kind=kind, name=name, channels_last=last, notices=tuple(notices))
 
@@ -127,7 +127,8 @@ def _before_argmax(source: RawSource) -> str:
         while node is not None and node.op_type in ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity"):
             node = makers.get(node.input[0])
         if node is not None and node.op_type == "ArgMax":
-            return f": {output.name!r} holds the largest class only; give the tensor before it, --output-name {node.input[0]}"
+            before = node.input[0]
+            return f": {output.name!r} holds the largest class only; give the tensor before it, --output-name {before}"
     return ""
 
 
@@ -158,6 +159,6 @@ def _kind(source: RawSource, name: str, raw: NDArray[Any], last: bool) -> tuple[
     if classes == 1:
         return "logits", None
     return "softmax", (
-        f"a softmax over the {classes} classes makes probabilities of the mask {name!r}; if its classes are independent, "
-        f"export with --scores {name}:logits"
+        f"a softmax over the {classes} classes makes probabilities of the mask {name!r}; if its classes are "
+        f"independent, export with --scores {name}:logits"
     )

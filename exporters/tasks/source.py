@@ -53,8 +53,8 @@ class RawSource:
         if name not in made:
             own = [output.name for output in self.outputs]
             raise OptionError(
-                f"{option} names {name!r}, which {self.name} lacks; expected an output ({', '.join(own[:8])}) or another "
-                f"tensor of the graph{nearest(name, [*own, *made])}"
+                f"{option} names {name!r}, which {self.name} lacks; expected an output ({', '.join(own[:8])}) or "
+                f"another tensor of the graph{nearest(name, [*own, *made])}"
             )
 
 
@@ -74,7 +74,7 @@ class Ultralytics:
 
     @classmethod
     def read(cls, proto: onnx.ModelProto) -> Ultralytics | None:
-        """Read the entries ``names``, ``stride``, ``task`` and ``imgsz``; None if a file does not have the first two."""
+        """Read the entries ``names``, ``stride``, ``task`` and ``imgsz``; None without the first two."""
         entries = {entry.key: entry.value for entry in proto.metadata_props}
         names = _literal(entries.get("names", ""))
         if "stride" not in entries or not names or not isinstance(names, dict | list):

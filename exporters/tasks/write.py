@@ -136,6 +136,8 @@ def _fit_labels(
         ExportError: the user's labels do not fit.
     """
     labels = given if given is not None else converted.labels
+    if converted.task == "embed":  # its numbers have no names
+        labels = None
     if labels is None or count is None or len(labels) == count:
         return labels, None
     if len(labels) == count + 1 and converted.drops in (0, -1):
