@@ -45,3 +45,15 @@ class Crop:
     @property
     def width(self) -> int:
         return self.right - self.left
+
+    def to_photo(self, boxes: NDArray[Any], input_size: tuple[int, int]) -> NDArray[np.float64]:
+        """Return boxes [...,4], left, top, right and bottom in pixels of the input (H, W), in pixels of the photo."""
+        down, across = self.height / input_size[0], self.width / input_size[1]
+        moved = [self.left, self.top, self.left, self.top]
+        return np.asarray(boxes, np.float64) * [across, down, across, down] + moved
+
+    def to_input(self, boxes: NDArray[Any], input_size: tuple[int, int]) -> NDArray[np.float64]:
+        """Return boxes [...,4] in pixels of the photo in pixels of the input (H, W): the inverse of `to_photo`."""
+        down, across = self.height / input_size[0], self.width / input_size[1]
+        moved = [self.left, self.top, self.left, self.top]
+        return (np.asarray(boxes, np.float64) - moved) / [across, down, across, down]

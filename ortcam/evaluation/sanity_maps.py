@@ -13,7 +13,7 @@ from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention, Floats, upsample
 from ortcam.core.forward import Forward
 from ortcam.core.pictures import Crop, Photo
-from ortcam.core.targets import Target, Wanted, top_targets
+from ortcam.core.targets import Class, Target, top_targets
 from ortcam.errors import DatasetError, OrtcamError, OrtcamWarning
 from ortcam.evaluation.rows import Failure
 from ortcam.evaluation.similarity import Similarity, compare, is_flat
@@ -37,7 +37,7 @@ class Watched:
         self._method = method
         self.forward: Forward | None = None
 
-    def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> Run:
+    def begin(self, forward: Forward, targets: Sequence[Class], limits: Limits, predictors: Predictors) -> Run:
         self.forward = forward
         return self._method.begin(forward, targets, limits, predictors)
 

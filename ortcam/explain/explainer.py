@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -20,9 +21,11 @@ from ortcam.core.convention import Convention
 from ortcam.core.forward import Forward
 from ortcam.core.provenance import Asked, Origin, Provenance, now
 from ortcam.core.query import Rows
+from ortcam.core.readers import View, resolve
+from ortcam.core.references import Similarity, read_vector, score
 from ortcam.core.scores import Doubt
-from ortcam.core.targets import Target, Targets, Wanted, describe_targets, top_targets
-from ortcam.errors import OptionError, OrtcamError, whole
+from ortcam.core.targets import Class, Target, Targets, describe_references, describe_targets, top_targets
+from ortcam.errors import OptionError, OrtcamError, TargetError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare
 from ortcam.explain.scheduler import InWork, not_finite, run_together
@@ -123,6 +126,11 @@ class ModelExplainer:
         return self._provider.name
 
     @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier, whose targets are classes."""
+        return self.model.contract.task == "classify"
+
+    @property
     def convention(self) -> Convention:
         """The definition of Score-CAM in use; for another method, the last steps of its maps."""
         return self.method.convention
@@ -212,7 +220,7 @@ class ModelExplainer:
         """
         check_images(images)
         request = self._request(targets, top_k, budget, tolerance, selection)
-        if self.model.classes is not None:  # an unknown class is reported once, before the first photo
+        if self.model.classes is not None and self.classifies:  # an unknown class is reported once, before all photos
             self.model.resolve_targets(request.targets, self.model.classes)
         done, process, classifier = 0, os.getpid(), self._running.get()
         beside = classifier.frees_processor
@@ -247,11 +255,18 @@ class ModelExplainer:
                         )
 
     def predict(self, image: Image, top_k: int = 1) -> tuple[Target, ...]:
-        """Return the most probable classes of an image, without a map. Images and errors are those of `explain`."""
-        plain = self._running.get().forward(self.model.prepare(image)[1]).passes[0]
-        if not np.isfinite(plain.logits).all():
+        """Return the most probable classes of an image, without a map; of a detector or segmenter, its surest boxes or
+        regions. Images and errors are those of `explain`.
+        """
+        job = prepare(self.model, image)
+        plain = self._running.get().forward(job.tensor).passes[0]
+        if not all(np.isfinite(one).all() for one in (plain.logits, *plain.results)):
             raise not_finite(self.model.name, "this image")
-        return self._describe(top_targets(plain.logits, whole("top_k", top_k)), plain)
+        count = whole("top_k", top_k)
+        if self.classifies:
+            return self._describe(top_targets(plain.logits, count), plain)
+        references = resolve(self.model.contract.task, None, count, plain.results, self._view(job, plain))
+        return describe_references(references, score(self.model.contract.task, plain.results, references))
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo, to check that this file can be explained.
@@ -278,6 +293,8 @@ class ModelExplainer:
         limits = Limits(budget, tolerance, selection)
         self.method.check(limits)
         targets = list(targets) if isinstance(targets, Iterator) else targets
+        if self.model.contract.task == "embed":
+            targets = self._with_vectors(targets)
         return Request(targets, whole("top_k", top_k), limits)
 
     def _group_size(self, limits: Limits) -> int:
@@ -309,21 +326,59 @@ class ModelExplainer:
         with calm_blas():
             classifier = self._running.get()
             group = classifier.forward(np.concatenate([job.tensor for job in jobs]))
-            begin = partial(self._begin, request=request, predictors=classifier.predictors())
+            begin = partial(self._begin, jobs=jobs, request=request, predictors=classifier.predictors())
             works, seconds_scoring = run_together(classifier, group, begin, on_progress)
             seconds = time.perf_counter() - started
             shares = seconds / len(jobs), seconds_scoring / len(jobs)
             return classifier.workers.map(partial(self._describe_maps, request=request, shares=shares), jobs, works)
 
-    def _begin(self, forward: Forward, request: Request, predictors: Predictors) -> InWork | OrtcamError:
-        """Begin a photo: find its targets, and begin the method's run."""
-        if not np.isfinite(forward.activations).all() or not np.isfinite(forward.logits).all():
+    def _begin(
+        self, number: int, forward: Forward, jobs: Sequence[Job], request: Request, predictors: Predictors
+    ) -> InWork | OrtcamError:
+        """Begin the `number`-th photo of a group: find its targets, and begin the method's run."""
+        if not all(np.isfinite(one).all() for one in (forward.activations, forward.logits, *forward.results)):
             return not_finite(self.model.name, "this image")
+        if not self.classifies:
+            return self._begin_with_references(jobs[number], forward, request, predictors)
         count = len(forward.logits)
         if self.model.contract.is_in_doubt(count):
             self._doubt.see(forward.logits)
         targets = self.model.resolve_targets(request.targets, count) or top_targets(forward.logits, request.top_k)
         return InWork(forward, targets, self.method.begin(forward, targets, request.limits, predictors))
+
+    def _begin_with_references(
+        self, job: Job, forward: Forward, request: Request, predictors: Predictors
+    ) -> InWork | OrtcamError:
+        task = self.model.contract.task
+        try:
+            found = resolve(task, request.targets, request.top_k, forward.results, self._view(job, forward))
+        except TargetError as error:  # of this photo; others may have the target
+            return error
+        forward = replace(forward, logits=score(task, forward.results, found))
+        return InWork(forward, found, self.method.begin(forward, found, request.limits, predictors), found)
+
+    def _view(self, job: Job, forward: Forward) -> View:
+        photo_size = (job.crop.bottom, job.crop.right) if job.photo is None else job.photo.shape[:2]
+        return View(job.crop, forward.size, photo_size, self.model.labels, self.model.name)
+
+    def _with_vectors(self, targets: Targets) -> Targets:
+        """Return the targets of a model that returns embeddings, with the embeddings of reference pictures."""
+        if isinstance(targets, Similarity):
+            targets = [targets]
+        if not isinstance(targets, Sequence) or isinstance(targets, str):
+            return targets
+        return [self._with_vector(one) if isinstance(one, Similarity) else one for one in targets]
+
+    def _with_vector(self, asked: Similarity) -> Similarity:
+        like, name = asked.like, "a picture"
+        if isinstance(like, str | os.PathLike):
+            name = Path(like).name
+            if name.endswith(".npy"):
+                return Similarity((name, read_vector(like)))
+        elif np.ndim(like) == 1 and not isinstance(like, bytes | bytearray | memoryview):
+            return Similarity(("a vector", np.asarray(like, np.float32)))
+        (vector,) = self._running.get().forward(prepare(self.model, like).tensor).passes[0].results
+        return Similarity((name, vector))
 
     def _describe_maps(
         self, job: Job, work: InWork | OrtcamError, request: Request, shares: tuple[float, float]
@@ -339,7 +394,9 @@ class ModelExplainer:
         return Explanation(
             raw_maps=result.sums,
             weights=result.weights,
-            targets=self._describe(work.targets, forward),
+            targets=describe_references(work.references, forward.logits)
+            if work.references
+            else self._describe(cast("Sequence[Class]", work.targets), forward),
             errors=result.errors,
             source=job.source,
             photo=job.photo,
@@ -357,7 +414,7 @@ class ModelExplainer:
             provenance=self._provenance(job.origin, request),
         )
 
-    def _describe(self, targets: Iterable[Wanted], forward: Forward) -> tuple[Target, ...]:
+    def _describe(self, targets: Iterable[Class], forward: Forward) -> tuple[Target, ...]:
         _, probabilities = self.model.contract.read_output(forward.output)
         return describe_targets(targets, self.model.labels, forward.logits, probabilities)
 

@@ -12,6 +12,7 @@ import numpy as np
 from ortcam.core.forward import Forward
 from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Query, Rows
+from ortcam.core.references import Reference
 from ortcam.core.targets import Wanted
 from ortcam.errors import ModelError, OrtcamError
 from ortcam.runtime.classifier import Classifier
@@ -29,6 +30,7 @@ class InWork:
         forward: its plain pass.
         targets: the targets to explain.
         run: the method's run.
+        references: those of a model that is no classifier: the targets again; else empty.
         scored: the number of changed inputs that were run.
         error: the reason why it cannot be explained; None if there is none.
         result: its maps, once they are known.
@@ -37,6 +39,7 @@ class InWork:
     forward: Forward
     targets: Sequence[Wanted]
     run: Run
+    references: Sequence[Reference] = ()
     scored: int = 0
     error: OrtcamError | None = field(default=None)
     result: MapResult | None = None
@@ -54,7 +57,7 @@ class _Asked:
 def run_together(
     classifier: Classifier,
     group: Group,
-    begin: Callable[[Forward], InWork | OrtcamError],
+    begin: Callable[[int, Forward], InWork | OrtcamError],
     on_progress: Progress | None,
 ) -> tuple[list[InWork | OrtcamError], float]:
     """Run a method on all photos of a group.
@@ -62,13 +65,16 @@ def run_together(
     Args:
         classifier: runs the model.
         group: the photos' plain passes.
-        begin: begins a photo, or returns the reason why it cannot be explained.
+        begin: begins a photo, given its number in the group, or returns the reason why it cannot be explained.
         on_progress: called with (done, M) after every batch.
 
     Returns:
         The photos in order, each with its maps or an error; the seconds from the first query to the last score.
     """
-    works = classifier.workers.map(begin, group.passes)
+    works = classifier.workers.map(begin, range(len(group.passes)), group.passes)
+    references = [work.references if isinstance(work, InWork) else () for work in works]
+    if any(references):
+        group = classifier.with_references(group, references)
     start = time.perf_counter()
     _score(classifier, group, [(at, work) for at, work in enumerate(works) if isinstance(work, InWork)], on_progress)
     seconds = time.perf_counter() - start
