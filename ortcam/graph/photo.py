@@ -15,7 +15,8 @@ import numpy as np
 
 from ortcam.graph.builder import Builder, Value
 from ortcam.model.contract import Layout
-from ortcam.model.preprocessing import GRAY_WEIGHTS, SUPPORT, Interpolation, Preprocessing
+from ortcam.model.preprocessing import GRAY_WEIGHTS, Preprocessing
+from ortcam.model.resampling import SUPPORT, Interpolation
 
 _BLOCK = 16  # rows that are resized at a time
 
@@ -98,7 +99,7 @@ def write_preprocessing(
 def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpolation) -> tuple[Value, Value, Value]:
     """Return the weights of the photo's pixels from `begin` to `end` at `places` [n] of the crop.
 
-    They equal `preprocessing.filter_taps`; other pixels have weight 0.
+    They equal `resampling.filter_taps`; other pixels have weight 0.
 
     Returns:
         The weights float32 [n,end-begin]; begin and end, int64 [1].
@@ -124,7 +125,7 @@ def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpola
 
 
 def _weigh(graph: Builder, signed: Value, interpolation: Interpolation) -> Value:
-    """Return the weights of pixels at these distances, float64, by the kernels of `preprocessing`."""
+    """Return the weights of pixels at these distances, float64, by the kernels of `resampling`."""
     if interpolation in ("nearest", "box"):
         return graph.cast((signed > -0.5) & ~(signed > 0.5), np.float64)
     distance = graph.op("Abs", signed)
