@@ -43,7 +43,7 @@ class Preprocessing:
             (torchvision's Resize and CenterCrop); or the (height, width) to which the photo is stretched before the
             cut. None stretches the whole photo to the input size.
         interpolation: Pillow's filters: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` (a = -0.5) or
-            ``lanczos``; all but ``nearest`` are antialiased.
+            ``lanczos``; all but ``nearest`` are antialiased. ``linear`` is OpenCV's INTER_LINEAR, not antialiased.
         scale, mean, std: see above.
         crop_rounding: where the cut-out begins if an odd number of pixels is left: ``even`` rounds the half to an
             even number (torchvision), ``down`` rounds it down (transformers).

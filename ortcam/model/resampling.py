@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ortcam.core.pictures import Photo, Tensor
 
-Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "linear"]
 _ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
 
 
@@ -28,6 +28,7 @@ def resample(
     """Resize a photo to `full` = (rows, columns), antialiased, and return the part of `size` at `offset`.
 
     The filters are Pillow's (widened by the scale when shrinking), without its rounding to 8 bits between the passes.
+    ``linear`` is bilinear that is never widened, OpenCV's INTER_LINEAR.
     Only the part is computed, and no float copy of the photo is held.
 
     Returns:
@@ -79,7 +80,7 @@ def filter_taps(
     Taps outside the photo have weight 0; the weights of each output sample sum to 1.
     """
     scale = length / full
-    stretch = max(scale, 1.0)
+    stretch = 1.0 if interpolation == "linear" else max(scale, 1.0)
     centre = (np.arange(offset, offset + size) + 0.5) * scale
     if interpolation == "nearest":  # a box as wide as one sample, over the sample that contains the centre
         # Pillow adds up the scale (Geometry.c), which decides the side of a centre that lies between two samples.
@@ -96,7 +97,7 @@ def filter_taps(
 
 # Pillow's filters (src/libImaging/Resample.c): how far each reaches, and its weights by distance.
 SUPPORT: dict[Interpolation, float] = {
-    "nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0
+    "nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0, "linear": 1.0
 }  # fmt: skip
 
 
@@ -127,5 +128,6 @@ def _lanczos(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 _KERNELS: dict[Interpolation, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "nearest": _box, "box": _box, "bilinear": _triangle, "hamming": _hamming, "bicubic": _cubic, "lanczos": _lanczos
+    "nearest": _box, "box": _box, "bilinear": _triangle, "hamming": _hamming, "bicubic": _cubic, "lanczos": _lanczos,
+    "linear": _triangle,
 }  # fmt: skip
