@@ -99,7 +99,7 @@ def outline(explanation: Recordable) -> dict[str, Any]:
             "height": height,
             "width": width,
         },
-        "crop": asdict(e.crop),
+        "crop": e.crop.to_dict(),
         "model": {
             **_describe_files(model),
             "packed": known.packed,
@@ -155,7 +155,7 @@ def _describe_measures(measures: MapMeasures) -> dict[str, Any]:
     place, box = measures.maximum, measures.half_maximum_box
     return {
         "maximum": None if place is None else dict(zip("xy", place, strict=True)),
-        "half_maximum_box": None if box is None else asdict(box),
+        "half_maximum_box": None if box is None else box.to_dict(),
         "share_above_half": measures.share_above_half,
         "share_at_edge": measures.share_at_edge,
     }

@@ -46,7 +46,7 @@ def draw_overlay(
         OptionError: the colormap is unknown, or the opacity is out of range.
     """
     check_style(opacity, colormap)
-    inside = slice(crop.top, crop.bottom), slice(crop.left, crop.right)
+    inside = crop.inside
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
     overlay: Photo = np.repeat((grey // 2 + 24)[:, :, None], 3, axis=2).astype(np.uint8)
     levels = np.rint(np.clip(saliency[inside], 0, 1) * 255).astype(np.uint8)
@@ -57,10 +57,38 @@ def draw_overlay(
 
 
 def place_map(saliency: NDArray[np.float32], crop: Crop, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return a map [h,w] of the model's input at the photo's size, float32 [H,W]; 0 outside the crop."""
+    """Return a map [h,w] of the model's input at the photo's size, float32 [H,W]; 0 outside the crop.
+
+    The map is resized bilinearly (half-pixel centres). What lies over the padding of a letterbox is cut off.
+    """
     placed = np.zeros(size, np.float32)
-    placed[crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
+    if crop.is_padded:
+        placed[crop.inside] = _resize_frame(saliency, crop)
+    else:
+        placed[crop.inside] = resize_map(saliency, crop.height, crop.width)
     return placed
+
+
+def _resize_frame(saliency: NDArray[np.float32], crop: Crop) -> NDArray[np.float32]:
+    """Resize a map [h,w] from the crop's frame, which ends between pixels, and return the crop's part of it."""
+    left, top, right, bottom = crop.frame
+    first, second, share = _neighbours(crop.top, crop.bottom, top, bottom, saliency.shape[0])
+    rows = saliency[first] * (1 - share)[:, None] + saliency[second] * share[:, None]
+    first, second, share = _neighbours(crop.left, crop.right, left, right, saliency.shape[1])
+    placed: NDArray[np.float32] = rows[:, first]
+    placed *= 1 - share
+    placed += rows[:, second] * share
+    return placed
+
+
+def _neighbours(
+    begin: int, end: int, frame_begin: float, frame_end: float, length: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Return the two samples of `length` between which each pixel lies, and the share of the second, all [pixels]."""
+    places = (np.arange(begin, end) + 0.5 - frame_begin) * (length / (frame_end - frame_begin)) - 0.5
+    places = np.clip(places, 0, length - 1)
+    first = places.astype(np.intp)
+    return first, np.minimum(first + 1, length - 1), (places - first).astype(np.float32)
 
 
 def draw_sheet(entries: list[tuple[Photo, Photo, str]], side: int = 224, columns: int = 4) -> Photo:
