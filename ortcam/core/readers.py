@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
 from ortcam.core.pictures import Crop
-from ortcam.core.references import Asked, Box, Output, Reference, Region, Similarity, suppress, unit
+from ortcam.core.references import Asked, Box, Embedding, Output, Reference, Region, Similarity, suppress, unit
 from ortcam.core.targets import resolve_class
 from ortcam.errors import TargetError
 
@@ -46,6 +46,18 @@ class View:
 
     def show(self, index: int) -> str:
         return self.name_of(index) or f"class {index}"
+
+
+def everything(task: str, results: Sequence[Floats], view: View) -> tuple[Reference, ...]:
+    """Return all detections, regions or values of a photo, the surest first; values in their order.
+
+    Raises:
+        TargetError: there are none.
+    """
+    reader = _READERS[task](results, view)
+    if isinstance(reader, _Values):
+        return tuple(reader.find(Output(place), place) for place in range(len(results[0])))
+    return reader.surest(max(1, sum(map(len, results))))
 
 
 def resolve(task: str, asked: Any, top_k: int, results: Sequence[Floats], view: View) -> tuple[Reference, ...]:
@@ -163,7 +175,11 @@ class _Detections:
 
 
 def _box_place(number: int | None, box: Any, score: float | None) -> dict[str, Any]:
-    return {"kind": "box", "number": number, "box": [round(float(side), 2) for side in box], "score": score}
+    return {"kind": "box", "number": number, "box": _rounded(box), "score": score}
+
+
+def _rounded(box: Any) -> list[float]:
+    return [round(float(side), 3) for side in box]
 
 
 class _Regions:
@@ -210,7 +226,7 @@ class _Regions:
         if not region.any():
             raise TargetError(f"the region of {self._view.show(index)!r} is empty in this photo; {self._listed()}")
         vector = (region / region.sum()).astype(np.float32).reshape(-1)
-        return Reference(place, vector, index, self._view.name_of(index), self._place(region))
+        return Reference(place, vector, index, self._view.name_of(index), self._place(region, asked))
 
     def _present(self) -> list[int]:
         counts = np.bincount(self._seen[self._seen >= 0], minlength=len(self._mask))
@@ -267,12 +283,14 @@ class _Regions:
         _, parts = cv2.connectedComponents(region.astype(np.uint8))
         return np.asarray(parts == parts[cell])
 
-    def _place(self, region: NDArray[np.bool_]) -> dict[str, Any]:
+    def _place(self, region: NDArray[np.bool_], asked: Region) -> dict[str, Any]:
         rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
         down, across = (length / cells for length, cells in zip(self._view.input_size, region.shape, strict=True))
         inside = [columns[0] * across, rows[0] * down, (columns[-1] + 1) * across, (rows[-1] + 1) * down]
         box = self._view.crop.to_photo(np.array(inside), self._view.input_size)
-        return {"kind": "region", "box": [round(float(side), 2) for side in box], "share": float(region.mean())}
+        at = None if asked.at is None else [float(one) for one in asked.at]
+        given = asked.mask is not None
+        return {"kind": "region", "box": _rounded(box), "share": float(region.mean()), "at": at, "mask_given": given}
 
 
 class _Embedding:
@@ -294,15 +312,16 @@ class _Embedding:
             raise TargetError(
                 f"{self._view.model} returns an embedding, and the target is {asked!r}; expected {self.expected}"
             )
-        name, vector = asked.like if isinstance(asked.like, tuple) else ("a vector", asked.like)
-        given = np.asarray(vector)
+        like = asked.like if isinstance(asked.like, Embedding) else Embedding("a vector", None, np.asarray(asked.like))
+        given = like.vector
         if given.shape != self._vector.shape:
             raise TargetError(
                 f"the reference is a vector of shape {list(given.shape)}; expected {list(self._vector.shape)}, "
                 f"an embedding of {self._view.model}"
             )
         unit(self._vector)  # an error if the photo's own embedding has no direction
-        return Reference(place, unit(given), None, None, {"kind": "similarity", "like": name})
+        path = None if like.path is None else str(like.path)
+        return Reference(place, unit(given), None, None, {"kind": "similarity", "like": like.name, "path": path})
 
 
 class _Values:
@@ -316,11 +335,8 @@ class _Values:
 
     def surest(self, count: int) -> tuple[Reference, ...]:
         if len(self._values) > 1:
-            names = ", ".join(
-                f"{place} {self._view.name_of(place) or ''}".strip() for place in range(min(len(self._values), 8))
-            )
             raise TargetError(
-                f"{self._view.model} returns {len(self._values)} values ({names}); expected {self.expected}"
+                f"{self._view.model} returns {len(self._values)} values; expected {self.expected} (see: --list)"
             )
         return (self.find(0, 0),)
 

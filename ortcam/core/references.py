@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ class Box:
     which: int | tuple[float, float, float, float]
     label: int | str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        return {"box": plain(self.which), "label": plain(self.label)}
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -51,6 +55,9 @@ class Region:
     mask: NDArray[Any] | None = None
     at: tuple[float, float] | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        return {"region": plain(self.label), "at": plain(self.at), "mask": None if self.mask is None else "given"}
+
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
@@ -61,6 +68,9 @@ class Similarity:
     """
 
     like: Any
+
+    def to_json(self) -> dict[str, Any]:
+        return {"similarity": self.like.name if isinstance(self.like, Embedding) else "given"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,24 @@ class Output:
 
     index: int = 0
     sign: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"output": plain(self.index), "sign": plain(self.sign)}
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """The embedding of a reference.
+
+    Attributes:
+        name: the name of the file that it comes from, or what else it is.
+        path: the file; None if it comes from none.
+        vector: float32 [D].
+    """
+
+    name: str
+    path: Path | None
+    vector: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +126,12 @@ class Reference:
 
 # The targets of models that are no classifiers, as a user writes them.
 Asked = Box | Region | Similarity | Output
+
+
+def plain(value: Any) -> Any:
+    """Return numbers and sequences as JSON knows them."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def stack(references: Sequence[Sequence[Reference]], classes: int) -> tuple[Floats, Floats]:

@@ -11,25 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 
 from ortcam.core.budget import Limits, Predictors, Selecting
-from ortcam.core.convention import Convention
+from ortcam.core.convention import Convention, Floats
 from ortcam.core.forward import Forward
-from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.core.provenance import Asked
 from ortcam.core.query import Rows
-from ortcam.core.readers import View, resolve
-from ortcam.core.references import Similarity, read_vector, score
+from ortcam.core.references import score
 from ortcam.core.scores import Doubt
 from ortcam.core.targets import Class, Target, Targets, describe_references, describe_targets, top_targets
 from ortcam.errors import OptionError, OrtcamError, TargetError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare
+from ortcam.explain.recording import provenance_of
 from ortcam.explain.scheduler import InWork, not_finite, run_together
 from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
+from ortcam.explain.tasks import find_references, list_references, with_embeddings
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -37,7 +37,6 @@ from ortcam.runtime.layer import for_method
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import ProviderLike, resolve_provider
 from ortcam.runtime.scorer import Progress
-from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.runtime.threads import calm_blas, thread_count
 
 if TYPE_CHECKING:
@@ -255,8 +254,8 @@ class ModelExplainer:
                         )
 
     def predict(self, image: Image, top_k: int = 1) -> tuple[Target, ...]:
-        """Return the most probable classes of an image, without a map; of a detector or segmenter, its surest boxes or
-        regions. Images and errors are those of `explain`.
+        """Return the most probable classes of an image, without a map; of a detector, segmenter or plain values, the
+        surest boxes, regions or all values. Images and errors are those of `explain`.
         """
         job = prepare(self.model, image)
         plain = self._running.get().forward(job.tensor).passes[0]
@@ -265,7 +264,7 @@ class ModelExplainer:
         count = whole("top_k", top_k)
         if self.classifies:
             return self._describe(top_targets(plain.logits, count), plain)
-        references = resolve(self.model.contract.task, None, count, plain.results, self._view(job, plain))
+        references = list_references(self.model, job, plain, count)
         return describe_references(references, score(self.model.contract.task, plain.results, references))
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
@@ -294,8 +293,17 @@ class ModelExplainer:
         self.method.check(limits)
         targets = list(targets) if isinstance(targets, Iterator) else targets
         if self.model.contract.task == "embed":
-            targets = self._with_vectors(targets)
+            targets = with_embeddings(targets, self._embed)
         return Request(targets, whole("top_k", top_k), limits)
+
+    def _embed(self, image: Image) -> Floats:
+        """Return the embedding [D] of a reference picture."""
+        (vector,) = self._running.get().forward(prepare(self.model, image).tensor).passes[0].results
+        return vector
+
+    def _asked(self, request: Request) -> Asked:
+        targets, limits = Asked.targets_of(request.targets), request.limits
+        return Asked(targets, request.top_k, limits.budget, limits.tolerance, limits.selection, self._asked_batch_size)
 
     def _group_size(self, limits: Limits) -> int:
         """Return the number of photos whose first queries fill a batch."""
@@ -349,36 +357,12 @@ class ModelExplainer:
     def _begin_with_references(
         self, job: Job, forward: Forward, request: Request, predictors: Predictors
     ) -> InWork | OrtcamError:
-        task = self.model.contract.task
         try:
-            found = resolve(task, request.targets, request.top_k, forward.results, self._view(job, forward))
+            found = find_references(self.model, job, forward, request.targets, request.top_k)
         except TargetError as error:  # of this photo; others may have the target
             return error
-        forward = replace(forward, logits=score(task, forward.results, found))
+        forward = replace(forward, logits=score(self.model.contract.task, forward.results, found))
         return InWork(forward, found, self.method.begin(forward, found, request.limits, predictors), found)
-
-    def _view(self, job: Job, forward: Forward) -> View:
-        photo_size = (job.crop.bottom, job.crop.right) if job.photo is None else job.photo.shape[:2]
-        return View(job.crop, forward.size, photo_size, self.model.labels, self.model.name)
-
-    def _with_vectors(self, targets: Targets) -> Targets:
-        """Return the targets of a model that returns embeddings, with the embeddings of reference pictures."""
-        if isinstance(targets, Similarity):
-            targets = [targets]
-        if not isinstance(targets, Sequence) or isinstance(targets, str):
-            return targets
-        return [self._with_vector(one) if isinstance(one, Similarity) else one for one in targets]
-
-    def _with_vector(self, asked: Similarity) -> Similarity:
-        like, name = asked.like, "a picture"
-        if isinstance(like, str | os.PathLike):
-            name = Path(like).name
-            if name.endswith(".npy"):
-                return Similarity((name, read_vector(like)))
-        elif np.ndim(like) == 1 and not isinstance(like, bytes | bytearray | memoryview):
-            return Similarity(("a vector", np.asarray(like, np.float32)))
-        (vector,) = self._running.get().forward(prepare(self.model, like).tensor).passes[0].results
-        return Similarity((name, vector))
 
     def _describe_maps(
         self, job: Job, work: InWork | OrtcamError, request: Request, shares: tuple[float, float]
@@ -411,34 +395,14 @@ class ModelExplainer:
             seconds=job.seconds + shares[0] + time.perf_counter() - begin,
             seconds_scoring=shares[1],
             flat=flat,
-            provenance=self._provenance(job.origin, request),
+            provenance=provenance_of(
+                self.model, self.method, job.origin, self._asked(request), self.batch_size, self._provider
+            ),
         )
 
     def _describe(self, targets: Iterable[Class], forward: Forward) -> tuple[Target, ...]:
         _, probabilities = self.model.contract.read_output(forward.output)
         return describe_targets(targets, self.model.labels, forward.logits, probabilities)
-
-    def _provenance(self, origin: Origin, request: Request) -> Provenance:
-        contract, limits = self.model.contract, request.limits
-        stages = [stage.value for stage in self.model.stages]
-        return Provenance(
-            photo=origin,
-            model=self.model.fingerprints,
-            packed=False,
-            output=contract.output,
-            activation=contract.makes_probabilities,
-            preprocessing=None if contract.preprocessing is None else contract.preprocessing.to_dict(),
-            asked=Asked(
-                Asked.targets_of(request.targets), request.top_k, limits.budget, limits.tolerance, limits.selection,
-                self._asked_batch_size,
-            ),
-            method=self.method.describe() | ({"stages": stages} if self.method.stages else {}),
-            batch_size=self.batch_size,
-            provider_options=self._provider.options,
-            device_id=self._provider.device_id,
-            onnxruntime=RUNTIME_VERSION,
-            created=now(),
-        )  # fmt: skip
 
 
 def _share_of(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:

@@ -213,9 +213,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON; `fit` and its fields only if they are given, so that older versions read the rest."""
-        return {
-            name: value for name, value in asdict(self).items() if value is not None or name not in _FIELDS_OF_FIT
-        }
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _FIELDS_OF_FIT}
 
     def resized(self, height: int, width: int) -> Preprocessing:
         """Return the same preprocessing for another input size; the crop keeps its proportion."""

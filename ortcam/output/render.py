@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +56,24 @@ def draw_overlay(
     cover = (np.float32(opacity) * np.sqrt(levels.astype(np.float32) / 255))[:, :, None]
     overlay[inside] = np.rint(photo[inside] * (1 - cover) + colours * cover).astype(np.uint8)
     return overlay
+
+
+def draw_box(overlay: Photo, box: Sequence[float]) -> Photo:
+    """Return an overlay with the outline of a box in white and black.
+
+    Args:
+        overlay: uint8 [H,W,3] RGB.
+        box: left, top, right and bottom in pixels; it may reach beyond the photo.
+    """
+    drawn = overlay.copy()
+    height, width = overlay.shape[:2]
+    thick = max(1, round(min(height, width) / 250))
+    left, top, right, bottom = (round(side) for side in box)
+    # The outline of a box that fills the photo stays visible.
+    corners = (max(left, 0), max(top, 0)), (min(right, width) - 1, min(bottom, height) - 1)
+    cv2.rectangle(drawn, *corners, (0, 0, 0), 3 * thick)
+    cv2.rectangle(drawn, *corners, (255, 255, 255), thick)
+    return drawn
 
 
 def place_map(saliency: NDArray[np.float32], crop: Crop, size: tuple[int, int]) -> NDArray[np.float32]:
