@@ -39,9 +39,9 @@ class Scores:
         """float32 [M,T], the probabilities of the targets; of plain values, the values."""
         return self.logits if self.plain else np.exp(self.log_probabilities)
 
-    def take(self, begin: int, end: int) -> Scores:
-        """Return the scores of the rows from `begin` to before `end`."""
-        return Scores(self.logits[begin:end], self.log_probabilities[begin:end], self.plain)
+    def take(self, begin: int, end: int, targets: int | None = None) -> Scores:
+        """Return the scores of the rows from `begin` to before `end`, of the first `targets` targets."""
+        return Scores(self.logits[begin:end, :targets], self.log_probabilities[begin:end, :targets], self.plain)
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,8 @@ def suppress(
     """Return the detections of a photo: the rows that stay after suppression, and the class of each, the surest first.
 
     Greedy suppression within each class, as most detectors use it: a row counts with its best class; it is dropped if
-    it overlaps a surer row of its class by more than `most_overlap`. Equal scores are in the order of the rows.
+    its box is empty, or overlaps a surer row of its class by more than `most_overlap`. Equal scores are in the order of
+    the rows.
 
     Args:
         boxes: float32 [N,4].
@@ -244,7 +245,8 @@ def suppress(
     best = scores.argmax(axis=1) if scores.size else np.empty(0, np.intp)
     values = scores[np.arange(len(scores)), best]
     order = np.argsort(-values, kind="stable")
-    order = order[values[order] >= least_score]
+    sized = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)  # an inverted box overlaps nothing, not even itself
+    order = order[(values >= least_score)[order] & sized[order]]
     kept: list[int] = []
     while len(order):
         first, order = order[0], order[1:]

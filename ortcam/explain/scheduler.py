@@ -120,10 +120,15 @@ def _run(
     classifier: Classifier, group: Group, change: Change, asked: list[_Asked], report: Progress | None
 ) -> list[tuple[_Asked, Scores]]:
     """Run the queries of several photos with the same change. Return each query with its scores."""
-    rows = Rows.join([Rows.of_query(one.query, one.photo, one.work.targets) for one in asked])
+    most = max(len(one.work.targets) for one in asked)
+    padded = [[*one.work.targets, *[one.work.targets[-1]] * (most - len(one.work.targets))] for one in asked]
+    rows = Rows.join([Rows.of_query(one.query, one.photo, wanted) for one, wanted in zip(asked, padded, strict=True)])
     scores = classifier.score(group, rows, change, report)
     ends = np.cumsum([len(one.query) for one in asked])
-    return [(one, scores.take(end - len(one.query), end)) for one, end in zip(asked, ends, strict=True)]
+    return [
+        (one, scores.take(end - len(one.query), end, len(one.work.targets)))
+        for one, end in zip(asked, ends, strict=True)
+    ]
 
 
 def _observe(asked: _Asked, scores: Scores) -> None:
