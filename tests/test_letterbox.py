@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from conftest import Tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from PIL import Image
-from torch import nn
 from typer.testing import CliRunner
 
 import ortcam
@@ -157,7 +157,7 @@ boxes = st.lists(st.tuples(*[st.floats(-500, 1500)] * 4), min_size=1, max_size=3
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(FITS)), st.integers(1, 900), st.integers(1, 900), boxes)
 def test_boxes_go_back_and_forth(fit: str, h: int, w: int, some: list[tuple[float, ...]]) -> None:
-    crop = Preprocessing(64, 96, **{**FITS[fit], **({"resize": 110} if fit == "crop" else {})}).crop(h, w)
+    crop = Preprocessing(64, 96, **FITS[fit]).crop(h, w)
     there = crop.to_photo(some, (64, 96))
     assert there.dtype == np.float64 and there.shape == (len(some), 4)
     np.testing.assert_allclose(crop.to_input(there, (64, 96)), some, atol=1e-9, rtol=0)
@@ -222,11 +222,10 @@ def test_a_given_map_of_the_photo_comes_to_its_place_in_the_input(size: tuple[in
     assert not found.any()
 
 
-@pytest.fixture
-def boxed(tiny: nn.Module, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def boxed(models: Path) -> Path:
     preprocess = {"height": 32, "width": 32, "fit": "letterbox", "scale": 1 / 255, "std": 0.25}
-    path: Path = export(tiny, tmp_path / "boxed.onnx", preprocess=preprocess, activation="softmax").path
-    return path
+    return export(Tiny().eval(), models / "boxed.onnx", preprocess=preprocess, output_kind="logits").path
 
 
 def test_explain_and_its_record(boxed: Path, photos: dict[str, Path], tmp_path: Path) -> None:
@@ -261,13 +260,13 @@ def test_commands_take_a_letterboxing_model(boxed: Path, photos: dict[str, Path]
     labels = tmp_path / "boxes.csv"
     labels.write_text(f"photo,label,left,top,right,bottom\n{photo},3,100,50,300,250\n")
     metrics = [part for name in ("insertion", "drop", "energy", "pointing", "box-iou") for part in ("--metric", name)]
-    for given in (
+    for arguments in (
         ["explain", str(boxed), photo, "--json", "-o", str(tmp_path / "e")],
         ["evaluate", str(boxed), "--dataset", f"csv:{labels}", *metrics, "-o", str(tmp_path / "v")],
         ["sanity", str(boxed), photo, "-o", str(tmp_path / "s")],
         ["inspect", str(boxed)],
     ):
-        done = CliRunner().invoke(app, given)
+        done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
     assert "letterboxed, padded with 114 at the centre" in done.output
     values = next(

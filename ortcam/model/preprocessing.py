@@ -52,8 +52,8 @@ class Preprocessing:
             (ultralytics' LetterBox: the sides are ``round(side * factor)``). None: as `resize` says.
         pad_value: the padding of ``letterbox``, 0 to 255: one number, or one per channel in the order of `channels`.
             None means 114, as ultralytics pads.
-        pad_place: where ``letterbox`` pads: ``centre`` on both sides, an odd pixel more at the bottom and right; ``end``
-            at the bottom and right only. None means ``centre``.
+        pad_place: where ``letterbox`` pads: ``centre`` on both sides, an odd pixel more at the bottom and right;
+            ``end`` at the bottom and right only. None means ``centre``.
     """
 
     height: int
@@ -213,9 +213,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON; `fit` and its fields only if they are given, so that older versions read the rest."""
-        return {
-            name: value for name, value in asdict(self).items() if value is not None or name not in _FIELDS_OF_FIT
-        }
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _FIELDS_OF_FIT}
 
     def resized(self, height: int, width: int) -> Preprocessing:
         """Return the same preprocessing for another input size; the crop keeps its proportion."""
