@@ -195,7 +195,7 @@ def test_a_map_is_placed_alike_in_the_graph(fit: str, size: tuple[int, int]) -> 
     feed = {"image": np.zeros((*size, 3), np.uint8), "maps": saliency}
     (placed,) = ort.InferenceSession(proto.SerializeToString()).run(None, feed)
     expected = [place_map(one, known.crop(*size), size) for one in saliency]
-    np.testing.assert_allclose(placed, expected, atol=1e-6)  # of float32
+    np.testing.assert_allclose(placed, expected, atol=1e-5)  # OpenCV's coordinates are float32
 
 
 def test_invert_keeps_the_photo_and_shows_the_padding(photos: dict[str, Path]) -> None:
