@@ -169,6 +169,7 @@ def test_boxes_by_hand() -> None:
     crop = Preprocessing(640, 640, fit="letterbox").crop(720, 1280)
     assert crop == Crop(0, 0, 720, 1280, (280.0, 0.0, 280.0, 0.0))
     assert crop.frame.tolist() == [0, -280, 1280, 1000]
+    assert crop.resized((720, 1280), (360, 640)) == Crop(0, 0, 360, 640, (140.0, 0.0, 140.0, 0.0))
     assert crop.to_photo([10, 150, 110, 240], (640, 640)).tolist() == [20, 20, 220, 200]
     end = Preprocessing(640, 640, fit="letterbox", pad_place="end").crop(720, 1280)
     assert end.to_input([20, 20, 220, 200], (640, 640)).tolist() == [10, 10, 110, 100]
