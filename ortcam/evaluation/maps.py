@@ -31,7 +31,8 @@ CONTROLS = {
 }
 AT_THE_DOOR = (
     "a map with values outside [0,1] is min-max normalised; a map of the photo's size is cut to the part that the "
-    "model saw, and is 0 over the padding of a letterbox; any other map is resized bilinearly (half-pixel centres) to the model's input size"
+    "model saw, and is 0 over the padding of a letterbox; any other map is resized bilinearly (half-pixel centres) to "
+    "the model's input size"
 )
 
 

@@ -105,7 +105,8 @@ def write_preprocessing(
         planes = graph.gather(planes, graph.constant([2, 1, 0], np.int64))
     if preprocessing.fit == "letterbox":
         shown = graph.expand_dims(_is_photo(graph, rows, height), 1) & _is_photo(graph, columns, width)  # [h,w]
-        planes = graph.where(shown, planes, graph.constant(np.float32(preprocessing.pad_value).reshape(-1, 1, 1)))
+        padding = np.array(preprocessing.pad_value, np.float32).reshape(-1, 1, 1)
+        planes = graph.where(shown, planes, graph.constant(padding))
     mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     tensor = (planes * preprocessing.scale - mean) / std
     if layout == "NHWC":

@@ -52,8 +52,8 @@ class Preprocessing:
             (ultralytics' LetterBox: the sides are ``round(side * factor)``). None: as `resize` says.
         pad_value: the padding of ``letterbox``, 0 to 255: one number, or one per channel in the order of `channels`.
             None means 114, as ultralytics pads.
-        pad_place: where ``letterbox`` pads: ``centre`` on both sides, an odd pixel more at the bottom and right; ``end``
-            at the bottom and right only. None means ``centre``.
+        pad_place: where ``letterbox`` pads: ``centre`` on both sides, an odd pixel more at the bottom and right;
+            ``end`` at the bottom and right only. None means ``centre``.
     """
 
     height: int

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ortcam.core.pictures import Photo, Tensor
 
-Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "linear"]
+Interpolation = Literal["nearest", "box", "bilinear", "linear", "hamming", "bicubic", "lanczos"]
 _ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
 
 

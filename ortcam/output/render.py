@@ -81,34 +81,27 @@ def place_map(saliency: NDArray[np.float32], crop: Crop, size: tuple[int, int]) 
 
     The map is resized bilinearly (half-pixel centres). What lies over the padding of a letterbox is cut off.
     """
+    top, left, bottom, right = crop.padding
+    if top or bottom:
+        saliency = _cut_padding(saliency, top, crop.height, bottom)
+    if left or right:
+        saliency = _cut_padding(saliency.T, left, crop.width, right).T
     placed = np.zeros(size, np.float32)
-    if crop.is_padded:
-        placed[crop.inside] = _resize_frame(saliency, crop)
-    else:
-        placed[crop.inside] = resize_map(saliency, crop.height, crop.width)
+    placed[crop.inside] = resize_map(saliency, crop.height, crop.width)
     return placed
 
 
-def _resize_frame(saliency: NDArray[np.float32], crop: Crop) -> NDArray[np.float32]:
-    """Resize a map [h,w] from the crop's frame, which ends between pixels, and return the crop's part of it."""
-    left, top, right, bottom = crop.frame
-    first, second, share = _neighbours(crop.top, crop.bottom, top, bottom, saliency.shape[0])
-    rows = saliency[first] * (1 - share)[:, None] + saliency[second] * share[:, None]
-    first, second, share = _neighbours(crop.left, crop.right, left, right, saliency.shape[1])
-    placed: NDArray[np.float32] = rows[:, first]
-    placed *= 1 - share
-    placed += rows[:, second] * share
-    return placed
+def _cut_padding(saliency: NDArray[np.float32], before: float, length: int, after: float) -> NDArray[np.float32]:
+    """Resize the rows of a map [n,m] to `before` + `length` + `after` pixels, and return `length` of them.
 
-
-def _neighbours(
-    begin: int, end: int, frame_begin: float, frame_end: float, length: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """Return the two samples of `length` between which each pixel lies, and the share of the second, all [pixels]."""
-    places = (np.arange(begin, end) + 0.5 - frame_begin) * (length / (frame_end - frame_begin)) - 0.5
-    places = np.clip(places, 0, length - 1)
+    OpenCV resizes to whole pixels only, but padding ends between two pixels of the photo.
+    """
+    last = len(saliency) - 1
+    places = (before + np.arange(length) + 0.5) * (len(saliency) / (before + length + after)) - 0.5
+    places = np.clip(places, 0, last)
     first = places.astype(np.intp)
-    return first, np.minimum(first + 1, length - 1), (places - first).astype(np.float32)
+    share = (places - first).astype(np.float32)[:, None]
+    return saliency[first] * (1 - share) + saliency[np.minimum(first + 1, last)] * share
 
 
 def draw_sheet(entries: list[tuple[Photo, Photo, str]], side: int = 224, columns: int = 4) -> Photo:
