@@ -278,10 +278,15 @@ class _Regions:
     def _connected(self, region: NDArray[np.bool_], cell: tuple[int, int], asked: Region) -> NDArray[np.bool_]:
         if not region[cell]:
             raise TargetError(f"{asked.label!r} is not seen at {asked.at}; {self._listed()}")
-        import cv2
-
-        _, parts = cv2.connectedComponents(region.astype(np.uint8))
-        return np.asarray(parts == parts[cell])
+        part = np.zeros_like(region)
+        part[cell] = True
+        while True:  # grow by one place in all eight directions, until nothing is new
+            padded = np.pad(part, 1)
+            rows = padded[:-2] | padded[1:-1] | padded[2:]
+            grown = (rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]) & region
+            if (grown == part).all():
+                return part
+            part = grown
 
     def _place(self, region: NDArray[np.bool_], asked: Region) -> dict[str, Any]:
         rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
