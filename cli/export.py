@@ -12,6 +12,7 @@ import typer
 
 from ortcam.cli import console, options
 
+TASKS = ("classify", "detect", "segment", "embed", "value")
 KINDS = ("logits", "probabilities", "sigmoid")
 
 
@@ -87,6 +88,37 @@ def export(
     grid: Annotated[
         str | None, typer.Option(help="Grid of a transformer's patches, where it is not found: ROWSxCOLUMNS.")
     ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What the model does: classify, detect, segment, embed or value. auto: as the file's metadata or a "
+            "known form says, else classify.",
+            autocompletion=options.one_of("auto", *TASKS),
+        ),
+    ] = "auto",
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:FORMAT",
+            help="Boxes of a detector: a tensor, and xyxy, cxcywh or yxyx (pixels; with -unit: 0 to 1), ssd, ssd-xy or "
+            "linear (offsets to anchors), yolox or bins (cells of a pyramid).",
+        ),
+    ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:KIND",
+            help="Scores of a detector or segmenter: a tensor, and probabilities, logits, softmax, objectness, ... "
+            "(see docs/tasks.md).",
+        ),
+    ] = None,
+    anchors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Anchors of a detector: .npy, .json or .csv, rows of cx, cy, w, h as parts of the input.",
+        ),
+    ] = None,
     precision: Annotated[
         str,
         typer.Option(help="Precision of the weights: fp32, or fp16 (half the size, faster on GPUs, verified to 2e-2)."),
@@ -108,6 +140,10 @@ def export(
       ortcam export my_model.py:build -o model.onnx --weights best.pt --preprocess imagenet --labels names.txt
 
       ortcam export model.onnx -o model.cam.onnx --preprocess tf
+
+      ortcam export yolov8n.onnx -o detector.onnx
+
+      ortcam export net.onnx -o detector.onnx --task detect --boxes out:cxcywh --scores out:logits
 
       ortcam export tagger.onnx -o tagger.cam.onnx --output sigmoid
 
@@ -136,6 +172,10 @@ def export(
             grid=patches,
             allow_unsafe=allow_unsafe,
             precision=precision,  # type: ignore[arg-type]
+            task=task,
+            boxes=boxes,
+            scores=scores,
+            anchors=anchors,
         )
     for notice in report.notices:
         if notice not in report.warned:  # these were printed
@@ -150,6 +190,8 @@ def export(
                     {"name": stated.name, "shape": list(layer.shape), "output": stated.output} | stated.verified
                     for stated, layer in zip(report.contract.layers, report.layers, strict=True)
                 ],
+                "task": report.contract.task,
+                "outputs": report.contract.outputs,
                 "output": report.contract.output,
                 "activation": report.contract.activation,
                 "preprocessing": None
@@ -162,14 +204,23 @@ def export(
         )
         return
     agreement, contract = report.agreement, report.contract
-    described = describe_output(contract.output, contract.activation, contract.output_scale)
+    described = (
+        describe_output(contract.output, contract.activation, contract.output_scale)
+        if contract.task == "classify"
+        else f"{contract.task}: {' and '.join(contract.outputs)}"
+    )
     shapes = [" x ".join("?" if dim is None else str(dim) for dim in layer.shape) for layer in report.layers]
     print(f"{report.path}: target layer {report.layer} ({shapes[0]}), {described}")
     inner = "" if agreement.activations is None else f", target layer within {agreement.activations:.1g}"
     for other, shape in zip(report.layers[1:], shapes[1:], strict=True):
         print(f"{report.path}: layer {other.name} ({shape})")
         inner += "" if other.error is None else f", layer {other.name} within {other.error:.1g}"
-    print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
+    if contract.task == "classify":
+        print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
+    else:
+        errors = contract.verified["relative_errors"].items()
+        within = ", ".join(f"{role} within {error:.1g}" for role, error in errors)
+        print(f"verified against its source: {within}{inner} (relative)")
 
 
 def default_output(source: str) -> Path:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
-from ortcam.exporters.export import ExportReport, export
+from ortcam.exporters.export import export
+from ortcam.exporters.report import ExportReport
 
 __all__ = ["ExportReport", "export"]

@@ -27,6 +27,7 @@ from ortcam.exporters.interface import ImageInput, Numbers, read_input
 from ortcam.exporters.outputs import Output, choose_scores, flatten
 from ortcam.exporters.score_kind import StatedKind
 from ortcam.exporters.sources import Converted, SourceOptions, choose_preprocessing
+from ortcam.exporters.tasks.source import is_task
 from ortcam.exporters.unwrap import keep_outputs, unwrap_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
 from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference
@@ -79,10 +80,18 @@ class ForeignGraph:
 def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     """Turn a classifier's graph into one with one image input and its class scores first.
 
+    A graph of another task becomes a `ConvertedTask`.
+
     Raises:
         ExportError: the graph is not an image classifier, or cannot be converted to the opset that the engine needs.
         ModelError: ONNX Runtime refuses the graph.
     """
+    if is_task(foreign.proto, options):
+        from ortcam.exporters.tasks.adopt import adopt_task
+
+        task = adopt_task(foreign, options)
+        if task is not None:
+            return task
     folder = (foreign.folder or Path()).resolve()
     refuse_escapes(foreign.proto, foreign.name)
     places = [output.name for output in foreign.proto.graph.output]
@@ -91,8 +100,9 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     classes = options.classes or (None if labels is None else len(labels))
     try:
+        stated = options.task.task == "classify"
         shown = set(foreign.layers.values())
-        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes, shown)
+        scores, notice = keep_scores(foreign.proto, original, foreign.name, options.output, classes, shown, stated)
     except ExportError:
         _refuse_odd_input(foreign, original, options)  # an input that is not an image explains it better
         raise
@@ -104,12 +114,12 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     notices += [training] if training else []
     model = make_editable(foreign.proto, folder, foreign.name)
     image = read_input(model, original, options, foreign.name)
-    preprocessing = _fitting_preprocessing(foreign, options, image)
+    preprocessing = fitting_preprocessing(foreign, options, image)
     opset = opset_of(foreign.proto)
     if opset > NEWEST_OPSET:
         notices.append(f"opset {opset} is kept; with more than {NEWEST_OPSET} ONNX Runtime may lack CUDA kernels")
 
-    tolerance = max(foreign.tolerance, HALF_TOLERANCE if _is_half(model) else 0.0)
+    tolerance = max(foreign.tolerance, HALF_TOLERANCE if is_half(model) else 0.0)
     numbers = Numbers.of(model.graph.outputs[0])
     pictures = image.random(np.random.default_rng(1), ROWS)
     is_fixed = image.batch is not None or not _runs_together(original, scores, image, pictures)
@@ -136,7 +146,7 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
             _set_batch(model, image, 1)
             notices.append(f"{foreign.name} fixes a batch of 1 in its graph: masked images are run one at a time")
     values = {value.name: value for value in all_values(model.graph)}
-    layers = {name: _behind_transposes(values[value]) for name, value in foreign.layers.items() if value in values}
+    layers = {name: behind_transposes(values[value]) for name, value in foreign.layers.items() if value in values}
     layers = module_outputs(model.graph) | layers
     return Converted(
         name=foreign.name,
@@ -174,13 +184,14 @@ def keep_scores(
     wanted: str | None = None,
     classes: int | None = None,
     layers: Collection[str] = (),
+    is_classifier: bool = True,
 ) -> tuple[str, str | None]:
     """Make the class scores the graph's only output, in place; return their name and a notice for the user.
 
     Args:
         proto: the graph.
         session: a session of it, which knows the types and shapes of its outputs.
-        name, wanted, classes: as `choose_scores` takes them.
+        name, wanted, classes, is_classifier: as `choose_scores` takes them.
         layers: tensors to keep, although the scores do not need them.
 
     Raises:
@@ -192,13 +203,13 @@ def keep_scores(
         if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim
     }  # fmt: skip
     outputs = [
-        Output(value.name, "a number" if value.name in numbers else _dtype_of(value.type), _shape_of(value.shape))
+        Output(value.name, "a number" if value.name in numbers else dtype_of(value.type), shape_of(value.shape))
         for value in session.get_outputs()
     ]
     if wanted is None and sum(output.may_be_scores for output in outputs) > 1:
         graph = ir.from_proto(inliner.inline_local_functions(proto) if proto.functions else proto).graph
         outputs = [replace(output, value=value) for output, value in zip(outputs, graph.outputs, strict=True)]
-    chosen, notice = choose_scores(outputs, name, wanted, classes)
+    chosen, notice = choose_scores(outputs, name, wanted, classes, is_classifier=is_classifier)
     entry = next(output for output in proto.graph.output if output.name == chosen.name)
     if not entry.type.WhichOneof("value"):
         dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(chosen.dtype))
@@ -207,21 +218,21 @@ def keep_scores(
     return chosen.name, notice
 
 
-def _dtype_of(kind: str) -> str:
+def dtype_of(kind: str) -> str:
     """Return NumPy's name for ONNX Runtime's type of a tensor; other types unchanged."""
     plain = kind.removeprefix("tensor(").removesuffix(")") if kind.startswith("tensor(") else kind
     return {"float": "float32", "double": "float64"}.get(plain, plain)
 
 
-def _shape_of(shape: Sequence[Any] | None) -> tuple[int | None, ...]:
+def shape_of(shape: Sequence[Any] | None) -> tuple[int | None, ...]:
     return tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in shape or ())
 
 
-def _is_half(model: ir.Model) -> bool:
+def is_half(model: ir.Model) -> bool:
     return any(weight.dtype == ir.DataType.FLOAT16 for weight in model.graph.initializers.values())
 
 
-def _fitting_preprocessing(foreign: ForeignGraph, options: SourceOptions, image: ImageInput) -> Preprocessing | None:
+def fitting_preprocessing(foreign: ForeignGraph, options: SourceOptions, image: ImageInput) -> Preprocessing | None:
     preprocessing = choose_preprocessing(
         options.preprocess, foreign.preprocessing, options.input_size, image.channels, (image.height, image.width)
     )
@@ -302,7 +313,7 @@ def _named_reference(run: _FloatRun, layer: str | None) -> Reference:
     return reference
 
 
-def _behind_transposes(value: ir.Value) -> ir.Value:
+def behind_transposes(value: ir.Value) -> ir.Value:
     """Return the tensor that a converter only transposed or copied to make it an output."""
     while (node := value.producer()) is not None and node.op_type in ("Transpose", "Identity"):
         before = node.inputs[0]

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ortcam.errors import LayerError
 from ortcam.exporters.places import Cells, Places, check_places
 from ortcam.exporters.sources import Converted, SourceOptions
+from ortcam.exporters.tasks.layers import find_task_layers
 from ortcam.graph.axes import find_axes, is_map
 from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find_candidates, find_layer, module_outputs
 from ortcam.model.contract import Layout, output_name
@@ -141,9 +142,16 @@ class LayerChoice:
         return Checked(of_better, better.feature_map.layout, better)
 
     def _find(self, converted: Converted, layer: str) -> Target:
+        if layer == "auto" and (found := self._candidates(converted)):
+            return self._target(converted, found[0].feature_map, found[0].name)
         return self._target(
             converted, *find_layer(converted.model, layer, converted.name, self._reading, converted.layers)
         )
+
+    def _candidates(self, converted: Converted) -> list[Candidate]:
+        """Return the candidates for ``auto``, best first."""
+        find = find_candidates if converted.is_classifier else find_task_layers
+        return find(converted.model, self._reading, converted.layers)
 
     def _target(self, converted: Converted, feature_map: FeatureMap, name: str) -> Target:
         layers = module_outputs(converted.model.graph) if converted.layers is None else converted.layers
@@ -157,8 +165,7 @@ class LayerChoice:
         spare = self._spare
         computed = {name for node in proto.graph.node for name in node.output}
         computed -= {value.name for value in proto.graph.output}
-        found = find_candidates(spare.model, self._reading, spare.layers)
-        return [candidate for candidate in found if candidate.value in computed][:_MOST_OTHERS]
+        return [candidate for candidate in self._candidates(spare) if candidate.value in computed][:_MOST_OTHERS]
 
 
 def _distinct(targets: list[Target], asked: Sequence[str]) -> list[Target]:

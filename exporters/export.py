@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -12,19 +11,19 @@ from typing import Any, get_args
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ortcam.core.files import replace_files
-from ortcam.errors import ExportError, OptionError, OrtcamWarning, one_line
+from ortcam.errors import OptionError, OrtcamWarning
 from ortcam.explain.scorecam import ScoreCAM
 from ortcam.exporters.batches import settle_batch
-from ortcam.exporters.choice import Checked, LayerChoice, Target
+from ortcam.exporters.choice import LayerChoice, Target
+from ortcam.exporters.draft import EXTERNAL_DATA_BYTES, graph_errors, settle_layers, write_draft
 from ortcam.exporters.labels import fit_labels, read_labels
 from ortcam.exporters.outputs import refuse_largest
-from ortcam.exporters.places import Places
-from ortcam.exporters.precision import FP16_TOLERANCE, Precision, to_float16
+from ortcam.exporters.precision import Precision
 from ortcam.exporters.quiet import home_directory
+from ortcam.exporters.report import ExportReport, ReportedLayer
 from ortcam.exporters.score_kind import (
     StatedKind,
     check_kind,
@@ -33,72 +32,18 @@ from ortcam.exporters.score_kind import (
     settle_kind,
     state_count,
 )
-from ortcam.exporters.sources import Converted, SourceOptions, convert, find_layer_name
-from ortcam.exporters.verify import Agreement, LayerToVerify, verify
+from ortcam.exporters.sources import SourceOptions, convert, find_layer_name
+from ortcam.exporters.tasks.adopt import ConvertedTask
+from ortcam.exporters.tasks.options import check_options
+from ortcam.exporters.tasks.write import write_task
+from ortcam.exporters.verify import LayerToVerify, verify
 from ortcam.graph.ends import read_scores
 from ortcam.graph.expose import expose
 from ortcam.graph.layers import dims
 from ortcam.model.contract import Contract, ExposedLayer, Layout
 from ortcam.model.preprocessing import NAMES, Preprocessing
-from ortcam.runtime.layer import GRAPH_ERRORS
 
 OPSETS = (18, 19, 20)
-_GRAPH_ERRORS = (*GRAPH_ERRORS, ArithmeticError, DecodeError, EncodeError)
-# Weights above this go to a file of their own; protobuf cannot hold 2 GB.
-EXTERNAL_DATA_BYTES = 1_900_000_000
-
-
-@dataclass(frozen=True)
-class ReportedLayer:
-    """A layer that was exposed.
-
-    Attributes:
-        name: the layer.
-        shape: its channels, height and width; None for a free dimension.
-        error: the difference between file and source, as `LayerAgreement.error`.
-        places: whether the layer's cells are places of the image.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    error: float | None
-    places: Places
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """The result of an export.
-
-    Attributes:
-        path: the file.
-        layers: the exposed layers; the first is the target layer.
-        contract: the contract in the file's metadata.
-        agreement: how closely the file and its source agree.
-        notices: notices for the user.
-        warned: the notices that were also issued as warnings.
-    """
-
-    path: Path
-    layers: tuple[ReportedLayer, ...]
-    contract: Contract
-    agreement: Agreement
-    notices: tuple[str, ...]
-    warned: tuple[str, ...] = ()
-
-    @property
-    def layer(self) -> str:
-        """The target layer's name."""
-        return self.layers[0].name
-
-    @property
-    def shape(self) -> tuple[int | None, ...]:
-        """The target layer's channels, height and width; None for a free dimension."""
-        return self.layers[0].shape
-
-    @property
-    def places(self) -> Places:
-        """Whether the target layer's cells are places of the image."""
-        return self.layers[0].places
 
 
 def export(
@@ -118,6 +63,10 @@ def export(
     allow_unsafe: bool = False,
     precision: Precision = "fp32",
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
+    task: str = "auto",
+    boxes: str | None = None,
+    scores: str | None = None,
+    anchors: str | PathLike[str] | Sequence[Any] | None = None,
 ) -> ExportReport:
     """Write a model file that `ortcam.ScoreCAM` explains.
 
@@ -156,6 +105,13 @@ def export(
             in a .pt2 file. Use it only for files that you trust.
         precision: ``fp16`` halves the file and the memory, and is faster on GPUs (not on CPUs); verified to 2e-2.
         external_data_bytes: weights above this size go to a file of their own.
+        task: ``classify``, ``detect``, ``segment``, ``embed`` or ``value``. ``auto`` reads the file's metadata and
+            known forms of detectors; everything else is a classifier.
+        boxes: of a detector, ``NAME:FORMAT``: a tensor [B,N,4] and its format (see `BoxFormat`).
+        scores: of a detector, ``NAME:KIND``: a tensor [B,N,C] and its kind (see `ScoreKind`); of a segmenter, the mask
+            and ``softmax``, ``logits`` or ``probabilities``.
+        anchors: of a detector with undecoded boxes, [N,4] or a file of it: centre x, centre y, width and height, as
+            parts of the input.
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.
@@ -184,6 +140,7 @@ def export(
         preprocess = Preprocessing.from_dict(preprocess)
     given = None if labels is None else read_labels(labels)
     size, rows_and_columns = _as_pair(input_size, "input_size", "pixels"), _as_pair(grid, "grid", "patches")
+    stated = check_options(task, boxes, scores, anchors)
     options = SourceOptions(
         weights,
         size,
@@ -195,9 +152,12 @@ def export(
         rows_and_columns,
         allow_unsafe,
         None if given is None else len(given),
+        stated,
     )
-    with _graph_errors(source), home_directory():
+    with graph_errors(source), home_directory():
         converted = convert(source, options)
+        if isinstance(converted, ConvertedTask):
+            return write_task(converted, options, output, given, precision, external_data_bytes)
         output_kind = output_kind or converted.output_kind
         choice = LayerChoice(converted, options)
         targets = choice.choose()
@@ -208,14 +168,14 @@ def export(
             "no preprocessing is known, so only input tensors can be explained; for photos give --preprocess "
             f"{', '.join(NAMES)} or a JSON file (to compare them: ortcam preprocessing {output} photos/)"
         )
-    with _graph_errors(converted.name), replace_files(output) as folder:
+    with graph_errors(converted.name), replace_files(output) as folder:
         draft = folder / output.name
-        written = _write(draft, converted, precision, external_data_bytes)
+        written = write_draft(draft, converted, precision, external_data_bytes)
         checked = choice.check(draft, written, targets)
         if any(one.better is not None for one in checked):
             targets = choice.choose_again(checked)
             exposed = _expose(targets, given, output_kind)
-            written = _write(draft, targets[0].converted, precision, external_data_bytes)
+            written = write_draft(draft, targets[0].converted, precision, external_data_bytes)
         contract = exposed.contract
         if precision == "fp16":
             contract = replace(contract, source=contract.source | {"precision": precision})
@@ -226,7 +186,7 @@ def export(
         if notice is not None:
             notices.append(notice)
             agreement = replace(agreement, batches=(1,))
-        layers_of_file = _settle_layers(contract.layers, targets, agreement, checked)
+        layers_of_file = settle_layers(contract.layers, targets, agreement, checked)
         contract = replace(contract, layers=layers_of_file, verified=agreement.to_dict())
         contract, more = check_kind(contract, output_kind, agreement.scores)
         notices += more
@@ -255,52 +215,6 @@ def _layer_names(source: Any, layer: Any) -> tuple[str, ...]:
     if not given:
         raise OptionError("layer is an empty list; expected one or several layers, or 'auto'")
     return tuple(one if isinstance(one, str) else find_layer_name(source, one) for one in given)
-
-
-def _settle_layers(
-    stated: Sequence[ExposedLayer], targets: Sequence[Target], agreement: Agreement, checked: Sequence[Checked]
-) -> tuple[ExposedLayer, ...]:
-    """Return the file's entries for its layers: the source's names for them, and the verified errors."""
-    settled: list[ExposedLayer] = []
-    for layer, target, agrees, one in zip(stated, targets, agreement.layers, checked, strict=True):
-        name = target.source_layer or agrees.name or layer.name
-        if any(name == other.name for other in settled):  # the source has equal tensors
-            name = layer.name
-        verified = agrees.to_dict() | one.places.to_dict()
-        settled.append(replace(layer, name=name, layout=one.layout, verified=verified))
-    return tuple(settled)
-
-
-def _write(draft: Path, converted: Converted, precision: Precision, external_data_bytes: int) -> Converted:
-    """Write the graph of a source to a file; return the source with the tolerances of the file's precision."""
-    model = converted.model
-    external = _weight_bytes(model) > external_data_bytes
-    ir.external_data.load_to_model(model)  # the weights move with the graph
-    ir.save(model, draft, external_data=f"{draft.name}.data" if external else None)
-    if precision == "fp32":
-        return converted
-    if external:
-        raise ExportError("a model with external weights cannot be turned into float16; export it as fp32")
-    onnx.save(to_float16(onnx.load(draft)), draft)
-    return replace(
-        converted,
-        tolerance=max(converted.tolerance, FP16_TOLERANCE),
-        layer_tolerance=max(converted.layer_tolerance, FP16_TOLERANCE),
-    )
-
-
-@contextlib.contextmanager
-def _graph_errors(source: Any) -> Iterator[None]:
-    """Raise errors of onnx and onnx-ir about an invalid graph as an ExportError that names the source."""
-    try:
-        yield
-    except OSError:  # of the disk, not of the graph
-        raise
-    except _GRAPH_ERRORS as error:
-        name = source if isinstance(source, str | PathLike) else type(source).__name__
-        raise ExportError(
-            f"{name} has a graph that cannot be read or edited: {type(error).__name__}: {one_line(error)}"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -360,7 +274,3 @@ def _count_classes(model: ir.Model) -> int | None:
         return shape[0] if isinstance(shape[0], int) else 1
     counts = [dim for dim in dims(model.graph.outputs[0]) if dim != 1]
     return 1 if not counts and dims(model.graph.outputs[0]) else counts[0] if len(counts) == 1 else None
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)

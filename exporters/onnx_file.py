@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,23 +11,34 @@ from ortcam.errors import OptionError
 from ortcam.exporters.adopt import ForeignGraph, adopt
 from ortcam.exporters.score_kind import kind_of
 from ortcam.exporters.sources import Converted, SourceOptions
-from ortcam.model.contract import PREFIX, Contract
+from ortcam.exporters.tasks.options import TaskOptions
+from ortcam.model.contract import PREFIX, Contract, Task
 from ortcam.model.source import read_proto
+
+# How the outputs of a model file are read when it is exported again.
+_TASKS: dict[Task, TaskOptions] = {
+    "detect": TaskOptions("detect", "boxes:xyxy", "scores:probabilities"),
+    "segment": TaskOptions("segment", scores="mask:probabilities"),
+    "embed": TaskOptions("embed"),
+    "value": TaskOptions("value"),
+}
 
 
 def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
-    """Read an ONNX classifier: one image in, class scores out.
+    """Read an ONNX file: one image in, class scores or the outputs of another task out.
 
-    A file that ortcam wrote keeps its preprocessing, its labels and the kind of its scores.
+    A file that ortcam wrote keeps its task, its preprocessing, its labels and the kind of its scores.
 
     Raises:
-        ExportError: the model is not such a classifier, or cannot be converted to the opset that the engine needs.
+        ExportError: the model is not of this form, or cannot be converted to the opset that the engine needs.
         ModelError: the file is missing, is not an ONNX model, or ONNX Runtime refuses it.
     """
     if options.weights is not None:
         raise OptionError("weights are for PyTorch and Keras sources; an ONNX file has its own")
     proto = read_proto(path)
     contract = own_contract(proto, path)
+    if contract.task != "classify" and options.task == TaskOptions():
+        options = replace(options, task=_TASKS[contract.task], output=options.output or next(iter(contract.outputs)))
     source = {
         "kind": "onnx",
         "name": path.name,
@@ -41,7 +53,7 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         layers={layer.name: layer.output for layer in contract.layers if layer.output is not None},
         preprocessing=contract.preprocessing,
         labels=contract.labels,
-        output_kind=kind_of(contract) if contract.layers else None,
+        output_kind=kind_of(contract) if contract.layers and contract.task == "classify" else None,
     )
     return adopt(foreign, options)
 

@@ -68,6 +68,7 @@ def choose_scores(
     wanted: str | None = None,
     classes: int | None = None,
     prefer_logits: bool = False,
+    is_classifier: bool = True,
 ) -> tuple[Output, str | None]:
     """Return the output that holds the class scores, and a notice for the user.
 
@@ -80,12 +81,15 @@ def choose_scores(
     - the output whose name says so;
     - the only output that ends in a softmax or a sigmoid.
 
+    The last rule, and one that drops single numbers beside several scores, guess that the model is a classifier at all.
+
     Args:
         outputs: all outputs, with their tensors, in one graph.
         name: the model's name in messages.
         wanted: the name or the index of the output that the user chose.
         classes: the number of labels that the user gave.
         prefer_logits: take an output called ``logits`` even if its softmax is an output as well.
+        is_classifier: whether the user says that the model is a classifier, so that the rules may guess.
 
     Raises:
         OptionError: no output has the wanted name.
@@ -99,9 +103,15 @@ def choose_scores(
     left = [output for output in fitting if output.count == classes] or fitting
     if prefer_logits and len(left) > 1 and not any(_kind(output) == "sigmoid" for output in left):
         left = _named_logits(left)
+    guesses = (_drop_single, _ended)
     for narrow in (_drop_other_forms, _named_logits, _drop_embeddings, _drop_single, _best_named, _ended):
-        if len(left) > 1:
+        if len(left) > 1 and (is_classifier or narrow not in guesses):
             left = narrow(left)
+    if len(left) > 1 and not is_classifier and len({output.count for output in left}) > 1:
+        raise ExportError(
+            f"{name} returns {'; '.join(map(_guess, outputs[:6]))}: several can be explained, so say what it does: "
+            "--task classify, value or embed with --output-name NAME, or --task detect or segment"
+        )
     if len(left) > 1:
         raise ExportError(
             f"{name} returns {list_outputs(outputs)}; ortcam cannot tell which holds the class scores: "
@@ -113,6 +123,22 @@ def choose_scores(
         return chosen, None
     shown = ", ".join(others[:4])
     return chosen, f"{chosen.name!r} is taken for the class scores, not {shown}; --output-name chooses another"
+
+
+def _guess(output: Output) -> str:
+    """Return an output with its shape and what it could be, for a message."""
+    rank = len(output.shape)
+    if output.may_be_scores:
+        could = (
+            "class scores"
+            if _is_ended(output)
+            else "a value"
+            if output.count == 1
+            else "class scores, values, embedding"
+        )
+    else:
+        could = {3: "boxes or their scores", 4: "mask or feature map"}.get(rank, "")
+    return f"{output} ({could})" if could else str(output)
 
 
 def refuse_largest(scores: ir.Value, name: str) -> None:
@@ -167,7 +193,10 @@ def _find(outputs: Sequence[Output], wanted: str, name: str) -> Output:
 
 
 def _explain_none(outputs: Sequence[Output], name: str) -> str:
-    return f"{name} returns {list_outputs(outputs)}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}"
+    return (
+        f"{name} returns {list_outputs(outputs)}; expected class scores [batch,classes], or another task: give --task "
+        "detect, segment, embed or value"
+    )
 
 
 def _drop_other_forms(outputs: list[Output]) -> list[Output]:

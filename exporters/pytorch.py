@@ -36,11 +36,13 @@ def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
         ExportError: the module is in training mode, does not run, returns no class scores, or cannot be exported.
         OptionError: its result has no entry with the user's key.
     """
+    if options.task.is_stated:
+        from ortcam.exporters.tasks.module import convert_task_module
+
+        return convert_task_module(loaded, options)
     module, name = loaded.module, loaded.name
-    _refuse_training(module, name)
+    refuse_training(module, name)
     parameter = next(module.parameters(), torch.zeros(1))
-    if parameter.dtype != torch.float32:
-        raise ExportError(f"{name} has {parameter.dtype} weights; expected float32: call module.float() first")
     for channels in (3, 1):  # a colour photo first, then a grey one
         preprocessing = choose_preprocessing(options.preprocess, loaded.preprocessing, options.input_size, channels)
         if preprocessing is not None:
@@ -48,18 +50,18 @@ def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
         else:
             size = options.input_size or (DEFAULT_SIDE, DEFAULT_SIDE)
         example = torch.zeros((2, channels, *size), device=parameter.device)
-        returned, failure = _try(module, example)
+        returned, failure = try_module(module, example)
         if failure is not None or not any(map(may_be_scores, describe(returned, 2))):
-            alone, worse = _try(module, example[:1])  # its code may fix a batch of 1
+            alone, worse = try_module(module, example[:1])  # its code may fix a batch of 1
             if worse is None and (failure is not None or any(map(may_be_scores, describe(alone, 1)))):
                 example, returned, failure = example[:1], alone, None
         if failure is None:
             break
     if failure is not None:
         channels_tried = "3 or 1" if preprocessing is None else channels
-        raise ExportError(_explain_failure(module, name, [2, channels_tried, *size], failure)) from failure
+        raise ExportError(explain_failure(module, name, [2, channels_tried, *size], failure)) from failure
     keys = narrow(returned, len(example), name, options)
-    model, is_free = _export(module, example, keys, options.opset, name)
+    model, is_free = export_module(module, example, keys, options.opset, name)
     key, notice = keep_scores(model, keys, name, options)
     notices = [notice] if notice else []
     reference = _Reference(module, name, key, one_by_one=len(example) == 1)
@@ -85,13 +87,17 @@ def convert_module(loaded: LoadedModule, options: SourceOptions) -> Converted:
     )
 
 
-def _refuse_training(module: nn.Module, name: str) -> None:
+def refuse_training(module: nn.Module, name: str) -> None:
+    """Refuse a module in training mode, or of half precision."""
     training = [path or "the model itself" for path, part in module.named_modules() if part.training]
     if training:
         raise ExportError(f"{name} is in training mode ({training[0]}); call model.eval() before the export")
+    dtype = next(module.parameters(), torch.zeros(1)).dtype
+    if dtype != torch.float32:
+        raise ExportError(f"{name} has {dtype} weights; expected float32: call module.float() first")
 
 
-def _try(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | None]:
+def try_module(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | None]:
     """Run the module; return its result, or the error that it raises."""
     try:
         with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
@@ -100,14 +106,16 @@ def _try(module: nn.Module, example: torch.Tensor) -> tuple[Any, Exception | Non
         return None, error
 
 
-def _explain_failure(module: nn.Module, name: str, shape: list[Any], failure: Exception) -> str:
+def explain_failure(module: nn.Module, name: str, shape: list[Any], failure: Exception) -> str:
     """Say why a module does not run on an image, for example because it needs other inputs."""
     if isinstance(failure, TypeError) and len(needed := required_arguments(module.forward)) > 1:
         return explain_inputs(name, needed)
     return f"{name} does not run on an input {shape}: {one_line(failure)}"
 
 
-def _export(module: nn.Module, example: torch.Tensor, keys: list[str], opset: int, name: str) -> tuple[ir.Model, bool]:
+def export_module(
+    module: nn.Module, example: torch.Tensor, keys: list[str], opset: int, name: str
+) -> tuple[ir.Model, bool]:
     """Return the graph, and whether its batch is free; export a module that fixes its batch for one picture."""
     if len(example) > 1:
         with contextlib.suppress(_FixedBatchError):

@@ -124,7 +124,9 @@ def keep_scores(model: ir.Model, keys: Sequence[str], name: str, options: Source
     for key, value in zip(keys, model.graph.outputs, strict=True):
         dims = tuple(dim if isinstance(dim, int) else None for dim in value.shape or ())
         outputs.append(Output(key, "float32", (None, *dims[1:]), value))
-    chosen, notice = choose_scores(outputs, name, None, options.classes, prefer_logits=True)
+    chosen, notice = choose_scores(
+        outputs, name, None, options.classes, prefer_logits=True, is_classifier=options.task.task == "classify"
+    )
     assert chosen.value is not None
     producer = chosen.value.producer()
     if producer is not None and producer.op_type == "TopK":

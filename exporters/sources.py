@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -15,6 +15,7 @@ from ortcam.errors import ExportError, LayerError, OptionError
 from ortcam.exporters.other_files import refuse_other_file
 from ortcam.exporters.quiet import environment, require_temporary_folder
 from ortcam.exporters.score_kind import StatedKind
+from ortcam.exporters.tasks.options import TaskOptions
 from ortcam.exporters.verify import BATCHES, TOLERANCE, Reference
 from ortcam.model.contract import Layout
 from ortcam.model.preprocessing import Preprocessing
@@ -41,6 +42,7 @@ class SourceOptions:
         allow_unsafe: whether code that comes with a model file (Keras' Lambda layers and custom objects, the pickles of
             a .pt2 file) may run.
         classes: the number of labels.
+        task: what the model does with an image.
     """
 
     weights: str | PathLike[str] | None = None
@@ -53,6 +55,7 @@ class SourceOptions:
     grid: tuple[int, int] | None = None
     allow_unsafe: bool = False
     classes: int | None = None
+    task: TaskOptions = field(default_factory=TaskOptions)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ class Converted:
     tolerance: float = TOLERANCE
     layer_tolerance: float = TOLERANCE
     notices: tuple[str, ...] = ()
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the graph's output holds class scores, and not the outputs of another task."""
+        return True
 
 
 KINDS = (

@@ -13,7 +13,7 @@ from ortcam.errors import LayerError
 from ortcam.graph.ends import Scores
 from ortcam.graph.layers import FeatureMap, all_values
 from ortcam.graph.maps import Tokens, find_scale
-from ortcam.model.contract import PREFIX, Contract, output_name
+from ortcam.model.contract import PREFIX, ROLES, Contract, output_name
 
 _INTEGERS = (ir.DataType.UINT8, ir.DataType.INT8)
 
@@ -37,32 +37,64 @@ def expose(model: ir.Model, feature_maps: Sequence[FeatureMap], contract: Contra
     """
     graph = model.graph
     _make_image_float(graph)
-    result = _flatten(graph, _make_float(graph, graph.outputs[0]))
-    exposed: list[ir.Value] = []
-    for feature_map in feature_maps:
-        activations = _make_float(graph, feature_map.value)
-        if feature_map.tokens is not None:
-            activations = _place_tokens(activations, feature_map.tokens)
-        exposed.append(activations)
-    if result in exposed:
-        result = _append(result, "Identity", [result])
+    result = _flatten(graph, make_float(graph, graph.outputs[0]))
     scores = "probabilities" if read.kind in ("probabilities", "sigmoid") else "logits"
-    outputs = {output_name(place): activations for place, activations in enumerate(exposed)}
-    _rename(graph, {"image": graph.inputs[0], **outputs, scores: result})
-    graph.outputs[:] = [result, *exposed]
-    for named in (graph.inputs[0], result, *exposed):
-        if named.shape is not None and len(named.shape) and not isinstance(named.shape[0], int):
-            named.shape = ir.Shape(["batch", *list(named.shape)[1:]])
     contract = replace(
         contract,
-        layers=tuple(replace(layer, output=name) for layer, name in zip(contract.layers, outputs, strict=True)),
         outputs={"scores": scores},
         output=read.kind,
         activation=read.activation,
         output_scale=read.output_scale,
-        logits=None if read.logits is None else read.logits.name,
         logits_scale=read.scale,
     )
+    named = _expose(graph, feature_maps, {scores: result})
+    contract = replace(contract, logits=None if read.logits is None else read.logits.name)
+    return _state(model, contract, named)
+
+
+def expose_task(model: ir.Model, feature_maps: Sequence[FeatureMap], contract: Contract) -> Contract:
+    """Make the outputs of a task and feature maps the outputs of a graph, in place, as `expose` does for scores.
+
+    Args:
+        model: the graph; its outputs are those of the contract's task, in the order of `ROLES`.
+        feature_maps: one for each layer of the contract.
+        contract: what else the file states.
+
+    Raises:
+        LayerError: a feature map holds numbers that cannot be turned into float32.
+    """
+    graph = model.graph
+    _make_image_float(graph)
+    roles = ROLES[contract.task]
+    results = {role: make_float(graph, value) for role, value in zip(roles, graph.outputs, strict=True)}
+    contract = replace(contract, outputs={role: role for role in roles})
+    return _state(model, contract, _expose(graph, feature_maps, results))
+
+
+def _expose(graph: ir.Graph, feature_maps: Sequence[FeatureMap], results: dict[str, ir.Value]) -> list[str]:
+    """Make results, by name, and feature maps the outputs; return the names of the feature maps."""
+    exposed: list[ir.Value] = []
+    for feature_map in feature_maps:
+        activations = make_float(graph, feature_map.value)
+        if feature_map.tokens is not None:
+            activations = _place_tokens(activations, feature_map.tokens)
+        exposed.append(activations)
+    results = {
+        name: _append(result, "Identity", [result]) if result in exposed else result for name, result in results.items()
+    }
+    layers = {output_name(place): activations for place, activations in enumerate(exposed)}
+    _rename(graph, {"image": graph.inputs[0], **layers, **results})
+    graph.outputs[:] = [*results.values(), *exposed]
+    for named in (graph.inputs[0], *graph.outputs):
+        if named.shape is not None and len(named.shape) and not isinstance(named.shape[0], int):
+            named.shape = ir.Shape(["batch", *list(named.shape)[1:]])
+    return list(layers)
+
+
+def _state(model: ir.Model, contract: Contract, outputs: Sequence[str]) -> Contract:
+    """Write the contract, with the outputs of its layers, into the metadata, in place; return it."""
+    layers = tuple(replace(layer, output=name) for layer, name in zip(contract.layers, outputs, strict=True))
+    contract = replace(contract, layers=layers)
     for key in [key for key in model.metadata_props if key.startswith(PREFIX)]:
         del model.metadata_props[key]
     model.metadata_props.update(contract.to_metadata())
@@ -147,7 +179,7 @@ def _make_image_float(graph: ir.Graph) -> None:
     graph.insert_before(graph[0], nodes)
 
 
-def _make_float(graph: ir.Graph, value: ir.Value) -> ir.Value:
+def make_float(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """Return a value as float32: cast, or dequantized by the scale that its operator used."""
     if value.dtype in (ir.DataType.FLOAT, None):
         return value

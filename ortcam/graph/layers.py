@@ -163,7 +163,7 @@ def find_candidates(
         feature_map = _read_map(model, settled, path, reading, axes, guess=False)
         if feature_map is None or not is_spatial(feature_map):
             continue
-        followed = _weights_follow(value, path)
+        followed = weights_follow(value, path)
         reason = f"all paths meet here, after {producer.op_type}" + (", as quantized" if settled is not value else "")
         if not followed:
             reason += "; no weights follow, so it may be the class maps themselves"
@@ -378,7 +378,7 @@ def _is_unfinished(value: ir.Value) -> bool:
     return gated and len(users) == 2
 
 
-def _weights_follow(value: ir.Value, path: dict[ir.Node, None]) -> bool:
+def weights_follow(value: ir.Value, path: dict[ir.Node, None]) -> bool:
     """Return whether a node with weights lies between the value and the scores."""
     seen: set[ir.Node] = set()
     waiting = [use.node for use in value.uses()]

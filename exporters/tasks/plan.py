@@ -1,0 +1,99 @@
+"""A plan: which tensors of a source become the outputs of a task, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.exporters.tasks.options import SSD_SCALES, BoxFormat, ScoreKind
+from ortcam.model.contract import Task
+
+Dims = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of a tensor [B,N,K] or, transposed, [B,K,N].
+
+    Attributes:
+        name: the tensor in the source's graph.
+        transposed: whether the columns come before the rows.
+        begin, end: the columns; None for the last.
+    """
+
+    name: str
+    transposed: bool = False
+    begin: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the outputs of a task are made from tensors of the source.
+
+    Attributes:
+        task: the task.
+        boxes, scores: for a detector: the tensors; levels of a pyramid are joined along N.
+        box_format, scales, anchors, kind: how they are read, as the options state it.
+        strides: for ``yolox`` and ``bins``, the strides of the levels in pixels.
+        name: for other tasks, the tensor.
+        channels_last: for a segmenter, whether the tensor is [B,H,W,C].
+        labels: the class names that the file states; None if it states none.
+        classes: for ``confidence-class``, the number of classes.
+        notices: notices for the user.
+    """
+
+    task: Task
+    boxes: tuple[Columns, ...] = ()
+    scores: tuple[Columns, ...] = ()
+    box_format: BoxFormat = "xyxy"
+    kind: ScoreKind = "probabilities"
+    scales: tuple[float, ...] = SSD_SCALES
+    anchors: NDArray[np.float64] | None = field(default=None, compare=False)
+    strides: tuple[int, ...] = ()
+    name: str = ""
+    channels_last: bool = False
+    labels: tuple[str, ...] | None = None
+    classes: int = 0
+    notices: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that the plan reads, each once."""
+        named = [part.name for part in (*self.boxes, *self.scores)] if self.task == "detect" else [self.name]
+        return tuple(dict.fromkeys(named))
+
+
+# Strides of the levels of pyramids, the usual ones first.
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (8, 16), (16, 32), (8,), (16,), (32,), (4,))
+
+
+def cells_of(size: tuple[int, int], strides: tuple[int, ...]) -> int:
+    """Return the number of cells of all levels for an input (height, width)."""
+    return sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
+
+
+def find_strides(size: tuple[int, int], count: int) -> tuple[int, ...] | None:
+    """Return the strides of a pyramid with `count` cells on an input (height, width); None if no usual one fits.
+
+    >>> find_strides((416, 416), 3549)
+    (8, 16, 32)
+    """
+    return next((strides for strides in _STRIDES if cells_of(size, strides) == count), None)
+
+
+def cell_corners(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return x and y of the cells of all levels, in cells of their level [N,2], and their strides [N,1], in pixels."""
+    places, steps = [], []
+    for stride in strides:
+        rows, columns = (-(-side // stride) for side in size)
+        y, x = np.mgrid[:rows, :columns]
+        places.append(np.stack([x.ravel(), y.ravel()], axis=1))
+        steps.append(np.full((rows * columns, 1), stride))
+    return np.concatenate(places).astype(np.float32), np.concatenate(steps).astype(np.float32)
+
+
+Shapes = Mapping[str, Dims]
