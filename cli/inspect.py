@@ -220,7 +220,9 @@ def _print_contract(contract: dict[str, Any]) -> None:
         print("photos  no preprocessing is known: only input tensors can be explained")
     else:
         how, resize = "stretched", preprocessing["resize"]
-        if isinstance(resize, list | tuple):
+        if preprocessing.get("fit") == "letterbox":
+            how = f"letterboxed, padded with {_short(preprocessing['pad_value'])} at the {preprocessing['pad_place']}"
+        elif isinstance(resize, list | tuple):
             how = f"stretched to {resize[0]}x{resize[1]}, centre cut"
         elif resize is not None:
             how = f"shorter side to {resize}, centre cut"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ortcam.core.convention import PRESETS, Convention
+    from ortcam.core.references import Box, Output, Region, Similarity
     from ortcam.core.targets import Target
     from ortcam.deploy.load import load_explainer
     from ortcam.deploy.pack import PackReport, pack
@@ -47,6 +48,7 @@ __all__ = [
     "RISE",
     "SSCAM",
     "AblationCAM",
+    "Box",
     "CamModel",
     "Convention",
     "EigenCAM",
@@ -56,6 +58,7 @@ __all__ = [
     "ModelExplainer",
     "OrtcamError",
     "OrtcamWarning",
+    "Output",
     "PackReport",
     "PackedExplainer",
     "PackedExplanation",
@@ -63,8 +66,10 @@ __all__ = [
     "Preprocessing",
     "Provider",
     "ReciproCAM",
+    "Region",
     "Reproduction",
     "ScoreCAM",
+    "Similarity",
     "Target",
     "__version__",
     "load_explainer",
@@ -80,6 +85,10 @@ _HOME = {
     "OrtcamWarning": "errors",
     "Explanation": "output.explanation",
     "Target": "core.targets",
+    "Box": "core.references",
+    "Output": "core.references",
+    "Region": "core.references",
+    "Similarity": "core.references",
     "Preprocessing": "model.preprocessing",
     "Provider": "runtime.providers",
     "CamModel": "model.cam_model",
@@ -105,6 +114,7 @@ _HOME = {
 }
 _NEEDS_RUNTIME = set(_HOME) - {
     "AblationCAM",
+    "Box",
     "CAM",
     "EigenCAM",
     "PRESETS",
@@ -115,11 +125,14 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "ISCAM",
     "OrtcamError",
     "OrtcamWarning",
+    "Output",
     "PolyCAM",
     "Preprocessing",
     "RISE",
     "ReciproCAM",
+    "Region",
     "SSCAM",
+    "Similarity",
     "Target",
 }
 NO_RUNTIME = "no ONNX Runtime is installed: pip install 'ortcam[cpu]' (or 'ortcam[gpu]' for NVIDIA GPUs)"

@@ -199,6 +199,8 @@ PREPROCESSINGS = {
     "box": Preprocessing(40, 64, interpolation="box"),
     "hamming": Preprocessing(64, 64, resize=71, interpolation="hamming", crop_rounding="down"),
     "lanczos": Preprocessing(50, 64, resize=(57, 71), interpolation="lanczos"),
+    "letterbox": Preprocessing(64, 96, fit="letterbox", interpolation="linear", pad_value=(0.0, 114.0, 255.0)),
+    "letterbox, bgr": Preprocessing(50, 50, "BGR", fit="letterbox", pad_place="end", interpolation="nearest"),
 }
 
 

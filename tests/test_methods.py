@@ -248,6 +248,58 @@ def test_a_pooled_tail_makes_no_features(name: str, change: str) -> None:
     assert "ortcam.masked_image" not in [one.name for one in graph.node]
 
 
+HEADS: dict[str, tuple[bool, list[Any]]] = {  # whether one linear layer is seen, and the nodes
+    "gemm": (True, [("Gemm", ["flat", "w", "b"], {})]),
+    "transposed": (True, [("Gemm", ["flat", "w_t", "b"], {"transB": 1, "alpha": 0.5})]),
+    "product": (True, [("MatMul", ["flat", "w"], {}), ("Add", ["b", "h0"], {})]),
+    "scaled bias": (False, [("Gemm", ["flat", "w", "b"], {"beta": 0.5})]),
+    "two layers": (False, [("MatMul", ["flat", "square"], {}), ("Relu", ["h0"], {}), ("MatMul", ["h1", "w"], {})]),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_ablations_of_a_linear_head(name: str) -> None:
+    """Ablation of each channel against the model run on the changed features, for two photos with their own classes."""
+    linear, nodes = HEADS[name]
+    rng = np.random.default_rng(5)
+    arrays = {"w": rng.standard_normal((3, 6)), "b": rng.standard_normal(6), "square": rng.standard_normal((3, 3))}
+    arrays["w_t"] = arrays["w"].T
+    tail = [
+        helper.make_node(kind, inputs, ["logits" if place == len(nodes) - 1 else f"h{place}"], **attributes)
+        for place, (kind, inputs, attributes) in enumerate(nodes)
+    ]
+    dims = ["batch", 3, 4, 5]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["image"], ["activations"]),
+            helper.make_node("GlobalAveragePool", ["activations"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]), *tail,
+        ],
+        "head",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, dims)],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 6]),
+            helper.make_tensor_value_info("activations", TensorProto.FLOAT, dims),
+        ],
+        [numpy_helper.from_array(value.astype(np.float32), key) for key, value in arrays.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    contract = Contract((ExposedLayer("relu", "relu"),), activation="softmax")
+    helper.set_model_props(model, contract.to_metadata())
+    photos = rng.uniform(0.1, 1, (2, 3, 4, 5)).astype(np.float32)
+    rows = rows_of([2, 0, 1], [AS_THEY_ARE] * 3, [0, 1, 1])
+    targets = np.array([[5, 0], [2, 2], [3, 1]])
+    features = photos[rows.photos] * (1 - np.eye(3, dtype=np.float32))[rows.numbers][:, :, None, None]
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = np.take_along_axis(session.run(["logits"], {"image": features})[0], targets, axis=1)
+    change = Change(Ablations(), at="layer")
+    classifier = Classifier(Setup(CamModel(model), "logits", Provider("cpu"), 4, 1, change))
+    scores = classifier.score(classifier.forward(photos), Rows(rows.photos, rows.numbers, rows.affine, targets), change)
+    assert np.allclose(scores.logits, expected, atol=1e-5)
+    made = build_scoring_graph(model, contract, "logits", Wiring.of(change))
+    assert any(entry.key == "ortcam.light_rows" for entry in made.metadata_props) == linear
+
+
 @pytest.mark.parametrize("nhwc", [False, True])
 def test_grids_are_drawn_in_the_graph_as_by_numpy(two_photos: Array, nhwc: bool) -> None:
     grids = Grids((5, 5), 0.3, seed=11)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.core.convention import Floats
+from ortcam.core.convention import Convention, Floats
 from ortcam.core.selection import EXACT, ErrorEstimate, Plan, Selection, plan_exact, plan_top_spread
 from ortcam.core.surrogate import Prediction, Surrogate
 from ortcam.errors import OptionError, nearest, whole
@@ -55,14 +55,23 @@ class Limits:
         if self.selection == "top-std" and (self.budget is None or self.tolerance is not None):
             raise OptionError("selection 'top-std' needs a budget and takes no tolerance; give budget=32 alone")
 
-    def plan(self, activations: Floats, masks: Selection, predictors: Predictors) -> Plan:
-        """Return the plan for a photo with `activations` [K,h,w] and the distinct `masks`."""
+    def plan(self, activations: Floats, masks: Selection, predictors: Predictors, convention: Convention) -> Plan:
+        """Return the plan for a photo with `activations` [K,h,w] and the distinct `masks`.
+
+        Raises:
+            OptionError: scores are to be predicted that are no probabilities or logits.
+        """
         most = self.most(masks)
         if not len(masks) or (self.tolerance is None and most == len(masks)):
             return plan_exact(masks)
         if self.selection == "top-std":
             return plan_top_spread(masks, activations, most)
-        return PredictedPlan(activations, masks, most, self.tolerance, predictors)
+        if convention.weight == "centred logit":
+            raise OptionError(
+                "a budget predicts scores that have logarithms, and plain values have none; leave budget and tolerance "
+                "out, or give selection='top-std'"
+            )
+        return PredictedPlan(activations, masks, most, self.tolerance, predictors, convention.is_centred)
 
     def most(self, masks: Selection) -> int:
         """Return the largest number of masked inputs of a photo: all of them, if the budget covers every mask.
@@ -121,6 +130,7 @@ class PredictedPlan:
         most: int,
         tolerance: float | None,
         predictors: Predictors,
+        centred: bool = False,
     ) -> None:
         """Plan for `activations` [K,h,w].
 
@@ -130,6 +140,8 @@ class PredictedPlan:
             most: run at most this number of masks.
             tolerance: stop when the estimated error of every target is at most this.
             predictors: makes the predictor of the photo.
+            centred: the mean is subtracted from the weights. That is the same map as weights without it give of
+                channels minus their mean: sum of (w_k - mean of w) A_k = sum of w_k (A_k - mean of A).
         """
         shift, scale, _ = selection.affine.T[:, :, None]
         small = shrink(activations, LARGEST_SIDE)
@@ -137,6 +149,8 @@ class PredictedPlan:
         masks = np.clip((flat[selection.channels] - shift) * scale, 0, 1)
         # Scale to about 1, so that no square overflows float32. A power of two rounds only tiny values.
         flat = np.ldexp(flat, -np.frexp(np.abs(flat).max())[1])
+        if centred:
+            flat = flat - flat[selection.rows >= 0].mean(axis=0)
         parts = flat[selection.channels]
         more = selection.rows >= 0  # channels that share the mask of an earlier channel
         more[selection.channels] = False

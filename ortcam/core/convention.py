@@ -42,7 +42,8 @@ class Convention:
         mask_epsilon: added to the range by which the mask is divided.
         constant_channels: for a channel without spatial variation: ``skip`` leaves it out; ``blank`` gives it a zero
             mask and the weight of the blank input.
-        weight: ``probability``: p_c of the masked input; ``softmax``: the softmax over all channels of f_c.
+        weight: ``probability``: p_c of the masked input; ``softmax``: the softmax over all channels of f_c;
+            ``centred``: p_c minus its mean over all channels that are not left out; ``centred logit``: the same of f_c.
         scored: the tensor for p or f: the ``logits``, or the model's own ``output``. If a model ends in a softmax,
             ``output`` makes p a softmax of a softmax.
         steps: the steps that turn the sum [h,w] into the map [H,W], in order.
@@ -56,7 +57,7 @@ class Convention:
     mask_normalized: Literal["upsampled", "layer"] = "upsampled"
     mask_epsilon: float = 0.0
     constant_channels: Literal["skip", "blank"] = "skip"
-    weight: Literal["probability", "softmax"] = "softmax"
+    weight: Literal["probability", "softmax", "centred", "centred logit"] = "softmax"
     scored: Literal["logits", "output"] = "logits"
     steps: tuple[Step, ...] = ("relu", "upsample", "normalize")
     map_align_corners: bool = False
@@ -91,17 +92,32 @@ class Convention:
         """Return the weight of every channel for every target, [T,K].
 
         Args:
-            scores: [K,T], -inf for a channel that was left out: log p_c of every masked input if `weight` is
-                ``probability``, f_c if it is ``softmax``.
+            scores: [K,T], -inf for a channel that was left out: log p_c of every masked input if `of_probability`, else
+                f_c.
         """
         if self.weight == "probability":
             weights = np.exp(scores)
+        elif self.is_centred:
+            ran = np.isfinite(scores)
+            values = np.where(ran, np.exp(scores) if self.of_probability else scores, 0).astype(np.float64)
+            means = values.sum(axis=0) / np.maximum(ran.sum(axis=0), 1)
+            weights = np.where(ran, values - means, 0)
         elif np.isfinite(scores).any():
             exponentials = np.exp(scores.astype(np.float64) - scores.max(axis=0))
             weights = exponentials / exponentials.sum(axis=0)
         else:  # every channel was left out
             weights = np.zeros_like(scores)
         return np.ascontiguousarray(weights.T, np.float32)
+
+    @property
+    def of_probability(self) -> bool:
+        """Whether weights are made of probabilities, not of logits."""
+        return self.weight in ("probability", "centred")
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether the mean is subtracted from the weights."""
+        return self.weight in ("centred", "centred logit")
 
     def saliency(self, sums: Floats, size: tuple[int, int]) -> Floats:
         """Turn the weighted sums [T,h,w] into maps [T,H,W] in [0,1] at `size` = (H, W)."""
@@ -172,6 +188,18 @@ PRESETS: dict[str, Convention] = {
             scored="output",
             map_align_corners=True,
             map_epsilon=1e-7,
+        ),
+        Convention(
+            "centred",
+            "ortcam, docs/tasks.md: official, with weights minus their mean",
+            weight="centred",
+            steps=("upsample", "relu", "normalize"),
+        ),
+        Convention(
+            "centred-values",
+            "ortcam, docs/tasks.md: centred, for plain values, which have no probability",
+            weight="centred logit",
+            steps=("upsample", "relu", "normalize"),
         ),
     )
 }

@@ -17,6 +17,8 @@ class Forward:
         activations: float32 [K,h,w] of the target layer.
         size: the model's input size (H, W).
         stages: float32 [K,h,w] each, the activations of earlier stages, where the method asked for them.
+        results: the outputs of a model that is no classifier, such as boxes and scores. Its `logits` are the scores of
+            the references (`ortcam.core.references`), and `output` is empty.
     """
 
     logits: Floats
@@ -24,6 +26,7 @@ class Forward:
     activations: Floats
     size: tuple[int, int]
     stages: tuple[Floats, ...] = ()
+    results: tuple[Floats, ...] = ()
 
     def layer(self, place: int) -> Floats:
         """Return the activations of the target layer (0), or of an earlier stage (from 1)."""

@@ -67,7 +67,7 @@ class Meter:
 
 def measure_map(saliency: NDArray[np.float32], crop: Crop) -> MapMeasures:
     """Measure a map, float32 [H,W] in [0,1]; `crop` is the part of the photo that the model saw."""
-    inside = saliency[crop.top : crop.bottom, crop.left : crop.right]
+    inside = saliency[crop.inside]
     highest = inside.max()
     if not highest > 0:
         return MapMeasures()

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+
 from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention, Floats
 from ortcam.core.forward import Forward
@@ -25,14 +27,21 @@ class Scores:
     Attributes:
         logits: float32 [M,T].
         log_probabilities: float32 [M,T], the logs of the targets' probabilities; [M,0] of `Ablations`.
+        plain: the scores are values that have no probability.
     """
 
     logits: Floats
     log_probabilities: Floats
+    plain: bool = False
 
-    def take(self, begin: int, end: int) -> Scores:
-        """Return the scores of the rows from `begin` to before `end`."""
-        return Scores(self.logits[begin:end], self.log_probabilities[begin:end])
+    @property
+    def probabilities(self) -> Floats:
+        """float32 [M,T], the probabilities of the targets; of plain values, the values."""
+        return self.logits if self.plain else np.exp(self.log_probabilities)
+
+    def take(self, begin: int, end: int, targets: int | None = None) -> Scores:
+        """Return the scores of the rows from `begin` to before `end`, of the first `targets` targets."""
+        return Scores(self.logits[begin:end, :targets], self.log_probabilities[begin:end, :targets], self.plain)
 
 
 @dataclass(frozen=True)

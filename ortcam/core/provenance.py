@@ -62,14 +62,17 @@ class Asked:
     batch_size: int | str | None = None
 
     @classmethod
-    def targets_of(cls, targets: Any) -> str | tuple[int | str, ...] | None:
+    def targets_of(cls, targets: Any) -> str | tuple[Any, ...] | None:
         """Return targets, in any form that `explain` takes, as plain values."""
         if hasattr(targets, "tolist"):
             targets = targets.tolist()
         if targets is None or targets == "all":
             return targets  # type: ignore[no-any-return]
         several = targets if isinstance(targets, Iterable) and not isinstance(targets, str) else (targets,)
-        return tuple(value.tolist() if hasattr(value, "tolist") else value for value in several)
+        return tuple(
+            value.to_json() if hasattr(value, "to_json") else value.tolist() if hasattr(value, "tolist") else value
+            for value in several
+        )
 
 
 @dataclass(frozen=True)

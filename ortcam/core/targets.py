@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ortcam.core.references import Asked, Reference
 from ortcam.errors import TargetError, nearest
 
 _LONGEST_SHOWN = 100  # characters of an unknown label
@@ -32,36 +33,48 @@ class Class:
         return float(logits[self.index])
 
 
-# All kinds of targets. A box, a region, a similarity or a plain output will be another Python class beside `Class`.
-Wanted = Class
-# The argument of `explain`: class indices or labels, one or several, or "all"; None for the most probable classes.
-Targets = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
+# What a method explains: a class, or a reference of a model that is no classifier.
+Wanted = Class | Reference
+# The argument of `explain`: class indices or labels, one or several, or "all"; None for the most probable classes. For
+# other models also boxes, regions, similarities and outputs.
+Targets = int | str | Asked | Sequence[int | str | Asked] | NDArray[np.integer[Any]] | None
 
 
 @dataclass(frozen=True)
 class Target:
-    """A class that was explained.
+    """A class, or another target, that was explained.
 
     Attributes:
-        index: the class index.
-        label: its name, or None when the model file has no labels.
-        logit: its logit for the whole input.
-        probability: its probability for the whole input.
+        index: the class index; of a value, its number; of a similarity, its place among the targets.
+        label: the name of the class, or None when the model file has no labels.
+        logit: its logit for the whole input; for a target that is no class, its score (`ortcam.core.references`).
+        probability: its probability for the whole input; for a target that is no class, its score again.
+        place: for a target that is no class, plain JSON that says which box, region, picture or value it is, with its
+            ``kind``; else None.
     """
 
     index: int
     label: str | None
     logit: float
     probability: float
+    place: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
-        """The label's first synonym, or ``class N``."""
-        return f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
+        """The label's first synonym, or ``class N``; where a box or region is, for these."""
+        kind = None if self.place is None else self.place["kind"]
+        if self.place is not None and kind == "similarity":
+            return f"similarity to {self.place['like']}"
+        if self.place is not None and kind == "value":
+            return f"{'-' if self.place['sign'] < 0 else ''}{self.label or f'value {self.index}'}"
+        word = f"class {self.index}" if self.label is None else self.label.split(",")[0].strip()
+        if self.place is None or self.place.get("box") is None:
+            return word
+        return f"{word} at {','.join(f'{side:.0f}' for side in self.place['box'])}"
 
 
 def describe_targets(
-    wanted: Iterable[Wanted], labels: Sequence[str] | None, logits: NDArray[Any], probabilities: NDArray[Any]
+    wanted: Iterable[Class], labels: Sequence[str] | None, logits: NDArray[Any], probabilities: NDArray[Any]
 ) -> tuple[Target, ...]:
     """Return the description of each target, from the logits and probabilities [N] of all classes."""
     names = labels or ()
@@ -76,9 +89,19 @@ def describe_targets(
     )
 
 
+def describe_references(references: Iterable[Reference], scores: NDArray[Any]) -> tuple[Target, ...]:
+    """Return the description of each reference, from its score."""
+    return tuple(
+        Target(
+            one.index if one.class_index is None else one.class_index, one.label, float(value), float(value), one.place
+        )
+        for one, value in zip(references, scores, strict=True)
+    )
+
+
 def resolve_targets(
     targets: Targets, classes: int, labels: Sequence[str] | None, model: str
-) -> tuple[Wanted, ...] | None:
+) -> tuple[Class, ...] | None:
     """Return the targets that a user names; None if `targets` is None.
 
     Args:
@@ -103,18 +126,19 @@ def resolve_targets(
         return tuple(map(Class, range(classes)))
     if not isinstance(words, Iterable):
         raise TargetError(f"targets is {targets!r}; expected class indices or labels")
-    indices = dict.fromkeys(_resolve_target(word, classes, labels or (), model) for word in words)
+    indices = dict.fromkeys(resolve_class(word, classes, labels or (), model) for word in words)
     if not indices:
         raise TargetError("targets is empty; expected at least one class index or label, or None for the top class")
     return tuple(map(Class, indices))
 
 
-def top_targets(logits: NDArray[Any], count: int) -> tuple[Wanted, ...]:
+def top_targets(logits: NDArray[Any], count: int) -> tuple[Class, ...]:
     """Return the classes with the highest logits [N], the best first; of equal logits, the lower index first."""
     return tuple(Class(int(index)) for index in np.argsort(-logits, kind="stable")[:count])
 
 
-def _resolve_target(target: Any, classes: int, labels: Sequence[str], model: str) -> int:
+def resolve_class(target: Any, classes: int, labels: Sequence[str], model: str) -> int:
+    """Return the index of a class that is named by its index or label; errors are those of `resolve_targets`."""
     if hasattr(target, "tolist"):
         target = target.tolist()
     if isinstance(target, str) and not _is_index(target):

@@ -12,7 +12,7 @@ from ortcam.errors import LayerError, OptionError, PackedModelError
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.explain.scorecam import ScoreCAM
 from ortcam.methods import make_method, with_preset
-from ortcam.model.cam_model import ModelLike
+from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.runtime.providers import ProviderLike
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load_explainer(
         method: the name of a method, such as ``score-cam`` or ``cam`` (`ortcam.methods.METHODS`), or a method with
             options, such as ``RISE(masks=1000)``. ``auto`` is ``fused``, and ``score-cam`` for a model that fused does
             not suit, or if a preset is given; the logger says which.
-        preset: the definition of Score-CAM; None for ``official``.
+        preset: the definition of Score-CAM; None for that of `ScoreCAM`.
         provider, batch_size, threads, layer: as for `ModelExplainer`.
 
     Raises:
@@ -51,6 +51,9 @@ def load_explainer(
         method = "score-cam"
         if preset is None:
             try:
+                model = model if isinstance(model, CamModel) else CamModel(model)
+                if model.contract.task != "classify":
+                    return ScoreCAM(model, provider, None, batch_size, threads, _single(layer))
                 return ModelExplainer(model, make_method("fused"), provider, batch_size, threads, layer)
             except PackedModelError:
                 pass
@@ -60,11 +63,9 @@ def load_explainer(
     defined = with_preset(chosen, preset)
     try:
         if preset is not None:
-            if layer is not None and not isinstance(layer, str):
-                if len(layer) > 1:
-                    raise OptionError(f"got {len(layer)} layers; score-cam takes one: leave the others out")
-                layer = layer[0] if layer else None
-            return ScoreCAM(model, provider, defined.convention, batch_size, threads, layer)
+            return ScoreCAM(model, provider, defined.convention, batch_size, threads, _single(layer))
+        if method == "score-cam":
+            return ScoreCAM(model, provider, None, batch_size, threads, _single(layer))
         return ModelExplainer(model, chosen, provider, batch_size, threads, layer)
     except PackedModelError:
         if not isinstance(model, str | PathLike):
@@ -77,3 +78,12 @@ def load_explainer(
     from ortcam.deploy.packed import PackedExplainer  # late: a model file does without
 
     return PackedExplainer(model, provider, threads)
+
+
+def _single(layer: str | Sequence[str] | None) -> str | None:
+    """Return the one layer that Score-CAM takes."""
+    if layer is None or isinstance(layer, str):
+        return layer
+    if len(layer) > 1:
+        raise OptionError(f"got {len(layer)} layers; score-cam takes one: leave the others out")
+    return layer[0] if layer else None

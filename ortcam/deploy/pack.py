@@ -109,7 +109,11 @@ def pack(
     chosen = _choose_method(method, preset)
     budget = None if budget is None else whole("budget", budget)
     chosen.check(Limits(budget))
-    cam = ModelExplainer(model, chosen, provider="cpu", layer=layer)
+    if chosen.convention.is_centred:
+        raise OptionError(f"preset {chosen.convention.name!r} cannot be packed; expected another preset")
+    known = model if isinstance(model, CamModel) else CamModel(model)
+    known.require_classes("pack")
+    cam = ModelExplainer(known, chosen, provider="cpu", layer=layer)
     known = cam.model
     _check_path(path, known)
     classes, shape = cam.rehearse()

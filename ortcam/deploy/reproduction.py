@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ortcam.core.convention import Convention
 from ortcam.core.files import Fingerprint
 from ortcam.core.provenance import Origin
+from ortcam.core.references import Box, Output, Region, Similarity
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import (
     ImageError,
@@ -119,7 +120,7 @@ def reproduce(
     stored = _read_maps(directory, record)
     image = _read_photo(record, photo)
     file = _find_model(record, model)
-    classes = [target["index"] for target in record["targets"]]
+    classes = [_target_of(target) for target in record["targets"]]
     try:
         explainer, options = _open(record, file, provider)
         with warnings.catch_warnings():
@@ -146,6 +147,26 @@ def reproduce(
         ),
         explanation=again,
     )
+
+
+def _target_of(target: dict[str, Any]) -> Any:
+    """Return a recorded target as `explain` takes it.
+
+    Raises:
+        OutputError: the record does not hold all of it.
+    """
+    index, place = target["index"], target.get("place")
+    if place is None:
+        return index
+    if place["kind"] == "box":
+        return Box(tuple(place["box"]), index)
+    if place["kind"] == "value":
+        return Output(index, place["sign"])
+    if place["kind"] == "region" and not place["mask_given"]:
+        return Region(index, at=None if place["at"] is None else tuple(place["at"]))
+    if place["kind"] == "similarity" and place["path"] is not None:
+        return Similarity(place["path"])
+    raise OutputError(f"the record does not hold its {place['kind']}, which was given as an array; explain it again")
 
 
 def compare_maps(ours: NDArray[np.float32], theirs: NDArray[np.float32], index: int, label: str | None) -> Comparison:

@@ -20,7 +20,7 @@ from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
 from ortcam.core.method import Scores
 from ortcam.core.query import Baseline, Change, Maps, Rows
-from ortcam.core.targets import Wanted
+from ortcam.core.targets import Class
 from ortcam.runtime.classifier import Classifier
 from ortcam.runtime.scorer import Group
 
@@ -150,11 +150,11 @@ class Measured:
 
 
 Measuring = Generator[Ask, Answer, Measured]
-Read = Callable[[Forward, Wanted], Score]
+Read = Callable[[Forward, Class], Score]
 
 
 def run_together(
-    classifier: Classifier, group: Group, measurings: Sequence[tuple[Wanted, Measuring]], read: Read
+    classifier: Classifier, group: Group, measurings: Sequence[tuple[Class, Measuring]], read: Read
 ) -> list[Measured]:
     """Run the metrics of one photo in lockstep. Return the values of each.
 
@@ -185,7 +185,7 @@ def run_together(
 
 
 def _answer(
-    classifier: Classifier, group: Group, asked: Mapping[int, Ask], targets: Mapping[int, Wanted], read: Read
+    classifier: Classifier, group: Group, asked: Mapping[int, Ask], targets: Mapping[int, Class], read: Read
 ) -> dict[int, Answer]:
     """Answer asks; masked photos with the same kind of change share batches."""
     alike: dict[Any, dict[int, Masked]] = defaultdict(dict)
@@ -208,7 +208,7 @@ def _answer(
     return answers
 
 
-def _answer_pictures(classifier: Classifier, ask: Pictures, target: Wanted, read: Read) -> Answer:
+def _answer_pictures(classifier: Classifier, ask: Pictures, target: Class, read: Read) -> Answer:
     """Run the inputs in batches."""
     scores, tensors = list[Score](), iter(ask.tensors)
     while batch := list(itertools.islice(tensors, classifier.batch_size)):
@@ -216,7 +216,7 @@ def _answer_pictures(classifier: Classifier, ask: Pictures, target: Wanted, read
     return Answer(np.array([one.logit for one in scores]), np.array([one.probability for one in scores]))
 
 
-def _rows_of(asks: Mapping[int, Masked], targets: Mapping[int, Wanted]) -> Rows:
+def _rows_of(asks: Mapping[int, Masked], targets: Mapping[int, Class]) -> Rows:
     parts, first = [], 0
     for at, ask in asks.items():
         count = len(ask.numbers)
@@ -226,7 +226,7 @@ def _rows_of(asks: Mapping[int, Masked], targets: Mapping[int, Wanted]) -> Rows:
     return Rows.join(parts)
 
 
-def _with_target(rows: Rows, target: Wanted) -> Rows:
+def _with_target(rows: Rows, target: Class) -> Rows:
     return Rows(rows.photos, rows.numbers, rows.affine, np.full((len(rows), 1), target.index, np.int64))
 
 

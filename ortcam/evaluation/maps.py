@@ -31,7 +31,8 @@ CONTROLS = {
 }
 AT_THE_DOOR = (
     "a map with values outside [0,1] is min-max normalised; a map of the photo's size is cut to the part that the "
-    "model saw; any other map is resized bilinearly (half-pixel centres) to the model's input size"
+    "model saw, and is 0 over the padding of a letterbox; any other map is resized bilinearly (half-pixel centres) to "
+    "the model's input size"
 )
 
 
@@ -253,9 +254,20 @@ def as_map(
     if values.shape == size:
         return values
     if values.shape == photo_size:
-        values = values[crop.top : crop.bottom, crop.left : crop.right]
+        values = values[crop.inside]
+        if crop.is_padded:
+            return _letterboxed(values, crop, size)
     resized: Floats = np.clip(upsample(values[None], size)[0], 0, 1)
     return resized
+
+
+def _letterboxed(values: Floats, crop: Crop, size: tuple[int, int]) -> Floats:
+    """Return a map [h,w] of the crop at the size (H, W) of the model's input, float32; 0 over the padding."""
+    edges = crop.to_input([crop.left, crop.top, crop.right, crop.bottom], size)
+    left, top, right, bottom = np.rint(edges).astype(int)  # a letterbox begins and ends between pixels of the input
+    whole = np.zeros(size, np.float32)
+    whole[top:bottom, left:right] = np.clip(upsample(values[None], (bottom - top, right - left))[0], 0, 1)
+    return whole
 
 
 def _numbers(given: Any) -> NDArray[Any]:

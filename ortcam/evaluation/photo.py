@@ -14,7 +14,7 @@ from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
 from ortcam.core.query import Change, Channels
 from ortcam.core.scores import Doubt
-from ortcam.core.targets import Wanted
+from ortcam.core.targets import Class
 from ortcam.errors import DatasetError, OrtcamError, TargetError
 from ortcam.evaluation.asks import Measured, Score, View, run_together
 from ortcam.evaluation.localisation import Place
@@ -44,8 +44,8 @@ class Case:
     """A sample, the class that its maps explain, and the class whose score is measured."""
 
     sample: Sample
-    explained: Wanted
-    scored: Wanted
+    explained: Class
+    scored: Class
 
 
 class PhotoRun:
@@ -100,7 +100,7 @@ class PhotoRun:
         for classifier in self._open.values():
             classifier.close()
 
-    def resolve(self, label: Any, what: str) -> Wanted:
+    def resolve(self, label: Any, what: str) -> Class:
         """Return the class of an index or label; `what` names it in messages.
 
         Raises:
@@ -247,7 +247,7 @@ class OpenPhoto:
             explain=explain,
         )
 
-    def _score(self, plain: Forward, target: Wanted) -> Score:
+    def _score(self, plain: Forward, target: Class) -> Score:
         _, probabilities = self._run.model.contract.read_output(plain.output)
         return Score(float(plain.logits[target.index]), float(probabilities[target.index]))
 
@@ -257,14 +257,14 @@ class OpenPhoto:
         region = sample.region(self._photo_size)
         return None if region is None else Place(region, sample.boxes)
 
-    def _explain(self, one: Contestant, targets: Sequence[Wanted]) -> dict[int, Floats]:
+    def _explain(self, one: Contestant, targets: Sequence[Class]) -> dict[int, Floats]:
         """Return the maps of a method by class, at the model's input size."""
         classifier = self._run.classifier_of(one.method.scored, one.layer)
         own = classifier is self._run.classifier
         group = self._group if own else classifier.forward(self._job.tensor)
         return _explain(classifier, group, one, targets)
 
-    def _explain_again(self, one: Contestant, target: Wanted, tensor: Floats) -> Floats:
+    def _explain_again(self, one: Contestant, target: Class, tensor: Floats) -> Floats:
         classifier = self._run.classifier_of(one.method.scored, one.layer)
         return _explain(classifier, classifier.forward(tensor), one, [target])[target.index]
 
@@ -272,10 +272,10 @@ class OpenPhoto:
         return control_map(control, self._run.classifier.forward(tensor).passes[0], photo, self._run.seed)
 
 
-def _explain(classifier: Classifier, group: Group, one: Contestant, targets: Sequence[Wanted]) -> dict[int, Floats]:
+def _explain(classifier: Classifier, group: Group, one: Contestant, targets: Sequence[Class]) -> dict[int, Floats]:
     predictors = classifier.predictors()
 
-    def begin(forward: Any) -> InWork:
+    def begin(_: int, forward: Any) -> InWork:
         return InWork(forward, targets, one.method.begin(forward, targets, one.limits, predictors))
 
     ((work,), _) = scheduler.run_together(classifier, group, begin, None)

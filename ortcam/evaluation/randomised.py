@@ -144,6 +144,7 @@ def sanity(
     chosen.check(Limits(limit))
     explaining = Explaining(chosen, limit, layer, provider, batch_size, threads)
     original = model if isinstance(model, CamModel) else CamModel(model)
+    original.require_classes("the sanity check")
     with explaining.open(original) as explainer:
         layers = weighted_layers(explainer.model.take_proto())
         if not layers:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ortcam
 from ortcam.core.provenance import now
-from ortcam.core.targets import Wanted
+from ortcam.core.targets import Class
 from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, OrtcamWarning, whole
 from ortcam.evaluation.datasets import Dataset, open_dataset
 from ortcam.evaluation.fingerprints import hash_files_of
@@ -142,6 +142,7 @@ def evaluate(
     dataset = open_dataset(photos, labels)
     _check_dataset(dataset, choice, placed)
     opened = model if isinstance(model, CamModel) else CamModel(model)
+    opened.require_classes("evaluate")
     _check_preprocessing(opened, dataset, chosen)
     run = PhotoRun(
         opened, contestants, given, tuple(controls), chosen, seed,
@@ -275,12 +276,12 @@ class _Cases:
         if rows and self._choice.most_per_class is not None:
             self._taken[self._true(name).index] += 1
 
-    def _true(self, name: str) -> Wanted:
+    def _true(self, name: str) -> Class:
         return self._run.resolve(self._labels[name], f"the label of {name}")
 
-    def _class(self, end: WhichClass, predicted: int, true: Wanted | None) -> Wanted:
+    def _class(self, end: WhichClass, predicted: int, true: Class | None) -> Class:
         if end == "predicted":
-            return Wanted(predicted)
+            return Class(predicted)
         if end == "true":
             assert true is not None
             return true

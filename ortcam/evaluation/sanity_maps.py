@@ -12,8 +12,8 @@ import numpy as np
 from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention, Floats, upsample
 from ortcam.core.forward import Forward
-from ortcam.core.pictures import Crop, Photo
-from ortcam.core.targets import Target, Wanted, top_targets
+from ortcam.core.pictures import Photo
+from ortcam.core.targets import Class, Target, top_targets
 from ortcam.errors import DatasetError, OrtcamError, OrtcamWarning
 from ortcam.evaluation.rows import Failure
 from ortcam.evaluation.similarity import Similarity, compare, is_flat
@@ -37,7 +37,7 @@ class Watched:
         self._method = method
         self.forward: Forward | None = None
 
-    def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> Run:
+    def begin(self, forward: Forward, targets: Sequence[Class], limits: Limits, predictors: Predictors) -> Run:
         self.forward = forward
         return self._method.begin(forward, targets, limits, predictors)
 
@@ -233,11 +233,7 @@ def _draw(explanation: Explanation) -> Photo:
     """Draw the map over the photo, both at the size of a kept picture: photos may have many megapixels."""
     small = shrink_photo(_photo_of(explanation), _LONGEST)
     height, width = small.shape[:2]
-    rows, columns = height / explanation.photo_size[0], width / explanation.photo_size[1]
-    crop = explanation.crop
-    crop = Crop(
-        round(crop.top * rows), round(crop.left * columns), round(crop.bottom * rows), round(crop.right * columns)
-    )
+    crop = explanation.crop.resized(explanation.photo_size, (height, width))
     return draw_overlay(small, place_map(explanation.input_maps[0], crop, (height, width)), crop)
 
 

@@ -11,22 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 
 from ortcam.core.budget import Limits, Predictors, Selecting
-from ortcam.core.convention import Convention
+from ortcam.core.convention import Convention, Floats
 from ortcam.core.forward import Forward
-from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.core.provenance import Asked
 from ortcam.core.query import Rows
+from ortcam.core.references import score
 from ortcam.core.scores import Doubt
-from ortcam.core.targets import Target, Targets, Wanted, describe_targets, top_targets
-from ortcam.errors import OptionError, OrtcamError, whole
+from ortcam.core.targets import Class, Target, Targets, describe_references, describe_targets, top_targets
+from ortcam.errors import OptionError, OrtcamError, TargetError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare
+from ortcam.explain.recording import provenance_of
 from ortcam.explain.scheduler import InWork, not_finite, run_together
 from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
+from ortcam.explain.tasks import find_references, list_references, with_embeddings
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -34,7 +37,6 @@ from ortcam.runtime.layer import for_method
 from ortcam.runtime.process import Reopened
 from ortcam.runtime.providers import ProviderLike, resolve_provider
 from ortcam.runtime.scorer import Progress
-from ortcam.runtime.session import RUNTIME_VERSION
 from ortcam.runtime.threads import calm_blas, thread_count
 
 if TYPE_CHECKING:
@@ -121,6 +123,11 @@ class ModelExplainer:
     def provider(self) -> str:
         """The execution provider that runs the model."""
         return self._provider.name
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier, whose targets are classes."""
+        return self.model.contract.task == "classify"
 
     @property
     def convention(self) -> Convention:
@@ -212,7 +219,7 @@ class ModelExplainer:
         """
         check_images(images)
         request = self._request(targets, top_k, budget, tolerance, selection)
-        if self.model.classes is not None:  # an unknown class is reported once, before the first photo
+        if self.model.classes is not None and self.classifies:  # an unknown class is reported once, before all photos
             self.model.resolve_targets(request.targets, self.model.classes)
         done, process, classifier = 0, os.getpid(), self._running.get()
         beside = classifier.frees_processor
@@ -247,11 +254,18 @@ class ModelExplainer:
                         )
 
     def predict(self, image: Image, top_k: int = 1) -> tuple[Target, ...]:
-        """Return the most probable classes of an image, without a map. Images and errors are those of `explain`."""
-        plain = self._running.get().forward(self.model.prepare(image)[1]).passes[0]
-        if not np.isfinite(plain.logits).all():
+        """Return the most probable classes of an image, without a map; of a detector, segmenter or plain values, the
+        surest boxes, regions or all values. Images and errors are those of `explain`.
+        """
+        job = prepare(self.model, image)
+        plain = self._running.get().forward(job.tensor).passes[0]
+        if not all(np.isfinite(one).all() for one in (plain.logits, *plain.results)):
             raise not_finite(self.model.name, "this image")
-        return self._describe(top_targets(plain.logits, whole("top_k", top_k)), plain)
+        count = whole("top_k", top_k)
+        if self.classifies:
+            return self._describe(top_targets(plain.logits, count), plain)
+        references = list_references(self.model, job, plain, count)
+        return describe_references(references, score(self.model.contract.task, plain.results, references))
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo, to check that this file can be explained.
@@ -278,7 +292,18 @@ class ModelExplainer:
         limits = Limits(budget, tolerance, selection)
         self.method.check(limits)
         targets = list(targets) if isinstance(targets, Iterator) else targets
+        if self.model.contract.task == "embed":
+            targets = with_embeddings(targets, self._embed)
         return Request(targets, whole("top_k", top_k), limits)
+
+    def _embed(self, image: Image) -> Floats:
+        """Return the embedding [D] of a reference picture."""
+        (vector,) = self._running.get().forward(prepare(self.model, image).tensor).passes[0].results
+        return vector
+
+    def _asked(self, request: Request) -> Asked:
+        targets, limits = Asked.targets_of(request.targets), request.limits
+        return Asked(targets, request.top_k, limits.budget, limits.tolerance, limits.selection, self._asked_batch_size)
 
     def _group_size(self, limits: Limits) -> int:
         """Return the number of photos whose first queries fill a batch."""
@@ -309,21 +334,35 @@ class ModelExplainer:
         with calm_blas():
             classifier = self._running.get()
             group = classifier.forward(np.concatenate([job.tensor for job in jobs]))
-            begin = partial(self._begin, request=request, predictors=classifier.predictors())
+            begin = partial(self._begin, jobs=jobs, request=request, predictors=classifier.predictors())
             works, seconds_scoring = run_together(classifier, group, begin, on_progress)
             seconds = time.perf_counter() - started
             shares = seconds / len(jobs), seconds_scoring / len(jobs)
             return classifier.workers.map(partial(self._describe_maps, request=request, shares=shares), jobs, works)
 
-    def _begin(self, forward: Forward, request: Request, predictors: Predictors) -> InWork | OrtcamError:
-        """Begin a photo: find its targets, and begin the method's run."""
-        if not np.isfinite(forward.activations).all() or not np.isfinite(forward.logits).all():
+    def _begin(
+        self, number: int, forward: Forward, jobs: Sequence[Job], request: Request, predictors: Predictors
+    ) -> InWork | OrtcamError:
+        """Begin the `number`-th photo of a group: find its targets, and begin the method's run."""
+        if not all(np.isfinite(one).all() for one in (forward.activations, forward.logits, *forward.results)):
             return not_finite(self.model.name, "this image")
+        if not self.classifies:
+            return self._begin_with_references(jobs[number], forward, request, predictors)
         count = len(forward.logits)
         if self.model.contract.is_in_doubt(count):
             self._doubt.see(forward.logits)
         targets = self.model.resolve_targets(request.targets, count) or top_targets(forward.logits, request.top_k)
         return InWork(forward, targets, self.method.begin(forward, targets, request.limits, predictors))
+
+    def _begin_with_references(
+        self, job: Job, forward: Forward, request: Request, predictors: Predictors
+    ) -> InWork | OrtcamError:
+        try:
+            found = find_references(self.model, job, forward, request.targets, request.top_k)
+        except TargetError as error:  # of this photo; others may have the target
+            return error
+        forward = replace(forward, logits=score(self.model.contract.task, forward.results, found))
+        return InWork(forward, found, self.method.begin(forward, found, request.limits, predictors), found)
 
     def _describe_maps(
         self, job: Job, work: InWork | OrtcamError, request: Request, shares: tuple[float, float]
@@ -339,7 +378,9 @@ class ModelExplainer:
         return Explanation(
             raw_maps=result.sums,
             weights=result.weights,
-            targets=self._describe(work.targets, forward),
+            targets=describe_references(work.references, forward.logits)
+            if work.references
+            else self._describe(cast("Sequence[Class]", work.targets), forward),
             errors=result.errors,
             source=job.source,
             photo=job.photo,
@@ -354,34 +395,14 @@ class ModelExplainer:
             seconds=job.seconds + shares[0] + time.perf_counter() - begin,
             seconds_scoring=shares[1],
             flat=flat,
-            provenance=self._provenance(job.origin, request),
+            provenance=provenance_of(
+                self.model, self.method, job.origin, self._asked(request), self.batch_size, self._provider
+            ),
         )
 
-    def _describe(self, targets: Iterable[Wanted], forward: Forward) -> tuple[Target, ...]:
+    def _describe(self, targets: Iterable[Class], forward: Forward) -> tuple[Target, ...]:
         _, probabilities = self.model.contract.read_output(forward.output)
         return describe_targets(targets, self.model.labels, forward.logits, probabilities)
-
-    def _provenance(self, origin: Origin, request: Request) -> Provenance:
-        contract, limits = self.model.contract, request.limits
-        stages = [stage.value for stage in self.model.stages]
-        return Provenance(
-            photo=origin,
-            model=self.model.fingerprints,
-            packed=False,
-            output=contract.output,
-            activation=contract.makes_probabilities,
-            preprocessing=None if contract.preprocessing is None else contract.preprocessing.to_dict(),
-            asked=Asked(
-                Asked.targets_of(request.targets), request.top_k, limits.budget, limits.tolerance, limits.selection,
-                self._asked_batch_size,
-            ),
-            method=self.method.describe() | ({"stages": stages} if self.method.stages else {}),
-            batch_size=self.batch_size,
-            provider_options=self._provider.options,
-            device_id=self._provider.device_id,
-            onnxruntime=RUNTIME_VERSION,
-            created=now(),
-        )  # fmt: skip
 
 
 def _share_of(on_progress: Callable[[float], None], done: int, photos: int) -> Progress:

@@ -12,6 +12,7 @@ import numpy as np
 from ortcam.core.forward import Forward
 from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Query, Rows
+from ortcam.core.references import Reference
 from ortcam.core.targets import Wanted
 from ortcam.errors import ModelError, OrtcamError
 from ortcam.runtime.classifier import Classifier
@@ -29,6 +30,7 @@ class InWork:
         forward: its plain pass.
         targets: the targets to explain.
         run: the method's run.
+        references: those of a model that is no classifier: the targets again; else empty.
         scored: the number of changed inputs that were run.
         error: the reason why it cannot be explained; None if there is none.
         result: its maps, once they are known.
@@ -37,6 +39,7 @@ class InWork:
     forward: Forward
     targets: Sequence[Wanted]
     run: Run
+    references: Sequence[Reference] = ()
     scored: int = 0
     error: OrtcamError | None = field(default=None)
     result: MapResult | None = None
@@ -54,7 +57,7 @@ class _Asked:
 def run_together(
     classifier: Classifier,
     group: Group,
-    begin: Callable[[Forward], InWork | OrtcamError],
+    begin: Callable[[int, Forward], InWork | OrtcamError],
     on_progress: Progress | None,
 ) -> tuple[list[InWork | OrtcamError], float]:
     """Run a method on all photos of a group.
@@ -62,13 +65,16 @@ def run_together(
     Args:
         classifier: runs the model.
         group: the photos' plain passes.
-        begin: begins a photo, or returns the reason why it cannot be explained.
+        begin: begins a photo, given its number in the group, or returns the reason why it cannot be explained.
         on_progress: called with (done, M) after every batch.
 
     Returns:
         The photos in order, each with its maps or an error; the seconds from the first query to the last score.
     """
-    works = classifier.workers.map(begin, group.passes)
+    works = classifier.workers.map(begin, range(len(group.passes)), group.passes)
+    references = [work.references if isinstance(work, InWork) else () for work in works]
+    if any(references):
+        group = classifier.with_references(group, references)
     start = time.perf_counter()
     _score(classifier, group, [(at, work) for at, work in enumerate(works) if isinstance(work, InWork)], on_progress)
     seconds = time.perf_counter() - start
@@ -114,10 +120,15 @@ def _run(
     classifier: Classifier, group: Group, change: Change, asked: list[_Asked], report: Progress | None
 ) -> list[tuple[_Asked, Scores]]:
     """Run the queries of several photos with the same change. Return each query with its scores."""
-    rows = Rows.join([Rows.of_query(one.query, one.photo, one.work.targets) for one in asked])
+    most = max(len(one.work.targets) for one in asked)
+    padded = [[*one.work.targets, *[one.work.targets[-1]] * (most - len(one.work.targets))] for one in asked]
+    rows = Rows.join([Rows.of_query(one.query, one.photo, wanted) for one, wanted in zip(asked, padded, strict=True)])
     scores = classifier.score(group, rows, change, report)
     ends = np.cumsum([len(one.query) for one in asked])
-    return [(one, scores.take(end - len(one.query), end)) for one, end in zip(asked, ends, strict=True)]
+    return [
+        (one, scores.take(end - len(one.query), end, len(one.work.targets)))
+        for one, end in zip(asked, ends, strict=True)
+    ]
 
 
 def _observe(asked: _Asked, scores: Scores) -> None:

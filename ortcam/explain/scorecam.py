@@ -7,7 +7,7 @@ from typing import Literal
 from ortcam.core.convention import Convention, resolve_convention
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.methods.scorecam import ScoreCAMMethod
-from ortcam.model.cam_model import ModelLike
+from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.runtime.providers import ProviderLike
 
 
@@ -23,7 +23,7 @@ class ScoreCAM(ModelExplainer):
         self,
         model: ModelLike,
         provider: ProviderLike = "auto",
-        preset: str | Convention = "official",
+        preset: str | Convention | None = None,
         batch_size: int | Literal["auto"] | None = None,
         threads: int | None = None,
         layer: str | None = None,
@@ -32,9 +32,13 @@ class ScoreCAM(ModelExplainer):
 
         Args:
             model, provider, batch_size, threads, layer: as for `ModelExplainer`.
-            preset: a name in `ortcam.PRESETS`, or a Convention.
+            preset: a name in `ortcam.PRESETS`, or a Convention; None for ``official``. A model that is no classifier
+                has ``centred``, and ``centred-values`` for plain values.
 
         Raises:
             OptionError: the preset is unknown; else as `ModelExplainer`.
         """
-        super().__init__(model, ScoreCAMMethod(resolve_convention(preset)), provider, batch_size, threads, layer)
+        opened = model if isinstance(model, CamModel) else CamModel(model)
+        if preset is None:
+            preset = {"classify": "official", "value": "centred-values"}.get(opened.contract.task, "centred")
+        super().__init__(opened, ScoreCAMMethod(resolve_convention(preset)), provider, batch_size, threads, layer)

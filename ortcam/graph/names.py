@@ -10,6 +10,8 @@ ROWS = (
 )
 COLUMNS = "ortcam.columns"  # [w,W]; for grids [S,1,w,W]
 TARGETS = "ortcam.targets"  # int64 [B,T]
+REFERENCES = "ortcam.references"  # [P,R,T]: the references of each photo, of a model that is no classifier
+REFERENCE_CLASSES = "ortcam.reference_classes"  # [P,C,T]: 1 at the class of a reference, else 0
 BASELINE = "ortcam.baseline"  # [1,C,H,W], or [1,H,W,C]; an axis may be 1
 NOISE = "ortcam.noise"  # [H+S,W+S]: a plane of random numbers
 NOISE_SAMPLE = "ortcam.noise_sample"  # int64 [1]: the number of the draw

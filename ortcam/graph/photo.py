@@ -15,7 +15,8 @@ import numpy as np
 
 from ortcam.graph.builder import Builder, Value
 from ortcam.model.contract import Layout
-from ortcam.model.preprocessing import GRAY_WEIGHTS, SUPPORT, Interpolation, Preprocessing
+from ortcam.model.preprocessing import GRAY_WEIGHTS, Preprocessing
+from ortcam.model.resampling import SUPPORT, Interpolation
 
 _BLOCK = 16  # rows that are resized at a time
 
@@ -27,7 +28,7 @@ class Side:
     Attributes:
         length: the length of the photo, in pixels.
         full: the length of the whole resized photo.
-        begin: where the crop begins in the resized photo.
+        begin: where the model's input begins in the resized photo; below 0 if padding comes first.
     """
 
     length: Value
@@ -39,6 +40,8 @@ def photo_sides(graph: Builder, photo: Value, preprocessing: Preprocessing, noth
     """Return rows and columns of a photo uint8 [H,W,3], as `Preprocessing` places them; `nothing` is a checked 0."""
     lengths = graph.size(photo, 0) + nothing, graph.size(photo, 1) + nothing
     sizes = preprocessing.height, preprocessing.width
+    if preprocessing.fit == "letterbox":
+        return _letterbox(graph, lengths, preprocessing)
     if preprocessing.resize is None:
         zero = graph.constant([0], np.int64)
         rows, columns = (
@@ -60,6 +63,18 @@ def photo_sides(graph: Builder, photo: Value, preprocessing: Preprocessing, noth
 def _cut(graph: Builder, length: Value, full: Value, size: int, rounding: str) -> Side:
     half = graph.cast(full - size, np.float64) / 2.0
     return Side(length, full, graph.cast(graph.op(rounding, half), np.int64))
+
+
+def _letterbox(graph: Builder, lengths: tuple[Value, Value], preprocessing: Preprocessing) -> tuple[Side, Side]:
+    sizes = preprocessing.height, preprocessing.width
+    exact = [graph.cast(length, np.float64) for length in lengths]
+    factor = graph.minimum(*(float(size) / length for size, length in zip(sizes, exact, strict=True)))
+    fulls = [graph.maximum(graph.cast(graph.op("Round", one * factor), np.int64), 1) for one in exact]
+    begins = [graph.constant([0], np.int64)] * 2
+    if preprocessing.pad_place == "centre":
+        begins = [-((size - full) // 2) for size, full in zip(sizes, fulls, strict=True)]
+    rows, columns = map(Side, lengths, fulls, begins)
+    return rows, columns
 
 
 def write_preprocessing(
@@ -88,6 +103,10 @@ def write_preprocessing(
         planes = graph.reshape(flat, 1, height, width)
     elif preprocessing.channels == "BGR":
         planes = graph.gather(planes, graph.constant([2, 1, 0], np.int64))
+    if preprocessing.fit == "letterbox":
+        shown = graph.expand_dims(_is_photo(graph, rows, height), 1) & _is_photo(graph, columns, width)  # [h,w]
+        padding = np.array(preprocessing.pad_value, np.float32).reshape(-1, 1, 1)
+        planes = graph.where(shown, planes, graph.constant(padding))
     mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     tensor = (planes * preprocessing.scale - mean) / std
     if layout == "NHWC":
@@ -95,21 +114,28 @@ def write_preprocessing(
     return graph.expand_dims(tensor, 0)
 
 
+def _is_photo(graph: Builder, side: Side, size: int) -> Value:
+    """Return which of the `size` samples of the input show the photo, bool [size]; the others are padding."""
+    at = graph.constant(np.arange(size)) + side.begin
+    return (at >= 0) & (side.full > at)
+
+
 def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpolation) -> tuple[Value, Value, Value]:
     """Return the weights of the photo's pixels from `begin` to `end` at `places` [n] of the crop.
 
-    They equal `preprocessing.filter_taps`; other pixels have weight 0.
+    They equal `resampling.filter_taps`; other pixels have weight 0. Padding has the weights of the nearest sample.
 
     Returns:
         The weights float32 [n,end-begin]; begin and end, int64 [1].
     """
     scale = graph.cast(side.length, np.float64) / graph.cast(side.full, np.float64)
-    centre = (graph.cast(places + side.begin, np.float64) + 0.5) * scale  # [n]
-    stretch = graph.maximum(scale, 1.0)
+    at = graph.minimum(graph.maximum(places + side.begin, 0), side.full - 1)
+    centre = (graph.cast(at, np.float64) + 0.5) * scale  # [n]
+    stretch = graph.constant([1.0], np.float64) if interpolation == "linear" else graph.maximum(scale, 1.0)
     if interpolation == "nearest":
         steps = graph.concat([scale / 2.0, graph.full(side.full - 1, 1.0, np.float64) * scale], 0)
         added = graph.op("CumSum", steps, graph.constant(0, np.int64))
-        centre = graph.op("Floor", graph.gather(added, places + side.begin)) + 0.5
+        centre = graph.op("Floor", graph.gather(added, at)) + 0.5
         stretch = graph.constant([1.0], np.float64)
     reach = stretch * SUPPORT[interpolation]
     lowest, highest = (graph.reduce(kind, centre, 0, keep=True) for kind in ("Min", "Max"))
@@ -124,11 +150,11 @@ def _filters(graph: Builder, side: Side, places: Value, interpolation: Interpola
 
 
 def _weigh(graph: Builder, signed: Value, interpolation: Interpolation) -> Value:
-    """Return the weights of pixels at these distances, float64, by the kernels of `preprocessing`."""
+    """Return the weights of pixels at these distances, float64, by the kernels of `resampling`."""
     if interpolation in ("nearest", "box"):
         return graph.cast((signed > -0.5) & ~(signed > 0.5), np.float64)
     distance = graph.op("Abs", signed)
-    if interpolation == "bilinear":
+    if interpolation in ("bilinear", "linear"):
         return graph.maximum(1.0 - distance, 0.0)
     if interpolation == "bicubic":
         return _cubic(graph, distance)
@@ -153,6 +179,10 @@ def _cubic(graph: Builder, distance: Value, a: float = -0.5) -> Value:
 
 def write_placing(graph: Builder, maps: Value, rows: Side, columns: Side, preprocessing: Preprocessing) -> Value:
     """Write `Explanation.maps`: maps float32 [T,h,w] -> [T,H,W], with 0 outside the part that the model saw."""
+    if preprocessing.fit == "letterbox":
+        drawn = _resize_part(graph, maps, rows, preprocessing.height, 1)
+        drawn = _resize_part(graph, drawn, columns, preprocessing.width, 2)
+        return graph.op("Clip", drawn, graph.constant(0.0), graph.constant(1.0))
     top, bottom = _span(graph, rows, preprocessing.height)
     left, right = _span(graph, columns, preprocessing.width)
     count = graph.size(maps, 0)
@@ -165,6 +195,19 @@ def write_placing(graph: Builder, maps: Value, rows: Side, columns: Side, prepro
     pads = graph.shape(zero, top, left, zero, rows.length - bottom, columns.length - right)
     placed = graph.op("Pad", graph.op("Squeeze", drawn, zero), pads, graph.constant(0.0))
     return graph.op("Clip", placed, graph.constant(0.0), graph.constant(1.0))
+
+
+def _resize_part(graph: Builder, maps: Value, side: Side, size: int, axis: int) -> Value:
+    """Return the part of maps [T,...] over the photo, resized to its length along one axis, as `place_map` does."""
+    per_pixel = graph.cast(side.full, np.float64) / graph.cast(side.length, np.float64)
+    places = (graph.cast(graph.arange(side.length), np.float64) + 0.5) * per_pixel
+    places = places - graph.cast(side.begin, np.float64) - 0.5
+    places = graph.minimum(graph.maximum(places, 0.0), float(size - 1))
+    first = graph.cast(places, np.int64)
+    share = graph.cast(places - graph.cast(first, np.float64), np.float32)
+    share = graph.expand_dims(share, 1) if axis == 1 else share
+    second = graph.minimum(first + 1, size - 1)
+    return graph.gather(maps, first, axis) * (1.0 - share) + graph.gather(maps, second, axis) * share
 
 
 def _span(graph: Builder, side: Side, size: int) -> tuple[Value, Value]:

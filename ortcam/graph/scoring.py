@@ -44,9 +44,10 @@ from ortcam.graph.names import (
 )
 from ortcam.graph.scores import write_class_scores
 from ortcam.graph.tail import cut_tail
+from ortcam.graph.tasks import reference_inputs, write_task_scores
 from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import SEQUENCE, Contract, Sequenced, Stage, count_scores, output_name
+from ortcam.model.contract import ROLES, SEQUENCE, Contract, Sequenced, Stage, count_scores, output_name
 
 # Operators whose scores were the same as a CUDA graph on an H100 (benchmarks/gpu.sh). The last line was not measured:
 # these operators are launched like AveragePool, Reshape and Relu, or are part of a Conv by then (BatchNormalization).
@@ -87,7 +88,8 @@ def build_scoring_graph(
         LayerError: the model has no tail behind its layer.
     """
     graph = proto.graph
-    single = count_scores(proto) == 1
+    classifies = contract.task == "classify"
+    single = classifies and count_scores(proto) == 1
     image = next(value for value in graph.input if value.name == "image")
     spliced, layout, made = image, contract.image_layout, "image"
     if wiring.at == "layer":
@@ -99,16 +101,20 @@ def build_scoring_graph(
     if wiring.at == "layer":
         of_tokens = sequence is not None and wiring.layer == 0
         named = stages[wiring.layer - 1].value if wiring.layer else contract.layer
-        cut_tail(proto, SEQUENCE if of_tokens else made, named)
+        cut_tail(proto, SEQUENCE if of_tokens else made, named, len(ROLES[contract.task]))
         pooling = None if wiring.replaces or of_tokens else take_pooling(graph, made, dims[1:], layout)
-    scores = write_class_scores(contract, graph, single, scored == "output" and not single)
+    if classifies:
+        scores = write_class_scores(contract, graph, single, scored == "output" and not single)
+    else:
+        scores = write_task_scores(contract)
+        graph.input.extend(reference_inputs(contract))
     results = [TARGET_LOGITS, TARGET_LOG_PROBABILITIES]
     head, channels = None, dims[1 if layout == "NCHW" else 3]
     if wiring.bank == "ablations":
         results.pop()
         (last,) = (place for place, node in enumerate(scores) if TARGET_LOGITS in node.output)
         scores = scores[: last + 1]
-        plain = not single and contract.logits_scale is None
+        plain = classifies and not single and contract.logits_scale is None
         head = find_linear_head(graph, pooling.made, scores[0].input[0]) if pooling is not None and plain else None
     graph.input.remove(image)
     graph.input.extend(mask_inputs(wiring, dims[1:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 from onnx import helper
 
@@ -10,21 +12,23 @@ from ortcam.model.contract import ACTIVATIONS, Sequenced
 from ortcam.model.protobuf import constant_of, read_by
 
 
-def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
+def cut_tail(proto: onnx.ModelProto, layer: str, name: str, results: int = 1) -> None:
     """Remove all nodes but those between a layer and the scores, in place.
 
-    No node makes the layer any more. The first output stays.
+    No node makes the layer any more. The first outputs stay.
 
     Args:
         proto: the parsed file.
         layer: the output that holds the layer.
         name: the name of the layer in error messages.
+        results: the number of outputs, at the front, that hold scores.
 
     Raises:
         LayerError: the scores depend on more than the layer.
     """
     graph = proto.graph
-    needed = _needed(graph, layer)
+    kept = [one.name for one in graph.output[:results]]
+    needed = _needed(graph, layer, kept)
     if layer not in needed:
         raise LayerError(
             f"the scores do not follow from layer {name!r}, which the file exposes as a converted copy; this "
@@ -32,7 +36,7 @@ def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
         )
     if "image" in needed:
         _take_shape_from_layer(graph, layer)
-        needed = _needed(graph, layer)
+        needed = _needed(graph, layer, kept)
     if "image" in needed:
         raise LayerError(
             f"the scores do not follow from layer {name!r} alone: another path leads around the layer; "
@@ -43,12 +47,9 @@ def cut_tail(proto: onnx.ModelProto, layer: str, name: str) -> None:
     weights = [one for one in graph.initializer if one.name in read]
     sparse = [one for one in graph.sparse_initializer if one.values.name in read]
     described = [one for one in graph.value_info if one.name in needed]
-    first = graph.output[0]
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(first)
     for field, values in (
         ("node", nodes), ("initializer", weights), ("sparse_initializer", sparse), ("value_info", described),
-        ("output", [copy]),
+        ("output", list(graph.output[:results])),
     ):  # fmt: skip
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
         graph.ClearField(field)
@@ -74,7 +75,8 @@ def find_sequence(graph: onnx.GraphProto) -> Sequenced | None:
         if begin is None:
             return None
         value, first = node.input[0], int(begin[0])
-    if value not in _needed(graph, ACTIVATIONS) or ACTIVATIONS in _needed(graph, ACTIVATIONS):
+    needed = _needed(graph, ACTIVATIONS, [graph.output[0].name])
+    if value not in needed or ACTIVATIONS in needed:
         return None
     return Sequenced(value, first, int(shape[1] * shape[2]))
 
@@ -108,10 +110,10 @@ def _take_shape_from_layer(graph: onnx.GraphProto, layer: str) -> None:
     graph.node.extend(copies)
 
 
-def _needed(graph: onnx.GraphProto, layer: str) -> dict[str, None]:
+def _needed(graph: onnx.GraphProto, layer: str, results: Sequence[str]) -> dict[str, None]:
     """Return the scores and the values that they are computed from, up to the layer."""
     producers = {output: node for node in graph.node for output in node.output if output}
-    seen, waiting = dict[str, None](), [graph.output[0].name]
+    seen, waiting = dict[str, None](), list(results)
     while waiting:
         value = waiting.pop()
         if value in seen:

@@ -93,7 +93,7 @@ class PolyCAMRun:
     def observe(self, scores: Scores) -> None:
         place = len(self._maps)
         layer, used = self._layers[place], self._used[place]
-        probabilities = np.exp(scores.log_probabilities)
+        probabilities = scores.probabilities
         plain = probabilities[-1]
         of_kind = probabilities[:-1].reshape(len(self._affine), len(used), -1)
         gains = {"+": 0, "-": plain, "+-": plain}[self._variant]

@@ -90,7 +90,7 @@ class ReciproCAMRun:
     def finish(self) -> MapResult:
         assert self._scores is not None
         probability = self._method.score == "probability"
-        values = (np.exp(self._scores.log_probabilities) if probability else self._scores.logits).T  # [T,hw]
+        values = (self._scores.probabilities if probability else self._scores.logits).T  # [T,hw]
         return MapResult(values.reshape(-1, *self._size), values, (None,) * len(values), None)
 
 

@@ -99,7 +99,7 @@ class RISERun:
         return Query.unscaled(Change(self._grids), numbers)
 
     def observe(self, scores: Scores) -> None:
-        self._kept.append(np.exp(scores.log_probabilities))
+        self._kept.append(scores.probabilities)
 
     def finish(self) -> MapResult:
         kept = np.concatenate(self._kept).T  # [T,N]

@@ -66,7 +66,7 @@ class ScoreCAMRun:
         self._masks = method.convention.masks(self._activations, forward.size)
         # Channels with the same mask share a pass. A budget allows only some of the passes.
         self._selection = select_distinct(self._activations, self._masks, method.convention)
-        self._plan = limits.plan(self._activations, self._selection, predictors)
+        self._plan = limits.plan(self._activations, self._selection, predictors, method.convention)
         self._scores = np.empty((0, targets), np.float32)  # [D,T] of the distinct masks, once they are known
         self._errors: tuple[ErrorEstimate | None, ...] = (EXACT,) * targets
         self._has_scores = False
@@ -83,8 +83,8 @@ class ScoreCAMRun:
 
     def observe(self, scores: Scores) -> None:
         # The score of the target class behind a mask: p_c(x * N_k), or f_c(x * N_k).
-        probability = self._method.convention.weight == "probability"
-        self._plan.observe(scores.log_probabilities if probability else scores.logits)
+        of_probability = self._method.convention.of_probability
+        self._plan.observe(scores.log_probabilities if of_probability else scores.logits)
         self._has_scores = True
 
     def finish(self) -> MapResult:

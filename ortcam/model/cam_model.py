@@ -18,7 +18,7 @@ import onnx
 
 from ortcam.core.files import Fingerprint
 from ortcam.core.pictures import Crop, Photo, Tensor
-from ortcam.core.targets import Targets, Wanted, resolve_targets
+from ortcam.core.targets import Class, Targets, resolve_targets
 from ortcam.errors import (
     ModelError,
     PackedModelError,
@@ -26,6 +26,7 @@ from ortcam.errors import (
 from ortcam.model.contract import (
     ACTIVATIONS,
     EXPLAINER,
+    ROLES,
     SEQUENCE,
     Contract,
     ExposedLayer,
@@ -52,7 +53,10 @@ class CamModel:
         input_shape: the dimensions of `image` without the batch; None where the size is free.
         batch: the batch size when the file fixes one, else None.
         activations_shape: the dimensions of `activations` without the batch; None where the size is free.
-        classes: how many classes the model has, 2 for a single score; None where the file does not say.
+        results: the names of the outputs that hold the results of the task.
+        result_shapes: their dimensions without the batch; None where a size is free.
+        classes: how many classes the model has, 2 for a single score; for the task ``value``, how many values. None
+            where the file does not say, and for embeddings.
         has_external_data: whether weights lie in other files.
         fingerprints: the file, and after it the files of external weights, for their hashes.
         is_kept: whether the cache may keep what is prepared from it; false for a model that runs once.
@@ -97,9 +101,11 @@ class CamModel:
     def _read_shapes(self, proto: onnx.ModelProto) -> None:
         inputs = {value.name: value for value in proto.graph.input}
         outputs = [value.name for value in proto.graph.output]
-        scores = self.contract.outputs.get("scores", outputs[0])
-        expected = [scores, *(layer.output for layer in self.contract.layers)]
-        if "image" not in inputs or outputs[0] != scores or not set(expected) <= set(outputs):
+        roles = ROLES[self.contract.task]
+        results = [self.contract.outputs.get(role, outputs[place] if place < len(outputs) else role)
+                   for place, role in enumerate(roles)]  # fmt: skip
+        expected = [*results, *(layer.output for layer in self.contract.layers)]
+        if "image" not in inputs or outputs[: len(roles)] != results or not set(expected) <= set(outputs):
             raise ModelError(
                 f"{self.shown} has inputs {list(inputs)} and outputs {outputs}; "
                 f"expected the input 'image' and the outputs {expected}: export it again"
@@ -113,6 +119,16 @@ class CamModel:
         self.batch, self.input_shape = shape[0], tuple(shape[1:])
         layer = next(value for value in proto.graph.output if value.name == "activations").type.tensor_type.shape
         self.activations_shape = tuple(dim.dim_value or None for dim in layer.dim[1:])
+        self.results = tuple(results)
+        self.result_shapes = tuple(
+            tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim[1:])
+            for value in proto.graph.output[: len(roles)]
+        )
+        if self.contract.task != "classify":
+            last = self.result_shapes[-1]
+            place = 0 if self.contract.task == "segment" else -1
+            self.classes = last[place] if last and self.contract.task != "embed" else None
+            return
         self.classes = count_scores(proto)
         if self.classes == 1:
             self.classes, self.contract = 2, self.contract.of_single_score()
@@ -204,6 +220,27 @@ class CamModel:
         return self.activations_shape[0 if self.contract.activations_layout == "NCHW" else 2]
 
     @property
+    def reference_sizes(self) -> tuple[int, int]:
+        """The lengths R and C of references to the results (`ortcam.core.references.stack`).
+
+        Raises:
+            ModelError: the file leaves one of them free.
+        """
+        task, shape = self.contract.task, self.result_shapes[-1]
+        length: int | None = 4
+        if task == "segment":
+            length = shape[1] * shape[2] if len(shape) == 3 and shape[1] and shape[2] else None
+        elif task != "detect":
+            length = shape[0] if shape else None
+        classes = self.classes if task in ("detect", "segment") else 1
+        if not length or not classes:
+            raise ModelError(
+                f"{self.shown} returns {self.results[-1]!r} of the shape {list(shape)} without the batch, and one of "
+                "these sizes is free; expected fixed sizes: export the model with a fixed input size"
+            )
+        return length, classes
+
+    @property
     def usual_shape(self) -> tuple[int | None, ...]:
         """`input_shape` with the size that preprocessing makes, where the file leaves it free."""
         known = self.contract.preprocessing
@@ -273,7 +310,17 @@ class CamModel:
         """
         return self.contract.prepare(image, self.input_shape, self.shown, max_pixels)
 
-    def resolve_targets(self, targets: Targets, classes: int) -> tuple[Wanted, ...] | None:
+    def require_classes(self, what: str) -> None:
+        """Refuse a model that is no classifier.
+
+        Raises:
+            ModelError: it is one of another task.
+        """
+        task = self.contract.task
+        if task != "classify":
+            raise ModelError(f"{self.shown} is made for the task {task!r}; {what} knows only classifiers: use explain")
+
+    def resolve_targets(self, targets: Targets, classes: int) -> tuple[Class, ...] | None:
         """Return the targets that a user names: `ortcam.core.targets.resolve_targets`."""
         return resolve_targets(targets, classes, self.labels, self.name)
 

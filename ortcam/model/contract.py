@@ -137,8 +137,8 @@ class Contract:
             of the input, and ``scores`` [B,N,C] in [0,1], before any suppression; ``mask`` [B,C,H,W] are
             probabilities; ``embedding`` is [B,D], ``values`` [B,N].
         image_layout: the order of the dimensions.
-        output: what the first output of a classifier holds: ``logits``, ``log_probabilities``, ``probabilities`` (of a softmax) or
-            ``sigmoid`` (the probabilities of independent sigmoids).
+        output: what the first output of a classifier holds: ``logits``, ``log_probabilities``, ``probabilities`` (of a
+            softmax) or ``sigmoid`` (the probabilities of independent sigmoids).
         activation: what makes probabilities of the logits: ``softmax`` or ``sigmoid``. None where neither the graph nor
             the user says: a softmax is assumed then, of a single score a sigmoid.
         output_scale: (a, b) where the output is a * x + b, and x is what `output` says.

@@ -6,33 +6,35 @@ photo [H,W,3] uint8 RGB -> input [1,C,H,W] (or [1,H,W,C]) float32
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ortcam.core.pictures import Crop, Photo, Tensor
 from ortcam.errors import OptionError, nearest, one_line
 from ortcam.model.image import as_photo
 from ortcam.model.processors import translate
+from ortcam.model.resampling import Interpolation, resample
 
-Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Fit = Literal["letterbox", "stretch", "crop"]
+PadPlace = Literal["centre", "end"]
 NAMES = ("imagenet", "tf", "caffe", "lite", "raw")  # of `Preprocessing.named`
 GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G and B
-_ROWS_OF_A_BAND, _COLUMNS_OF_A_BAND = 8, 16
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """The steps that turn a photo into a model's input. The model file stores them; every field is plain JSON.
 
-    The photo is resized, cut to ``height`` x ``width``, its channels ordered, and each value v in [0, 255]
+    The photo is fitted into ``height`` x ``width``, its channels ordered, and each value v in [0, 255]
     becomes ``(v * scale - mean) / std``, per channel in the order of `channels`.
+
+    `resize` belongs to ``crop`` alone: the other two fits have a null `resize`. Without `fit`, a photo is cropped if
+    `resize` is given, else stretched.
 
     Attributes:
         height, width: the input size in pixels.
@@ -41,10 +43,17 @@ class Preprocessing:
             (torchvision's Resize and CenterCrop); or the (height, width) to which the photo is stretched before the
             cut. None stretches the whole photo to the input size.
         interpolation: Pillow's filters: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` (a = -0.5) or
-            ``lanczos``; all but ``nearest`` are antialiased.
+            ``lanczos``; all but ``nearest`` are antialiased. ``linear`` is OpenCV's INTER_LINEAR, not antialiased.
         scale, mean, std: see above.
         crop_rounding: where the cut-out begins if an odd number of pixels is left: ``even`` rounds the half to an
             even number (torchvision), ``down`` rounds it down (transformers).
+        fit: ``crop`` resizes as `resize` says and cuts out the centre; ``stretch`` resizes the whole photo to the input
+            size; ``letterbox`` resizes the whole photo by one factor, so that it just fits, and pads the rest
+            (ultralytics' LetterBox: the sides are ``round(side * factor)``). None: as `resize` says.
+        pad_value: the padding of ``letterbox``, 0 to 255: one number, or one per channel in the order of `channels`.
+            None means 114, as ultralytics pads.
+        pad_place: where ``letterbox`` pads: ``centre`` on both sides, an odd pixel more at the bottom and right;
+            ``end`` at the bottom and right only. None means ``centre``.
     """
 
     height: int
@@ -56,15 +65,19 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     crop_rounding: Literal["even", "down"] = "even"
+    fit: Fit | None = None
+    pad_value: tuple[float, ...] | None = None
+    pad_place: PadPlace | None = None
 
     def __post_init__(self) -> None:
         count = len("L" if self.channels == "GRAY" else self.channels)
         if self.channels not in ("RGB", "BGR", "GRAY"):
             raise OptionError(f"preprocessing channels is {self.channels!r}; expected RGB, BGR or GRAY")
-        for name, known in (("interpolation", get_args(Interpolation)), ("crop_rounding", ("even", "down"))):
-            if getattr(self, name) not in known:
+        for name, known in _CHOICES.items():
+            given = getattr(self, name)
+            if given not in known and not (given is None and name in _FIELDS_OF_FIT):
                 expected = f"{', '.join(known[:-1])} or {known[-1]}"
-                raise OptionError(f"preprocessing {name} is {getattr(self, name)!r}; expected {expected}")
+                raise OptionError(f"preprocessing {name} is {given!r}; expected {expected}")
         for name in ("height", "width"):
             if not _is_length(getattr(self, name)):
                 given = getattr(self, name)
@@ -76,6 +89,33 @@ class Preprocessing:
         object.__setattr__(self, "std", _per_channel(self.std, count, "std"))
         if 0.0 in self.std:
             raise OptionError("preprocessing std has a 0; expected values to divide by")
+        self._check_fit(count)
+
+    def _check_fit(self, count: int) -> None:
+        """Refuse contradictions of `fit` and other fields; fill the padding of a letterbox in."""
+        if self.fit in ("letterbox", "stretch") and self.resize is not None:
+            raise OptionError(
+                f"preprocessing fit is {self.fit!r} and resize is {self.resize}; expected resize null: only fit 'crop' "
+                "has a size before the cut"
+            )
+        if self.fit == "crop" and self.resize is None:
+            raise OptionError(
+                "preprocessing fit is 'crop' and resize is null; expected resize, the length of the photo's shorter "
+                "side before the cut"
+            )
+        if self.fit != "letterbox":
+            for name in ("pad_value", "pad_place"):
+                if getattr(self, name) is not None:
+                    raise OptionError(
+                        f"preprocessing {name} is {getattr(self, name)!r} and fit is {self.fit!r}; expected fit "
+                        f"'letterbox', or no {name}"
+                    )
+            return
+        pads = _per_channel(_USUAL_PADDING if self.pad_value is None else self.pad_value, count, "pad_value")
+        if min(pads) < 0 or max(pads) > 255:
+            raise OptionError(f"preprocessing pad_value is {self.pad_value!r}; expected numbers from 0 to 255")
+        object.__setattr__(self, "pad_value", pads)
+        object.__setattr__(self, "pad_place", self.pad_place or "centre")
 
     def _checked_resize(self) -> int | tuple[int, int] | None:
         """Return `resize` as a number, a pair or None; in JSON, pairs are lists."""
@@ -172,7 +212,8 @@ class Preprocessing:
             raise OptionError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return plain JSON; `fit` and its fields only if they are given, so that older versions read the rest."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _FIELDS_OF_FIT}
 
     def resized(self, height: int, width: int) -> Preprocessing:
         """Return the same preprocessing for another input size; the crop keeps its proportion."""
@@ -191,6 +232,11 @@ class Preprocessing:
     def crop(self, photo_height: int, photo_width: int) -> Crop:
         """Return the part of a photo of this size that reaches the model."""
         (full_h, top), (full_w, left) = self._placement(photo_height, photo_width)
+        if self.fit == "letterbox":
+            down, across = photo_height / full_h, photo_width / full_w
+            below, right = self.height - full_h + top, self.width - full_w + left
+            padding = (-top * down, -left * across, below * down, right * across)
+            return Crop(0, 0, photo_height, photo_width, padding)
         y0, y1 = _photo_span(top, self.height, full_h, photo_height)
         x0, x1 = _photo_span(left, self.width, full_w, photo_width)
         return Crop(y0, x0, y1, x1)
@@ -198,26 +244,52 @@ class Preprocessing:
     def apply(self, photo: Photo, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Tensor:
         """Turn a photo uint8 [H,W,3] RGB into an input float32 [1,C,height,width], or [1,height,width,C]."""
         (full_h, top), (full_w, left) = self._placement(*photo.shape[:2])
-        planes = resample(photo, (full_h, full_w), (top, left), (self.height, self.width), self.interpolation)
-        if self.channels == "GRAY":
-            planes = np.tensordot(GRAY_WEIGHTS[None], planes, axes=1)
-        elif self.channels == "BGR":
-            planes = planes[::-1]
+        if self.fit == "letterbox":
+            planes = self._ordered(resample(photo, (full_h, full_w), (0, 0), (full_h, full_w), self.interpolation))
+            planes = self._padded(planes, -top, -left)
+        else:
+            planes = resample(photo, (full_h, full_w), (top, left), (self.height, self.width), self.interpolation)
+            planes = self._ordered(planes)
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         tensor = (planes * np.float32(self.scale) - mean) / std
         if layout == "NHWC":
             tensor = tensor.transpose(1, 2, 0)
         return np.ascontiguousarray(tensor[None], np.float32)
 
+    def _ordered(self, planes: Tensor) -> Tensor:
+        """Return planes [3,h,w] of R, G and B as the planes [C,h,w] of `channels`."""
+        if self.channels == "GRAY":
+            return np.tensordot(GRAY_WEIGHTS[None], planes, axes=1)
+        return planes[::-1] if self.channels == "BGR" else planes
+
+    def _padded(self, planes: Tensor, top: int, left: int) -> Tensor:
+        """Put planes [C,h,w] into [C,height,width] of the padding's value."""
+        whole = np.empty((self.channel_count, self.height, self.width), np.float32)
+        whole[:] = np.array(self.pad_value, np.float32)[:, None, None]
+        whole[:, top : top + planes.shape[1], left : left + planes.shape[2]] = planes
+        return whole
+
     def invert(self, tensor: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Photo:
-        """Turn an input float32 [1,C,H,W] (or [1,H,W,C]) back into a photo uint8 [H,W,3], to draw on it."""
+        """Turn an input float32 [1,C,H,W] (or [1,H,W,C]) back into a photo uint8 [H,W,3], to draw on it.
+
+        The padding of a letterboxed input stays in the photo, because the tensor does not say where the padding ends.
+        """
         pixels = tensor[0].transpose(1, 2, 0) if layout == "NCHW" else tensor[0]
         pixels = (pixels * np.array(self.std, np.float32) + np.array(self.mean, np.float32)) / self.scale
         pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
         return as_photo(np.ascontiguousarray(pixels[:, :, ::-1] if self.channels == "BGR" else pixels))
 
     def _placement(self, photo_height: int, photo_width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return, for rows and columns, the size of the whole resized photo and where the crop begins in it."""
+        """Return, for rows and columns, the size of the whole resized photo and where the input begins in it.
+
+        The input of a letterbox begins before the photo: at 0 or less.
+        """
+        if self.fit == "letterbox":
+            factor = min(self.height / photo_height, self.width / photo_width)
+            full_h, full_w = max(round(photo_height * factor), 1), max(round(photo_width * factor), 1)
+            if self.pad_place == "end":
+                return (full_h, 0), (full_w, 0)
+            return (full_h, -((self.height - full_h) // 2)), (full_w, -((self.width - full_w) // 2))
         if self.resize is None:
             return (self.height, 0), (self.width, 0)
         if isinstance(self.resize, tuple):
@@ -230,6 +302,16 @@ class Preprocessing:
 
     def _half(self, rest: int) -> int:
         return rest // 2 if self.crop_rounding == "down" else round(rest / 2)  # Python rounds half to even
+
+
+_CHOICES = {
+    "interpolation": get_args(Interpolation),
+    "crop_rounding": ("even", "down"),
+    "fit": get_args(Fit),
+    "pad_place": get_args(PadPlace),
+}
+_FIELDS_OF_FIT = ("fit", "pad_value", "pad_place")  # null unless given
+_USUAL_PADDING = 114.0  # of ultralytics
 
 
 def _is_length(value: Any) -> bool:
@@ -255,116 +337,3 @@ def _per_channel(values: Any, count: int, name: str) -> tuple[float, ...]:
 def _photo_span(begin: int, length: int, full: int, photo: int) -> tuple[int, int]:
     first = min(round(begin * photo / full), photo - 1)
     return first, min(max(round((begin + length) * photo / full), first + 1), photo)
-
-
-def resample(
-    photo: Photo,
-    full: tuple[int, int],
-    offset: tuple[int, int],
-    size: tuple[int, int],
-    interpolation: Interpolation,
-) -> Tensor:
-    """Resize a photo to `full` = (rows, columns), antialiased, and return the part of `size` at `offset`.
-
-    The filters are Pillow's (widened by the scale when shrinking), without its rounding to 8 bits between the passes.
-    Only the part is computed, and no float copy of the photo is held.
-
-    Returns:
-        float32 [3, rows, columns], values 0 to 255 (filters that overshoot are cut to that range, as 8-bit images are).
-    """
-    down = _bands(photo.shape[0], full[0], offset[0], size[0], interpolation, _ROWS_OF_A_BAND)
-    across = _bands(photo.shape[1], full[1], offset[1], size[1], interpolation, _COLUMNS_OF_A_BAND)
-    x_begin, x_end = min(columns.start for _, columns, _ in across), max(columns.stop for _, columns, _ in across)
-    width = x_end - x_begin
-    rows = np.empty((3, size[0], width), np.float32)
-    for at, samples, band in down:
-        strip = photo[samples, x_begin:x_end].astype(np.float32).reshape(band.shape[1], -1)
-        rows[:, at] = (band @ strip).reshape(len(band), width, 3).transpose(2, 0, 1)
-    lines = rows.reshape(-1, width)
-    pixels = np.empty((len(lines), size[1]), np.float32)
-    for at, samples, band in across:
-        pixels[:, at] = lines[:, samples.start - x_begin : samples.stop - x_begin] @ band.T
-    return np.clip(pixels, 0, 255, out=pixels).reshape(3, *size)
-
-
-@lru_cache(maxsize=16)
-def _bands(
-    length: int, full: int, offset: int, size: int, interpolation: Interpolation, most: int
-) -> list[tuple[slice, slice, NDArray[np.float32]]]:
-    """Cut a resampling matrix, which is nearly all zero, into bands of at most `most` rows, for fast products.
-
-    All arguments except the last are those of `filter_taps`. The result is kept for the next photo of the size.
-
-    Returns:
-        For each band the output samples, the input samples that they need, and the matrix [outputs,samples].
-    """
-    first, weights = filter_taps(length, full, offset, size, interpolation)
-    bands = []
-    for begin in range(0, size, most):
-        at = slice(begin, min(begin + most, size))
-        low, high = int(first[at].min()), min(int(first[at].max()) + weights.shape[1], length)
-        band = np.zeros((at.stop - begin, high - low), np.float32)
-        for row, start, taps in zip(band, first[at] - low, weights[at], strict=True):
-            row[start : start + len(taps)] = taps[: len(row) - start]
-        bands.append((at, slice(low, high), band))
-    return bands
-
-
-def filter_taps(
-    length: int, full: int, offset: int, size: int, interpolation: Interpolation
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return the input samples of each output sample: the first sample [size], and the weights [size, taps].
-
-    Taps outside the photo have weight 0; the weights of each output sample sum to 1.
-    """
-    scale = length / full
-    stretch = max(scale, 1.0)
-    centre = (np.arange(offset, offset + size) + 0.5) * scale
-    if interpolation == "nearest":  # a box as wide as one sample, over the sample that contains the centre
-        # Pillow adds up the scale (Geometry.c), which decides the side of a centre that lies between two samples.
-        centre = np.cumsum([scale / 2] + [scale] * (offset + size - 1))[offset:]
-        centre, stretch = np.floor(centre) + 0.5, 1.0
-    support = SUPPORT[interpolation] * stretch
-    first = np.clip(np.floor(centre - support + 0.5).astype(np.intp), 0, length - 1)
-    taps = min(int(np.ceil(support * 2)) + 1, length)
-    at = first[:, None] + np.arange(taps)
-    weights = _KERNELS[interpolation]((at + 0.5 - centre[:, None]) / stretch)
-    weights[at >= length] = 0
-    return first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-# Pillow's filters (src/libImaging/Resample.c): how far each reaches, and its weights by distance.
-SUPPORT: dict[Interpolation, float] = {
-    "nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0
-}  # fmt: skip
-
-
-def _box(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.where((distance > -0.5) & (distance <= 0.5), 1.0, 0.0)
-    return weights
-
-
-def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.maximum(1 - np.abs(distance), 0)
-    return weights
-
-
-def _hamming(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    window = 0.54 + 0.46 * np.cos(np.pi * distance)
-    return np.where(np.abs(distance) < 1, np.sinc(distance) * window, 0.0)
-
-
-def _cubic(distance: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
-    distance = np.abs(distance)
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-
-
-def _lanczos(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0.0)
-
-
-_KERNELS: dict[Interpolation, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "nearest": _box, "box": _box, "bilinear": _triangle, "hamming": _hamming, "bicubic": _cubic, "lanczos": _lanczos
-}  # fmt: skip

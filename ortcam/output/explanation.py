@@ -23,7 +23,7 @@ from ortcam.core.selection import ErrorEstimate
 from ortcam.core.targets import Target, find_target
 from ortcam.errors import OptionError, OrtcamWarning, OutputError, TargetError
 from ortcam.output.record import build_record, is_written_by_save, overlay_name, why_not_same, write_record
-from ortcam.output.render import check_style, draw_overlay, encode_png, place_map
+from ortcam.output.render import check_style, draw_box, draw_overlay, encode_png, place_map
 
 if TYPE_CHECKING:
     from ortcam.output.record import Recordable
@@ -166,11 +166,13 @@ class Pictures:
 
     def overlay_at(self, place: int, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
         """Draw the map of the target at a place of `targets` over the photo; otherwise as `overlay`."""
-        return self._draw(self.map_at(place), opacity, colormap)
+        return self._draw(place, self.map_at(place), opacity, colormap)
 
-    def _draw(self, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
+    def _draw(self, place: int, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
         photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
-        return draw_overlay(photo, saliency, self.crop, opacity, colormap)
+        overlay = draw_overlay(photo, saliency, self.crop, opacity, colormap)
+        where = self.targets[place].place
+        return overlay if where is None or "box" not in where else draw_box(overlay, where["box"])
 
     def save(
         self,
@@ -204,8 +206,8 @@ class Pictures:
                 for row, target in enumerate(self.targets):  # one by one: all classes may be a thousand
                     saliency = maps[row] = self.map_at(row)
                     meter.add(saliency)
-                    overlay = self._draw(saliency, opacity, colormap)
-                    (unfinished / overlay_name(target)).write_bytes(encode_png(overlay))
+                    overlay = self._draw(row, saliency, opacity, colormap)
+                    (unfinished / overlay_name(target, row)).write_bytes(encode_png(overlay))
                 maps.flush()
                 for name, array in self.arrays().items():
                     np.save(unfinished / f"{name}.npy", array)

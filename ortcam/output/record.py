@@ -99,7 +99,7 @@ def outline(explanation: Recordable) -> dict[str, Any]:
             "height": height,
             "width": width,
         },
-        "crop": asdict(e.crop),
+        "crop": e.crop.to_dict(),
         "model": {
             **_describe_files(model),
             "packed": known.packed,
@@ -128,9 +128,10 @@ def outline(explanation: Recordable) -> dict[str, Any]:
                 "probability": target.probability,
                 "error": None if error is None else asdict(error),
                 "map_is_flat": flat,
-                "overlay": overlay_name(target),
+                "overlay": overlay_name(target, place),
+                **({} if target.place is None else {"place": dict(target.place)}),
             }
-            for target, error, flat in zip(e.targets, e.errors, e.flat, strict=True)
+            for place, (target, error, flat) in enumerate(zip(e.targets, e.errors, e.flat, strict=True))
         ],
     }
     plain: dict[str, Any] = _plain(record)
@@ -155,7 +156,7 @@ def _describe_measures(measures: MapMeasures) -> dict[str, Any]:
     place, box = measures.maximum, measures.half_maximum_box
     return {
         "maximum": None if place is None else dict(zip("xy", place, strict=True)),
-        "half_maximum_box": None if box is None else asdict(box),
+        "half_maximum_box": None if box is None else box.to_dict(),
         "share_above_half": measures.share_above_half,
         "share_at_edge": measures.share_at_edge,
     }
@@ -172,10 +173,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def overlay_name(target: Target) -> str:
-    """Return the file name of a target's overlay."""
+def overlay_name(target: Target, place: int) -> str:
+    """Return the file name of the overlay of the target at a place of an explanation."""
     words = "" if target.label is None else re.sub(r"[^a-z0-9]+", "-", target.label.split(",")[0].lower()).strip("-")
-    return f"overlay-{target.index}-{words[:40]}.png" if words else f"overlay-{target.index}.png"
+    parts = ["overlay", str(target.index), *([words[:40]] if words else [])]
+    if target.place is not None:  # two boxes may have one class
+        parts.append(f"at-{place}")
+    return f"{'-'.join(parts)}.png"
 
 
 def is_written_by_save(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,7 @@ def draw_overlay(
         OptionError: the colormap is unknown, or the opacity is out of range.
     """
     check_style(opacity, colormap)
-    inside = slice(crop.top, crop.bottom), slice(crop.left, crop.right)
+    inside = crop.inside
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
     overlay: Photo = np.repeat((grey // 2 + 24)[:, :, None], 3, axis=2).astype(np.uint8)
     levels = np.rint(np.clip(saliency[inside], 0, 1) * 255).astype(np.uint8)
@@ -56,11 +58,50 @@ def draw_overlay(
     return overlay
 
 
+def draw_box(overlay: Photo, box: Sequence[float]) -> Photo:
+    """Return an overlay with the outline of a box in white and black.
+
+    Args:
+        overlay: uint8 [H,W,3] RGB.
+        box: left, top, right and bottom in pixels; it may reach beyond the photo.
+    """
+    drawn = overlay.copy()
+    height, width = overlay.shape[:2]
+    thick = max(1, round(min(height, width) / 250))
+    left, top, right, bottom = (round(side) for side in box)
+    # The outline of a box that fills the photo stays visible.
+    corners = (max(left, 0), max(top, 0)), (min(right, width) - 1, min(bottom, height) - 1)
+    cv2.rectangle(drawn, *corners, (0, 0, 0), 3 * thick)
+    cv2.rectangle(drawn, *corners, (255, 255, 255), thick)
+    return drawn
+
+
 def place_map(saliency: NDArray[np.float32], crop: Crop, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return a map [h,w] of the model's input at the photo's size, float32 [H,W]; 0 outside the crop."""
+    """Return a map [h,w] of the model's input at the photo's size, float32 [H,W]; 0 outside the crop.
+
+    The map is resized bilinearly (half-pixel centres). What lies over the padding of a letterbox is cut off.
+    """
+    top, left, bottom, right = crop.padding
+    if top or bottom:
+        saliency = _cut_padding(saliency, top, crop.height, bottom)
+    if left or right:
+        saliency = _cut_padding(saliency.T, left, crop.width, right).T
     placed = np.zeros(size, np.float32)
-    placed[crop.top : crop.bottom, crop.left : crop.right] = resize_map(saliency, crop.height, crop.width)
+    placed[crop.inside] = resize_map(saliency, crop.height, crop.width)
     return placed
+
+
+def _cut_padding(saliency: NDArray[np.float32], before: float, length: int, after: float) -> NDArray[np.float32]:
+    """Resize the rows of a map [n,m] to `before` + `length` + `after` pixels, and return `length` of them.
+
+    OpenCV resizes to whole pixels only, but padding ends between two pixels of the photo.
+    """
+    last = len(saliency) - 1
+    places = (before + np.arange(length) + 0.5) * (len(saliency) / (before + length + after)) - 0.5
+    places = np.clip(places, 0, last)
+    first = places.astype(np.intp)
+    share = (places - first).astype(np.float32)[:, None]
+    return saliency[first] * (1 - share) + saliency[np.minimum(first + 1, last)] * share
 
 
 def draw_sheet(entries: list[tuple[Photo, Photo, str]], side: int = 224, columns: int = 4) -> Photo:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from threading import Lock
 from typing import Literal
@@ -13,6 +13,8 @@ from ortcam.core.budget import HostPredictors, Predictors
 from ortcam.core.convention import Floats
 from ortcam.core.method import Scores
 from ortcam.core.query import Change, Rows
+from ortcam.core.references import Reference, stack
+from ortcam.graph import names
 from ortcam.graph.wiring import MASKED_IMAGE, Wiring
 from ortcam.model.cam_model import CamModel
 from ortcam.runtime.engine import Engine
@@ -96,6 +98,12 @@ class Classifier:
     def forward(self, tensors: Floats) -> Group:
         """Run the model once on the input tensors [P,...]: `Scorer.forward`."""
         return self._whole.forward(tensors)
+
+    def with_references(self, group: Group, references: Sequence[Sequence[Reference]]) -> Group:
+        """Return a group whose photos have references, of a model that is no classifier."""
+        vectors, classes = stack(references, self._setup.model.reference_sizes[1])
+        arrays = {names.REFERENCES: vectors, names.REFERENCE_CLASSES: classes}
+        return replace(group, references={name: arrays[name] for name in group.references})
 
     def score(self, group: Group, rows: Rows, change: Change, on_progress: Progress | None = None) -> Scores:
         """Run changed inputs of a group's photos: `Scorer.score`."""

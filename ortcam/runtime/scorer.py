@@ -44,6 +44,7 @@ class Group:
         features: float32 [P*K,h,w] each, the activations of all photos, of the target layer and of earlier stages.
         passes: the plain pass of every photo.
         other_tokens: float32 [P,O,D], the tokens that are no patches, if the layer is taken from a sequence.
+        references: the inputs that hold the references of the photos, of a model that is no classifier.
         on_device: arrays that are on the device already: photos, features, banks of masks.
     """
 
@@ -51,6 +52,7 @@ class Group:
     features: tuple[Floats, ...]
     passes: tuple[Forward, ...]
     other_tokens: Floats | None = None
+    references: dict[str, Floats] = field(default_factory=dict)
     on_device: dict[Any, Any] = field(default_factory=dict)
 
     def per_photo(self, layer: int) -> int:
@@ -95,7 +97,6 @@ class Scorer:
         self._model = model
         self._device = device
         self._padding = padding
-        self._result = session.get_outputs()[0].name
         self._name = model.name
         self._wiring = wiring
         self.light = names.LIGHT_ROWS in session.get_modelmeta().custom_metadata_map
@@ -134,28 +135,43 @@ class Scorer:
         fixed = self._fixed(self._plain, (1, 1), (height, width), len(rows))
         layouts = contract.layouts(self._model.stages)
         sequence = self._model.sequence
-        made = (self._result, names.LOGITS, *map(output_name, range(len(layouts))), *([SEQUENCE] if sequence else []))
+        results = self._model.results
+        no_references = self._no_references(count)
+        inputs |= no_references
+        made = (*results, names.LOGITS, *map(output_name, range(len(layouts))), *([SEQUENCE] if sequence else []))
 
         def direct() -> list[Floats]:
             return self._run(self._session.io_binding(), inputs | fixed, made)
 
         if self._captured is None:
-            output, logits, *layers = direct()
+            found = direct()
         else:
-            output, logits, *layers = self._captured.run(Batch(False, inputs, fixed, dict.fromkeys(made), direct))
+            found = self._captured.run(Batch(False, inputs, fixed, dict.fromkeys(made), direct))
+        outputs, (logits, *layers) = found[: len(results)], found[len(results) :]
+        output = outputs[0]
         others = None
         if sequence is not None:
             *layers, tokens = layers
             others = np.delete(tokens[:count], np.s_[sequence.first : sequence.first + sequence.places], axis=1)
-        self._check_shapes(output, layers[0])
+        self._check_shapes(outputs, layers[0])
+        if contract.task != "classify":  # references come later
+            output = logits = np.empty((len(logits), 0), np.float32)
         for place, layout in enumerate(layouts):
             if layout == "NHWC":
                 layers[place] = np.ascontiguousarray(layers[place].transpose(0, 3, 1, 2))
         passes = tuple(
-            Forward(logits[i], output[i], layers[0][i], (height, width), tuple(stage[i] for stage in layers[1:]))
+            Forward(
+                logits[i],
+                output[i],
+                layers[0][i],
+                (height, width),
+                tuple(stage[i] for stage in layers[1:]),
+                () if contract.task == "classify" else tuple(one[i] for one in outputs),
+            )
             for i in range(count)
         )
-        return Group(tensors, tuple(layer[:count].reshape(-1, *layer.shape[2:]) for layer in layers), passes, others)
+        features = tuple(layer[:count].reshape(-1, *layer.shape[2:]) for layer in layers)
+        return Group(tensors, features, passes, others, no_references)
 
     def score(
         self, group: Group, rows: Rows, change: Change | None = None, on_progress: Progress | None = None
@@ -169,7 +185,8 @@ class Scorer:
             on_progress: called with (done, M) after every batch.
         """
         count, targets = rows.targets.shape
-        made = Scores(*(np.empty((count, targets if one in self.scores else 0), np.float32) for one in _SCORES))
+        logits, logs = (np.empty((count, targets if one in self.scores else 0), np.float32) for one in _SCORES)
+        made = Scores(logits, logs, plain=self._model.contract.task == "value")
         change = change or self._plain
         run = _GroupRuns(self, group, change)
         sizes = self._batch_sizes(rows)
@@ -246,15 +263,31 @@ class Scorer:
             fixed |= {names.ROWS: rows, names.COLUMNS: interpolation_matrix(size[1], small[1], change.align_corners).T}
         return fixed
 
-    def _check_shapes(self, output: Floats, activations: Floats) -> None:
+    def _no_references(self, count: int) -> dict[str, Floats]:
+        """Return references for a plain pass of `count` photos; none for a classifier.
+
+        Raises:
+            ModelError: the file leaves a size free that references need.
+        """
+        task = self._model.contract.task
+        if task == "classify":
+            return {}
+        length, classes = self._model.reference_sizes
+        inputs = {names.REFERENCES: np.zeros((count, length, 1), np.float32)}
+        if task in ("detect", "segment"):
+            inputs[names.REFERENCE_CLASSES] = np.zeros((count, classes, 1), np.float32)
+        return inputs
+
+    def _check_shapes(self, outputs: Sequence[Floats], activations: Floats) -> None:
         name = self._model.name
         if activations.ndim != 4:
             raise ModelError(
                 f"{name}: the target layer has the shape {list(activations.shape)}; "
                 "expected [batch,channels,height,width]"
             )
-        if output.ndim != 2:
-            raise ModelError(f"{name}: the output has the shape {list(output.shape)}; expected class scores [batch,N]")
+        if self._model.contract.task == "classify" and outputs[0].ndim != 2:
+            shape = list(outputs[0].shape)
+            raise ModelError(f"{name}: the output has the shape {shape}; expected class scores [batch,N]")
 
     def _of_group(self, group: Group, change: Change) -> Inputs:
         """Return the inputs that all batches of a group share: the photos or features, the bank, the baseline."""
@@ -263,7 +296,7 @@ class Scorer:
             content = group.features[change.layer].reshape(len(group.photos), -1, *group.layer(change.layer))
             if self._model.contract.layouts(self._model.stages)[change.layer] == "NHWC":
                 content = content.transpose(0, 2, 3, 1)
-        shared = {names.PHOTOS: content}
+        shared = {names.PHOTOS: content, **group.references}
         if group.other_tokens is not None and change.at == "layer" and change.layer == 0:
             shared[names.OTHER_TOKENS] = group.other_tokens
         if self._wiring.bank == "given":
@@ -328,6 +361,8 @@ class _GroupRuns:
                 names.PHOTOS: content,
                 names.BASELINE: change.baseline,
                 names.OTHER_TOKENS: names.OTHER_TOKENS,
+                names.REFERENCES: names.REFERENCES,
+                names.REFERENCE_CLASSES: names.REFERENCE_CLASSES,
             }.get(name, bank)
             if what not in kept:
                 kept[what] = self._scorer._upload(array)

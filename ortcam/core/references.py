@@ -1,0 +1,257 @@
+"""References: what a user asks of a model that is no classifier, and the arrays that its scores are computed from.
+
+A reference is to such a model what a class is to a classifier: the t-th reference of a photo has the index t. Its score
+is computed in the scoring graph from the model's outputs and the arrays that `stack` makes (`ortcam.graph.tasks`):
+
+    detect    max over n of IoU(boxes[n], box) * scores[n, class]    D-RISE (Petsiuk et al. 2021), no class vector
+    segment   mean over the region of mask[class]
+    embed     cosine(embedding, vector)
+    value     +value or -value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.core.convention import TINY, Floats
+from ortcam.errors import TargetError, one_line
+
+
+@dataclass(frozen=True)
+class Box:
+    """A target of a detector.
+
+    Attributes:
+        which: the number of a detection in the photo, the surest is 0; or left, top, right and bottom in pixels of the
+            photo.
+        label: the class of given coordinates, as index or label; not needed if the model has a single class.
+    """
+
+    which: int | tuple[float, float, float, float]
+    label: int | str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"box": plain(self.which), "label": plain(self.label)}
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A target of a segmenter: the mean probability of a class over a region.
+
+    Attributes:
+        label: the class, as index or label; None for the class at `at`, or for the only class.
+        mask: the region, bool [H,W] at the photo's size; None for the places where the model sees the class.
+        at: (x, y), a pixel of the photo: the connected region of its class.
+    """
+
+    label: int | str | None = None
+    mask: NDArray[Any] | None = None
+    at: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"region": plain(self.label), "at": plain(self.at), "mask": None if self.mask is None else "given"}
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """A target of a model that returns an embedding: the cosine of the photo's embedding and another.
+
+    Attributes:
+        like: a reference picture, in any form that `explain` takes; or the embedding itself, float [D].
+    """
+
+    like: Any
+
+    def to_json(self) -> dict[str, Any]:
+        return {"similarity": self.like.name if isinstance(self.like, Embedding) else "given"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A target of a model that returns plain values.
+
+    Attributes:
+        index: the number of the value.
+        sign: 1 to explain what raises the value, -1 for what lowers it.
+    """
+
+    index: int = 0
+    sign: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"output": plain(self.index), "sign": plain(self.sign)}
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """The embedding of a reference.
+
+    Attributes:
+        name: the name of the file that it comes from, or what else it is.
+        path: the file; None if it comes from none.
+        vector: float32 [D].
+    """
+
+    name: str
+    path: Path | None
+    vector: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A target of a photo, resolved.
+
+    Attributes:
+        index: its place among the references of the photo.
+        vector: float32 [R]: a box in pixels of the input, the weights [H*W] of a region, a direction [D], or the
+            factors [N] of values.
+        class_index: the class of a box or region; None for a similarity. For a value, its number.
+        label: the name of the class; None if it has none.
+        place: plain JSON that says which box, region, picture or value it is.
+    """
+
+    index: int
+    vector: Floats
+    class_index: int | None
+    label: str | None
+    place: dict[str, Any]
+
+
+# The targets of models that are no classifiers, as a user writes them.
+Asked = Box | Region | Similarity | Output
+
+
+def plain(value: Any) -> Any:
+    """Return numbers and sequences as JSON knows them."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def stack(references: Sequence[Sequence[Reference]], classes: int) -> tuple[Floats, Floats]:
+    """Return the arrays of a group of P photos for the scoring graph.
+
+    A photo with fewer references than another repeats its last; a photo without any has zeros.
+
+    Args:
+        references: those of each photo.
+        classes: C, the number of classes that a box or a region may have; 1 without classes.
+
+    Returns:
+        The vectors, float32 [P,R,T], and the selected classes, float32 [P,C,T], 1 or 0.
+    """
+    most = max(map(len, references))
+    length = next(len(photo[0].vector) for photo in references if photo)
+    vectors = np.zeros((len(references), length, most), np.float32)
+    chosen = np.zeros((len(references), classes, most), np.float32)
+    for number, photo in enumerate(references):
+        for place in range(most if photo else 0):
+            one = photo[min(place, len(photo) - 1)]
+            vectors[number, :, place] = one.vector
+            if one.class_index is not None and one.class_index < classes:
+                chosen[number, one.class_index, place] = 1
+    return vectors, chosen
+
+
+def score(task: str, outputs: Sequence[Floats], references: Sequence[Reference]) -> Floats:
+    """Return the scores of references, float32 [T], from the outputs of a photo (`ortcam.model.contract.ROLES`)."""
+    rule = {"detect": _score_box, "segment": _score_region, "embed": _score_similarity, "value": _score_value}[task]
+    return np.array([rule(outputs, one) for one in references], np.float32)
+
+
+def _score_box(outputs: Sequence[Floats], one: Reference) -> float:
+    boxes, scores = outputs
+    if not len(boxes):
+        return 0.0
+    return float((overlaps(boxes, one.vector) * scores[:, one.class_index]).max())
+
+
+def _score_region(outputs: Sequence[Floats], one: Reference) -> float:
+    (mask,) = outputs
+    return float(mask[one.class_index].reshape(-1).astype(np.float64) @ one.vector)
+
+
+def _score_similarity(outputs: Sequence[Floats], one: Reference) -> float:
+    return float(unit(outputs[0]) @ one.vector)
+
+
+def _score_value(outputs: Sequence[Floats], one: Reference) -> float:
+    return float(outputs[0] @ one.vector)
+
+
+def read_vector(path: str | PathLike[str]) -> Floats:
+    """Read an embedding from a .npy file.
+
+    Raises:
+        TargetError: the file cannot be read, or holds no vector.
+    """
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise TargetError(f"cannot read the reference {path}: {one_line(error)}") from error
+    flat = np.squeeze(vector)
+    if flat.ndim != 1 or not np.issubdtype(flat.dtype, np.number):
+        raise TargetError(
+            f"{path} holds {vector.dtype} of shape {list(vector.shape)}; expected one embedding, float [D]"
+        )
+    return np.asarray(flat, np.float32)
+
+
+def unit(vector: NDArray[Any]) -> Floats:
+    """Return a vector [D] with length 1.
+
+    Raises:
+        TargetError: it has no length.
+    """
+    wide = np.asarray(vector, np.float64)
+    length = np.linalg.norm(wide)
+    if not length >= TINY or not np.isfinite(length):
+        raise TargetError(
+            "the reference is a vector of zeros, or not finite; expected an embedding that has a direction"
+        )
+    return np.asarray(wide / length, np.float32)
+
+
+def overlaps(boxes: Floats, box: Floats) -> Floats:
+    """Return the intersection over union of boxes [N,4] with a box [4], each left, top, right, bottom."""
+    corner, end = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    shared = np.maximum(end - corner, 0).prod(axis=1)
+    areas = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
+    both = areas + np.maximum(box[2:] - box[:2], 0).prod() - shared
+    return np.asarray(shared / np.maximum(both, TINY), np.float32)
+
+
+def suppress(
+    boxes: Floats, scores: Floats, least_score: float = 0.25, most_overlap: float = 0.45
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the detections of a photo: the rows that stay after suppression, and the class of each, the surest first.
+
+    Greedy suppression within each class, as most detectors use it: a row counts with its best class; it is dropped if
+    its box is empty, or overlaps a surer row of its class by more than `most_overlap`. Equal scores are in the order of
+    the rows.
+
+    Args:
+        boxes: float32 [N,4].
+        scores: float32 [N,C].
+        least_score: rows below are left out.
+        most_overlap: the largest intersection over union.
+    """
+    best = scores.argmax(axis=1) if scores.size else np.empty(0, np.intp)
+    values = scores[np.arange(len(scores)), best]
+    order = np.argsort(-values, kind="stable")
+    sized = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)  # an inverted box overlaps nothing, not even itself
+    order = order[(values >= least_score)[order] & sized[order]]
+    kept: list[int] = []
+    while len(order):
+        first, order = order[0], order[1:]
+        kept.append(int(first))
+        near = (best[order] == best[first]) & (overlaps(boxes[order], boxes[first]) > most_overlap)
+        order = order[~near]
+    rows = np.array(kept, np.intp)
+    return rows, best[rows]

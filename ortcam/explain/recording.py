@@ -1,0 +1,45 @@
+"""Record how an explanation was made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.model.cam_model import CamModel
+from ortcam.runtime.providers import Provider
+from ortcam.runtime.session import RUNTIME_VERSION
+
+if TYPE_CHECKING:
+    from ortcam.core.method import Method
+
+
+def provenance_of(
+    model: CamModel, method: Method, origin: Origin, asked: Asked, batch_size: int, provider: Provider
+) -> Provenance:
+    """Return the provenance of an explanation.
+
+    Args:
+        model: the model file.
+        method: the method.
+        origin: the photo.
+        asked: the caller's options.
+        batch_size: the largest number of masked inputs in a batch.
+        provider: the provider that ran the model.
+    """
+    contract = model.contract
+    stages = [stage.value for stage in model.stages]
+    return Provenance(
+        photo=origin,
+        model=model.fingerprints,
+        packed=False,
+        output=contract.output,
+        activation=contract.makes_probabilities,
+        preprocessing=None if contract.preprocessing is None else contract.preprocessing.to_dict(),
+        asked=asked,
+        method=method.describe() | ({"stages": stages} if method.stages else {}),
+        batch_size=batch_size,
+        provider_options=provider.options,
+        device_id=provider.device_id,
+        onnxruntime=RUNTIME_VERSION,
+        created=now(),
+    )

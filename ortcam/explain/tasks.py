@@ -1,0 +1,61 @@
+"""What the explainer does for models that are no classifiers: it finds the references of a photo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ortcam.core.convention import Floats
+from ortcam.core.forward import Forward
+from ortcam.core.readers import View, everything, resolve
+from ortcam.core.references import Embedding, Reference, Similarity, read_vector
+from ortcam.core.targets import Targets
+from ortcam.explain.jobs import Job
+from ortcam.model.cam_model import CamModel
+
+
+def find_references(model: CamModel, job: Job, forward: Forward, targets: Targets, top_k: int) -> tuple[Reference, ...]:
+    """Return the references of a photo: `ortcam.core.readers.resolve`."""
+    return resolve(model.contract.task, targets, top_k, forward.results, _view(model, job, forward))
+
+
+def list_references(model: CamModel, job: Job, forward: Forward, count: int) -> tuple[Reference, ...]:
+    """Return at most `count` references that a photo has: `ortcam.core.readers.everything`."""
+    return everything(model.contract.task, forward.results, _view(model, job, forward))[:count]
+
+
+def _view(model: CamModel, job: Job, forward: Forward) -> View:
+    photo_size = (job.crop.bottom, job.crop.right) if job.photo is None else job.photo.shape[:2]
+    return View(job.crop, forward.size, photo_size, model.labels, model.name)
+
+
+def with_embeddings(targets: Targets, embed: Callable[[Any], Floats]) -> Targets:
+    """Return targets whose reference pictures are embeddings.
+
+    Args:
+        targets: the targets of a model that returns embeddings.
+        embed: returns the embedding [D] of a picture.
+
+    Raises:
+        ImageError: a picture cannot be read.
+        TargetError: a .npy file holds no embedding.
+    """
+    if isinstance(targets, Similarity):
+        targets = [targets]
+    if not isinstance(targets, Sequence) or isinstance(targets, str):
+        return targets
+    return [_with_embedding(one, embed) if isinstance(one, Similarity) else one for one in targets]
+
+
+def _with_embedding(asked: Similarity, embed: Callable[[Any], Floats]) -> Similarity:
+    like = asked.like
+    if isinstance(like, str | os.PathLike):
+        path = Path(like)
+        return Similarity(Embedding(path.name, path, read_vector(path) if path.suffix == ".npy" else embed(path)))
+    if np.ndim(like) == 1 and not isinstance(like, bytes | bytearray | memoryview):
+        return Similarity(Embedding("a vector", None, np.asarray(like, np.float32)))
+    return Similarity(Embedding("a picture", None, embed(like)))
