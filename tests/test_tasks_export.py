@@ -350,6 +350,7 @@ def test_yolo_without_objectness(batch: int | str, extra: int, metadata: dict[st
         preprocessing = report.contract.preprocessing
         assert preprocessing is not None
         assert (preprocessing.height, preprocessing.width, preprocessing.scale) == (SIDE, SIDE, 1 / 255)
+        assert (preprocessing.fit, preprocessing.pad_place) == ("letterbox", "centre")
 
 
 def test_yolo_with_objectness(tmp_path: Path) -> None:

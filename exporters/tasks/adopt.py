@@ -152,10 +152,7 @@ def _read_image(
 
 def _letterbox(height: int, width: int) -> Preprocessing:
     """Return ultralytics' preprocessing: the whole photo in the middle of a grey input, values 0 to 1."""
-    fields: dict[str, Any] = {"height": height, "width": width, "scale": 1 / 255}
-    if "fit" in Preprocessing.__dataclass_fields__:
-        fields |= {"fit": "letterbox", "pad_value": 114, "pad_place": "centre"}
-    return Preprocessing.from_dict(fields)
+    return Preprocessing(height, width, scale=1 / 255, fit="letterbox", pad_value=(114.0,), pad_place="centre")
 
 
 def _find_plan(source: RawSource, options: SourceOptions, metadata: Ultralytics | None) -> Plan | None:
