@@ -37,13 +37,14 @@ class Net:
 
     Attributes:
         graph: writes the graph.
+        image: the input.
         levels: the last maps of the three strides, with 12, 16 and 16 channels.
     """
 
     def __init__(self) -> None:
         self.graph = Builder()
         self._random = np.random.default_rng(0)
-        value = self.graph.input("image in", np.float32, ["batch", 3, SIDE, SIDE])
+        self.image = value = self.graph.input("image in", np.float32, ["batch", 3, SIDE, SIDE])
         self._channels = {value.name: 3}
         self.levels = []
         for channels in (8, 8, 12, 16, 16):
@@ -554,3 +555,33 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(plain), "-o", str(tmp_path / "cam.onnx"), "--json"])
     printed = json.loads(done.stdout)
     assert (printed["task"], printed["labels"], printed["verified"]["batches"]) == ("detect", 3, [1, 3])
+
+
+# --- The target layer ---
+
+
+def exported_layer(net: Net, mask: Value, path: Path, **options: Any) -> ExportReport:
+    return export(net.save(path / "net.onnx", {"mask": mask}), path / "cam.onnx", task="segment", **options)
+
+
+def test_blocks_that_upsample_inside(tmp_path: Path) -> None:
+    """A U of small Us, as salient object nets have it: the bottleneck of the outer U, not that of the first block."""
+    net = Net()
+    graph, image = net.graph, net.image
+
+    def block(value: Value, channels: int) -> Value:
+        first = net.relu(net.conv(value, channels))
+        inner = net.relu(net.conv(first, channels, stride=2))
+        joined = net.upsample_and_join(net.relu(net.conv(inner, channels)), first)
+        made = first + net.relu(net.conv(joined, channels))
+        net._channels[made.name] = channels
+        return made
+
+    fine = block(net.relu(net.conv(image, 6, stride=4)), 6)  # 32 x 32, inside 16 x 16
+    middle = block(net.relu(net.conv(fine, 8, stride=2)), 8)  # 16 x 16, inside 8 x 8
+    coarse = net.relu(net.conv(net.relu(net.conv(middle, 10, stride=2)), 10))  # 8 x 8
+    up = net.relu(net.conv(net.upsample_and_join(coarse, middle), 8))
+    mask = net.conv(net.upsample_and_join(up, fine), 1)
+    report = exported_layer(net, graph.op("Sigmoid", mask), tmp_path)
+    assert is_layer(report, 10, 8)
+    assert report.contract.layer == coarse.name.replace("ortcam/", "net/")
