@@ -140,8 +140,7 @@ def pooled_net(path: Path, batch: int | str = "batch") -> Path:
     return net.save(path, {"age": pooled @ weights}, batch)
 
 
-@pytest.mark.parametrize("batch", ["batch", 1])
-@pytest.mark.parametrize(("task", "role"), [("value", "values"), ("embed", "embedding")])
+@pytest.mark.parametrize(("task", "role", "batch"), [("value", "values", "batch"), ("embed", "embedding", 1)])
 def test_values_and_embeddings(task: str, role: str, batch: int | str, tmp_path: Path) -> None:
     plain = pooled_net(tmp_path / "net.onnx", batch)
     report = export(plain, tmp_path / "cam.onnx", task=task, preprocess="tf")
@@ -173,13 +172,21 @@ def mask_net(path: Path, classes: int, end: str = "", last: bool = False) -> Pat
     return net.save(path, {"mask": mask})
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("classes", "end", "last", "scores"),
     [
-        (4, "", False, None), (4, "", True, None), (4, "Softmax", False, None), (1, "Sigmoid", False, None),
-        (1, "", False, None), (4, "", False, "mask:logits"), (4, "Sigmoid", True, "mask:probabilities"),
+        (4, "", True, None),
+        (1, "Sigmoid", False, None),
+        (4, "Sigmoid", True, "mask:probabilities"),
+        pytest.param(4, "", False, None, marks=SLOW),
+        pytest.param(4, "Softmax", False, None, marks=SLOW),
+        pytest.param(1, "", False, None, marks=SLOW),
+        pytest.param(4, "", False, "mask:logits", marks=SLOW),
     ],
-)  # fmt: skip
+)
 def test_a_mask(classes: int, end: str, last: bool, scores: str | None, tmp_path: Path) -> None:
     plain = mask_net(tmp_path / "net.onnx", classes, end, last)
     report = export(plain, tmp_path / "cam.onnx", task="segment", scores=scores)
