@@ -28,7 +28,7 @@ from ortcam.exporters.batches import ROWS, Trial, free_batch, leave_training, se
 from ortcam.exporters.interface import ImageInput, Numbers, read_input
 from ortcam.exporters.outputs import Output
 from ortcam.exporters.sources import Converted, SourceOptions
-from ortcam.exporters.tasks.decode import attach, write_decoder
+from ortcam.exporters.tasks.decode import attach, raw_name, write_decoder
 from ortcam.exporters.tasks.detectors import check_decoded, known_form, plan_detector
 from ortcam.exporters.tasks.plan import Plan
 from ortcam.exporters.tasks.single import plan_single
@@ -43,6 +43,8 @@ from ortcam.runtime.session import CPU, RUNTIME_ERRORS, create_session
 
 # Runs a source on inputs [B,...]; returns the outputs of the task by their roles, and the source framework's layers.
 TaskReference = Callable[[Floats], tuple[dict[str, Floats], Mapping[str, NDArray[Any]]]]
+
+_SIDE = "ortcam.side"  # the name of a temporary weight
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ class _Graph:
         if free_batch(model, trial):
             model.graph.outputs[:] = outputs
             model.graph.remove(joined, safe=True)
+            model.graph.initializers.pop(_SIDE, None)
             return model, BATCHES, [f"the batch of 1 that {self._name} {where} was made free"]
         notice = f"{self._name} fixes a batch of 1 in its graph: masked images are run one at a time"
         return self._decoded(1), (1,), [notice]
@@ -277,7 +280,7 @@ class _Graph:
         except RUNTIME_ERRORS as error:
             raise ExportError(f"the original model does not run: {one_line(error)}") from error
         decoded = [numbers.decode(array) for numbers, array in zip(self._numbers, arrays, strict=True)]
-        return dict(zip(self._plan.names, decoded, strict=True)), layers
+        return {raw_name(place): array for place, array in enumerate(decoded)}, layers
 
     def _runs_together(self, pictures: Floats) -> bool:
         try:
@@ -299,16 +302,16 @@ class _Graph:
         side = np.float32(max(self._image.height, self._image.width))
         nodes: list[ir.Node] = []
         parts: list[ir.Value] = []
-        for output in list(model.graph.outputs):
+        for role, output in zip(self._roles, model.graph.outputs, strict=True):
             nodes.append(ir.node("Flatten", [output], {"axis": 1}))
-            if output.name == "decode.boxes":
-                scale = ir.Value(name="decode.side", const_value=ir.tensor(side, name="decode.side"))
+            if role == "boxes":
+                scale = ir.Value(name=_SIDE, const_value=ir.tensor(side, name=_SIDE))
                 model.graph.register_initializer(scale)
                 nodes.append(ir.node("Div", [nodes[-1].outputs[0], scale]))
             parts.append(nodes[-1].outputs[0])
         nodes.append(ir.node("Concat", parts, {"axis": 1}))
         for number, node in enumerate(nodes):
-            node.outputs[0].name = f"decode.joined.{number}"
+            node.outputs[0].name = f"ortcam.joined.{number}"
         model.graph.extend(nodes)
         model.graph.outputs[:] = [nodes[-1].outputs[0]]
         return nodes

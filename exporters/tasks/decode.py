@@ -16,13 +16,21 @@ from onnx import helper
 from ortcam.exporters.tasks.plan import Columns, Plan, Shapes, cell_corners
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.expose import make_float
+from ortcam.graph.layers import all_values
 
 _END = int(np.iinfo(np.int64).max)
 _OPSET = 18
 
 
+def raw_name(place: int) -> str:
+    """Return the decoder's name of a raw tensor; the source's name may be that of a role."""
+    return f"raw.{place}"
+
+
 def write_decoder(plan: Plan, shapes: Shapes, size: tuple[int, int]) -> onnx.ModelProto:
     """Return a graph from raw tensors to the outputs of the plan's task, float32.
+
+    Its inputs are the tensors of `plan.names` in order, under the names of `raw_name`.
 
     Args:
         plan: the task and its tensors.
@@ -30,7 +38,10 @@ def write_decoder(plan: Plan, shapes: Shapes, size: tuple[int, int]) -> onnx.Mod
         size: (height, width) of the input in pixels.
     """
     graph = Builder()
-    raw = {name: graph.input(name, np.float32, ["batch", *shapes[name][1:]]) for name in plan.names}
+    raw = {
+        name: graph.input(raw_name(place), np.float32, ["batch", *shapes[name][1:]])
+        for place, name in enumerate(plan.names)
+    }
     if plan.task == "detect":
         graph.output(_boxes(graph, plan, raw, size), "boxes", ["batch", None, 4])
         graph.output(_scores(graph, plan, raw), "scores", ["batch", None, None])
@@ -154,18 +165,18 @@ def _columns(graph: Builder, value: Value, begin: int, end: int) -> Value:
 
 
 def attach(model: ir.Model, decoder: onnx.ModelProto) -> None:
-    """Copy the decoder behind a graph that has its raw tensors among its outputs, in place.
+    """Copy the decoder behind a graph whose outputs are the raw tensors, in place.
 
     The graph's outputs become those of the decoder.
     """
     graph, written = model.graph, ir.from_proto(decoder).graph
-    own = {value.name: value for value in graph.outputs}
+    prefix = _unused_prefix(graph)
     values: dict[ir.Value | None, ir.Value | None] = {None: None}
-    for given in written.inputs:
-        values[given] = make_float(graph, own[given.name])
+    for given, raw in zip(written.inputs, graph.outputs, strict=True):
+        values[given] = make_float(graph, raw)
     for constant in written.initializers.values():
         copy = ir.Value(
-            name=_name(constant), const_value=constant.const_value, shape=constant.shape, type=constant.type
+            name=_name(constant, prefix), const_value=constant.const_value, shape=constant.shape, type=constant.type
         )
         graph.register_initializer(copy)
         values[constant] = copy
@@ -177,7 +188,7 @@ def attach(model: ir.Model, decoder: onnx.ModelProto) -> None:
             num_outputs=len(node.outputs),
         )
         for old, new in zip(node.outputs, made.outputs, strict=True):
-            new.name = _name(old)
+            new.name = _name(old, prefix)
             values[old] = new
         graph.append(made)
     graph.outputs[:] = [output for value in written.outputs if (output := values[value]) is not None]
@@ -185,5 +196,14 @@ def attach(model: ir.Model, decoder: onnx.ModelProto) -> None:
         output.type = ir.TensorType(ir.DataType.FLOAT)
 
 
-def _name(value: ir.Value) -> str:
-    return f"decode.{(value.name or '').rpartition('/')[2]}"
+def _unused_prefix(graph: ir.Graph) -> str:
+    """Return the beginning of names for new tensors; a file that was exported before has some already."""
+    taken = [value.name or "" for value in (*graph.initializers.values(), *all_values(graph))]
+    number = 1
+    while any(name.startswith(f"decode{number}.") for name in taken):
+        number += 1
+    return f"decode{number}."
+
+
+def _name(value: ir.Value, prefix: str) -> str:
+    return prefix + (value.name or "").rpartition("/")[2]

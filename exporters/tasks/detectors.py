@@ -270,9 +270,10 @@ def check_decoded(source: RawSource, plan: Plan, decoded: dict[str, NDArray[Any]
     boxes, scores = decoded["boxes"], decoded["scores"]
     lowest, highest = float(scores.min(initial=0)), float(scores.max(initial=0))
     if lowest < -1e-6 or highest > 1 + 1e-6:
+        names = "+".join(part.name for part in plan.scores)
         raise OptionError(
             f"the scores of {source.name}, read as {plan.kind}, reach from {lowest:.3g} to {highest:.3g}; expected "
-            f"0 to 1: state another kind with --scores {'+'.join(part.name for part in plan.scores)}:KIND, such as logits"
+            f"0 to 1: state another kind with --scores {names}:KIND, such as logits"
         )
     if plan.labels is not None and scores.shape[2] != len(plan.labels):
         raise OptionError(f"{source.name} has {scores.shape[2]} scores a box, but {len(plan.labels)} labels")
