@@ -60,6 +60,7 @@ def explain(
     like: target_options.Like = None,
     sign: target_options.Sign = 1,
     listing: target_options.Listing = False,
+    least_score: target_options.LeastScore = 0.25,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Explain the K most probable classes.")] = 1,
     budget: Annotated[
         int | None,
@@ -117,7 +118,7 @@ def explain(
     wanted = target_options.read(target, box, at, like, sign)
     if wanted and top_k != 1:
         raise typer.BadParameter("give either --top-k or targets, not both")
-    from ortcam import load_explainer
+    from ortcam import Detecting, load_explainer
     from ortcam.methods import make_method
 
     chosen: str | Method = "auto"
@@ -133,6 +134,7 @@ def explain(
         batch_size=options.read_batch_size(batch_size),
         threads=threads,
         layer=layer,
+        detecting=None if least_score == Detecting().score else Detecting(least_score),
     )
     if listing:
         target_options.show(explainer, find_photos(images, lambda _, error: console.fail(str(error))), as_json)

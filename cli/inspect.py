@@ -214,7 +214,9 @@ def _print_contract(contract: dict[str, Any]) -> None:
         held = "" if layer["output"] in (None, "activations") else f", output {layer['output']}"
         print(f"layer   {layer['name']} ({layer['value']} in the source graph{held})")
     layouts = ", ".join(f"{layer['output'] or 'activations'} {layer['layout']}" for layer in contract["layers"])
-    print(f"layout  image {contract['image_layout']}, {layouts}; output: {_describe_output(contract)}")
+    classifies = contract["task"] == "classify"
+    result = f"output: {_describe_output(contract)}" if classifies else f"task: {contract['task']}"
+    print(f"layout  image {contract['image_layout']}, {layouts}; {result}")
     preprocessing = contract["preprocessing"]
     if preprocessing is None:
         print("photos  no preprocessing is known: only input tensors can be explained")
@@ -247,7 +249,8 @@ def _print_verified(verified: dict[str, Any], layers: list[dict[str, Any]]) -> N
         for layer in layers:
             error = layer["verified"].get("activations_relative_error")
             inner += "" if error is None else f", {layer['name'] if several else 'target layer'} within {error:g}"
-        scores = f"scores within {verified['logits_relative_error']:g}"
+        errors = verified.get("relative_errors") or {"scores": verified["logits_relative_error"]}
+        scores = ", ".join(f"{what} within {error:g}" for what, error in errors.items())
         print(f"checked {scores}{inner} (relative) of the source, batches {verified['batches']}")
     for layer in layers:
         found = layer["verified"].get("places")

@@ -41,6 +41,9 @@ Like = Annotated[
 Sign = Annotated[
     int, typer.Option("--sign", help="Of plain values: 1 for what raises the value, -1 for what lowers it.")
 ]
+LeastScore = Annotated[
+    float, typer.Option("--least-score", min=0, max=1, help="Of a detector: boxes below this score do not count.")
+]
 Listing = Annotated[
     bool, typer.Option("--list", help="List what the model sees, detections, regions or classes, and explain nothing.")
 ]

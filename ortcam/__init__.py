@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ortcam.core.convention import PRESETS, Convention
-    from ortcam.core.references import Box, Output, Region, Similarity
+    from ortcam.core.references import Box, Detecting, Output, Region, Similarity
     from ortcam.core.targets import Target
     from ortcam.deploy.load import load_explainer
     from ortcam.deploy.pack import PackReport, pack
@@ -51,6 +51,7 @@ __all__ = [
     "Box",
     "CamModel",
     "Convention",
+    "Detecting",
     "EigenCAM",
     "Explainer",
     "Explanation",
@@ -87,6 +88,7 @@ _HOME = {
     "Target": "core.targets",
     "Box": "core.references",
     "Output": "core.references",
+    "Detecting": "core.references",
     "Region": "core.references",
     "Similarity": "core.references",
     "Preprocessing": "model.preprocessing",
@@ -120,6 +122,7 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "PRESETS",
     "CamModel",
     "Convention",
+    "Detecting",
     "Explanation",
     "Fused",
     "ISCAM",

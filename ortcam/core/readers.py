@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,11 +12,21 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
 from ortcam.core.pictures import Crop
-from ortcam.core.references import Asked, Box, Embedding, Output, Reference, Region, Similarity, suppress, unit
+from ortcam.core.references import (
+    Asked,
+    Box,
+    Detecting,
+    Embedding,
+    Output,
+    Reference,
+    Region,
+    Similarity,
+    suppress,
+    unit,
+)
 from ortcam.core.targets import resolve_class
 from ortcam.errors import TargetError
 
-LEAST_SCORE, MOST_OVERLAP = 0.25, 0.45  # of detections that count: usual for YOLO
 _CERTAIN = 0.5  # the probability from which a pixel belongs to the only class of a segmenter
 _MOST_SHOWN = 5
 _BACKGROUND = ("background", "__background__")
@@ -32,6 +42,7 @@ class View:
         photo_size: (H, W) of the photo.
         labels: the names of the classes or values; None if they are unknown.
         model: the model's name in messages.
+        detecting: which boxes of a detector count.
     """
 
     crop: Crop
@@ -39,6 +50,7 @@ class View:
     photo_size: tuple[int, int]
     labels: Sequence[str] | None
     model: str
+    detecting: Detecting
 
     def name_of(self, index: int) -> str | None:
         """Return the name of a class; None if it has none."""
@@ -95,7 +107,7 @@ class _Detections:
     def __init__(self, results: Sequence[Floats], view: View) -> None:
         self._boxes, self._scores = results
         self._view = view
-        self._rows, self._classes = suppress(self._boxes, self._scores, LEAST_SCORE, MOST_OVERLAP)
+        self._rows, self._classes = suppress(self._boxes, self._scores, view.detecting)
 
     def surest(self, count: int) -> tuple[Reference, ...]:
         if not len(self._rows):
@@ -167,10 +179,11 @@ class _Detections:
     def _nothing(self) -> str:
         if not self._scores.size:
             return f"{self._view.model} returns no boxes for this photo"
-        rows, classes = suppress(self._boxes, self._scores, 0.0, MOST_OVERLAP)
+        rows, classes = suppress(self._boxes, self._scores, replace(self._view.detecting, score=0.0))
         best = [self._describe(row, index) for row, index in list(zip(rows, classes, strict=True))[:3]]
         return (
-            f"no detection scores {LEAST_SCORE} or more; the best are {', '.join(best)}: give such a box with its label"
+            f"no detection scores {self._view.detecting.score:g} or more; the best are {', '.join(best)}: give such a "
+            "box with its label, or count less sure ones (detecting, --least-score)"
         )
 
 
@@ -220,7 +233,7 @@ class _Regions:
         if asked.mask is not None:
             region = self._given(asked.mask)
         else:
-            region = self._seen == index
+            region = (self._seen == index) & self._inside()
             if cell is not None:
                 region = self._connected(region, cell, asked)
         if not region.any():
@@ -229,7 +242,8 @@ class _Regions:
         return Reference(place, vector, index, self._view.name_of(index), self._place(region, asked))
 
     def _present(self) -> list[int]:
-        counts = np.bincount(self._seen[self._seen >= 0], minlength=len(self._mask))
+        seen = self._seen[self._inside()]
+        counts = np.bincount(seen[seen >= 0], minlength=len(self._mask))
         order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
         return [index for index in order if (self._view.name_of(index) or "").lower() not in _BACKGROUND]
 
@@ -261,19 +275,23 @@ class _Regions:
             raise TargetError(
                 f"mask has the shape {list(given.shape)}; expected the photo's, {list(self._view.photo_size)}"
             )
-        rows, columns = self._seen.shape
-        height, width = self._view.input_size
-        ys, xs = (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns
-        to_photo = self._view.crop.to_photo
-        points = (np.stack([xs, xs, xs, xs], axis=1), np.stack([ys, ys, ys, ys], axis=1))
-        at_x, at_y = (
-            np.floor(to_photo(one, self._view.input_size)[:, side]).astype(np.intp) for side, one in enumerate(points)
-        )
-        inside = ((at_y >= 0) & (at_y < given.shape[0]))[:, None] & ((at_x >= 0) & (at_x < given.shape[1]))
-        clipped = given.astype(np.bool_)[
-            np.clip(at_y, 0, len(given) - 1)[:, None], np.clip(at_x, 0, given.shape[1] - 1)
-        ]
-        return np.asarray(clipped & inside)
+        rows, columns = self._pixels()
+        rows, columns = (np.clip(one, 0, side - 1) for one, side in zip((rows, columns), given.shape, strict=True))
+        return np.asarray(given.astype(np.bool_)[rows[:, None], columns] & self._inside())
+
+    def _pixels(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return the rows and columns of the photo at the centres of the cells; those of padding lie outside."""
+        (rows, columns), (height, width) = self._seen.shape, self._view.input_size
+        across, down = (np.arange(columns) + 0.5) * width / columns, (np.arange(rows) + 0.5) * height / rows
+        to_photo, size = self._view.crop.to_photo, self._view.input_size
+        x = to_photo(np.stack([across] * 4, axis=1), size)[:, 0]
+        y = to_photo(np.stack([down] * 4, axis=1), size)[:, 1]
+        return np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
+
+    def _inside(self) -> NDArray[np.bool_]:
+        """Return which cells lie in the photo, and not in the padding."""
+        (rows, columns), (height, width) = self._pixels(), self._view.photo_size
+        return ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
 
     def _connected(self, region: NDArray[np.bool_], cell: tuple[int, int], asked: Region) -> NDArray[np.bool_]:
         if not region[cell]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.convention import TINY, Floats
-from ortcam.errors import TargetError, one_line
+from ortcam.errors import OptionError, TargetError, one_line
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,25 @@ class Reference:
     class_index: int | None
     label: str | None
     place: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Detecting:
+    """Which boxes of a detector count as detections of a photo.
+
+    Attributes:
+        score: the least score.
+        overlap: the largest intersection over union with a surer detection of the same class.
+    """
+
+    score: float = 0.25
+    overlap: float = 0.45
+
+    def __post_init__(self) -> None:
+        for name in ("score", "overlap"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise OptionError(f"{name} of detections is {value!r}; expected a number from 0 to 1")
 
 
 # The targets of models that are no classifiers, as a user writes them.
@@ -228,30 +247,29 @@ def overlaps(boxes: Floats, box: Floats) -> Floats:
 
 
 def suppress(
-    boxes: Floats, scores: Floats, least_score: float = 0.25, most_overlap: float = 0.45
+    boxes: Floats, scores: Floats, detecting: Detecting = Detecting()
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the detections of a photo: the rows that stay after suppression, and the class of each, the surest first.
 
     Greedy suppression within each class, as most detectors use it: a row counts with its best class; it is dropped if
-    its box is empty, or overlaps a surer row of its class by more than `most_overlap`. Equal scores are in the order of
+    its box is empty, or overlaps a surer row of its class by more. Equal scores are in the order of
     the rows.
 
     Args:
         boxes: float32 [N,4].
         scores: float32 [N,C].
-        least_score: rows below are left out.
-        most_overlap: the largest intersection over union.
+        detecting: rows below its score are left out, and rows that overlap by more than it allows.
     """
     best = scores.argmax(axis=1) if scores.size else np.empty(0, np.intp)
     values = scores[np.arange(len(scores)), best]
     order = np.argsort(-values, kind="stable")
     sized = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)  # an inverted box overlaps nothing, not even itself
-    order = order[(values >= least_score)[order] & sized[order]]
+    order = order[(values >= detecting.score)[order] & sized[order]]
     kept: list[int] = []
     while len(order):
         first, order = order[0], order[1:]
         kept.append(int(first))
-        near = (best[order] == best[first]) & (overlaps(boxes[order], boxes[first]) > most_overlap)
+        near = (best[order] == best[first]) & (overlaps(boxes[order], boxes[first]) > detecting.overlap)
         order = order[~near]
     rows = np.array(kept, np.intp)
     return rows, best[rows]

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 from ortcam.core.convention import Convention
+from ortcam.core.references import Detecting
 from ortcam.errors import LayerError, OptionError, PackedModelError
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.explain.scorecam import ScoreCAM
@@ -32,6 +33,7 @@ def load_explainer(
     batch_size: int | Literal["auto"] | None = None,
     threads: int | None = None,
     layer: str | Sequence[str] | None = None,
+    detecting: Detecting | None = None,
 ) -> Explainer:
     """Load a model file, or a packed explainer.
 
@@ -41,7 +43,7 @@ def load_explainer(
             options, such as ``RISE(masks=1000)``. ``auto`` is ``fused``, and ``score-cam`` for a model that fused does
             not suit, or if a preset is given; the logger says which.
         preset: the definition of Score-CAM; None for that of `ScoreCAM`.
-        provider, batch_size, threads, layer: as for `ModelExplainer`.
+        provider, batch_size, threads, layer, detecting: as for `ModelExplainer`.
 
     Raises:
         OptionError: the method is unknown, or an option does not suit the method or the file.
@@ -53,7 +55,7 @@ def load_explainer(
             try:
                 model = model if isinstance(model, CamModel) else CamModel(model)
                 if model.contract.task != "classify":
-                    return ScoreCAM(model, provider, None, batch_size, threads, _single(layer))
+                    return ScoreCAM(model, provider, None, batch_size, threads, _single(layer), detecting)
                 return ModelExplainer(model, make_method("fused"), provider, batch_size, threads, layer)
             except PackedModelError:
                 pass
@@ -63,14 +65,14 @@ def load_explainer(
     defined = with_preset(chosen, preset)
     try:
         if preset is not None:
-            return ScoreCAM(model, provider, defined.convention, batch_size, threads, _single(layer))
+            return ScoreCAM(model, provider, defined.convention, batch_size, threads, _single(layer), detecting)
         if method == "score-cam":
-            return ScoreCAM(model, provider, None, batch_size, threads, _single(layer))
-        return ModelExplainer(model, chosen, provider, batch_size, threads, layer)
+            return ScoreCAM(model, provider, None, batch_size, threads, _single(layer), detecting)
+        return ModelExplainer(model, chosen, provider, batch_size, threads, layer, detecting)
     except PackedModelError:
         if not isinstance(model, str | PathLike):
             raise
-    given = {"preset": preset, "batch_size": batch_size, "layer": layer}
+    given = {"preset": preset, "batch_size": batch_size, "layer": layer, "detecting": detecting}
     unsuited = [name for name, value in given.items() if value is not None]
     unsuited += ["method"] if chosen != make_method("score-cam") else []
     if unsuited:

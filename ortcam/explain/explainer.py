@@ -11,25 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 
 from ortcam.core.budget import Limits, Predictors, Selecting
 from ortcam.core.convention import Convention, Floats
 from ortcam.core.forward import Forward
-from ortcam.core.provenance import Asked
 from ortcam.core.query import Rows
-from ortcam.core.references import score
+from ortcam.core.readers import View, everything, resolve
+from ortcam.core.references import Detecting, score
 from ortcam.core.scores import Doubt
 from ortcam.core.targets import Class, Target, Targets, describe_references, describe_targets, top_targets
 from ortcam.errors import OptionError, OrtcamError, TargetError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare
-from ortcam.explain.recording import provenance_of
+from ortcam.explain.recording import Request, provenance_of
 from ortcam.explain.scheduler import InWork, not_finite, run_together
 from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
-from ortcam.explain.tasks import find_references, list_references, with_embeddings
+from ortcam.explain.tasks import view_of, with_embeddings
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -48,14 +48,6 @@ _GROUPS_AT_ONCE = 2  # if the processor is free: it prepares one group while a d
 _log = logging.getLogger("ortcam")
 
 
-class Request(NamedTuple):
-    """The caller's options, the same for every photo."""
-
-    targets: Targets
-    top_k: int
-    limits: Limits
-
-
 class ModelExplainer:
     """Explains the scores of a model file in photos, with ONNX Runtime. It can be pickled, and is a context manager.
 
@@ -63,6 +55,7 @@ class ModelExplainer:
         model: the model file and its contract.
         method: the method of explanation.
         provider: the execution provider that runs it.
+        detecting: which boxes of a detector count.
     """
 
     def __init__(
@@ -73,6 +66,7 @@ class ModelExplainer:
         batch_size: int | Literal["auto"] | None = None,
         threads: int | None = None,
         layer: str | Sequence[str] | None = None,
+        detecting: Detecting | None = None,
     ) -> None:
         """Load a model file.
 
@@ -90,6 +84,7 @@ class ModelExplainer:
                 ortcam inspect). None for the first exposed layer. For a method that needs earlier stages too, a list:
                 the target layer and the stages. Stages that are not named are found: the last feature map of each
                 larger size that leads to all scores, as far as there are any.
+            detecting: which boxes of a detector count; None for a score of 0.25 and an overlap of 0.45.
 
         Raises:
             ModelError: the file cannot be used.
@@ -103,7 +98,7 @@ class ModelExplainer:
         if isinstance(method, type) or not hasattr(method, "first_query"):
             shown = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
             raise OptionError(f"method is {shown}; expected an object such as ortcam.RISE(masks=1000)")
-        self.method = method
+        self.method, self.detecting = method, detecting or Detecting()
         wanted = resolve_provider(provider)
         self.model = model if isinstance(model, CamModel) else CamModel(model)
         self.model = for_method(self.model, layer, method.stages, method.change.at)
@@ -264,7 +259,7 @@ class ModelExplainer:
         count = whole("top_k", top_k)
         if self.classifies:
             return self._describe(top_targets(plain.logits, count), plain)
-        references = list_references(self.model, job, plain, count)
+        references = everything(self.model.contract.task, plain.results, self._view(job, plain))[:count]
         return describe_references(references, score(self.model.contract.task, plain.results, references))
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
@@ -296,14 +291,13 @@ class ModelExplainer:
             targets = with_embeddings(targets, self._embed)
         return Request(targets, whole("top_k", top_k), limits)
 
+    def _view(self, job: Job, forward: Forward) -> View:
+        return view_of(self.model, job, forward, self.detecting)
+
     def _embed(self, image: Image) -> Floats:
         """Return the embedding [D] of a reference picture."""
         (vector,) = self._running.get().forward(prepare(self.model, image).tensor).passes[0].results
         return vector
-
-    def _asked(self, request: Request) -> Asked:
-        targets, limits = Asked.targets_of(request.targets), request.limits
-        return Asked(targets, request.top_k, limits.budget, limits.tolerance, limits.selection, self._asked_batch_size)
 
     def _group_size(self, limits: Limits) -> int:
         """Return the number of photos whose first queries fill a batch."""
@@ -358,7 +352,8 @@ class ModelExplainer:
         self, job: Job, forward: Forward, request: Request, predictors: Predictors
     ) -> InWork | OrtcamError:
         try:
-            found = find_references(self.model, job, forward, request.targets, request.top_k)
+            view = self._view(job, forward)
+            found = resolve(self.model.contract.task, request.targets, request.top_k, forward.results, view)
         except TargetError as error:  # of this photo; others may have the target
             return error
         forward = replace(forward, logits=score(self.model.contract.task, forward.results, found))
@@ -396,7 +391,12 @@ class ModelExplainer:
             seconds_scoring=shares[1],
             flat=flat,
             provenance=provenance_of(
-                self.model, self.method, job.origin, self._asked(request), self.batch_size, self._provider
+                self.model,
+                self.method,
+                job.origin,
+                request.asked(self._asked_batch_size),
+                self.batch_size,
+                self._provider,
             ),
         )
 

@@ -1,16 +1,31 @@
-"""Record how an explanation was made."""
+"""What was asked for, and the record of how an explanation was made."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ortcam.core.budget import Limits
 from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.core.targets import Targets
 from ortcam.model.cam_model import CamModel
 from ortcam.runtime.providers import Provider
 from ortcam.runtime.session import RUNTIME_VERSION
 
 if TYPE_CHECKING:
     from ortcam.core.method import Method
+
+
+class Request(NamedTuple):
+    """The caller's options, the same for every photo."""
+
+    targets: Targets
+    top_k: int
+    limits: Limits
+
+    def asked(self, batch_size: int | str | None) -> Asked:
+        """Return the options for the record."""
+        targets, limits = Asked.targets_of(self.targets), self.limits
+        return Asked(targets, self.top_k, limits.budget, limits.tolerance, limits.selection, batch_size)
 
 
 def provenance_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ortcam.core.convention import Convention, resolve_convention
+from ortcam.core.references import Detecting
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.methods.scorecam import ScoreCAMMethod
 from ortcam.model.cam_model import CamModel, ModelLike
@@ -27,11 +28,12 @@ class ScoreCAM(ModelExplainer):
         batch_size: int | Literal["auto"] | None = None,
         threads: int | None = None,
         layer: str | None = None,
+        detecting: Detecting | None = None,
     ) -> None:
         """Load a model file.
 
         Args:
-            model, provider, batch_size, threads, layer: as for `ModelExplainer`.
+            model, provider, batch_size, threads, layer, detecting: as for `ModelExplainer`.
             preset: a name in `ortcam.PRESETS`, or a Convention; None for ``official``. A model that is no classifier
                 has ``centred``, and ``centred-values`` for plain values.
 
@@ -41,4 +43,6 @@ class ScoreCAM(ModelExplainer):
         opened = model if isinstance(model, CamModel) else CamModel(model)
         if preset is None:
             preset = {"classify": "official", "value": "centred-values"}.get(opened.contract.task, "centred")
-        super().__init__(opened, ScoreCAMMethod(resolve_convention(preset)), provider, batch_size, threads, layer)
+        super().__init__(
+            opened, ScoreCAMMethod(resolve_convention(preset)), provider, batch_size, threads, layer, detecting
+        )

@@ -11,26 +11,17 @@ import numpy as np
 
 from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
-from ortcam.core.readers import View, everything, resolve
-from ortcam.core.references import Embedding, Reference, Similarity, read_vector
+from ortcam.core.readers import View
+from ortcam.core.references import Detecting, Embedding, Similarity, read_vector
 from ortcam.core.targets import Targets
 from ortcam.explain.jobs import Job
 from ortcam.model.cam_model import CamModel
 
 
-def find_references(model: CamModel, job: Job, forward: Forward, targets: Targets, top_k: int) -> tuple[Reference, ...]:
-    """Return the references of a photo: `ortcam.core.readers.resolve`."""
-    return resolve(model.contract.task, targets, top_k, forward.results, _view(model, job, forward))
-
-
-def list_references(model: CamModel, job: Job, forward: Forward, count: int) -> tuple[Reference, ...]:
-    """Return at most `count` references that a photo has: `ortcam.core.readers.everything`."""
-    return everything(model.contract.task, forward.results, _view(model, job, forward))[:count]
-
-
-def _view(model: CamModel, job: Job, forward: Forward) -> View:
+def view_of(model: CamModel, job: Job, forward: Forward, detecting: Detecting) -> View:
+    """Return what is known of a photo beside its results."""
     photo_size = (job.crop.bottom, job.crop.right) if job.photo is None else job.photo.shape[:2]
-    return View(job.crop, forward.size, photo_size, model.labels, model.name)
+    return View(job.crop, forward.size, photo_size, model.labels, model.name, detecting)
 
 
 def with_embeddings(targets: Targets, embed: Callable[[Any], Floats]) -> Targets:

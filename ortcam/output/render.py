@@ -101,7 +101,8 @@ def _cut_padding(saliency: NDArray[np.float32], before: float, length: int, afte
     places = np.clip(places, 0, last)
     first = places.astype(np.intp)
     share = (places - first).astype(np.float32)[:, None]
-    return saliency[first] * (1 - share) + saliency[np.minimum(first + 1, last)] * share
+    placed: NDArray[np.float32] = saliency[first] * (1 - share) + saliency[np.minimum(first + 1, last)] * share
+    return placed
 
 
 def draw_sheet(entries: list[tuple[Photo, Photo, str]], side: int = 224, columns: int = 4) -> Photo:
