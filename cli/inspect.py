@@ -87,6 +87,7 @@ def describe(path: Path) -> dict[str, Any]:
     import onnx_ir as ir
 
     from ortcam.errors import ModelError, one_line
+    from ortcam.graph.backbone import find_task_layers
     from ortcam.graph.layers import Reading, find_candidates, infer_shapes
 
     runs = importlib.util.find_spec("onnxruntime") is not None
@@ -112,7 +113,8 @@ def describe(path: Path) -> dict[str, Any]:
                 complete_shapes(model, path.resolve().parent, size)
             else:
                 infer_shapes(model)
-            candidates = find_candidates(model, reading)
+            of_task = contract is not None and contract.task != "classify"
+            candidates = find_task_layers(model, reading, None) if of_task else find_candidates(model, reading)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{path} has a graph that cannot be read: {one_line(error)}") from error
     return {

@@ -27,7 +27,7 @@ from ortcam.exporters.interface import ImageInput, Numbers, read_input
 from ortcam.exporters.outputs import Output, choose_scores, flatten
 from ortcam.exporters.score_kind import StatedKind
 from ortcam.exporters.sources import Converted, SourceOptions, choose_preprocessing
-from ortcam.exporters.tasks.source import is_task
+from ortcam.exporters.tasks.source import Ultralytics, is_task
 from ortcam.exporters.unwrap import keep_outputs, unwrap_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
 from ortcam.exporters.verify import BATCHES, TOLERANCE, LayerMatch, Reference
@@ -96,7 +96,8 @@ def adopt(foreign: ForeignGraph, options: SourceOptions) -> Converted:
     refuse_escapes(foreign.proto, foreign.name)
     places = [output.name for output in foreign.proto.graph.output]
     found = unwrap_outputs(foreign.proto) if foreign.run is None else None  # converters return plain tensors
-    labels = foreign.labels or found
+    metadata = Ultralytics.read(foreign.proto)
+    labels = foreign.labels or found or (None if metadata is None else metadata.labels)
     original = create_session(foreign.proto, CPU, foreign.name, folder, log_severity=4)
     classes = options.classes or (None if labels is None else len(labels))
     try:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from ortcam.errors import LayerError
 from ortcam.exporters.places import Cells, Places, check_places
 from ortcam.exporters.sources import Converted, SourceOptions
-from ortcam.exporters.tasks.layers import find_task_layers
 from ortcam.graph.axes import find_axes, is_map
+from ortcam.graph.backbone import find_task_layers
 from ortcam.graph.layers import Candidate, FeatureMap, Reading, all_values, find_candidates, find_layer, module_outputs
 from ortcam.model.contract import Layout, output_name
 from ortcam.runtime.shapes import complete_shapes

@@ -18,7 +18,7 @@ from ortcam.cli.app import app
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters import ExportReport, export
 from ortcam.exporters.tasks.decode import raw_name, write_decoder
-from ortcam.exporters.tasks.options import BoxFormat, ScoreKind
+from ortcam.exporters.tasks.options import BoxFormat, ScoreKind, read_anchors
 from ortcam.exporters.tasks.plan import Columns, Plan
 from ortcam.graph.builder import Builder, Value
 
@@ -37,13 +37,14 @@ class Net:
 
     Attributes:
         graph: writes the graph.
+        image: the input.
         levels: the last maps of the three strides, with 12, 16 and 16 channels.
     """
 
     def __init__(self) -> None:
         self.graph = Builder()
         self._random = np.random.default_rng(0)
-        value = self.graph.input("image in", np.float32, ["batch", 3, SIDE, SIDE])
+        self.image = value = self.graph.input("image in", np.float32, ["batch", 3, SIDE, SIDE])
         self._channels = {value.name: 3}
         self.levels = []
         for channels in (8, 8, 12, 16, 16):
@@ -139,8 +140,7 @@ def pooled_net(path: Path, batch: int | str = "batch") -> Path:
     return net.save(path, {"age": pooled @ weights}, batch)
 
 
-@pytest.mark.parametrize("batch", ["batch", 1])
-@pytest.mark.parametrize(("task", "role"), [("value", "values"), ("embed", "embedding")])
+@pytest.mark.parametrize(("task", "role", "batch"), [("value", "values", "batch"), ("embed", "embedding", 1)])
 def test_values_and_embeddings(task: str, role: str, batch: int | str, tmp_path: Path) -> None:
     plain = pooled_net(tmp_path / "net.onnx", batch)
     report = export(plain, tmp_path / "cam.onnx", task=task, preprocess="tf")
@@ -172,13 +172,21 @@ def mask_net(path: Path, classes: int, end: str = "", last: bool = False) -> Pat
     return net.save(path, {"mask": mask})
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("classes", "end", "last", "scores"),
     [
-        (4, "", False, None), (4, "", True, None), (4, "Softmax", False, None), (1, "Sigmoid", False, None),
-        (1, "", False, None), (4, "", False, "mask:logits"), (4, "Sigmoid", True, "mask:probabilities"),
+        (4, "", True, None),
+        (1, "Sigmoid", False, None),
+        (4, "Sigmoid", True, "mask:probabilities"),
+        pytest.param(4, "", False, None, marks=SLOW),
+        pytest.param(4, "Softmax", False, None, marks=SLOW),
+        pytest.param(1, "", False, None, marks=SLOW),
+        pytest.param(4, "", False, "mask:logits", marks=SLOW),
     ],
-)  # fmt: skip
+)
 def test_a_mask(classes: int, end: str, last: bool, scores: str | None, tmp_path: Path) -> None:
     plain = mask_net(tmp_path / "net.onnx", classes, end, last)
     report = export(plain, tmp_path / "cam.onnx", task="segment", scores=scores)
@@ -350,6 +358,7 @@ def test_yolo_without_objectness(batch: int | str, extra: int, metadata: dict[st
         preprocessing = report.contract.preprocessing
         assert preprocessing is not None
         assert (preprocessing.height, preprocessing.width, preprocessing.scale) == (SIDE, SIDE, 1 / 255)
+        assert (preprocessing.fit, preprocessing.pad_place) == ("letterbox", "centre")
 
 
 def test_yolo_with_objectness(tmp_path: Path) -> None:
@@ -436,20 +445,24 @@ def anchored(
     return net.save(path, {names[0]: net.graph.slice(rows, 0, 4, 2), names[1]: net.graph.slice(rows, 4, 8, 2)}, batch)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".json", ".csv", ""])
-def test_anchors(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".npy", ".json", ".csv", ".txt", ""])
+def test_files_of_anchors(suffix: str, tmp_path: Path) -> None:
+    file, given = tmp_path / f"anchors{suffix}", ANCHORS
+    if suffix == ".npy":
+        np.save(file, given)
+    elif suffix == ".json":
+        file.write_text(json.dumps(given.tolist()))
+    elif suffix:
+        np.savetxt(file, given, delimiter="," if suffix == ".csv" else " ", fmt="%.17g")
+    assert np.array_equal(read_anchors(file if suffix else given.tolist()), given)
+
+
+def test_anchors(tmp_path: Path) -> None:
     """An SSD of TensorFlow: offsets y, x, h, w on anchors, and a background class first."""
     plain = anchored(tmp_path / "net.onnx", 1)
     anchors = np.random.default_rng(0).uniform(0.1, 0.9, (336, 4))
-    file = tmp_path / f"anchors{suffix}"
-    if suffix == ".npy":
-        np.save(file, anchors)
-    elif suffix == ".json":
-        file.write_text(json.dumps(anchors.tolist()))
-    elif suffix:
-        np.savetxt(file, anchors, delimiter=",")
     report = export(
-        plain, tmp_path / "cam.onnx", task="detect", boxes="box_encodings:ssd", anchors=file if suffix else anchors,
+        plain, tmp_path / "cam.onnx", task="detect", boxes="box_encodings:ssd", anchors=anchors,
         scores="class_predictions:softmax-background-first", labels=["???", *NAMES],
     )  # fmt: skip
     raw, logits = run_each(plain, ["box_encodings", "class_predictions"])
@@ -470,6 +483,83 @@ def test_detr(tmp_path: Path) -> None:
     report = export(plain, tmp_path / "cam.onnx", labels=NAMES)
     boxes, logits = run(plain)
     check_detector(report, corners(boxes.astype(np.float64)) * SIDE, softmax(logits, 2)[..., :-1])
+
+
+def test_tables_without_a_batch(tmp_path: Path) -> None:
+    """SCRFD: for each level scores [N,1] and distances [N,4], two boxes a cell, from the cell's corner."""
+    net = Net()
+    graph, outputs = net.graph, dict[str, Value]()
+    for level, stride in zip(net.levels, (8, 16, 32), strict=True):
+        rows = graph.op("Reshape", net.rows(level, 10), graph.constant([-1, 5], np.int64))
+        outputs[f"score_{stride}"] = graph.op("Sigmoid", graph.slice(rows, 4, 5, 1))
+        outputs[f"box_{stride}"] = graph.op("Relu", graph.slice(rows, 0, 4, 1))
+    plain = net.save(tmp_path / "net.onnx", outputs, 1)
+    names = [[f"{kind}_{stride}" for stride in (8, 16, 32)] for kind in ("box", "score")]
+    report = export(
+        plain, tmp_path / "cam.onnx", task="detect", boxes="+".join(names[0]) + ":distances-corner",
+        scores="+".join(names[1]) + ":probabilities", labels=["face"],
+    )  # fmt: skip
+    places, steps = (table.repeat(2, axis=0) for table in cells((8, 16, 32)))
+    for x in X:
+        raw = run(plain, [*names[0], *names[1]], x[None])
+        distances, scores = np.concatenate(raw[:3]) * steps, np.concatenate(raw[3:])
+        expected = np.concatenate([places * steps - distances[:, :2], places * steps + distances[:, 2:]], 1)
+        found = run(report.path, None, x[None])
+        assert np.allclose(found[0][0], expected, **CLOSE)
+        assert np.allclose(found[1][0], scores, **EXACT)
+    assert report.contract.verified["batches"] == [1]
+    assert is_layer(report, 16, 8)
+
+
+def test_a_second_input_for_the_size(tmp_path: Path) -> None:
+    """RT-DETR: boxes in pixels of the photo, whose size is an input, and a TopK over all scores of all boxes."""
+    net = Net()
+    graph = net.graph
+    rows = pyramid(net, 7)
+    boxes, scores = (graph.op("Sigmoid", graph.slice(rows, begin, end, 2)) for begin, end in ((0, 4), (4, 7)))
+    half = graph.slice(boxes, 2, 4, 2) * 0.5
+    centre = graph.slice(boxes, 0, 2, 2)
+    size = graph.cast(graph.input("orig_target_sizes", np.int64, ["batch", 2]), np.float32)
+    scaled = graph.concat([centre - half, centre + half], 2) * graph.expand_dims(graph.concat([size, size], 1), 1)
+    flat = graph.op("Flatten", scores, axis=1)
+    best, at = graph.ops("TopK", flat, graph.constant([30], np.int64), outputs=2, axis=1)
+    at = Value(graph, at.name, np.int64)
+    index = graph.op("Expand", graph.expand_dims(at // 3, 2), graph.constant([1, 1, 4], np.int64))
+    labels = graph.op("Mod", at, graph.constant(3, np.int64))
+    picked = graph.op("GatherElements", scaled, index, axis=1)
+    plain = net.save(tmp_path / "net.onnx", {"labels": labels, "boxes": picked, "scores": best})
+    report = export(plain, tmp_path / "cam.onnx", labels=NAMES)
+    proto = onnx.load(plain)
+    names = [value.name.replace("ortcam/", "net/") for value in (boxes, scores)]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    feed = {"image in": X, "orig_target_sizes": np.full((3, 2), SIDE)}
+    raw, expected = ort.InferenceSession(proto.SerializeToString()).run(names, feed)
+    check_detector(report, corners(raw.astype(np.float64)) * SIDE, expected)
+
+
+def test_before_a_filter(tmp_path: Path) -> None:
+    """Ultralytics' export with suppression: boxes are filtered by their score first, so the head's table is taken."""
+    net = Net()
+    graph = net.graph
+    joined = graph.op("Transpose", graph.concat(decoded_rows(net, 7), 2), perm=[0, 2, 1])
+    joined = graph.concat([graph.slice(joined, 0, 4, 1), graph.slice(joined, 4, 7, 1)], 1)
+    rows = graph.op("Squeeze", graph.op("Transpose", joined, perm=[0, 2, 1]), graph.constant([0], np.int64))
+    sure = graph.reduce("Max", graph.slice(rows, 4, 7, 1), 1) > 0.5
+    left = graph.expand_dims(graph.op("Compress", rows, sure, axis=0), 0)
+    boxes, scores = graph.slice(left, 0, 4, 2), graph.reduce("Max", graph.slice(left, 4, 7, 2), 2)
+    limits = [graph.constant([10], np.int64), graph.constant([0.5], np.float32), graph.constant([0.1], np.float32)]
+    chosen = Value(graph, graph.op("NonMaxSuppression", boxes, graph.expand_dims(scores, 1), *limits).name, np.int64)
+    best = graph.gather(left, graph.op("Squeeze", graph.slice(chosen, 2, 3, 1), graph.constant([1], np.int64)), 1)
+    detections = graph.slice(best, 0, 6, 2)
+    plain = net.save(tmp_path / "net.onnx", {"output0": detections}, 1, **METADATA)
+    report = export(plain, tmp_path / "cam.onnx")
+    name = joined.name.replace("ortcam/", "net/")
+    proto = onnx.load(plain)
+    proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    onnx.save(proto, tmp_path / "more.onnx")
+    raw = run_each(tmp_path / "more.onnx", [name])[0].transpose(0, 2, 1)
+    check_detector(report, corners(raw[..., :4]), raw[..., 4:])
+    assert any("cut before it filters" in notice for notice in report.notices)
 
 
 # --- Refusals: one line, with the option that helps ---
@@ -553,3 +643,33 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(plain), "-o", str(tmp_path / "cam.onnx"), "--json"])
     printed = json.loads(done.stdout)
     assert (printed["task"], printed["labels"], printed["verified"]["batches"]) == ("detect", 3, [1, 3])
+
+
+# --- The target layer ---
+
+
+def exported_layer(net: Net, mask: Value, path: Path, **options: Any) -> ExportReport:
+    return export(net.save(path / "net.onnx", {"mask": mask}), path / "cam.onnx", task="segment", **options)
+
+
+def test_blocks_that_upsample_inside(tmp_path: Path) -> None:
+    """A U of small Us, as salient object nets have it: the bottleneck of the outer U, not that of the first block."""
+    net = Net()
+    graph, image = net.graph, net.image
+
+    def block(value: Value, channels: int) -> Value:
+        first = net.relu(net.conv(value, channels))
+        inner = net.relu(net.conv(first, channels, stride=2))
+        joined = net.upsample_and_join(net.relu(net.conv(inner, channels)), first)
+        made = first + net.relu(net.conv(joined, channels))
+        net._channels[made.name] = channels
+        return made
+
+    fine = block(net.relu(net.conv(image, 6, stride=4)), 6)  # 32 x 32, inside 16 x 16
+    middle = block(net.relu(net.conv(fine, 8, stride=2)), 8)  # 16 x 16, inside 8 x 8
+    coarse = net.relu(net.conv(net.relu(net.conv(middle, 10, stride=2)), 10))  # 8 x 8
+    up = net.relu(net.conv(net.upsample_and_join(coarse, middle), 8))
+    mask = net.conv(net.upsample_and_join(up, fine), 1)
+    report = exported_layer(net, graph.op("Sigmoid", mask), tmp_path)
+    assert is_layer(report, 10, 8)
+    assert report.contract.layer == coarse.name.replace("ortcam/", "net/")

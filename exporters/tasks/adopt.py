@@ -32,7 +32,7 @@ from ortcam.exporters.tasks.decode import attach, raw_name, write_decoder
 from ortcam.exporters.tasks.detectors import check_decoded, known_form, plan_detector
 from ortcam.exporters.tasks.plan import Plan
 from ortcam.exporters.tasks.single import plan_single
-from ortcam.exporters.tasks.source import RawSource, Ultralytics
+from ortcam.exporters.tasks.source import RawSource, Ultralytics, fill_in_size
 from ortcam.exporters.unwrap import keep_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
 from ortcam.exporters.verify import BATCHES
@@ -79,6 +79,7 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     refuse_escapes(foreign.proto, foreign.name)
     proto = inliner.inline_local_functions(foreign.proto) if foreign.proto.functions else foreign.proto
     training = leave_training(proto, foreign.name)
+    fill_in_size(proto, options.input_size)
     session = create_session(proto, CPU, foreign.name, folder, log_severity=4)
     metadata = Ultralytics.read(proto)
     image = _read_image(proto, session, options, foreign, folder, metadata)
@@ -152,10 +153,7 @@ def _read_image(
 
 def _letterbox(height: int, width: int) -> Preprocessing:
     """Return ultralytics' preprocessing: the whole photo in the middle of a grey input, values 0 to 1."""
-    fields: dict[str, Any] = {"height": height, "width": width, "scale": 1 / 255}
-    if "fit" in Preprocessing.__dataclass_fields__:
-        fields |= {"fit": "letterbox", "pad_value": 114, "pad_place": "centre"}
-    return Preprocessing.from_dict(fields)
+    return Preprocessing(height, width, scale=1 / 255, fit="letterbox", pad_value=(114.0,), pad_place="centre")
 
 
 def _find_plan(source: RawSource, options: SourceOptions, metadata: Ultralytics | None) -> Plan | None:

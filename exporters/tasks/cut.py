@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from ortcam.exporters.tasks.options import BoxFormat
 
 # Nodes that keep the scores of all boxes, and only arrange or reduce them for a TopK.
 _ARRANGING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "ReduceMax", "Transpose"}
+_FILTERING = {"NonZero", "TopK", "Compress", "NonMaxSuppression"}
 _PICKING = {"Gather", "GatherElements", "GatherND"}
 
 
@@ -36,7 +35,7 @@ def find_cut(proto: onnx.ModelProto) -> Cut | None:
     graph = proto.graph
     makers = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
-        if node.op_type == "NonMaxSuppression":
+        if node.op_type == "NonMaxSuppression" and not depends_on_values(proto, node.input[0]):
             centred = any(attribute.name == "center_point_box" and attribute.i for attribute in node.attribute)
             # ONNX allows any two opposite corners, so the graph does not say whether x or y comes first.
             form: BoxFormat = "cxcywh" if centred else "xyxy" if "torch" in proto.producer_name.lower() else "yxyx"
@@ -48,7 +47,7 @@ def find_cut(proto: onnx.ModelProto) -> Cut | None:
                 user.input[0] for user in graph.node
                 if user.op_type in _PICKING and user.input[0] in makers and user.input[0] not in scores
             ]  # fmt: skip
-            if picked:
+            if picked and not depends_on_values(proto, scores[-1]):
                 return Cut("TopK", tuple(dict.fromkeys(picked)), tuple(scores))
     return None
 
@@ -61,6 +60,21 @@ def _arranged(name: str, makers: dict[str, onnx.NodeProto]) -> list[str]:
     return names
 
 
+def depends_on_values(proto: onnx.ModelProto, name: str) -> bool:
+    """Return whether the number of a tensor's rows depends on the image: detections were filtered or sorted before."""
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    waiting, seen = [name], set[str]()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        if node.op_type in _FILTERING:
+            return True
+        waiting.extend(node.input)
+    return False
+
+
 def has_suppression_inside(proto: onnx.ModelProto) -> bool:
     """Return whether a subgraph of an If or a Loop suppresses detections."""
     waiting = [inner for node in proto.graph.node for attribute in node.attribute for inner in (attribute.g,)]
@@ -71,9 +85,3 @@ def has_suppression_inside(proto: onnx.ModelProto) -> bool:
                 return True
             waiting.extend(attribute.g for attribute in node.attribute)
     return False
-
-
-def constant_of(proto: onnx.ModelProto, name: str) -> np.ndarray | None:
-    """Return the numbers of an initializer; None for other tensors."""
-    tensor = next((one for one in proto.graph.initializer if one.name == name), None)
-    return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))

@@ -39,7 +39,7 @@ def write_decoder(plan: Plan, shapes: Shapes, size: tuple[int, int]) -> onnx.Mod
     """
     graph = Builder()
     raw = {
-        name: graph.input(raw_name(place), np.float32, ["batch", *shapes[name][1:]])
+        name: graph.input(raw_name(place), np.float32, [None, *shapes[name][1:]])
         for place, name in enumerate(plan.names)
     }
     if plan.task == "detect":
@@ -60,10 +60,10 @@ def _boxes(graph: Builder, plan: Plan, raw: Mapping[str, Value], size: tuple[int
     boxes = _join(graph, plan.boxes, raw)
     form, is_unit = plan.box_format.removesuffix("-unit"), plan.box_format.endswith("-unit")
     height, width = size
-    if form == "bins":
-        return _from_bins(graph, plan, boxes, size)
+    if form in ("bins", "distances", "distances-corner"):
+        return _from_distances(graph, plan, boxes, size)
     if form == "yolox":  # Ge et al. 2021: centres in cells from the cell's corner, sizes as logarithms
-        corners, strides = cell_corners(size, plan.strides)
+        corners, strides = cell_corners(size, plan.strides, plan.rows_of_a_cell)
         centres = (_columns(graph, boxes, 0, 2) + corners) * strides
         return _from_centres(graph, centres, graph.op("Exp", _columns(graph, boxes, 2, 4)) * strides)
     if form in ("ssd", "ssd-xy", "linear"):
@@ -102,14 +102,18 @@ def _from_anchors(graph: Builder, plan: Plan, offsets: Value, size: tuple[int, i
     return _from_centres(graph, _columns(graph, offsets, 0, 2) * spans + places, sizes)
 
 
-def _from_bins(graph: Builder, plan: Plan, bins: Value, size: tuple[int, int]) -> Value:
-    """Return boxes from distributions over distances to the four sides (Li et al. 2020, Generalized Focal Loss)."""
-    corners, strides = cell_corners(size, plan.strides)
-    count = (plan.boxes[0].end or 0) // 4
-    shares = graph.op("Softmax", _reshape(graph, bins, -1, len(corners), 4, count), axis=3)
-    steps = np.arange(count, dtype=np.float32)
-    distances = graph.reduce("Sum", shares * steps, 3) * strides
-    centres = graph.constant((corners + 0.5) * strides)
+def _from_distances(graph: Builder, plan: Plan, distances: Value, size: tuple[int, int]) -> Value:
+    """Return boxes from the distances of a cell to the four sides, in cells (Tian et al. 2019, FCOS).
+
+    `bins` are distributions over distances (Li et al. 2020, Generalized Focal Loss).
+    """
+    corners, strides = cell_corners(size, plan.strides, plan.rows_of_a_cell)
+    if plan.box_format == "bins":
+        count = (plan.boxes[0].end or 0) // 4
+        shares = graph.op("Softmax", _reshape(graph, distances, -1, len(corners), 4, count), axis=3)
+        distances = graph.reduce("Sum", shares * np.arange(count, dtype=np.float32), 3)
+    distances = distances * strides
+    centres = graph.constant((corners + (0.0 if plan.box_format == "distances-corner" else 0.5)) * strides, np.float32)
     low, high = _columns(graph, distances, 0, 2), _columns(graph, distances, 2, 4)
     return graph.concat([centres - low, centres + high], axis=2)
 
@@ -148,7 +152,7 @@ def _join(graph: Builder, parts: Sequence[Columns], raw: Mapping[str, Value]) ->
     """Return the columns [B,N,K] of one or several tensors."""
     read = []
     for part in parts:
-        value = raw[part.name]
+        value = graph.expand_dims(raw[part.name], 0) if part.unbatched else raw[part.name]
         if part.transposed:
             value = graph.op("Transpose", value, perm=[0, 2, 1])
         whole = part.begin == 0 and part.end is None
@@ -175,9 +179,10 @@ def attach(model: ir.Model, decoder: onnx.ModelProto) -> None:
     for given, raw in zip(written.inputs, graph.outputs, strict=True):
         values[given] = make_float(graph, raw)
     for constant in written.initializers.values():
-        copy = ir.Value(
-            name=_name(constant, prefix), const_value=constant.const_value, shape=constant.shape, type=constant.type
-        )
+        assert constant.const_value is not None
+        name = _name(constant, prefix)
+        tensor = ir.tensor(constant.const_value.numpy(), name=name)  # a renamed tensor renames the decoder's own
+        copy = ir.Value(name=name, const_value=tensor, shape=constant.shape, type=constant.type)
         graph.register_initializer(copy)
         values[constant] = copy
     for node in written:

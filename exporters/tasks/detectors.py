@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters.tasks.cut import find_cut, has_suppression_inside
-from ortcam.exporters.tasks.options import ON_ANCHORS, BoxFormat, Named, ScoreKind, TaskOptions, read_boxes, read_kind
+from ortcam.exporters.tasks.options import (
+    ON_ANCHORS,
+    ON_CELLS,
+    BoxFormat,
+    Named,
+    ScoreKind,
+    TaskOptions,
+    read_boxes,
+    read_kind,
+)
 from ortcam.exporters.tasks.plan import Columns, Plan, cell_corners, cells_of, find_strides
 from ortcam.exporters.tasks.source import RawSource, Ultralytics
 
@@ -88,7 +97,7 @@ def _ultralytics(source: RawSource, metadata: Ultralytics, name: str, raw: NDArr
 
 def _end_to_end(source: RawSource, name: str, raw: NDArray[Any], labels: tuple[str, ...]) -> Plan:
     """Return the plan of detections [B,300,6]: what the graph has before its TopK, else the detections."""
-    plan = _before_suppression(source)
+    plan = _before_suppression(source) or _head_inside(source, len(labels))
     if plan is not None:
         return replace(plan, labels=labels)
     notice = (
@@ -101,6 +110,20 @@ def _end_to_end(source: RawSource, name: str, raw: NDArray[Any], labels: tuple[s
     )
 
 
+def _head_inside(source: RawSource, count: int) -> Plan | None:
+    """Return the plan of a table [B,4+C,N] inside the graph, which the graph filters later; None without it."""
+    names = [node.output[0] for node in source.proto.graph.node if node.op_type == "Concat"]
+    cells = cells_of(source.size, (8, 16, 32))
+    for name, raw in reversed(list(source.measure(names).items())):
+        if raw.ndim == 3 and raw.shape[1] >= 4 + count and raw.shape[2] == cells:
+            plan = _yolo(source, name, raw[:, : 4 + count])
+            if plan is not None:
+                notice = f"the graph is cut before it filters its detections, at {name!r}"
+                scores = replace(plan.scores[0], end=4 + count)
+                return replace(plan, scores=(scores,), notices=(*plan.notices, notice))
+    return None
+
+
 def _before_suppression(source: RawSource) -> Plan | None:
     """Return the plan of a graph with NonMaxSuppression or TopK at its top level: the tensors before it."""
     cut = find_cut(source.proto)
@@ -110,6 +133,8 @@ def _before_suppression(source: RawSource) -> Plan | None:
     tables = [name for name in cut.boxes if found[name].ndim == 3 and found[name].shape[2] == 4]
     for boxes in tables:
         count = found[boxes].shape[1]
+        if not count:
+            continue
         for scores in cut.scores:
             dims = found[scores].shape
             if len(dims) != 3 or count not in dims[1:] or scores == boxes:
@@ -174,7 +199,9 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
     found = source.measure([*boxes.names, *scores.names])
     form, kind = cast(BoxFormat, boxes.form), cast(ScoreKind, scores.form)
     together = boxes.names == scores.names
-    box_columns = [_box_columns(name, found[name], form) for name in boxes.names]
+    flat = all(array.ndim == 2 for array in found.values())  # [N,K], without a batch
+    found = {name: array[None] if flat else array for name, array in found.items()}
+    box_columns = [replace(_box_columns(name, found[name], form), unbatched=flat) for name in boxes.names]
     count = sum(found[part.name].shape[2 if part.transposed else 1] for part in box_columns)
     if together:
         extra = 5 if kind.startswith("objectness") else 4
@@ -182,7 +209,9 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
         score_columns = [replace(part, begin=4, end=_end(found[part.name], part, end)) for part in box_columns]
     else:
         score_columns = [
-            _score_columns(name, found[name], found[box.name].shape[2 if box.transposed else 1])
+            replace(
+                _score_columns(name, found[name], found[box.name].shape[2 if box.transposed else 1]), unbatched=flat
+            )
             for name, box in zip(scores.names, box_columns, strict=len(scores.names) == len(box_columns))
         ]
         if len(scores.names) != len(box_columns):
@@ -201,7 +230,7 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
             )
     elif anchors is not None:
         raise OptionError(f"anchors are given, but boxes of format {form} use none; expected {', '.join(ON_ANCHORS)}")
-    strides = find_strides(source.size, count) if form in ("yolox", "bins") else ()
+    rows, strides = _cells(source.size, count) if form in ON_CELLS else (1, ())
     if strides is None:
         height, width = source.size
         raise OptionError(
@@ -221,8 +250,18 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
         boxes.scales,
         anchors,
         strides,
+        rows,
         classes=source.classes or 0,
     )
+
+
+def _cells(size: tuple[int, int], count: int) -> tuple[int, tuple[int, ...] | None]:
+    """Return the number of boxes of a cell, and the strides whose cells there are; None without any."""
+    for rows in (1, 2, 3):
+        strides = find_strides(size, count // rows) if count % rows == 0 else None
+        if strides is not None:
+            return rows, strides
+    return 1, None
 
 
 def _box_columns(name: str, raw: NDArray[Any], form: BoxFormat) -> Columns:

@@ -16,7 +16,19 @@ from ortcam.errors import OptionError, nearest, one_line
 from ortcam.model.contract import Task
 
 BoxFormat = Literal[
-    "xyxy", "cxcywh", "yxyx", "xyxy-unit", "cxcywh-unit", "yxyx-unit", "ssd", "ssd-xy", "linear", "yolox", "bins"
+    "xyxy",
+    "cxcywh",
+    "yxyx",
+    "xyxy-unit",
+    "cxcywh-unit",
+    "yxyx-unit",
+    "ssd",
+    "ssd-xy",
+    "linear",
+    "yolox",
+    "bins",
+    "distances",
+    "distances-corner",
 ]
 ScoreKind = Literal[
     "probabilities", "logits", "softmax", "softmax-background-first", "softmax-background-last",
@@ -24,6 +36,7 @@ ScoreKind = Literal[
     "logits-background-last", "objectness", "objectness-logits",
     "confidence-class",
 ]  # fmt: skip
+ON_CELLS: tuple[BoxFormat, ...] = ("yolox", "bins", "distances", "distances-corner")
 ON_ANCHORS: tuple[BoxFormat, ...] = ("ssd", "ssd-xy", "linear")
 SSD_SCALES = (10.0, 10.0, 5.0, 5.0)  # TensorFlow's BoxCoder; the same as Caffe's variances .1, .1, .2, .2
 _LARGEST_ANCHOR = 16.0  # in parts of the input; larger numbers are pixels

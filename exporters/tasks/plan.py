@@ -16,18 +16,20 @@ Dims = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Columns:
-    """Some columns of a tensor [B,N,K] or, transposed, [B,K,N].
+    """Some columns of a tensor [B,N,K] or, transposed, [B,K,N]; or [N,K], of a graph that fixes a batch of 1.
 
     Attributes:
         name: the tensor in the source's graph.
         transposed: whether the columns come before the rows.
         begin, end: the columns; None for the last.
+        unbatched: whether the batch is missing.
     """
 
     name: str
     transposed: bool = False
     begin: int = 0
     end: int | None = None
+    unbatched: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Plan:
         task: the task.
         boxes, scores: for a detector: the tensors; levels of a pyramid are joined along N.
         box_format, scales, anchors, kind: how they are read, as the options state it.
-        strides: for ``yolox`` and ``bins``, the strides of the levels in pixels.
+        strides: for formats of cells, the strides of the levels in pixels.
+        rows_of_a_cell: how many boxes each cell has, one after the other.
         name: for other tasks, the tensor.
         channels_last: for a segmenter, whether the tensor is [B,H,W,C].
         labels: the class names that the file states; None if it states none.
@@ -54,6 +57,7 @@ class Plan:
     scales: tuple[float, ...] = SSD_SCALES
     anchors: NDArray[np.float64] | None = field(default=None, compare=False)
     strides: tuple[int, ...] = ()
+    rows_of_a_cell: int = 1
     name: str = ""
     channels_last: bool = False
     labels: tuple[str, ...] | None = None
@@ -85,14 +89,19 @@ def find_strides(size: tuple[int, int], count: int) -> tuple[int, ...] | None:
     return next((strides for strides in _STRIDES if cells_of(size, strides) == count), None)
 
 
-def cell_corners(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return x and y of the cells of all levels, in cells of their level [N,2], and their strides [N,1], in pixels."""
+def cell_corners(
+    size: tuple[int, int], strides: tuple[int, ...], repeated: int = 1
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return x and y of the cells of all levels, in cells of their level [N,2], and their strides [N,1], in pixels.
+
+    Each cell is repeated, one row after the other.
+    """
     places, steps = [], []
     for stride in strides:
         rows, columns = (-(-side // stride) for side in size)
         y, x = np.mgrid[:rows, :columns]
-        places.append(np.stack([x.ravel(), y.ravel()], axis=1))
-        steps.append(np.full((rows * columns, 1), stride))
+        places.append(np.stack([x.ravel(), y.ravel()], axis=1).repeat(repeated, axis=0))
+        steps.append(np.full((rows * columns * repeated, 1), stride))
     return np.concatenate(places).astype(np.float32), np.concatenate(steps).astype(np.float32)
 
 

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ortcam.errors import OptionError, nearest
+from ortcam.errors import ExportError, OptionError, nearest
 from ortcam.exporters.outputs import Output, list_outputs
 from ortcam.exporters.sources import SourceOptions
 
+_SIZE_INPUT = "orig_target_sizes"
 _READ_AS_DETECTORS = ("detect", "segment", "pose", "obb")  # of ultralytics
 
 
@@ -96,8 +98,30 @@ def is_task(proto: onnx.ModelProto, options: SourceOptions) -> bool:
     metadata = Ultralytics.read(proto)
     if metadata is not None and metadata.task not in _READ_AS_DETECTORS:
         return False
+    if metadata is None and any(value.name == _SIZE_INPUT for value in proto.graph.input):
+        return options.output is None
     ranks = [len(value.type.tensor_type.shape.dim) for value in proto.graph.output]
     return 3 in ranks and (metadata is not None or min(ranks) >= 3) and options.output is None
+
+
+def fill_in_size(proto: onnx.ModelProto, size: tuple[int, int] | None) -> None:
+    """Replace the second input of RT-DETR and its kin, the size of the photo, by the size of the input, in place.
+
+    Args:
+        proto: the graph.
+        size: (height, width) of the input; None if the graph states it.
+    """
+    inputs = {value.name: value for value in proto.graph.input}
+    if _SIZE_INPUT not in inputs or len(inputs) != 2:
+        return
+    (image,) = (value for name, value in inputs.items() if name != _SIZE_INPUT)
+    dims = [dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    height, width = size or tuple(dims[2:4]) or (0, 0)
+    if not height or not width:
+        raise ExportError(f"the input has any size {dims}; give the size with --input-size")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(inputs[_SIZE_INPUT].type.tensor_type.elem_type)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([[width, height]], dtype), _SIZE_INPUT))
+    proto.graph.input.remove(inputs[_SIZE_INPUT])
 
 
 def _literal(text: str) -> Any:

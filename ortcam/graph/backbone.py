@@ -6,7 +6,7 @@ last tensor at the coarsest grid of at least 7 x 7 before upsampling, the pyrami
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -41,22 +41,37 @@ def find_task_layers(model: ir.Model, reading: Reading, layers: Mapping[str, ir.
     Grids of at least 7 x 7 come first, the coarsest of them first; then smaller grids, the finest first. At a grid, the
     last tensor comes first that all paths through this part of the backbone share.
 
+    Of a vector, such as an embedding, the candidates of a classifier come first, if their grids are large enough: all
+    paths meet in them, also behind a pyramid.
+
     Args:
         model: the graph; its first input is the image, its outputs are those of the task.
         reading: how to read the graph.
         layers: the source framework's layers; None for the modules that torch's exporter recorded.
     """
+    first: list[Candidate] = []
+    if len(dims(model.graph.outputs[0])) == 1:
+        first = [one for one in find_candidates(model, reading, layers) if _is_large(one.shape[1:])]
+    return first or _find_in_backbone(model, reading, layers) or find_candidates(model, reading, layers)
+
+
+def _is_large(grid: Sequence[int | None]) -> bool:
+    """Return whether rows and columns are known, and at least 7."""
+    return all(side is not None and side >= LEAST_GRID for side in grid)
+
+
+def _find_in_backbone(model: ir.Model, reading: Reading, layers: Mapping[str, ir.Value] | None) -> list[Candidate]:
     path = _path(model.graph)
     maps = _find_maps(model.graph, path, reading)
     trunk = _trunk(model.graph, path, maps)
     grids = sorted({found.grid for value, found in maps.items() if value in trunk}, key=lambda grid: grid[0] * grid[1])
-    coarse = [grid for grid in grids if min(grid) >= LEAST_GRID]
+    coarse = [grid for grid in grids if _is_large(grid)]
     named = module_outputs(model.graph) if layers is None else layers
     modules = {named[name]: name for name in reversed(list(named))}
     found = []
     for grid in [*coarse, *reversed([grid for grid in grids if grid not in coarse and max(grid) > 1])]:
         region = {value for value in trunk if value in maps and maps[value].grid == grid}
-        for value in reversed(_shared(path, region)):
+        for value in reversed(_shared(path, _last_block(path, maps, region))):
             producer = value.producer()
             if producer is None or producer.op_type in _UNFINISHED | _PASSIVE or _is_gated(value):
                 continue
@@ -64,7 +79,7 @@ def find_task_layers(model: ir.Model, reading: Reading, layers: Mapping[str, ir.
             candidate = Candidate(maps[value].feature_map, modules.get(value), producer.op_type, reason)
             found.append((weights_follow(value, path), candidate))
     found.sort(key=lambda pair: not pair[0])
-    return [candidate for _, candidate in found] or find_candidates(model, reading, layers)
+    return [candidate for _, candidate in found]
 
 
 def _is_gated(value: ir.Value) -> bool:
@@ -117,12 +132,23 @@ def _find_maps(graph: ir.Graph, path: dict[ir.Node, None], reading: Reading) -> 
 
 
 def _trunk(graph: ir.Graph, path: dict[ir.Node, None], maps: Mapping[ir.Value, _Map]) -> set[ir.Value]:
-    """Return the tensors before any upsampling: none that they are computed from has a coarser grid."""
+    """Return the tensors before any upsampling: none that they are computed from has a coarser grid.
+
+    A block that shrinks and upsamples its own input, and adds it to the result, is closed: its sum counts as before any
+    upsampling (the residual U-blocks of Qin et al. 2020, U2-Net).
+    """
     coarsest: dict[ir.Value, tuple[int, int] | None] = {graph.inputs[0]: None}
+    dominators = _Dominators(graph.inputs[0])
     trunk: set[ir.Value] = set()
     raised: set[ir.Value] = set()  # behind an upsampling
     for node in path:
         given = [value for value in node.inputs if value is not None and value in coarsest]
+        dominators.add(node, given)
+        if node.op_type == "Add" and len(given) == 2:
+            opened = next((one for one in given if one not in raised and one in maps), None)
+            closed = next((one for one in given if one in raised and one in maps), None)
+            if opened is not None and closed is not None and dominators.holds(opened, closed):
+                given = [opened]
         grids = [grid for value in given if (grid := coarsest[value]) is not None]
         low = (min(rows for rows, _ in grids), min(columns for _, columns in grids)) if grids else None
         for value in node.outputs:
@@ -134,6 +160,60 @@ def _trunk(graph: ir.Graph, path: dict[ir.Node, None], maps: Mapping[ir.Value, _
                 trunk.add(value)
             coarsest[value] = own if own is not None and not up else low
     return trunk
+
+
+class _Dominators:
+    """The tensors that all paths from the image to a tensor run through, for nodes added in order."""
+
+    def __init__(self, image: ir.Value) -> None:
+        self._parent: dict[ir.Value, ir.Value] = {}
+        self._depth = {image: 0}
+
+    def add(self, node: ir.Node, given: list[ir.Value]) -> None:
+        """Add the outputs of a node that is computed from the given tensors."""
+        common = given[0]
+        for value in given[1:]:
+            common = self._meet(common, value)
+        for output in node.outputs:
+            self._parent[output], self._depth[output] = common, self._depth[common] + 1
+
+    def holds(self, first: ir.Value, later: ir.Value) -> bool:
+        """Return whether all paths to the later tensor run through the first."""
+        return self._meet(first, later) is first
+
+    def _meet(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        while a is not b:
+            if self._depth[a] < self._depth[b]:
+                a, b = b, a
+            a = self._parent[a]
+        return a
+
+
+def _last_block(path: dict[ir.Node, None], maps: Mapping[ir.Value, _Map], region: set[ir.Value]) -> set[ir.Value]:
+    """Return the last of the region's blocks: tensors that are computed from each other without another grid."""
+    block: dict[ir.Value, ir.Value] = {}  # a tensor's first one
+
+    def root(value: ir.Value) -> ir.Value:
+        while block[value] is not value:
+            value = block[value]
+        return value
+
+    behind: dict[ir.Value, set[ir.Value]] = {}  # the region's nearest tensors before one that is no map
+    last: ir.Value | None = None
+    for node in path:
+        near: set[ir.Value] = set()
+        for value in node.inputs:
+            if value is not None:
+                near |= {value} if value in region else behind.get(value, set()) if value not in maps else set()
+        for value in node.outputs:
+            if value in region:
+                block[value] = value
+                for one in near:
+                    block[root(one)] = value
+                last = value
+            elif value not in maps:
+                behind[value] = near
+    return {value for value in region if last is not None and root(value) is root(last)}
 
 
 def _shared(path: dict[ir.Node, None], region: set[ir.Value]) -> list[ir.Value]:
