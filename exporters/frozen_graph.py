@@ -56,7 +56,7 @@ def convert_frozen_graph(path: Path, options: SourceOptions) -> Converted:
     graph_def = _read(path)
     _refuse_what_cannot_run(graph_def, name, options.allow_unsafe)
     imported = _import(graph_def, name)
-    outputs = _find_outputs(graph_def, imported.graph, options.output, name)
+    outputs = _find_outputs(graph_def, imported.graph, options, name)
     if options.output is not None:
         options = replace(options, output=outputs[0])
     placeholder = imported.graph.get_tensor_by_name(f"{_find_image(graph_def, outputs, name)}:0")
@@ -144,8 +144,9 @@ def _import(graph_def: Any, name: str) -> Any:
         raise ExportError(f"{name} cannot be loaded by TensorFlow {tf.__version__}: {reason(error)}") from error
 
 
-def _find_outputs(graph_def: Any, graph: Any, wanted: str | None, name: str) -> list[str]:
-    """Return the last nodes that can return class scores, or the node that the user named."""
+def _find_outputs(graph_def: Any, graph: Any, options: SourceOptions, name: str) -> list[str]:
+    """Return the last nodes that can be class scores or outputs of the stated task, or the node that the user named."""
+    wanted, ranks = options.output, (None, 2, 3, 4) if options.task.is_stated else (None, 2, 4)
     known = {node.name for node in graph_def.node}
     if wanted is not None:
         node = wanted.removesuffix(":0")
@@ -156,7 +157,7 @@ def _find_outputs(graph_def: Any, graph: Any, wanted: str | None, name: str) -> 
     while True:  # remove summaries, class numbers and losses until only scores are left
         read = {_node_of(entry) for node in nodes.values() for entry in node.input}
         ends = [end for end in nodes if end not in read]
-        others = [end for end in ends if not _may_be_scores(graph.get_operation_by_name(end))]
+        others = [end for end in ends if not _may_be_scores(graph.get_operation_by_name(end), ranks)]
         if not others:
             break
         for end in others:
@@ -172,11 +173,11 @@ def _node_of(entry: str) -> str:
     return entry.lstrip("^").partition(":")[0]
 
 
-def _may_be_scores(operation: Any) -> bool:
+def _may_be_scores(operation: Any, ranks: tuple[int | None, ...]) -> bool:
     if operation.type in _NO_SCORES or len(operation.outputs) != 1:
         return False
     (result,) = operation.outputs
-    return result.dtype.is_floating and result.shape.rank in (None, 2, 4)
+    return result.dtype.is_floating and result.shape.rank in ranks
 
 
 def _find_tensors(proto: onnx.ModelProto, nodes: set[str]) -> dict[str, str]:

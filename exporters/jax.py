@@ -99,7 +99,7 @@ def _find_input_shape(function: Function, name: str, options: SourceOptions) -> 
             shape = (*size, channels) if layout == "NHWC" else (channels, *size)
             result, failure = _infer(function, shape)
             if failure is None:
-                return shape, _read_keys(result, shape, name)
+                return shape, _read_keys(result, shape, name, options.task.is_stated)
             if isinstance(failure, TraceContextError):
                 raise ExportError(
                     f"{name} changes its own state when it runs, as modules do in training mode; call model.eval() "
@@ -127,14 +127,17 @@ def _infer(function: Function, shape: tuple[int, int, int]) -> tuple[Any, Except
         return None, error
 
 
-def _read_keys(result: Any, shape: tuple[int, int, int], name: str) -> list[str]:
-    """Return the keys of a function's resulting arrays (nested: ``outer.inner``); refuse results without scores."""
+def _read_keys(result: Any, shape: tuple[int, int, int], name: str, any_task: bool) -> list[str]:
+    """Return the keys of a function's resulting arrays (nested: ``outer.inner``); refuse results without scores.
+
+    Of another task than classification, any result is returned.
+    """
     outputs = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(result):
         key = ".".join(jax.tree_util.keystr((part,), simple=True) for part in path) or "output"
         dims = (None, *leaf.shape[1:]) if leaf.shape[:1] == (_BATCH,) else leaf.shape
         outputs.append(Output(key, str(leaf.dtype), dims))
-    if not any(output.may_be_scores and output.shape[:1] == (None,) for output in outputs):
+    if not any_task and not any(output.may_be_scores and output.shape[:1] == (None,) for output in outputs):
         is_array = isinstance(result, jax.ShapeDtypeStruct)
         what = list(result.shape) if is_array else f"{type(result).__name__}: {list_outputs(outputs)}"
         raise ExportError(

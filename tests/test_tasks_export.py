@@ -511,6 +511,26 @@ def test_tables_without_a_batch(tmp_path: Path) -> None:
     assert is_layer(report, 16, 8)
 
 
+def test_a_product_of_scores(tmp_path: Path) -> None:
+    """YuNet: scores of classes and of objects are outputs of their own, boxes are YOLOX's."""
+    net = Net()
+    graph, outputs = net.graph, dict[str, Value]()
+    for level, stride in zip(net.levels, (8, 16, 32), strict=True):
+        rows = net.rows(level, 6)
+        outputs[f"box{stride}"] = graph.slice(rows, 0, 4, 2)
+        outputs[f"cls{stride}"], outputs[f"obj{stride}"] = (
+            graph.op("Sigmoid", graph.slice(rows, column, column + 1, 2)) for column in (4, 5)
+        )
+    plain = net.save(tmp_path / "net.onnx", outputs)
+    boxes, classes, objects = ([f"{kind}{stride}" for stride in (8, 16, 32)] for kind in ("box", "cls", "obj"))
+    scores = f"{'+'.join(classes)}*{'+'.join(objects)}:probabilities"
+    report = export(plain, tmp_path / "cam.onnx", task="detect", boxes=f"{'+'.join(boxes)}:yolox", scores=scores)
+    raw, of_class, of_object = (np.concatenate(run(plain, names), 1) for names in (boxes, classes, objects))
+    places, steps = cells((8, 16, 32))
+    centred = np.concatenate([(raw[..., :2] + places) * steps, np.exp(raw[..., 2:]) * steps], -1)
+    check_detector(report, corners(centred), of_class * of_object)
+
+
 def test_a_second_input_for_the_size(tmp_path: Path) -> None:
     """RT-DETR: boxes in pixels of the photo, whose size is an input, and a TopK over all scores of all boxes."""
     net = Net()

@@ -44,7 +44,10 @@ def write_decoder(plan: Plan, shapes: Shapes, size: tuple[int, int]) -> onnx.Mod
     }
     if plan.task == "detect":
         graph.output(_boxes(graph, plan, raw, size), "boxes", ["batch", None, 4])
-        graph.output(_scores(graph, plan, raw), "scores", ["batch", None, None])
+        scores = _scores(graph, plan, _join(graph, plan.scores, raw))
+        if plan.factors:
+            scores = scores * _scores(graph, plan, _join(graph, plan.factors, raw))
+        graph.output(scores, "scores", ["batch", None, None])
     elif plan.task == "segment":
         graph.output(_mask(graph, plan, raw[plan.name]), "mask", ["batch", None, None, None])
     else:
@@ -118,9 +121,9 @@ def _from_distances(graph: Builder, plan: Plan, distances: Value, size: tuple[in
     return graph.concat([centres - low, centres + high], axis=2)
 
 
-def _scores(graph: Builder, plan: Plan, raw: Mapping[str, Value]) -> Value:
+def _scores(graph: Builder, plan: Plan, scores: Value) -> Value:
     """Return scores [B,N,C] in 0..1 without the background."""
-    scores, kind = _join(graph, plan.scores, raw), plan.kind
+    kind = plan.kind
     if kind == "confidence-class":  # final detections: a score, and the index of its class
         classes = graph.constant(np.arange(plan.classes), np.float32)
         of_class = graph.equal(graph.op("Round", _columns(graph, scores, 1, 2)), classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -194,42 +194,15 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
     """
     for name in boxes.names:
         source.check_name(name, "boxes")
-    for name in scores.names:
+    for name in (*scores.names, *scores.factors):
         source.check_name(name, "scores")
-    found = source.measure([*boxes.names, *scores.names])
+    found = source.measure([*boxes.names, *scores.names, *scores.factors])
     form, kind = cast(BoxFormat, boxes.form), cast(ScoreKind, scores.form)
-    together = boxes.names == scores.names
     flat = all(array.ndim == 2 for array in found.values())  # [N,K], without a batch
     found = {name: array[None] if flat else array for name, array in found.items()}
     box_columns = [replace(_box_columns(name, found[name], form), unbatched=flat) for name in boxes.names]
     count = sum(found[part.name].shape[2 if part.transposed else 1] for part in box_columns)
-    if together:
-        extra = 5 if kind.startswith("objectness") else 4
-        end = None if source.classes is None else extra + source.classes
-        score_columns = [replace(part, begin=4, end=_end(found[part.name], part, end)) for part in box_columns]
-    else:
-        score_columns = [
-            replace(
-                _score_columns(name, found[name], found[box.name].shape[2 if box.transposed else 1]), unbatched=flat
-            )
-            for name, box in zip(scores.names, box_columns, strict=len(scores.names) == len(box_columns))
-        ]
-        if len(scores.names) != len(box_columns):
-            raise OptionError(
-                f"scores names {len(scores.names)} tensors and boxes {len(box_columns)}; expected as many"
-            )
-    if form in ON_ANCHORS:
-        if anchors is None:
-            raise OptionError(
-                f"boxes of format {form} are relative to anchors; give the {count} anchors with --anchors FILE (.npy, "
-                ".json or .csv, rows of cx, cy, w, h as parts of the input)"
-            )
-        if len(anchors) != count:
-            raise OptionError(
-                f"anchors has {len(anchors)} rows, but there are {count} boxes; expected a row for each box"
-            )
-    elif anchors is not None:
-        raise OptionError(f"anchors are given, but boxes of format {form} use none; expected {', '.join(ON_ANCHORS)}")
+    _check_anchors(form, anchors, count)
     rows, strides = _cells(source.size, count) if form in ON_CELLS else (1, ())
     if strides is None:
         height, width = source.size
@@ -244,7 +217,7 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
     return Plan(
         "detect",
         tuple(box_columns),
-        tuple(score_columns),
+        _score_parts(source, found, scores.names, box_columns, kind),
         form,
         kind,
         boxes.scales,
@@ -252,7 +225,46 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
         strides,
         rows,
         classes=source.classes or 0,
+        factors=_score_parts(source, found, scores.factors, box_columns, kind) if scores.factors else (),
     )
+
+
+def _score_parts(
+    source: RawSource,
+    found: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+    boxes: Sequence[Columns],
+    kind: ScoreKind,
+) -> tuple[Columns, ...]:
+    """Return the columns of scores, level by level: behind the boxes in their tensors, or tensors of their own."""
+    if list(names) == [part.name for part in boxes]:
+        extra = 5 if kind.startswith("objectness") else 4
+        end = None if source.classes is None else extra + source.classes
+        return tuple(replace(part, begin=4, end=_end(found[part.name], part, end)) for part in boxes)
+    if len(names) != len(boxes):
+        raise OptionError(f"scores names {len(names)} tensors and boxes {len(boxes)}; expected as many")
+    counts = [found[box.name].shape[2 if box.transposed else 1] for box in boxes]
+    return tuple(
+        replace(_score_columns(name, found[name], count), unbatched=box.unbatched)
+        for name, count, box in zip(names, counts, boxes, strict=True)
+    )
+
+
+def _check_anchors(form: BoxFormat, anchors: NDArray[np.float64] | None, count: int) -> None:
+    """Refuse boxes without their anchors, and anchors without boxes.
+
+    Raises:
+        OptionError: the number of anchors is not that of the boxes.
+    """
+    if form in ON_ANCHORS and anchors is None:
+        raise OptionError(
+            f"boxes of format {form} are relative to anchors; give the {count} anchors with --anchors FILE (.npy, "
+            ".json or .csv, rows of cx, cy, w, h as parts of the input)"
+        )
+    if form in ON_ANCHORS and anchors is not None and len(anchors) != count:
+        raise OptionError(f"anchors has {len(anchors)} rows, but there are {count} boxes; expected a row for each box")
+    if form not in ON_ANCHORS and anchors is not None:
+        raise OptionError(f"anchors are given, but boxes of format {form} use none; expected {', '.join(ON_ANCHORS)}")
 
 
 def _cells(size: tuple[int, int], count: int) -> tuple[int, tuple[int, ...] | None]:

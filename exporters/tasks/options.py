@@ -50,7 +50,7 @@ class TaskOptions:
         task: ``auto`` or a task of the contract.
         boxes: ``NAME:FORMAT``, or ``NAME+NAME:FORMAT`` for the levels of a pyramid; FORMAT is a `BoxFormat`, with the
             scales of offsets behind an @ (``ssd@10,10,5,5``).
-        scores: ``NAME:KIND``, or ``NAME+NAME:KIND``; KIND is a `ScoreKind`.
+        scores: ``NAME:KIND``, or ``NAME+NAME:KIND``; KIND is a `ScoreKind`. ``NAME*NAME:KIND`` multiplies two scores.
         anchors: float64 [N,4], centre x, centre y, width and height, as parts of the input's width and height.
     """
 
@@ -73,11 +73,13 @@ class Named:
         names: the tensors; the levels of a pyramid in order.
         form: a `BoxFormat` or a `ScoreKind`; "" where only names are given.
         scales: the divisors of SSD offsets.
+        factors: the tensors of a second score, by which the first is multiplied, such as an objectness.
     """
 
     names: tuple[str, ...]
     form: str = ""
     scales: tuple[float, ...] = SSD_SCALES
+    factors: tuple[str, ...] = ()
 
 
 def check_options(task: str, boxes: str | None, scores: str | None, anchors: Any) -> TaskOptions:
@@ -104,7 +106,7 @@ def read_boxes(text: str) -> Named:
     """Read ``NAME:FORMAT`` or ``NAME:FORMAT@a,b,c,d``.
 
     >>> read_boxes("box_encodings:ssd@1,1,1,1")
-    Named(names=('box_encodings',), form='ssd', scales=(1.0, 1.0, 1.0, 1.0))
+    Named(names=('box_encodings',), form='ssd', scales=(1.0, 1.0, 1.0, 1.0), factors=())
 
     Raises:
         OptionError: the format is missing or unknown, or the scales are not four positive numbers.
@@ -125,12 +127,15 @@ def read_boxes(text: str) -> Named:
 
 
 def read_kind(text: str) -> Named:
-    """Read ``NAME:KIND``.
+    """Read ``NAME:KIND`` or ``NAME*NAME:KIND``.
 
     Raises:
         OptionError: the kind is missing or unknown.
     """
-    return Named(*_split(text, "scores", get_args(ScoreKind)))
+    names, form = _split(text, "scores", get_args(ScoreKind))
+    first, star, second = "+".join(names).partition("*")
+    factors = _names(second) if star else ()
+    return Named(_names(first), form, factors=factors)
 
 
 def _split(text: str, option: str, known: Sequence[str], optional: str = "\0") -> tuple[tuple[str, ...], str]:
@@ -140,7 +145,11 @@ def _split(text: str, option: str, known: Sequence[str], optional: str = "\0") -
         word = "FORMAT" if option == "boxes" else "KIND"
         found = nearest(form, known) if colon else ""
         raise OptionError(f"{option} is {text!r}; expected NAME:{word}, {word} one of {', '.join(known)}{found}")
-    return tuple(part.strip() for part in name.split("+")), form
+    return _names(name), form
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split("+"))
 
 
 def read_anchors(given: str | PathLike[str] | NDArray[Any] | Sequence[Any]) -> NDArray[np.float64]:

@@ -39,6 +39,7 @@ class Plan:
     Attributes:
         task: the task.
         boxes, scores: for a detector: the tensors; levels of a pyramid are joined along N.
+        factors: tensors by which the scores are multiplied, of the same kind; () for none.
         box_format, scales, anchors, kind: how they are read, as the options state it.
         strides: for formats of cells, the strides of the levels in pixels.
         rows_of_a_cell: how many boxes each cell has, one after the other.
@@ -62,12 +63,15 @@ class Plan:
     channels_last: bool = False
     labels: tuple[str, ...] | None = None
     classes: int = 0
+    factors: tuple[Columns, ...] = ()
     notices: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors that the plan reads, each once."""
-        named = [part.name for part in (*self.boxes, *self.scores)] if self.task == "detect" else [self.name]
+        named = (
+            [part.name for part in (*self.boxes, *self.scores, *self.factors)] if self.task == "detect" else [self.name]
+        )
         return tuple(dict.fromkeys(named))
 
 

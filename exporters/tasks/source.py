@@ -100,6 +100,8 @@ def is_task(proto: onnx.ModelProto, options: SourceOptions) -> bool:
         return False
     if metadata is None and any(value.name == _SIZE_INPUT for value in proto.graph.input):
         return options.output is None
+    if metadata is not None and not all(value.type.tensor_type.HasField("shape") for value in proto.graph.output):
+        return options.output is None
     ranks = [len(value.type.tensor_type.shape.dim) for value in proto.graph.output]
     return 3 in ranks and (metadata is not None or min(ranks) >= 3) and options.output is None
 
