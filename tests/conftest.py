@@ -55,6 +55,7 @@ def photos() -> dict[str, Path]:
         **{path.stem[:11]: path for path in sorted(data.glob("imagenet_*.jpg"))},
         **{name: skimage / f"{name}.png" for name in ("chelsea", "coffee", "astronaut", "camera")},
         "rocket": skimage / "rocket.jpg",
+        "page": skimage / "page.png",
         **{name: sklearn / f"{name}.jpg" for name in ("china", "flower")},
     }
 

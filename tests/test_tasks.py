@@ -105,10 +105,14 @@ def toy(task: str, fit: str | None = None, layout: str = "NCHW") -> onnx.ModelPr
     return model
 
 
+def read_photo(path: Path) -> Array:
+    """Return a cut of 240 x 240."""
+    return np.ascontiguousarray(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)[40:280, 60:300])
+
+
 @pytest.fixture(scope="module")
 def photo(photos: dict[str, Path]) -> Array:
-    pixels = cv2.cvtColor(cv2.imread(str(photos["chelsea"])), cv2.COLOR_BGR2RGB)
-    return np.ascontiguousarray(pixels[40:280, 60:300])
+    return read_photo(photos["chelsea"])
 
 
 def run_model(model: onnx.ModelProto, tensors: Array) -> dict[str, Array]:
@@ -285,6 +289,15 @@ def test_other_methods_explain_the_same_scores(photo: Array, task: str, method: 
         # RISE is linear in the scores: the opposite value has the opposite map.
         other = explainer.explain(photo, targets=Output(1, sign=-1), budget=100)
         assert correlation(made.raw_maps[0], other.raw_maps[0]) < -0.999
+
+
+def test_rise_of_a_box_is_d_rise(photo: Array) -> None:
+    """Judge: vision-explanation-methods 0.1.1 with the same masks (tests/judges/make_drise_values.py)."""
+    known = np.load(Path(__file__).parent / "judges" / "drise.npz")["map"]
+    rise = load_explainer(toy("detect"), ortcam.RISE(masks=200, divisor="centred"))
+    made = rise.explain(photo, targets=Box(0))
+    assert correlation(made.input_maps[0], known) >= 0.9999
+    assert np.abs(made.input_maps[0] - known).max() < 1e-4
 
 
 def test_overlaps_and_suppression() -> None:

@@ -40,14 +40,15 @@ class RISE:
         probability: the probability that a cell is shown.
         seed: the same seed makes the same masks on every device.
         divisor: the weighted sum of the masks is divided by the ``sum`` of the masks at each pixel (Xplique's
-            convention), or by the ``expected`` sum N p (the paper's).
+            convention), or by the ``expected`` sum N p (the paper's). ``centred`` divides by nothing, and subtracts the
+            mean score from the scores (D-RISE's, in vision-explanation-methods 0.1.1).
     """
 
     masks: int = 4000
     cells: int = 7
     probability: float = 0.5
     seed: int = 0
-    divisor: Literal["sum", "expected"] = "sum"
+    divisor: Literal["sum", "expected", "centred"] = "sum"
 
     name = "rise"
     convention = _CONVENTION
@@ -61,8 +62,8 @@ class RISE:
             raise OptionError(f"probability is {self.probability!r}; expected a number between 0 and 1")
         object.__setattr__(self, "probability", float(self.probability))
         object.__setattr__(self, "seed", whole("seed", self.seed, least=0))
-        if self.divisor not in ("sum", "expected"):
-            raise OptionError(f"divisor is {self.divisor!r}; expected 'sum' or 'expected'")
+        if self.divisor not in ("sum", "expected", "centred"):
+            raise OptionError(f"divisor is {self.divisor!r}; expected 'sum', 'expected' or 'centred'")
 
     @property
     def change(self) -> Change:
@@ -105,9 +106,12 @@ class RISERun:
         kept = np.concatenate(self._kept).T  # [T,N]
         ones = np.ones((1, self.most), np.float32)
         sums = sum_masks(self._grids, np.arange(self.most), np.concatenate([kept, ones]), self._size)
-        expected = np.float32(self.most * self._method.probability)
-        divisor = np.maximum(sums[-1], _LEAST_SUM) if self._method.divisor == "sum" else expected
-        maps = sums[:-1] / divisor
-        if self._method.divisor == "sum":  # equal scores make a flat map; what it varies by is rounding
+        if self._method.divisor == "sum":
+            maps = sums[:-1] / np.maximum(sums[-1], _LEAST_SUM)
+        elif self._method.divisor == "expected":
+            maps = sums[:-1] / np.float32(self.most * self._method.probability)
+        else:
+            maps = (sums[:-1] - kept.mean(axis=1)[:, None, None] * sums[-1]) / self.most
+        if self._method.divisor != "expected":  # equal scores make a flat map; what it varies by is rounding
             maps[np.ptp(kept, axis=1) <= 4 * np.finfo(np.float32).eps * kept.max(axis=1)] = 0
         return MapResult(maps, kept, (None,) * len(kept), None)
