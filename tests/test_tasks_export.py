@@ -601,7 +601,7 @@ def heads(path: Path) -> Path:
 BOTH = {"task": "detect", "boxes": "box_encodings:ssd", "scores": "class_predictions:logits"}
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "several": (
-        heads, {}, r"points .*cannot tell which .*points, offsets: class scores, values or an embedding; flag: a value"),
+        heads, {}, r".*cannot tell which .*points, offsets: class scores, values or an embedding; flag: a value"),
     "several values": (heads, {"task": "value"}, "several can be values .*--output-name"),
     "argmax": (
         lambda path: mask_net(path, 4, "ArgMax"), {"task": "segment"},
