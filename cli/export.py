@@ -72,8 +72,8 @@ def export(
     output_name: Annotated[
         str | None,
         typer.Option(
-            help="Take the class scores, mask, embedding or values from this output: its name, key or index. Default: found "
-            "by rules."
+            help="Take the scores, mask, embedding or values from this output: its name, key or index. Default: "
+            "found by rules."
         ),
     ] = None,
     output_kind: Annotated[

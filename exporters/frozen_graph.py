@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError, nearest
 from ortcam.exporters.adopt import ForeignGraph, adopt
-from ortcam.exporters.outputs import ONLY_CLASSIFIERS
+from ortcam.exporters.outputs import EXPECTED_SCORES, ONLY_CLASSIFIERS
 from ortcam.exporters.saved_model import UNSAFE
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tensorflow import (
@@ -164,7 +164,7 @@ def _find_outputs(graph_def: Any, graph: Any, options: SourceOptions, name: str)
             del nodes[end]
     if not ends:
         last = [node.name for node in graph_def.node][-3:]
-        raise ExportError(f"{name} ends in {last}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}")
+        raise ExportError(f"{name} ends in {last}; {EXPECTED_SCORES}")
     return ends
 
 

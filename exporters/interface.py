@@ -119,9 +119,11 @@ def read_input(model: ir.Model, session: Any, options: SourceOptions, name: str)
     entry, shape = inputs[0], [dim if isinstance(dim, int) and dim > 0 else None for dim in inputs[0].shape or ()]
     if len(shape) != 4 or entry.type not in _DTYPES:
         known = shape or "unknown"
+        unbatched = len(shape) == 3 and (shape[0] in (1, 3) or shape[2] in (1, 3))
+        hint = " (export the model for a batch of images, not for one without its batch)" if unbatched else ""
         raise ExportError(
             f"{name} takes {entry.name!r}, {_type_name(entry)} of shape {known}; expected an image, float32, float16 "
-            f"or uint8, [batch,channels,height,width] or [batch,height,width,channels]: {ONLY_CLASSIFIERS}"
+            f"or uint8, [batch,channels,height,width] or [batch,height,width,channels]{hint}: {ONLY_CLASSIFIERS}"
         )
     value = next(value for value in model.graph.inputs if value.name == entry.name)
     layout, channels = _read_channels(value, shape, options.input_layout, name)

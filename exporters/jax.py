@@ -26,7 +26,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from ortcam.errors import ExportError, one_line
 from ortcam.exporters.adopt import ForeignGraph, Run, adopt
 from ortcam.exporters.interface import explain_inputs, required_arguments
-from ortcam.exporters.outputs import ONLY_CLASSIFIERS, Output, list_outputs
+from ortcam.exporters.outputs import EXPECTED_SCORES, Output, list_outputs
 from ortcam.exporters.quiet import quiet
 from ortcam.exporters.sources import DEFAULT_SIDE, Converted, SourceOptions, choose_preprocessing
 from ortcam.exporters.verify import TOLERANCE, relative_error
@@ -140,10 +140,7 @@ def _read_keys(result: Any, shape: tuple[int, int, int], name: str, any_task: bo
     if not any_task and not any(output.may_be_scores and output.shape[:1] == (None,) for output in outputs):
         is_array = isinstance(result, jax.ShapeDtypeStruct)
         what = list(result.shape) if is_array else f"{type(result).__name__}: {list_outputs(outputs)}"
-        raise ExportError(
-            f"{name} returns {what} for an input {[_BATCH, *shape]}; expected class scores "
-            f"[batch,classes]: {ONLY_CLASSIFIERS}"
-        )
+        raise ExportError(f"{name} returns {what} for an input {[_BATCH, *shape]}; {EXPECTED_SCORES}")
     return [output.name for output in outputs]
 
 

@@ -54,7 +54,7 @@ _ADVICE: dict[str, tuple[str, str]] = {
     ".lite": ("a TFLite file by its name", "name it {stem}.tflite"),
     ".py": ("Python code", "name the function that builds the network too: {path}:CALLABLE"),
     ".ipynb": ("a notebook", "put the code that builds the network into a file, and give FILE.py:CALLABLE"),
-    **dict.fromkeys((".gguf", ".ggml"), ("a language model", "ortcam explains image classifiers")),
+    **dict.fromkeys((".gguf", ".ggml"), ("a language model", "ortcam explains models of one image")),
 }
 _CHECKPOINT_PART = re.compile(r".*\.ckpt-\d+(\..*)?|.*\.data-\d+-of-\d+|checkpoint")
 _GIT_LFS = b"version https://git-lfs"

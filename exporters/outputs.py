@@ -15,7 +15,8 @@ from ortcam.graph.ends import read_scores
 from ortcam.graph.layers import WEIGHTED
 from ortcam.graph.maps import variable_inputs
 
-ONLY_CLASSIFIERS = "ortcam explains image classifiers"
+ONLY_CLASSIFIERS = "ortcam explains models of one image"
+EXPECTED_SCORES = "expected class scores [batch,classes], or another task: give --task detect, segment, embed or value"
 FLOATS = ("float32", "float16", "float64")
 _SCORE_TYPES = (*FLOATS, "uint8", "int8")  # the integers of quantized graphs
 # Names that say that an output holds class scores, the clearest first.
@@ -189,10 +190,7 @@ def _find(outputs: Sequence[Output], wanted: str, name: str) -> Output:
 
 
 def _explain_none(outputs: Sequence[Output], name: str) -> str:
-    return (
-        f"{name} returns {list_outputs(outputs)}; expected class scores [batch,classes], or another task: give --task "
-        "detect, segment, embed or value"
-    )
+    return f"{name} returns {list_outputs(outputs)}; {EXPECTED_SCORES}"
 
 
 def _drop_other_forms(outputs: list[Output]) -> list[Output]:

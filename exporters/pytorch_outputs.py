@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ortcam.errors import ExportError
-from ortcam.exporters.outputs import ONLY_CLASSIFIERS, Output, choose_scores, list_outputs
+from ortcam.exporters.outputs import EXPECTED_SCORES, Output, choose_scores, list_outputs
 from ortcam.exporters.sources import SourceOptions
 
 _DEEPEST = 4  # containers inside one another that are searched
@@ -87,7 +87,7 @@ def narrow(returned: Any, batch: int, name: str, options: SourceOptions) -> list
     if not fitting:
         is_tensor = isinstance(returned, torch.Tensor)
         what = list(returned.shape) if is_tensor else f"{type(returned).__name__}: {list_outputs(outputs)}"
-        raise ExportError(f"{name} returns {what}; expected class scores [batch,classes]: {ONLY_CLASSIFIERS}")
+        raise ExportError(f"{name} returns {what}; {EXPECTED_SCORES}")
     return [output.name for output in fitting]
 
 

@@ -240,8 +240,7 @@ def _refuse_disagreement(agreement: Agreement, tolerance: float, layer_tolerance
 def _refuse_odd_outputs(scores: Floats, activations: Sequence[Floats], batch: int) -> None:
     if scores.ndim != 2 or len(scores) != batch:
         raise ExportError(
-            f"the model returns {list(scores.shape)} for a batch of {batch}; expected class scores [batch,classes]: "
-            "ortcam explains image classifiers"
+            f"the model returns {list(scores.shape)} for a batch of {batch}; expected class scores [batch,classes]"
         )
     for tensor in activations:
         if tensor.ndim != 4 or len(tensor) != batch:

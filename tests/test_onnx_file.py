@@ -660,7 +660,7 @@ SHOWN = {
 }
 BROKEN = {
     "text": (
-        graph_of([helper.make_node("Cast", ["x"], ["y"], to=1)], ["n", 77], TensorProto.INT64), "image classifiers"),
+        graph_of([helper.make_node("Cast", ["x"], ["y"], to=1)], ["n", 77], TensorProto.INT64), "models of one image"),
     "rank 2": (graph_of([helper.make_node("Relu", ["x"], ["y"])], ["n", 30]), r"of shape \[None, 30\]"),
     "detector": (graph_of([helper.make_node("Conv", ["x", "w"], ["y"])], IMAGE), "expected class scores"),
     "custom operator": (graph_of([helper.make_node("Frobnicate", ["x"], ["y"], domain="mine")], IMAGE), "Frobnicate"),

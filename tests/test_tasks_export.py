@@ -644,6 +644,18 @@ def test_what_is_refused(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
+def test_units_that_look_wrong_are_told(tmp_path: Path) -> None:
+    plain = yolo8(tmp_path / "net.onnx")
+    stated = {"task": "detect", "scores": "output0:probabilities"}
+    pixels = export(plain, tmp_path / "cam.onnx", boxes="output0:cxcywh-unit", **stated)
+    assert any("if they are pixels already, export with --boxes output0:cxcywh" in notice for notice in pixels.notices)
+    units = export(anchored(plain), tmp_path / "cam.onnx", task="detect", boxes="box_encodings:cxcywh",
+                   scores="class_predictions:logits")  # fmt: skip
+    assert any("if they are parts of the input" in notice for notice in units.notices) == (
+        np.abs(run(units.path)[0]).max() <= 2
+    )
+
+
 def test_the_tensor_before_an_argmax(tmp_path: Path) -> None:
     """What a refusal advises works: tensors inside the graph have names too."""
     plain = mask_net(tmp_path / "net.onnx", 4, "ArgMax")

@@ -26,6 +26,7 @@ from ortcam.exporters.tasks.source import RawSource, Ultralytics
 
 HOW = "--boxes NAME:FORMAT --scores NAME:KIND"
 _LIKE_CELLS = 0.9  # the least correlation of boxes' centres with the cells of their pyramid
+_FAR = 10  # inputs away: boxes in pixels that are taken for parts of the input
 _ANCHORS_OF_A_CELL = 3  # of YOLOv5 and v7
 
 
@@ -328,10 +329,15 @@ def check_decoded(source: RawSource, plan: Plan, decoded: dict[str, NDArray[Any]
         )
     if plan.labels is not None and scores.shape[2] != len(plan.labels):
         raise OptionError(f"{source.name} has {scores.shape[2]} scores a box, but {len(plan.labels)} labels")
-    named = "+".join(part.name for part in plan.boxes)
-    if boxes.size and np.abs(boxes).max() <= 2 and not plan.box_format.endswith("-unit"):
+    named, reach = "+".join(part.name for part in plan.boxes), float(np.abs(boxes).max(initial=0))
+    if plan.box_format.endswith("-unit") and reach > _FAR * max(source.size):
         return [
-            f"all boxes reach at most {np.abs(boxes).max():.2g} pixels; if they are parts of the input, export with "
+            f"boxes reach {reach:.0f} pixels of {max(source.size)}; if they are pixels already, export with --boxes "
+            f"{named}:{plan.box_format.removesuffix('-unit')}"
+        ]
+    if boxes.size and reach <= 2 and not plan.box_format.endswith("-unit"):
+        return [
+            f"all boxes reach at most {reach:.2g} pixels; if they are parts of the input, export with "
             f"--boxes {named}:{plan.box_format}-unit"
         ]
     return []
