@@ -71,7 +71,10 @@ def export(
     ] = None,
     output_name: Annotated[
         str | None,
-        typer.Option(help="Take the class scores from this output: its name, key or index. Default: found by rules."),
+        typer.Option(
+            help="Take the class scores, mask, embedding or values from this output: its name, key or index. Default: found "
+            "by rules."
+        ),
     ] = None,
     output_kind: Annotated[
         str | None,

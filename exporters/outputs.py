@@ -109,8 +109,8 @@ def choose_scores(
             left = narrow(left)
     if len(left) > 1 and not is_classifier and len({output.count for output in left}) > 1:
         raise ExportError(
-            f"{name} returns {'; '.join(map(_guess, outputs[:6]))}: several can be explained, so say what it does: "
-            "--task classify, value or embed with --output-name NAME, or --task detect or segment"
+            f"{name} returns {list_outputs(outputs)}; ortcam cannot tell which to explain ({_guesses(outputs)}): give "
+            "--task classify, value, embed, detect or segment, and --output-name NAME"
         )
     if len(left) > 1:
         raise ExportError(
@@ -125,20 +125,16 @@ def choose_scores(
     return chosen, f"{chosen.name!r} is taken for the class scores, not {shown}; --output-name chooses another"
 
 
-def _guess(output: Output) -> str:
-    """Return an output with its shape and what it could be, for a message."""
-    rank = len(output.shape)
-    if output.may_be_scores:
-        could = (
-            "class scores"
-            if _is_ended(output)
-            else "a value"
-            if output.count == 1
-            else "class scores, values, embedding"
-        )
-    else:
-        could = {3: "boxes or their scores", 4: "mask or feature map"}.get(rank, "")
-    return f"{output} ({could})" if could else str(output)
+def _guesses(outputs: Sequence[Output]) -> str:
+    """Return what the outputs could be, for a message."""
+    named: dict[str, list[str]] = {}
+    for output in outputs[:6]:
+        could = {3: "boxes or their scores", 4: "a mask or a feature map"}.get(len(output.shape), "something else")
+        if output.may_be_scores:
+            could = "class scores" if _is_ended(output) else "class scores, values or an embedding"
+            could = "a value or a score" if output.count == 1 else could
+        named.setdefault(could, []).append(output.name)
+    return "; ".join(f"{', '.join(names)}: {could}" for could, names in named.items())
 
 
 def refuse_largest(scores: ir.Value, name: str) -> None:

@@ -600,7 +600,8 @@ def heads(path: Path) -> Path:
 
 BOTH = {"task": "detect", "boxes": "box_encodings:ssd", "scores": "class_predictions:logits"}
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "several": (heads, {}, r"points \[\?,20\] \(class scores, values.*flag \[\?,1\].*--task classify, value or embed"),
+    "several": (
+        heads, {}, r".*cannot tell which .*points, offsets: class scores, values or an embedding; flag: a value"),
     "several values": (heads, {"task": "value"}, "several can be values .*--output-name"),
     "argmax": (
         lambda path: mask_net(path, 4, "ArgMax"), {"task": "segment"},

@@ -155,6 +155,7 @@ def test_segmenters(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     module = getattr(torchvision.models.segmentation, name)(weights=None, weights_backbone=None, num_classes=5).eval()
     report = export(module, tmp_path / "cam.onnx", task="segment", input_size=128)
     assert report.shape == shape
+    assert report.agreement.activations is None or report.agreement.activations < 1e-4
     assert report.places.verdict in ("confirmed", "followed"), (
         "pooled over the whole image, an untrained head moves alike"
     )
@@ -200,3 +201,11 @@ def test_a_detector_of_torchvision(tmp_path: Path) -> None:
     assert np.allclose(found[0][0], boxes, atol=1e-2), "pixels of 320; torchvision computes in float32 as well"
     assert np.allclose(found[1][0], scores, atol=1e-5)
     assert (report.shape[1:], report.places.verdict) == ((10, 10), "confirmed")
+    assert report.agreement.activations is not None
+    assert report.agreement.activations < 1e-4, "the module of this name, seen by a hook"
+    named = export(
+        Heads(detector).eval(), tmp_path / "named.onnx", layer=detector.backbone.features[0], task="detect",
+        boxes="bbox_regression:ssd-xy", scores="cls_logits:softmax-background-first", anchors=centred.numpy(),
+        input_size=320,
+    )  # fmt: skip
+    assert named.layer == "detector.backbone.features.0"

@@ -54,12 +54,14 @@ class ConvertedTask(Converted):
     Attributes:
         task: the task.
         run: runs the source for comparison.
+        watch: names the layers that `run` has to show, of a source that shows only these.
         drops: the index of the background that was removed from the classes, 0 or -1; None if none was.
     """
 
     task: Task = "value"
     drops: int | None = None
     run: TaskReference = field(default=lambda inputs: ({}, {}))
+    watch: Callable[[Sequence[str]], None] = field(default=lambda names: None)
 
     @property
     def is_classifier(self) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import onnx
@@ -62,18 +65,19 @@ def convert_task_module(loaded: LoadedModule, options: SourceOptions) -> Convert
     keep_module_names(model)
     for key, value in zip(keys, model.graph.outputs, strict=True):
         value.name = key
+    runner = _Runner(module, name, keys)
     foreign = ForeignGraph(
         name=name,
         proto=_to_proto(model),
         source={**loaded.source, "versions": {"torch": torch.__version__, **loaded.source.get("versions", {})}},
-        run=_Runner(module, name, keys),
+        run=runner,
         runs_batch=None if is_free else 1,
         preprocessing=preprocessing,
         labels=loaded.labels,
     )
     converted = adopt_task(foreign, options)
     assert converted is not None, "the task is stated"
-    return converted
+    return replace(converted, watch=runner.watch)
 
 
 def _has_batch(output: Output) -> bool:
@@ -86,18 +90,37 @@ def _to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 class _Runner:
-    """Runs the module itself, eagerly."""
+    """Runs the module itself, eagerly, and shows the layers that are watched."""
 
     def __init__(self, module: nn.Module, name: str, keys: list[str]) -> None:
         self._module, self._name, self._keys = module, name, keys
         self._device = next(module.parameters(), torch.zeros(1)).device
+        self._watched: list[str] = []
+
+    def watch(self, names: Sequence[str]) -> None:
+        """Show the last outputs of these modules from now on."""
+        known = dict(self._module.named_modules())
+        self._watched = [name for name in names if name in known]
 
     def __call__(self, inputs: NDArray[Any], place: int) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        shown: dict[str, NDArray[Any]] = {}
+        known = dict(self._module.named_modules())
         try:
-            with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.ExitStack() as stack:
+                for name in self._watched:
+                    hook = known[name].register_forward_hook(partial(_show, shown, name))
+                    stack.callback(hook.remove)
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 returned = self._module(torch.from_numpy(inputs).to(self._device))
         except Exception as error:
             raise ExportError(
                 f"{self._name} does not run on an input {list(inputs.shape)}: {one_line(error)}"
             ) from error
-        return find_tensors(returned)[self._keys[place]].cpu().numpy(), {}
+        return find_tensors(returned)[self._keys[place]].cpu().numpy(), shown
+
+
+def _show(shown: dict[str, NDArray[Any]], name: str, _module: nn.Module, _inputs: Any, result: Any) -> None:
+    """Copy the result of a module, before an in-place operator changes it."""
+    if isinstance(result, torch.Tensor):
+        shown[name] = result.cpu().numpy().copy()

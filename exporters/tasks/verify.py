@@ -59,6 +59,7 @@ def verify_task(path: Path, converted: ConvertedTask, layers: Sequence[LayerToVe
     proto = onnx.load(path, load_external_data=False)
     session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
     roles = ROLES[converted.task]
+    converted.watch([layer.name for layer in layers if layer.name is not None])
     pictures = make_pictures(converted, np.random.default_rng(0), max(converted.batches))
     middle = len(pictures) // 2
     errors, mixing, alone = dict.fromkeys(roles, 0.0), 0.0, list[Floats]()
