@@ -301,6 +301,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure all cases, print the table, and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="*", default=["objects", "faces", "text", "features"])
     parser.add_argument("--pictures", type=Path, help="write the overlays here")
     parser.add_argument("--folder", type=Path, default=Path("build/tasks"), help="where the exported models are kept")
     parser.add_argument("--json", type=Path, default=RESULTS)
@@ -309,7 +310,8 @@ def main() -> None:
     if options.pictures is not None:
         options.pictures.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, case in enumerate(find_cases(export_all(options.folder))):
+    cases = [case for case in find_cases(export_all(options.folder)) if case.task in options.tasks]
+    for number, case in enumerate(cases):
         rows.append(measure(case, options.pictures, f"{number:02d}-{case.task}"))
         print(json.dumps(rows[-1]), file=sys.stderr)
     options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -176,6 +176,8 @@ def test_a_box_is_explained(photo: Array) -> None:
     given = (30.0, 50.0, 150.0, 210.0)
     found = check(detector, photo, Box(given, "dog"), lambda made: score_of_box(made, np.array(given) / 10, 1))
     assert found.name == "dog at 30,50,150,210"
+    several = detector.explain(photo, targets=[Box(2), Box(0)])
+    assert np.array_equal(several[Box(0)], several.maps[1]) and Box(1) not in several
     first = detector.explain(photo, targets=LABELS[classes[0]])
     assert np.array_equal(first.raw_maps, detector.explain(photo).raw_maps), "a label is the surest box of its class"
 

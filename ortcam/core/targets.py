@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.core.references import Asked, Reference
+from ortcam.core.references import Asked, Box, Output, Reference
 from ortcam.errors import TargetError, nearest
 
 _LONGEST_SHOWN = 100  # characters of an unknown label
@@ -173,13 +173,25 @@ def find_label(name: str, labels: Sequence[str]) -> list[int]:
     ]
 
 
-def find_target(target: int | str, explained: Sequence[Target]) -> list[int]:
-    """Return the places of the explained classes with this index or label; digits are an index."""
+def find_target(target: int | str | Asked, explained: Sequence[Target]) -> list[int]:
+    """Return the places of the explained classes with this index or label; digits are an index.
+
+    A `Box` with the number of a detection and an `Output` are found too.
+    """
+    if isinstance(target, Box | Output):
+        return [place for place, one in enumerate(explained) if one.place is not None and _is_of(one, target)]
     if isinstance(target, str) and not _is_index(target):
         return find_label(target, [one.label or "" for one in explained])
     if isinstance(target, bool) or not isinstance(target, str | Integral):
         return []
     return [place for place, one in enumerate(explained) if one.index == int(target)]
+
+
+def _is_of(explained: Target, asked: Box | Output) -> bool:
+    place = explained.place or {}
+    if isinstance(asked, Box):
+        return place["kind"] == "box" and place["number"] is not None and place["number"] == asked.which
+    return place["kind"] == "value" and (explained.index, place["sign"]) == (asked.index, asked.sign)
 
 
 def _suggest(unknown: str, labels: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from ortcam.core.files import only, replace_directory
 from ortcam.core.measures import MapMeasures, Meter
 from ortcam.core.pictures import Crop, Photo
 from ortcam.core.provenance import Provenance
+from ortcam.core.references import Asked, Box, Output
 from ortcam.core.selection import ErrorEstimate
 from ortcam.core.targets import Target, find_target
 from ortcam.errors import OptionError, OrtcamWarning, OutputError, TargetError
@@ -64,24 +65,25 @@ class Pictures:
         object.__setattr__(other, "source", source)
         return other
 
-    def map(self, target: int | str | None = None) -> NDArray[np.float32]:
+    def map(self, target: int | str | Asked | None = None) -> NDArray[np.float32]:
         """Return the map of an explained class, float32 [H,W] in [0,1] at the photo's size.
 
         Args:
-            target: a class index, a label or one of a label's synonyms; None for the first target.
+            target: a class index, a label or one of a label's synonyms; a `Box` with the number of a detection, or an
+                `Output`; None for the first target.
 
         Raises:
             TargetError: the class was not explained.
         """
         return self.map_at(self.place_of(target))
 
-    def __getitem__(self, target: int | str) -> NDArray[np.float32]:
+    def __getitem__(self, target: int | str | Asked) -> NDArray[np.float32]:
         """Return `map(target)`: ``explanation[285]``, ``explanation["tiger cat"]``."""
         return self.map(target)
 
     def __contains__(self, target: object) -> bool:
         """Return whether a class index or label was explained."""
-        return isinstance(target, int | str) and len(find_target(target, self.targets)) == 1
+        return isinstance(target, int | str | Box | Output) and len(find_target(target, self.targets)) == 1
 
     __iter__ = None  # explanation[N] is the map of class N, not the N-th map: these are `maps`
 
@@ -93,7 +95,7 @@ class Pictures:
         """
         raise NotImplementedError
 
-    def place_of(self, target: int | str | None) -> int:
+    def place_of(self, target: int | str | Asked | None) -> int:
         """Return the place in `targets` of a class index or label; 0 for None.
 
         Raises:
@@ -147,7 +149,7 @@ class Pictures:
         """Return the arrays that `save` writes beside the maps, by name."""
         return {}
 
-    def overlay(self, target: int | str | None = None, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
+    def overlay(self, target: int | str | Asked | None = None, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
         """Draw the map of an explained class over the photo.
 
         Args:
