@@ -37,8 +37,9 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         raise OptionError("weights are for PyTorch and Keras sources; an ONNX file has its own")
     proto = read_proto(path)
     contract = own_contract(proto, path)
-    if contract.task != "classify" and options.task == TaskOptions():
-        options = replace(options, task=_TASKS[contract.task], output=options.output or next(iter(contract.outputs)))
+    unread = options.task.boxes is None and options.task.scores is None and options.output is None
+    if contract.task != "classify" and unread and options.task.task in ("auto", contract.task):
+        options = replace(options, task=_TASKS[contract.task], output=next(iter(contract.outputs)))
     source = {
         "kind": "onnx",
         "name": path.name,

@@ -361,6 +361,17 @@ def test_yolo_without_objectness(batch: int | str, extra: int, metadata: dict[st
         assert (preprocessing.fit, preprocessing.pad_place) == ("letterbox", "centre")
 
 
+def test_a_detector_is_exported_again(tmp_path: Path) -> None:
+    """A model file keeps its task and labels, whether the task is stated again or not."""
+    first = export(yolo8(tmp_path / "net.onnx", **METADATA), tmp_path / "first.onnx")
+    for task in ("auto", "detect"):
+        again = export(first.path, tmp_path / "again.onnx", task=task, layer="net/Relu_8")
+        assert (again.contract.labels, again.contract.preprocessing) == (NAMES, first.contract.preprocessing)
+        assert again.shape == (8, 32, 32), "another layer of the same graph"
+        for ours, theirs in zip(run(again.path)[:2], run(first.path)[:2], strict=True):
+            assert np.array_equal(ours, theirs)
+
+
 def test_yolo_with_objectness(tmp_path: Path) -> None:
     """YOLOv5: [B,N,5+C], three anchors for each cell."""
     net = Net()
