@@ -27,6 +27,7 @@ X = np.random.default_rng(5).standard_normal((3, 3, SIDE, SIDE)).astype(np.float
 # float32 in both: decoding takes at most ten operations, and pixels go up to some hundreds.
 CLOSE = {"rtol": 1e-5, "atol": 1e-3}
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
+SLOW = pytest.mark.slow
 
 
 # --- Small untrained networks ---
@@ -172,15 +173,12 @@ def mask_net(path: Path, classes: int, end: str = "", last: bool = False) -> Pat
     return net.save(path, {"mask": mask})
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("classes", "end", "last", "scores"),
     [
         (4, "", True, None),
         (1, "Sigmoid", False, None),
-        (4, "Sigmoid", True, "mask:probabilities"),
+        pytest.param(4, "Sigmoid", True, "mask:probabilities", marks=SLOW),
         pytest.param(4, "", False, None, marks=SLOW),
         pytest.param(4, "Softmax", False, None, marks=SLOW),
         pytest.param(1, "", False, None, marks=SLOW),
@@ -345,7 +343,12 @@ def check_detector(report: ExportReport, boxes: NDArray[Any], scores: NDArray[An
 
 @pytest.mark.parametrize(
     ("batch", "extra", "metadata"),
-    [("batch", 0, METADATA), (1, 0, METADATA), ("batch", 32, METADATA | {"task": "segment"}), ("batch", 0, {})],
+    [
+        (1, 0, METADATA),
+        pytest.param("batch", 0, METADATA, marks=SLOW),
+        pytest.param("batch", 32, METADATA | {"task": "segment"}, marks=SLOW),
+        pytest.param("batch", 0, {}, marks=SLOW),
+    ],
 )
 def test_yolo_without_objectness(batch: int | str, extra: int, metadata: dict[str, str], tmp_path: Path) -> None:
     """YOLOv8 and v11: [B,4+C,N]; a segmenter's coefficients of masks are no classes."""
@@ -361,6 +364,7 @@ def test_yolo_without_objectness(batch: int | str, extra: int, metadata: dict[st
         assert (preprocessing.fit, preprocessing.pad_place) == ("letterbox", "centre")
 
 
+@SLOW
 def test_a_detector_is_exported_again(tmp_path: Path) -> None:
     """A model file keeps its task and labels, whether the task is stated again or not."""
     first = export(yolo8(tmp_path / "net.onnx", **METADATA), tmp_path / "first.onnx")
@@ -417,6 +421,7 @@ def test_before_the_largest_scores(tmp_path: Path) -> None:
     assert any("cut before its TopK" in notice for notice in report.notices)
 
 
+@SLOW
 def test_final_detections(tmp_path: Path) -> None:
     """Where nothing can be cut, the detections themselves are the boxes, and the file says what that means."""
     net = Net()
@@ -430,6 +435,7 @@ def test_final_detections(tmp_path: Path) -> None:
     assert any("falls to 0 where it leaves the list" in notice for notice in report.notices)
 
 
+@SLOW
 def test_before_non_maximum_suppression(tmp_path: Path) -> None:
     net = Net()
     graph = net.graph
@@ -496,6 +502,7 @@ def test_detr(tmp_path: Path) -> None:
     check_detector(report, corners(boxes.astype(np.float64)) * SIDE, softmax(logits, 2)[..., :-1])
 
 
+@SLOW
 def test_tables_without_a_batch(tmp_path: Path) -> None:
     """SCRFD: for each level scores [N,1] and distances [N,4], two boxes a cell, from the cell's corner."""
     net = Net()
@@ -522,6 +529,7 @@ def test_tables_without_a_batch(tmp_path: Path) -> None:
     assert is_layer(report, 16, 8)
 
 
+@SLOW
 def test_a_product_of_scores(tmp_path: Path) -> None:
     """YuNet: scores of classes and of objects are outputs of their own, boxes are YOLOX's."""
     net = Net()
@@ -568,6 +576,7 @@ def test_a_second_input_for_the_size(tmp_path: Path) -> None:
     check_detector(report, corners(raw.astype(np.float64)) * SIDE, expected)
 
 
+@SLOW
 def test_before_a_filter(tmp_path: Path) -> None:
     """Ultralytics' export with suppression: boxes are filtered by their score first, so the head's table is taken."""
     net = Net()
@@ -655,6 +664,7 @@ def test_what_is_refused(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
+@SLOW
 def test_units_that_look_wrong_are_told(tmp_path: Path) -> None:
     plain = yolo8(tmp_path / "net.onnx")
     stated = {"task": "detect", "scores": "output0:probabilities"}
@@ -667,6 +677,7 @@ def test_units_that_look_wrong_are_told(tmp_path: Path) -> None:
     )
 
 
+@SLOW
 def test_the_tensor_before_an_argmax(tmp_path: Path) -> None:
     """What a refusal advises works: tensors inside the graph have names too."""
     plain = mask_net(tmp_path / "net.onnx", 4, "ArgMax")

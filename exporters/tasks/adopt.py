@@ -85,7 +85,8 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     session = create_session(proto, CPU, foreign.name, folder, log_severity=4)
     metadata = Ultralytics.read(proto)
     image = _read_image(proto, session, options, foreign, folder, metadata)
-    if metadata is not None and foreign.preprocessing is None:
+    colours = image.channels == 3 and not image.takes_bytes
+    if metadata is not None and foreign.preprocessing is None and colours:
         foreign = replace(foreign, preprocessing=_letterbox(image.height, image.width))
     preprocessing = fitting_preprocessing(foreign, options, image)
     outputs = tuple(Output(one.name, dtype_of(one.type), shape_of(one.shape)) for one in session.get_outputs())
@@ -155,7 +156,15 @@ def _read_image(
 
 def _letterbox(height: int, width: int) -> Preprocessing:
     """Return ultralytics' preprocessing: the whole photo in the middle of a grey input, values 0 to 1."""
-    return Preprocessing(height, width, scale=1 / 255, fit="letterbox", pad_value=(114.0,), pad_place="centre")
+    return Preprocessing(
+        height,
+        width,
+        interpolation="linear",
+        scale=1 / 255,
+        fit="letterbox",
+        pad_value=(114.0,),
+        pad_place="centre",
+    )
 
 
 def _find_plan(source: RawSource, options: SourceOptions, metadata: Ultralytics | None) -> Plan | None:
