@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import FlatLayer, correlation
+from conftest import PACKED_PRESETS, FlatLayer, correlation
 from numpy.typing import NDArray
 from torch import nn
 
@@ -189,7 +189,7 @@ def test_a_flat_layer_needs_no_budget(models: Path, photos: dict[str, Path]) -> 
         assert (explanation.maps == 0).all()
 
 
-@pytest.mark.parametrize("preset", ortcam.PRESETS)
+@pytest.mark.parametrize("preset", PACKED_PRESETS)
 def test_a_budget_of_the_live_channels_is_exact(models: Path, photos: dict[str, Path], preset: str) -> None:
     """Also where constant channels have a score: that of the blank input comes on top."""
     path = export(FlatLayer(varying=9), models / "partly-flat.onnx", preprocess="raw", input_size=32).path
@@ -275,7 +275,7 @@ def test_any_number_of_distinct_masks_will_do(tiny: object, models: Path, photos
 def planned(activations: NDArray[np.float32], limits: Limits, predictors: Predictors | None = None) -> Plan:
     convention = ortcam.PRESETS["official"]
     selection = select_distinct(activations, convention.masks(activations, (224, 224)), convention)
-    return limits.plan(activations, selection, predictors or HostPredictors())
+    return limits.plan(activations, selection, predictors or HostPredictors(), convention)
 
 
 @pytest.mark.parametrize("side", [7, 14])
