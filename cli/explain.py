@@ -136,6 +136,8 @@ def explain(
         layer=layer,
         detecting=None if least_score == Detecting().score else Detecting(least_score),
     )
+    if listing and wanted:
+        raise typer.BadParameter("--list takes no targets")
     if listing:
         target_options.show(explainer, find_photos(images, lambda _, error: console.fail(str(error))), as_json)
         return
@@ -143,7 +145,8 @@ def explain(
     errors: list[dict[str, str]] = []
 
     def report(source: Path, error: OrtcamError) -> None:
-        message = f"standard input: {error}" if source == STDIN else str(error)
+        shown = "standard input" if source == STDIN else source.name
+        message = str(error) if shown in str(error) else f"{shown}: {error}"
         errors.append({"source": str(source), "error": message})
         console.fail(message)
         if console.debug:

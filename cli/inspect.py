@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ortcam.graph.layers import Candidate, Reading
 
 
+_FEW_LABELS = 3
 # Results of the export's check of places. Other texts name the wrong order of the cells.
 _PLACES = {
     "confirmed": "confirmed: the layer's cells answer where the image changes",
@@ -236,7 +237,8 @@ def _print_contract(contract: dict[str, Any]) -> None:
             f"{preprocessing['interpolation']}; (value * {scale} - {mean}) / {std}"
         )
     labels = contract["labels"]
-    print("labels  none" if labels is None else f"labels  {len(labels)}: {'; '.join(labels[:3])}; ...")
+    more = "" if labels is None or len(labels) <= _FEW_LABELS else "; ..."
+    print("labels  none" if labels is None else f"labels  {len(labels)}: {'; '.join(labels[:_FEW_LABELS])}{more}")
     source = contract["source"]
     versions = ", ".join(f"{name} {version}" for name, version in source.get("versions", {}).items())
     print(f"source  {source.get('kind')} {source.get('name')} ({versions})")

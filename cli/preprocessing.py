@@ -46,6 +46,7 @@ def preprocessing(
     from ortcam import CamModel, ScoreCAM
 
     known = CamModel(model)
+    known.require_classes("preprocessing")
     names = _read_labels(labels, known)
     candidates = _candidates(known)
     cam = ScoreCAM(known, provider=provider)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ortcam.cli import console, options
+from ortcam.cli.target_options import name_of
 
 if TYPE_CHECKING:
     from ortcam.deploy.reproduction import Reproduction
@@ -64,10 +65,10 @@ def _print(found: Reproduction) -> None:
     same = {True: "the same", False: "another", None: "unknown: its hash was not recorded"}
     print(f"model: {same[found.same_model]}")
     print(f"photo: {same[found.same_photo]}")
-    table = console.make_table("class", "r", "largest difference", "", right=("r", "largest difference"))
-    for one in found.maps:
+    table = console.make_table("target", "r", "largest difference", "", right=("r", "largest difference"))
+    for one, target in zip(found.maps, found.explanation.targets, strict=True):
         table.add_row(
-            f"{one.index} {one.label or ''}".strip(),
+            name_of({"index": one.index, "label": one.label, "place": target.place}),
             "flat map" if one.r is None else f"{one.r:.6f}",
             f"{one.largest_difference:.1e}",
             "agrees" if one.agrees else "differs",

@@ -27,8 +27,12 @@ Boxes = Annotated[
     ),
 ]
 At = Annotated[
-    str | None,
-    typer.Option("--at", help="Of a segmenter: the region that holds the pixel x,y of the photo.", show_default=False),
+    list[str] | None,
+    typer.Option(
+        "--at",
+        help="Of a segmenter: the region that holds the pixel x,y of the photo. May be repeated.",
+        show_default=False,
+    ),
 ]
 Like = Annotated[
     list[Path] | None,
@@ -50,7 +54,11 @@ Listing = Annotated[
 
 
 def read(
-    labels: Sequence[str] | None, boxes: Sequence[str] | None, at: str | None, like: Sequence[Path] | None, sign: int
+    labels: Sequence[str] | None,
+    boxes: Sequence[str] | None,
+    at: Sequence[str] | None,
+    like: Sequence[Path] | None,
+    sign: int,
 ) -> list[Any] | None:
     """Return the targets that the options name; None if they name none.
 
@@ -69,9 +77,9 @@ def read(
     label = labels[0] if labels else None
     if boxes:
         return [_read_box(text, label, Box) for text in boxes]
-    if at is not None:
-        x, y = _numbers(at, 2, "--at", "x,y")
-        return [Region(label, at=(x, y))]
+    if at:
+        points = [_numbers(text, 2, "--at", "x,y") for text in at]
+        return [Region(label, at=(x, y)) for x, y in points]
     if like:
         if labels:
             raise OptionError("--like takes no --target; a reference is the target")
@@ -113,7 +121,8 @@ def show(explainer: Explainer, photos: Sequence[Given], as_json: bool) -> None:
             found = predict(photo.image, _MOST_LISTED)
         except OrtcamError as error:
             errors.append({"source": str(photo.source), "error": str(error)})
-            console.fail(f"{photo.source}: {error}")
+            shown = photo.source.name
+            console.fail(str(error) if shown in str(error) else f"{shown}: {error}")
             continue
         listed.append({"source": str(photo.source), "targets": [_plain(one) for one in found]})
     if as_json:

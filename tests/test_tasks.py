@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from conftest import correlation
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -215,12 +216,15 @@ def test_a_similarity_is_explained(photo: Array, tmp_path: Path) -> None:
     np.save(tmp_path / "reference.npy", reference[None])
     cv2.imwrite(str(tmp_path / "reference.png"), cv2.cvtColor(other, cv2.COLOR_RGB2BGR))
     likes = [other, 3 * reference, tmp_path / "reference.npy", str(tmp_path / "reference.png")]
-    explanation = embedder.explain(photo, targets=[Similarity(one) for one in likes])
-    for target, made in zip(explanation.targets, explanation.raw_maps, strict=True):
-        assert target.logit == pytest.approx(cosine(run_model(model, tensor_of(photo))), abs=1e-5)
-        assert np.abs(made - expected).max() < 1e-4 * np.abs(expected).max()
-    names = [one.name for one in explanation.targets]
-    assert names[2:] == ["similarity to reference.npy", "similarity to reference.png"]
+    likes += [reference[None], torch.tensor(reference, requires_grad=True)]
+    explanations = [embedder.explain(photo, targets=Similarity(one)) for one in likes]
+    for one in explanations:
+        assert one.targets[0].logit == pytest.approx(cosine(run_model(model, tensor_of(photo))), abs=1e-5)
+        assert np.abs(one.raw_maps[0] - expected).max() < 1e-4 * np.abs(expected).max()
+    names = [one.targets[0].name for one in explanations]
+    assert names[2:4] == ["similarity to reference.npy", "similarity to reference.png"]
+    both = embedder.explain(photo, targets=np.array([Similarity(other), Similarity(photo), Similarity(other)]))
+    assert len(both.targets) == 2, "the same reference twice"
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -319,6 +323,9 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "three": ("detect", Box((3, 9, 40)), "expected 4 numbers"),  # type: ignore[arg-type]
     "not a number": ("detect", Box((3, 9, float("nan"), 20), "cat"), "expected 4 numbers"),
     "label": ("detect", "car", "label 'car' is unknown"),
+    "label of a number": ("detect", Box(0, "cat"), "box 0 is a detection, which has its class"),
+    "NaN mask": ("segment", Region("cat", mask=np.full((240, 240), np.nan)), "mask holds float64, or NaN"),
+    "strings": ("embed", Similarity(np.array(list("abcde"))), "holds <U1 of shape .*; expected one embedding"),
     "kind": ("detect", Region("cat"), "is a detector, and the target is Region"),
     "empty region": ("segment", Region("cat", mask=np.zeros((240, 240), np.bool_)), "region of 'cat' is empty"),
     "shape": ("segment", Region("cat", mask=np.ones((24, 24), np.bool_)), r"mask has the shape \[24, 24\]; expected"),
@@ -328,7 +335,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "nothing": ("embed", None, "to compare with a reference"),
     "file": ("embed", Similarity("missing.npy"), "cannot read the reference missing.npy"),
     "which": ("value", None, "returns 5 values; expected the number of a value"),
-    "range": ("value", Output(7), "target 7 is out of range"),
+    "range": ("value", Output(7), "value 7 is out of range; .* returns 5, 0 to 4"),
     "sign": ("value", Output(1, sign=2), "sign is 2; expected 1 or -1"),
     "empty": ("value", [], "targets is empty"),
 }
@@ -340,6 +347,40 @@ def test_targets_that_are_refused(photo: Array, name: str) -> None:
     with pytest.raises(TargetError, match=message) as caught:
         ortcam.ScoreCAM(toy(task)).explain(photo, targets=target)
     assert "\n" not in str(caught.value)
+
+
+def test_all_targets_and_repeated_ones(photo: Array) -> None:
+    segmenter = ortcam.ScoreCAM(toy("segment"))
+    everything = segmenter.explain(photo, targets="all", budget=4)
+    assert len(everything.targets) == len(segmenter.predict(photo, 9))
+    label = everything.targets[0].label
+    assert len(segmenter.explain(photo, targets=[label, Region(label)], budget=4).targets) == 1
+    detector = ortcam.ScoreCAM(toy("detect"))
+    as_array = detector.explain(photo, targets=Box(np.array([30, 50, 150, 210]), "dog"), budget=4)
+    assert as_array.targets[0].name == "dog at 30,50,150,210"
+
+
+def test_another_layer_of_the_graph(photo: Array) -> None:
+    """Every task with a layer that the file does not expose: the map before the ReLU."""
+    for task, target in (("detect", Box(0)), ("segment", None), ("embed", Similarity(photo[::-1])), ("value", 1)):
+        explanation = ortcam.ScoreCAM(toy(task), layer="conv").explain(photo, targets=target, selection="predict")
+        assert explanation.layer == "conv"
+        assert explanation.raw_maps.shape == (1, CELLS, CELLS)
+
+
+def test_boxes_outside_what_the_model_sees(photo: Array) -> None:
+    """The middle of a wide photo is cut out; boxes at its ends are refused, and not listed."""
+    model = toy("detect")
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    contract = replace(
+        Contract.from_metadata(entries, "toy"), preprocessing=Preprocessing(SIDE, SIDE, resize=SIDE, scale=1 / 255)
+    )
+    helper.set_model_props(model, contract.to_metadata())
+    wide = np.tile(photo, (1, 3, 1))
+    detector = ortcam.ScoreCAM(model)
+    assert all(one.place["box"][0] < 480 and one.place["box"][2] > 240 for one in detector.predict(wide, 99))  # type: ignore[index]
+    with pytest.raises(TargetError, match="lies in a part that preprocessing cuts off"):
+        detector.explain(wide, targets=Box((0, 0, 200, 200), "cat"))
 
 
 def test_a_photo_without_detections(photo: Array) -> None:
@@ -414,6 +455,15 @@ def test_the_command_line_explains_and_reproduces(invoke: Callable[..., Any], ta
     assert ortcam.reproduce("explanations/photo").agrees
     again = invoke(task, *options)
     assert again.exit_code == 0, "the same explanation is replaced"
+    others = {"detect": ["--box", "2"], "segment": ["--at", "10,230"], "embed": ["--like", "other.png"]}
+    cv2.imwrite("other.png", cv2.imread("photo.png")[::-1])
+    other = invoke(task, *others.get(task, ["--target", "1"]))
+    assert other.exit_code == 0, other.output
+    assert len(list(Path("explanations").iterdir())) == 2, "an explanation of another target is kept"
+    if task == "embed":
+        cv2.imwrite("photo.png", cv2.imread("photo.png") // 2)
+        with pytest.raises(TargetError, match=r"the reference .*photo.png has another embedding than in the record"):
+            ortcam.reproduce("explanations/photo", photo="other.png")
 
 
 def test_the_command_line_lists(invoke: Callable[..., Any]) -> None:

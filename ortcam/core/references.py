@@ -123,6 +123,10 @@ class Reference:
     label: str | None
     place: dict[str, Any]
 
+    def is_same(self, other: Reference) -> bool:
+        """Whether it asks for the same as another reference."""
+        return self.class_index == other.class_index and np.array_equal(self.vector, other.vector)
+
 
 @dataclass(frozen=True)
 class Detecting:
@@ -212,13 +216,21 @@ def read_vector(path: str | PathLike[str]) -> Floats:
     """
     try:
         vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise TargetError(f"cannot read the reference {path}: {one_line(error)}") from error
-    flat = np.squeeze(vector)
-    if flat.ndim != 1 or not np.issubdtype(flat.dtype, np.number):
-        raise TargetError(
-            f"{path} holds {vector.dtype} of shape {list(vector.shape)}; expected one embedding, float [D]"
-        )
+    return as_vector(vector, str(path))
+
+
+def as_vector(given: Any, name: str) -> Floats:
+    """Return an embedding, float32 [D]; the batch of [1,D] is removed.
+
+    Raises:
+        TargetError: it is no vector of real numbers.
+    """
+    array = np.asarray(given)
+    flat = array[0] if array.ndim == 2 and len(array) == 1 else array
+    if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.floating) or np.issubdtype(flat.dtype, np.integer)):
+        raise TargetError(f"{name} holds {array.dtype} of shape {list(array.shape)}; expected one embedding, float [D]")
     return np.asarray(flat, np.float32)
 
 

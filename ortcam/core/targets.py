@@ -48,7 +48,8 @@ class Target:
         index: the class index; of a value, its number; of a similarity, its place among the targets.
         label: the name of the class, or None when the model file has no labels.
         logit: its logit for the whole input; for a target that is no class, its score (`ortcam.core.references`).
-        probability: its probability for the whole input; for a target that is no class, its score again.
+        probability: its probability for the whole input; of a detection, the score of its box; of another target that
+            is no class, its score again.
         place: for a target that is no class, plain JSON that says which box, region, picture or value it is, with its
             ``kind``; else None.
     """
@@ -93,7 +94,11 @@ def describe_references(references: Iterable[Reference], scores: NDArray[Any]) -
     """Return the description of each reference, from its score."""
     return tuple(
         Target(
-            one.index if one.class_index is None else one.class_index, one.label, float(value), float(value), one.place
+            one.index if one.class_index is None else one.class_index,
+            one.label,
+            float(value),
+            float(value if one.place.get("score") is None else one.place["score"]),
+            one.place,
         )
         for one, value in zip(references, scores, strict=True)
     )
@@ -117,8 +122,12 @@ def resolve_targets(
     if targets is None:
         return None
     words: Any = targets.tolist() if hasattr(targets, "tolist") else targets  # arrays, tensors and numpy's numbers
-    if isinstance(words, str | int | float):
+    if isinstance(words, str | int | float | Asked):
         words = [words]
+    if isinstance(words, Iterable):
+        words = list(words)
+    if isinstance(words, list) and any(isinstance(word, Asked) for word in words):
+        raise TargetError(f"{model} is a classifier, which has no boxes or the like; expected class indices or labels")
     named = [word for word in words if isinstance(word, str)] if isinstance(words, list | tuple) else []
     if "all" in named and not find_label("all", labels or ()):
         if len(words) > 1:

@@ -24,6 +24,7 @@ from ortcam.errors import (
     OrtcamWarning,
     OutputError,
     PackedModelError,
+    TargetError,
     one_line,
 )
 from ortcam.explain.explainer import ModelExplainer
@@ -130,6 +131,7 @@ def reproduce(
         if record["model"]["sha256"] in (None, Fingerprint(file).sha256):
             raise
         raise ModelError(f"{file} is not the recorded model {record['model']['name']}: {error}") from error
+    _check_references(again, record)
     hashes = [file.sha256 for file in again.provenance.model]
     recorded = [record["model"]["sha256"], *(file["sha256"] for file in record["model"]["external_data"])]
     if stored.shape[1:] != again.photo_size:
@@ -149,6 +151,17 @@ def reproduce(
     )
 
 
+def _check_references(again: Pictures, record: dict[str, Any]) -> None:
+    """Refuse a reference whose file has changed: the map is of something else then."""
+    for ours, theirs in zip(again.targets, record["targets"], strict=True):
+        before, now = (one or {} for one in (theirs.get("place"), ours.place))
+        if before.get("kind") == "similarity" and before["sha256"] != now["sha256"]:
+            raise TargetError(
+                f"the reference {before['path']} has another embedding than in the record; expected the file that was "
+                "given then"
+            )
+
+
 def _target_of(target: dict[str, Any]) -> Any:
     """Return a recorded target as `explain` takes it.
 
@@ -162,7 +175,7 @@ def _target_of(target: dict[str, Any]) -> Any:
         return Box(tuple(place["box"]), index)
     if place["kind"] == "value":
         return Output(index, place["sign"])
-    if place["kind"] == "region" and not place["mask_given"]:
+    if place["kind"] == "region" and place["mask_sha256"] is None:
         return Region(index, at=None if place["at"] is None else tuple(place["at"]))
     if place["kind"] == "similarity" and place["path"] is not None:
         return Similarity(place["path"])

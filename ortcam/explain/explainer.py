@@ -19,10 +19,11 @@ from ortcam.core.budget import Limits, Predictors, Selecting
 from ortcam.core.convention import Convention, Floats
 from ortcam.core.forward import Forward
 from ortcam.core.query import Rows
-from ortcam.core.readers import View, everything, resolve
+from ortcam.core.readers import everything, resolve
 from ortcam.core.references import Detecting, score
 from ortcam.core.scores import Doubt
 from ortcam.core.targets import Class, Target, Targets, describe_references, describe_targets, top_targets
+from ortcam.core.view import View
 from ortcam.errors import OptionError, OrtcamError, TargetError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare

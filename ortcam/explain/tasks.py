@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
-from ortcam.core.readers import View
-from ortcam.core.references import Detecting, Embedding, Similarity, read_vector
+from ortcam.core.references import Box, Detecting, Embedding, Output, Region, Similarity, as_vector, read_vector
 from ortcam.core.targets import Targets
+from ortcam.core.view import View
 from ortcam.explain.jobs import Job
 from ortcam.model.cam_model import CamModel
 
@@ -37,8 +37,9 @@ def with_embeddings(targets: Targets, embed: Callable[[Any], Floats]) -> Targets
     """
     if isinstance(targets, Similarity):
         targets = [targets]
-    if not isinstance(targets, Sequence) or isinstance(targets, str):
+    if targets is None or isinstance(targets, str | int | Box | Region | Output):
         return targets
+    targets = targets.tolist() if isinstance(targets, np.ndarray) else list(targets)
     return [_with_embedding(one, embed) if isinstance(one, Similarity) else one for one in targets]
 
 
@@ -47,6 +48,8 @@ def _with_embedding(asked: Similarity, embed: Callable[[Any], Floats]) -> Simila
     if isinstance(like, str | os.PathLike):
         path = Path(like)
         return Similarity(Embedding(path.name, path, read_vector(path) if path.suffix == ".npy" else embed(path)))
-    if np.ndim(like) == 1 and not isinstance(like, bytes | bytearray | memoryview):
-        return Similarity(Embedding("a vector", None, np.asarray(like, np.float32)))
+    if not isinstance(like, bytes | bytearray | memoryview) and getattr(like, "ndim", np.ndim(like)) in (1, 2):
+        array = like.detach() if hasattr(like, "detach") else like
+        if np.ndim(array) == 1 or len(array) == 1:
+            return Similarity(Embedding("a vector", None, as_vector(array, "the reference")))
     return Similarity(Embedding("a picture", None, embed(like)))

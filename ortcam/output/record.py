@@ -242,9 +242,16 @@ _PARTS = (
     "of another photo",
     "with another model",
     "with another method or preset",
-    "of other classes",
+    "of other targets",
     "with other options",
 )
+
+
+def _place_of(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says which box, region, reference or value a target is; nothing for a class."""
+    return {
+        name: value for name, value in (target.get("place") or {}).items() if name not in ("score", "share", "path")
+    }
 
 
 def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -255,7 +262,7 @@ def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
         # A model of unknown content never counts as the same, not even as itself.
         [*([object()] if None in hashes else hashes), model["packed"], model["layer"], record["preprocessing"]],
         [record.get("method", _SCORE_CAM), record["preset"]],
-        [target["index"] for target in record["targets"]],
+        [(target["index"], _place_of(target)) for target in record["targets"]],
         [
             *(asked[name] for name in ("budget", "tolerance", "selection", "batch_size")),
             run["provider"],

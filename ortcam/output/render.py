@@ -70,6 +70,8 @@ def draw_box(overlay: Photo, box: Sequence[float]) -> Photo:
     thick = max(1, round(min(height, width) / 250))
     left, top, right, bottom = (round(side) for side in box)
     # The outline of a box that fills the photo stays visible.
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        return drawn
     corners = (max(left, 0), max(top, 0)), (min(right, width) - 1, min(bottom, height) - 1)
     cv2.rectangle(drawn, *corners, (0, 0, 0), 3 * thick)
     cv2.rectangle(drawn, *corners, (255, 255, 255), thick)

@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from ortcam.errors import ModelError, one_line
 from ortcam.graph.ends import Scores
-from ortcam.graph.expose import expose
+from ortcam.graph.expose import expose, expose_task
 from ortcam.graph.layers import Reading, all_values, find_layer, module_outputs
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import Contract, ExposedLayer
+from ortcam.model.contract import ROLES, Contract, ExposedLayer
 from ortcam.runtime.layer import GRAPH_ERRORS
 from ortcam.runtime.shapes import complete_shapes
 
@@ -59,12 +59,15 @@ def _expose(
         exposed = [(own, values[own.output]) for own in contract.layers if own.output in values]
         layers = module_outputs(graph) | {name: value for own, value in exposed for name in (own.name, own.value)}
         feature_map, found = find_layer(model, layer, name, Reading(contract.image_layout), layers)
-        graph.outputs[:] = [graph.outputs[0]]
+        graph.outputs[:] = list(graph.outputs)[: len(ROLES[contract.task])]
         changed = replace(contract, layers=(ExposedLayer(found, feature_map.value.name or "", feature_map.layout),))
-        # The export settled the kind of the scores; the graph alone may not show it.
-        logits = next((value for value in all_values(graph) if value.name == contract.logits), None)
-        scores = Scores(contract.output, contract.activation, logits, contract.logits_scale, contract.output_scale)
-        changed = expose(model, [feature_map], changed, scores)
+        if contract.task == "classify":
+            # The export settled the kind of the scores; the graph alone may not show it.
+            logits = next((value for value in all_values(graph) if value.name == contract.logits), None)
+            scores = Scores(contract.output, contract.activation, logits, contract.logits_scale, contract.output_scale)
+            changed = expose(model, [feature_map], changed, scores)
+        else:
+            changed = expose_task(model, [feature_map], changed)
         for value in measured:  # measured with one image; ONNX Runtime would optimise by them for every batch
             if value is not feature_map.value:
                 value.shape = None
