@@ -491,6 +491,7 @@ def test_a_packed_method_from_the_command_line(small: Path) -> None:
     assert "packed  recipro-cam (score logit, kernel single), batches of" in done.stdout
 
 
+@pytest.mark.slow
 def test_packing_what_cannot_be_packed(small: Path) -> None:
     (small / "broken.onnx").write_bytes((small / "model.onnx").read_bytes()[:1000])
     assert_one_line_error(run("pack", "broken.onnx", cwd=small), 1, "is not an ONNX model, or is cut short")

@@ -26,7 +26,7 @@ import ortcam
 from ortcam.core.budget import HostPredictors, Limits
 from ortcam.core.convention import upsample
 from ortcam.core.forward import Forward
-from ortcam.core.targets import Wanted
+from ortcam.core.targets import Class
 from ortcam.errors import LayerError, OrtcamWarning
 from ortcam.exporters import export
 from ortcam.methods import make_method
@@ -188,7 +188,7 @@ def test_eigen_cam_of_an_early_layer_takes_little_memory() -> None:
     """Judge: NumPy's singular value decomposition. A matrix [hw,hw] would take 127 MB here."""
     lanes = np.random.default_rng(0).normal(size=(4, 60, 66)).astype(np.float32) ** 2
     forward = Forward(np.zeros(3, np.float32), np.zeros(3, np.float32), lanes, (240, 264))
-    run = ortcam.EigenCAM().begin(forward, [Wanted(0)], Limits(), HostPredictors())
+    run = ortcam.EigenCAM().begin(forward, [Class(0)], Limits(), HostPredictors())
     tracemalloc.start()
     (ours,) = run.finish().sums
     _, peak = tracemalloc.get_traced_memory()

@@ -104,6 +104,7 @@ def test_a_flax_module_agrees_and_keeps_its_names(residual: nnx.Module, tmp_path
     assert ortcam.ScoreCAM(report.path).explain(photo).maps.shape == (1, 40, 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["blocks.0", "blocks.1.bn1", "stem"])
 def test_a_layer_by_its_module(residual: nnx.Module, tmp_path: Path, layer: str) -> None:
     report = export(residual, tmp_path / "net.onnx", [layer, "blocks.1"], input_size=32)

@@ -16,7 +16,7 @@ from torch import nn
 
 import ortcam
 from ortcam import evaluation
-from ortcam.core.targets import Wanted
+from ortcam.core.targets import Class
 from ortcam.evaluation import Sample
 from ortcam.evaluation.metrics import choose_metrics
 from ortcam.evaluation.photo import Case, PhotoRun
@@ -170,7 +170,7 @@ def test_adcc_agrees_with_openvino_xai(script: ModuleType, files: dict[str, Path
         planes = (planes - np.float32(seen.mean)) / np.float32(seen.std)
         job = prepare(opened, np.ascontiguousarray(planes.transpose(2, 0, 1)[None], np.float32))
         maps = script.make_maps(stored[f"{model}_grids"][seed], tensor.shape[2:], seed)
-        case = Case(Sample(tensor, str(name)), *[Wanted(int(stored[f"{model}_classes"][seed]))] * 2)
+        case = Case(Sample(tensor, str(name)), *[Class(int(stored[f"{model}_classes"][seed]))] * 2)
         with run.open(job) as photo:
             for place, saliency in enumerate(maps[:3]):
                 (row,) = photo._measure([(case, "activations", photo._view(case, "activations", saliency, None))])

@@ -204,6 +204,7 @@ APPLICATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side", "layer", "shape"),
     [pytest.param(*row, marks=() if row[0] == "MobileNetV2" else pytest.mark.slow) for row in APPLICATIONS],

@@ -62,6 +62,7 @@ def test_auto_takes_the_layer_of_the_literature(name: str) -> None:
     assert channels in (best.shape[0], best.shape[-1])
 
 
+@pytest.mark.slow
 def test_squeeze_excite_branches_are_no_candidates() -> None:
     model = converted(torchvision.models.mobilenet_v3_small(weights=None))
     gates = {

@@ -81,6 +81,7 @@ TRANSFORMERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [pytest.param(name, marks=[] if "deit" in name else [pytest.mark.slow]) for name in TRANSFORMERS],

@@ -130,6 +130,7 @@ def test_a_prepared_graph_is_kept_and_gives_the_same_map(
     assert graph.stat().st_ino == written
 
 
+@pytest.mark.slow
 def test_a_kept_graph_that_was_damaged_is_made_again(resnet18_file: Path, photos: dict[str, Path], kept: Path) -> None:
     """Weights are data: a runtime loads zeros in their place without a word."""
     first = ortcam.ScoreCAM(resnet18_file).explain(photos["chelsea"])

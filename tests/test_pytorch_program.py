@@ -79,6 +79,7 @@ def test_resnet18_keeps_its_modules(resnet18_program: Path, resnet18: nn.Module,
     assert str(Path(torchvision.__file__).parent).encode() not in report.path.read_bytes()  # no stack traces
 
 
+@pytest.mark.slow
 def test_a_layer_by_its_module(resnet18_program: Path, tmp_path: Path) -> None:
     report = export(resnet18_program, tmp_path / "r.onnx", ["layer3.0.bn1", "layer4"])
     assert [(layer.name, layer.shape) for layer in report.layers] == [
@@ -97,6 +98,7 @@ def test_a_layer_that_no_module_returns(tiny_program: Path, tmp_path: Path) -> N
     assert report.agreement.activations <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_of_one(resnet18: nn.Module, tmp_path: Path) -> None:
     program = save(resnet18, tmp_path / "fixed.pt2", 96, batch=1, dynamic=None)
     report = export(program, tmp_path / "r.onnx", "layer4", preprocess="imagenet")

@@ -93,6 +93,7 @@ def test_batches_are_even_and_nothing_is_run_twice() -> None:
         assert not sizes or max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.slow
 def test_a_padded_last_batch_changes_nothing(
     small: ortcam.ScoreCAM, resnet18_file: Path, photos: dict[str, Path]
 ) -> None:
@@ -362,6 +363,7 @@ def test_a_batch_is_streamed(small: ortcam.ScoreCAM, photos: dict[str, Path]) ->
     assert taken == ["chelsea", "coffee", "astronaut"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 8])
 def test_what_came_before_a_fault_of_the_callers_is_explained(
     small: ortcam.ScoreCAM, photos: dict[str, Path], budget: int | None

@@ -111,8 +111,9 @@ class Pictures:
         )
         more = "" if len(self.targets) <= 5 else f" and {len(self.targets) - 5} more"
         if places:
-            which = "the class index" if self.targets[0].place is None else "ortcam.Box(number), or take map_at(place)"
-            raise TargetError(f"{target!r} names several explained targets ({shown}{more}); give {which}")
+            kinds = "classes" if self.targets[0].place is None else "targets"
+            which = "the class index" if kinds == "classes" else "ortcam.Box(number), or take map_at(place)"
+            raise TargetError(f"label {target!r} names several explained {kinds} ({shown}{more}); give {which}")
         raise TargetError(
             f"class {target!r} was not explained; expected one of the explained classes: {shown}{more} "
             "(map_at and overlay_at take places)"
