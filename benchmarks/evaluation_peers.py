@@ -49,7 +49,7 @@ from torchcam.metrics import DeletionInsertionMetric
 import ortcam
 from ortcam import evaluation
 from ortcam.cli.demo import find_photos
-from ortcam.core.targets import Wanted
+from ortcam.core.targets import Class
 from ortcam.evaluation.maps import GivenMaps
 from ortcam.evaluation.metrics import choose_metrics
 from ortcam.evaluation.photo import Case, PhotoRun
@@ -219,7 +219,7 @@ def measure_ours(given: Given, preset: str, stack: contextlib.ExitStack) -> Run:
     metrics = choose_metrics(metrics_of(STEPS, preset))
     run = PhotoRun(given.model, (), maps, (), metrics, 0, resolve_provider("cpu"), BATCH, THREADS, None)
     stack.callback(run.close)
-    job, target = prepare(given.model, given.tensor), Wanted(given.target)
+    job, target = prepare(given.model, given.tensor), Class(given.target)
     case = Case(Sample(given.tensor, "photo"), target, target)
 
     def measure() -> dict[str, Any]:
