@@ -451,6 +451,7 @@ def test_the_command_line_explains_and_reproduces(invoke: Callable[..., Any], ta
     assert find_violation(record, schema()) is None
     (target,) = record["targets"]
     assert target["place"]["kind"] == kind
+    assert (record["model"]["output"], record["model"]["activation"]) == (task, None)
     assert (Path("explanations") / "photo" / target["overlay"]).is_file()
     assert ortcam.reproduce("explanations/photo").agrees
     again = invoke(task, *options)

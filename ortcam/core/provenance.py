@@ -83,9 +83,10 @@ class Provenance:
         photo: the photo or tensor that was explained.
         model: the model file, then the files of its external weights.
         packed: whether the model file is a packed explainer.
-        output: the kind of the model's output: ``logits``, ``log_probabilities``, ``probabilities`` or ``sigmoid``.
+        output: the kind of a classifier's output: ``logits``, ``log_probabilities``, ``probabilities`` or ``sigmoid``;
+            of another model, its task.
         activation: the function that turns logits into probabilities, ``softmax`` or ``sigmoid``; a guess if the file
-            does not state it.
+            does not state it; None for a model that is no classifier.
         preprocessing: `Preprocessing.to_dict()`; None if it is unknown.
         asked: the caller's options.
         method: the name and the options of the method.
@@ -100,7 +101,7 @@ class Provenance:
     model: tuple[Fingerprint, ...]
     packed: bool
     output: str
-    activation: str
+    activation: str | None
     preprocessing: Mapping[str, Any] | None
     asked: Asked
     method: Mapping[str, Any]

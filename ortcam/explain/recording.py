@@ -41,14 +41,14 @@ def provenance_of(
         batch_size: the largest number of masked inputs in a batch.
         provider: the provider that ran the model.
     """
-    contract = model.contract
+    contract, classifies = model.contract, model.contract.task == "classify"
     stages = [stage.value for stage in model.stages]
     return Provenance(
         photo=origin,
         model=model.fingerprints,
         packed=False,
-        output=contract.output,
-        activation=contract.makes_probabilities,
+        output=contract.output if classifies else contract.task,
+        activation=contract.makes_probabilities if classifies else None,
         preprocessing=None if contract.preprocessing is None else contract.preprocessing.to_dict(),
         asked=asked,
         method=method.describe() | ({"stages": stages} if method.stages else {}),
