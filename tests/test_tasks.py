@@ -275,6 +275,7 @@ def test_a_budget_of_centred_weights_is_nearly_exact(photo: Array) -> None:
     detector = ortcam.ScoreCAM(toy("detect"))
     exact, most = detector.explain(photo), detector.explain(photo, budget=12)
     assert most.scored < exact.scored
+    assert np.array_equal(detector.explain(photo, budget=10**6).raw_maps, exact.raw_maps)
     assert correlation(most.raw_maps[0], exact.raw_maps[0]) > 0.95
     values = ortcam.ScoreCAM(toy("value"))
     with pytest.raises(OptionError, match="plain values have none"):
