@@ -313,6 +313,7 @@ def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: d
         assert all(np.isfinite(values).all() for values in maps)
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_is_lost_ends_the_command_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "stubborn.py").write_text(
         "import time\n\ndef build():\n    print('begun', flush=True)\n    while True:\n"
@@ -345,6 +346,7 @@ def test_inspect_shows_contract_and_layers(small: Path) -> None:
     assert facts["candidates"][0]["shape"] == [512, 3, 3]
 
 
+@pytest.mark.slow
 def test_inspect_of_a_plain_file_says_how_to_expose_a_layer(small: Path) -> None:
     proto = onnx.load(small / "model.onnx")
     del proto.metadata_props[:]

@@ -263,6 +263,7 @@ def test_a_statically_quantized_file(
     in_table("EfficientNet-Lite0", f"ONNX file, int8 ({form}, onnxruntime.quantization)", report.path)
 
 
+@pytest.mark.slow
 def test_a_float16_file(lite0_plain: Path, exact: Any, photos: dict[str, Path], tmp_path: Path, in_table: Any) -> None:
     onnx.save(float16.convert_float_to_float16(onnx.load(lite0_plain)), tmp_path / "half.onnx")
     report = export(tmp_path / "half.onnx", tmp_path / "cam.onnx", preprocess="lite")

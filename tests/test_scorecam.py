@@ -67,6 +67,7 @@ def test_the_map_lies_on_the_object(lite0_file: Path, photos: dict[str, Path]) -
     assert inside > 3 * saliency[380:, 330:].mean()
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_nothing(resnet18_file: Path, photos: dict[str, Path]) -> None:
     maps = [
         ortcam.ScoreCAM(resnet18_file, batch_size=size).explain(photos["chelsea"]).input_maps
@@ -290,6 +291,7 @@ class ConvolutionalHead(nn.Module):
         return torch.softmax(self.head(self.body(x)), 1).flatten(1)
 
 
+@pytest.mark.slow
 def test_a_softmax_before_a_flatten_is_seen_through(
     small: ortcam.ScoreCAM, resnet18: nn.Module, models: Path, photos: dict[str, Path]
 ) -> None:
