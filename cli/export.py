@@ -209,7 +209,7 @@ def export(
     agreement, contract = report.agreement, report.contract
     described = (
         describe_output(contract.output, contract.activation, contract.output_scale)
-        if contract.task == "classify"
+        if contract.classifies
         else f"{contract.task}: {' and '.join(contract.outputs)}"
     )
     shapes = [" x ".join("?" if dim is None else str(dim) for dim in layer.shape) for layer in report.layers]
@@ -218,7 +218,7 @@ def export(
     for other, shape in zip(report.layers[1:], shapes[1:], strict=True):
         print(f"{report.path}: layer {other.name} ({shape})")
         inner += "" if other.error is None else f", layer {other.name} within {other.error:.1g}"
-    if contract.task == "classify":
+    if contract.classifies:
         print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
     else:
         errors = contract.verified["relative_errors"].items()

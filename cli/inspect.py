@@ -114,7 +114,7 @@ def describe(path: Path) -> dict[str, Any]:
                 complete_shapes(model, path.resolve().parent, size)
             else:
                 infer_shapes(model)
-            of_task = contract is not None and contract.task != "classify"
+            of_task = contract is not None and not contract.classifies
             candidates = find_task_layers(model, reading, None) if of_task else find_candidates(model, reading)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{path} has a graph that cannot be read: {one_line(error)}") from error

@@ -38,7 +38,7 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
     proto = read_proto(path)
     contract = own_contract(proto, path)
     unread = options.task.boxes is None and options.task.scores is None and options.output is None
-    if contract.task != "classify" and unread and options.task.task in ("auto", contract.task):
+    if not contract.classifies and unread and options.task.task in ("auto", contract.task):
         options = replace(options, task=_TASKS[contract.task], output=next(iter(contract.outputs)))
     source = {
         "kind": "onnx",
@@ -54,7 +54,7 @@ def convert_onnx_file(path: Path, options: SourceOptions) -> Converted:
         layers={layer.name: layer.output for layer in contract.layers if layer.output is not None},
         preprocessing=contract.preprocessing,
         labels=contract.labels,
-        output_kind=kind_of(contract) if contract.layers and contract.task == "classify" else None,
+        output_kind=kind_of(contract) if contract.layers and contract.classifies else None,
     )
     return adopt(foreign, options)
 

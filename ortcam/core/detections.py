@@ -42,12 +42,12 @@ class Detections:
     def find(self, asked: Any, place: int) -> Reference:
         if isinstance(asked, str | Integral):
             wanted = resolve_class(asked, self._scores.shape[1], self._view.labels or (), self._view.model)
-            numbers = np.flatnonzero(self._classes == wanted)
-            if not len(numbers):
+            found = np.flatnonzero(self._classes == wanted)
+            if not len(found):
                 raise TargetError(
                     f"{self._view.show(wanted)!r} is not among the detections of the photo: {self._present()}"
                 )
-            return self._detection(int(numbers[0]), place)
+            return self._detection(int(found[0]), place)
         if not isinstance(asked, Box):
             raise TargetError(
                 f"{self._view.model} is a detector, and the target is {asked!r}; expected {self.expected}"

@@ -54,7 +54,7 @@ def load_explainer(
         if preset is None:
             try:
                 model = model if isinstance(model, CamModel) else CamModel(model)
-                if model.contract.task != "classify":
+                if not model.contract.classifies:
                     return ScoreCAM(model, provider, None, batch_size, threads, _single(layer), detecting)
                 return ModelExplainer(model, make_method("fused"), provider, batch_size, threads, layer)
             except PackedModelError:

@@ -23,7 +23,6 @@ from ortcam.core.readers import everything, resolve
 from ortcam.core.references import Detecting, score
 from ortcam.core.scores import Doubt
 from ortcam.core.targets import Class, Target, Targets, describe_references, describe_targets, top_targets
-from ortcam.core.view import View
 from ortcam.errors import OptionError, OrtcamError, TargetError, whole
 from ortcam.explain.ahead import in_turn, prepared_ahead
 from ortcam.explain.jobs import Job, prepare
@@ -121,11 +120,6 @@ class ModelExplainer:
         return self._provider.name
 
     @property
-    def classifies(self) -> bool:
-        """Whether the model is a classifier, whose targets are classes."""
-        return self.model.contract.task == "classify"
-
-    @property
     def convention(self) -> Convention:
         """The definition of Score-CAM in use; for another method, the last steps of its maps."""
         return self.method.convention
@@ -215,7 +209,8 @@ class ModelExplainer:
         """
         check_images(images)
         request = self._request(targets, top_k, budget, tolerance, selection)
-        if self.model.classes is not None and self.classifies:  # an unknown class is reported once, before all photos
+        if self.model.classes is not None and self.model.contract.classifies:
+            # An unknown class is reported once, before the first photo.
             self.model.resolve_targets(request.targets, self.model.classes)
         done, process, classifier = 0, os.getpid(), self._running.get()
         beside = classifier.frees_processor
@@ -253,14 +248,15 @@ class ModelExplainer:
         """Return the most probable classes of an image, without a map; of a detector, segmenter or plain values, the
         surest boxes, regions or all values. Images and errors are those of `explain`.
         """
-        job = prepare(self.model, image)
-        plain = self._running.get().forward(job.tensor).passes[0]
+        photo, tensor, crop = self.model.prepare(image)
+        plain = self._running.get().forward(tensor).passes[0]
         if not all(np.isfinite(one).all() for one in (plain.logits, *plain.results)):
             raise not_finite(self.model.name, "this image")
         count = whole("top_k", top_k)
-        if self.classifies:
+        if self.model.contract.classifies:
             return self._describe(top_targets(plain.logits, count), plain)
-        references = everything(self.model.contract.task, plain.results, self._view(job, plain))[:count]
+        view = view_of(self.model, photo, crop, plain.size, self.detecting)
+        references = everything(self.model.contract.task, plain.results, view)[:count]
         return describe_references(references, score(self.model.contract.task, plain.results, references))
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
@@ -292,12 +288,9 @@ class ModelExplainer:
             targets = with_embeddings(targets, self._embed)
         return Request(targets, whole("top_k", top_k), limits)
 
-    def _view(self, job: Job, forward: Forward) -> View:
-        return view_of(self.model, job, forward, self.detecting)
-
     def _embed(self, image: Image) -> Floats:
         """Return the embedding [D] of a reference picture."""
-        (vector,) = self._running.get().forward(prepare(self.model, image).tensor).passes[0].results
+        (vector,) = self._running.get().forward(self.model.prepare(image)[1]).passes[0].results
         return vector
 
     def _group_size(self, limits: Limits) -> int:
@@ -341,7 +334,7 @@ class ModelExplainer:
         """Begin the `number`-th photo of a group: find its targets, and begin the method's run."""
         if not all(np.isfinite(one).all() for one in (forward.activations, forward.logits, *forward.results)):
             return not_finite(self.model.name, "this image")
-        if not self.classifies:
+        if not self.model.contract.classifies:
             return self._begin_with_references(jobs[number], forward, request, predictors)
         count = len(forward.logits)
         if self.model.contract.is_in_doubt(count):
@@ -353,7 +346,7 @@ class ModelExplainer:
         self, job: Job, forward: Forward, request: Request, predictors: Predictors
     ) -> InWork | OrtcamError:
         try:
-            view = self._view(job, forward)
+            view = view_of(self.model, job.photo, job.crop, forward.size, self.detecting)
             found = resolve(self.model.contract.task, request.targets, request.top_k, forward.results, view)
         except TargetError as error:  # of this photo; others may have the target
             return error

@@ -41,7 +41,7 @@ def provenance_of(
         batch_size: the largest number of masked inputs in a batch.
         provider: the provider that ran the model.
     """
-    contract, classifies = model.contract, model.contract.task == "classify"
+    contract, classifies = model.contract, model.contract.classifies
     stages = [stage.value for stage in model.stages]
     return Provenance(
         photo=origin,

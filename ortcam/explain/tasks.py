@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from ortcam.core.convention import Floats
-from ortcam.core.forward import Forward
+from ortcam.core.pictures import Crop, Photo
 from ortcam.core.references import Box, Detecting, Embedding, Output, Region, Similarity, as_vector, read_vector
 from ortcam.core.targets import Targets
 from ortcam.core.view import View
-from ortcam.explain.jobs import Job
 from ortcam.model.cam_model import CamModel
 
 
-def view_of(model: CamModel, job: Job, forward: Forward, detecting: Detecting) -> View:
-    """Return what is known of a photo beside its results."""
-    photo_size = (job.crop.bottom, job.crop.right) if job.photo is None else job.photo.shape[:2]
-    return View(job.crop, forward.size, photo_size, model.labels, model.name, detecting)
+def view_of(model: CamModel, photo: Photo | None, crop: Crop, size: tuple[int, int], detecting: Detecting) -> View:
+    """Return what is known of a photo beside its results; `size` is that of the model's input."""
+    photo_size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
+    return View(crop, size, photo_size, model.labels, model.name, detecting)
 
 
 def with_embeddings(targets: Targets, embed: Callable[[Any], Floats]) -> Targets:

@@ -88,7 +88,7 @@ def build_scoring_graph(
         LayerError: the model has no tail behind its layer.
     """
     graph = proto.graph
-    classifies = contract.task == "classify"
+    classifies = contract.classifies
     single = classifies and count_scores(proto) == 1
     image = next(value for value in graph.input if value.name == "image")
     spliced, layout, made = image, contract.image_layout, "image"

@@ -124,7 +124,7 @@ class CamModel:
             tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim[1:])
             for value in proto.graph.output[: len(roles)]
         )
-        if self.contract.task != "classify":
+        if not self.contract.classifies:
             last = self.result_shapes[-1]
             place = 0 if self.contract.task == "segment" else -1
             self.classes = last[place] if last and self.contract.task != "embed" else None
@@ -317,7 +317,7 @@ class CamModel:
             ModelError: it is one of another task.
         """
         task = self.contract.task
-        if task != "classify":
+        if not self.contract.classifies:
             raise ModelError(f"{self.shown} is made for the task {task!r}; {what} knows only classifiers: use explain")
 
     def resolve_targets(self, targets: Targets, classes: int) -> tuple[Class, ...] | None:

@@ -227,6 +227,11 @@ class Contract:
         return (self.activations_layout, *(stage.layout for stage in stages))
 
     @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier, whose targets are classes."""
+        return self.task == "classify"
+
+    @property
     def makes_probabilities(self) -> Activation:
         """What makes probabilities of the logits, guessed where nothing says it."""
         return self.activation or ("sigmoid" if self.output == "sigmoid" else "softmax")

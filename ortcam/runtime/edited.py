@@ -61,7 +61,7 @@ def _expose(
         feature_map, found = find_layer(model, layer, name, Reading(contract.image_layout), layers)
         graph.outputs[:] = list(graph.outputs)[: len(ROLES[contract.task])]
         changed = replace(contract, layers=(ExposedLayer(found, feature_map.value.name or "", feature_map.layout),))
-        if contract.task == "classify":
+        if contract.classifies:
             # The export settled the kind of the scores; the graph alone may not show it.
             logits = next((value for value in all_values(graph) if value.name == contract.logits), None)
             scores = Scores(contract.output, contract.activation, logits, contract.logits_scale, contract.output_scale)

@@ -154,7 +154,7 @@ class Scorer:
             *layers, tokens = layers
             others = np.delete(tokens[:count], np.s_[sequence.first : sequence.first + sequence.places], axis=1)
         self._check_shapes(outputs, layers[0])
-        if contract.task != "classify":  # references come later
+        if not contract.classifies:  # references come later
             output = logits = np.empty((len(logits), 0), np.float32)
         for place, layout in enumerate(layouts):
             if layout == "NHWC":
@@ -166,7 +166,7 @@ class Scorer:
                 layers[0][i],
                 (height, width),
                 tuple(stage[i] for stage in layers[1:]),
-                () if contract.task == "classify" else tuple(one[i] for one in outputs),
+                () if contract.classifies else tuple(one[i] for one in outputs),
             )
             for i in range(count)
         )
@@ -270,7 +270,7 @@ class Scorer:
             ModelError: the file leaves a size free that references need.
         """
         task = self._model.contract.task
-        if task == "classify":
+        if self._model.contract.classifies:
             return {}
         length, classes = self._model.reference_sizes
         inputs = {names.REFERENCES: np.zeros((count, length, 1), np.float32)}
@@ -285,7 +285,7 @@ class Scorer:
                 f"{name}: the target layer has the shape {list(activations.shape)}; "
                 "expected [batch,channels,height,width]"
             )
-        if self._model.contract.task == "classify" and outputs[0].ndim != 2:
+        if self._model.contract.classifies and outputs[0].ndim != 2:
             shape = list(outputs[0].shape)
             raise ModelError(f"{name}: the output has the shape {shape}; expected class scores [batch,N]")
 
