@@ -64,7 +64,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
 _MOST_MAP_BYTES = 2 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedExplanation(Pictures):
     """The maps of a packed explainer for one photo.
 
