@@ -42,9 +42,9 @@ _LEAST_AGREEMENT = 0.999
 _LARGEST_BUDGET = 2**31 - 1  # no layer has so many channels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackReport:
-    """What was packed.
+    """What was packed. ``print(report)`` shows it in a few lines.
 
     Attributes:
         path: the file.
@@ -59,6 +59,25 @@ class PackReport:
     r: float | None
     largest_difference: float | None
     notices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the file, the method, the agreement with the engine and the notices, a line each."""
+        size = f", {self.path.stat().st_size / 1e6:.1f} MB" if self.path.is_file() else ""
+        if self.r is None or self.largest_difference is None:
+            checked = "not checked against the engine"
+        else:
+            checked = f"agrees with the engine: r {self.r:.6f}, largest difference {self.largest_difference:.1g}"
+        notes = (f"note: {notice}" for notice in self.notices)
+        return "\n".join([f"{self.path}: {self._method}{size}", checked, *notes])
+
+    def __repr__(self) -> str:
+        return f"<PackReport of {self.path}: {self._method}>"
+
+    @property
+    def _method(self) -> str:
+        name, budget = self.facts["method"]["name"], self.facts["budget"]
+        preset = f", preset {self.facts['preset']}" if name == "score-cam" else ""
+        return f"{name}{preset}{'' if budget is None else f', budget {budget}'}, source {self.facts['source']['file']}"
 
 
 def pack(

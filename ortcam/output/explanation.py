@@ -242,7 +242,7 @@ class Pictures:
     def contrast_at(self, place: int, against: int) -> NDArray[np.float32]:
         """Return `contrast` of the targets at two places of `targets`."""
         difference: NDArray[np.float32] = np.maximum(self.map_at(place) - self.map_at(against), 0)
-        return difference / max(difference.max(), TINY)
+        return np.asarray(difference / max(difference.max(), TINY), np.float32)
 
     def __repr__(self) -> str:
         return one_line(self)

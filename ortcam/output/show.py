@@ -148,7 +148,8 @@ def _card(explanation: Pictures, place: int, style: str) -> str:
         f'<div style="{style}"><img style="{pixels}max-width:none;display:block" width="{width * times}" '
         f'height="{height * times}" alt="{html.escape(f"map of {caption} over the photo")}" '
         f'src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
-        f'<div style="min-width:200px;max-width:360px;font-size:13px;line-height:1.45;overflow-wrap:anywhere">'
+        f'<div style="min-width:200px;max-width:360px;margin:3px 0;font-size:13px;line-height:1.45;'
+        f'overflow-wrap:anywhere">'
         f"<b>{html.escape(caption.name)}</b> {html.escape(caption.score)}"
         f'<span style="opacity:.75">{lines}</span>{_bar("turbo")}</div></div>'
     )
@@ -163,8 +164,9 @@ def _bar(colormap: str) -> str:
     )
     first, last = SCALE
     return (
-        f'<div style="height:10px;margin-top:6px;border:1px solid #8888;background:linear-gradient(to right,{stops})">'
-        f'</div><div style="display:flex;justify-content:space-between;opacity:.75"><span>{first}</span>'
+        '<div style="height:10px;margin:7px 1px 2px;box-shadow:0 0 0 1px #8888;'
+        f'background:linear-gradient(to right,{stops})"></div>'
+        f'<div style="display:flex;justify-content:space-between;opacity:.75"><span>{first}</span>'
         f"<span>{last}</span></div>"
     )
 
@@ -212,17 +214,14 @@ def plot(explanation: Pictures, places: Sequence[int], style: Style, against: in
         cells.append((overlay, caption_of(explanation, place, None, against)))
     height, width = cells[0][0].shape[:2]
     across = float(np.clip(3.2 * width / height, 2.2, 5))
-    size = across * len(cells) + 0.9, float(np.clip(across * height / width, 1.2, 5)) + 0.8
+    size = across * len(cells) + 0.9, float(np.clip(across * height / width, 1.2, 5)) + 0.55
     figure, axes = plt.subplots(1, len(cells), figsize=size, layout="constrained", squeeze=False)
     for axis, (picture, caption) in zip(axes[0], cells, strict=True):
         axis.imshow(picture)
         axis.set_axis_off()
         axis.set_title("photo" if caption is None else _title(caption, across), fontsize=9)
-    colours: NDArray[np.float64] = np.ones((256, 4))
-    colours[:, :3] = colour_table(style.colormap) / 255
-    colours[:, 3] = np.sqrt(np.arange(256) / 255)
-    mapped = ScalarMappable(cmap=ListedColormap(colours))
-    scale = figure.colorbar(mapped, ax=axes[0].tolist(), fraction=0.05, aspect=24, ticks=[0, 0.5, 1])
+    mapped = ScalarMappable(cmap=ListedColormap(colour_table(style.colormap) / 255))
+    scale = figure.colorbar(mapped, cax=axes[0][-1].inset_axes((1.03, 0, 0.045, 1)), ticks=[0, 0.5, 1])
     scale.set_label(f"share of {SCALE[1]}", fontsize=8)
     scale.ax.tick_params(labelsize=8)
     backend = matplotlib.get_backend().lower()
@@ -233,7 +232,18 @@ def plot(explanation: Pictures, places: Sequence[int], style: Style, against: in
 
 def _title(caption: Caption, inches: float) -> str:
     """Return the lines over an overlay that is so many inches wide."""
-    letters = max(16, round(inches * 15))
-    name = caption.name if len(caption.name) <= 2 * letters else f"{caption.name[: 2 * letters - 10].rstrip()}..."
+    letters, name = max(16, round(inches * 15)), " ".join(caption.name.split())
+    if not _has_letters(name):
+        name = caption.unlabelled
+    if len(name) > 2 * letters - 8:
+        name = f"{name[: 2 * letters - 11].rstrip()}..."
     lines = [*textwrap.wrap(f"{name} {caption.score}", letters), *textwrap.wrap(", ".join(caption.details), letters)]
     return "\n".join(lines).replace("$", r"\$")
+
+
+def _has_letters(text: str) -> bool:
+    """Return whether matplotlib's fonts, as the user set them, have all characters of a text."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties(family=[name]))) for name in FontProperties().get_family()]
+    return all(any(font.get_char_index(ord(letter)) for font in fonts) for letter in text)
