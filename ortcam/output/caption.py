@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ortcam.core.measures import MapMeasures
     from ortcam.core.selection import ErrorEstimate
     from ortcam.core.targets import Target
+    from ortcam.output.text import Font
 
 _INK: Colour = (25, 25, 25)
 _GREY: Colour = (95, 95, 95)
@@ -144,6 +145,19 @@ def magnify(overlay: Photo) -> Photo:
     return overlay if times == 1 else overlay.repeat(times, axis=0).repeat(times, axis=1)
 
 
+def title_lines(caption: Caption, width: int, size: int, font: Font) -> list[str]:
+    """Return the lines of name and score, at most `width` pixels wide. A long name is shortened, the score is not."""
+    name = spell(caption.name, font) or caption.unlabelled
+    if len(name) > _LONGEST_LABEL:
+        name = f"{name[:_LONGEST_LABEL]}..."
+    lines = wrap(f"{name} {caption.score}", width, size, font)
+    while len(lines) > _MOST_TITLE_LINES and name:
+        name = name.removesuffix("...")[:-1].rstrip()
+        name += "..." if name else ""
+        lines = wrap(f"{name} {caption.score}", width, size, font)
+    return lines
+
+
 class _Strip:
     """The strip under an overlay: words, and a colour bar under them or to their right."""
 
@@ -163,7 +177,7 @@ class _Strip:
         inner = self.width - 2 * self.edge
         bar = round(inner * 0.34) if beside else inner
         words = inner - bar - 2 * self.letters if beside else inner
-        for line in self._title(caption, words):
+        for line in title_lines(caption, words, self.letters, self.font):
             self._line(line, self.letters, _INK)
         for line in self._parts([shown for part in caption.details if (shown := spell(part, self.font))], words):
             self._line(line, self.small, _GREY)
@@ -178,17 +192,6 @@ class _Strip:
     def _line(self, text: str, size: int, colour: Colour) -> None:
         self.font.draw(self.picture, text, self.edge, self.height + size, size, colour)
         self.height += round(size * 1.4)
-
-    def _title(self, caption: Caption, width: int) -> list[str]:
-        """Return the lines of name and score. A long name is shortened, the score is not."""
-        name = spell(caption.name, self.font) or caption.unlabelled
-        lines = wrap(f"{name} {caption.score}", width, self.letters, self.font)
-        if len(name) > _LONGEST_LABEL:
-            name, lines = name[:_LONGEST_LABEL], [""] * (_MOST_TITLE_LINES + 1)
-        while len(lines) > _MOST_TITLE_LINES and name:
-            name = name[:-1].rstrip()
-            lines = wrap(f"{name}... {caption.score}", width, self.letters, self.font)
-        return lines
 
     def _parts(self, parts: Sequence[str], width: int) -> list[str]:
         """Return the lines of the details: a part is broken only if it does not fit in a line."""

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from ortcam.core.convention import TINY, Convention
+from ortcam.core.convention import Convention
 from ortcam.core.files import only, replace_directory
-from ortcam.core.measures import MapMeasures, Meter
+from ortcam.core.measures import MapMeasures, Meter, contrast_maps
 from ortcam.core.pictures import Crop, Photo
 from ortcam.core.provenance import Provenance
 from ortcam.core.references import Asked, Box, Output
@@ -236,13 +236,21 @@ class Pictures:
         return plot(self, places, Style(opacity, colormap, **more), other)
 
     def contrast(self, target: int | str | Asked, against: int | str | Asked) -> NDArray[np.float32]:
-        """TODO"""
+        """Return the map of what speaks for one explained class rather than another, float32 [H,W] in [0,1].
+
+        Both maps are from the same passes; `ortcam.core.measures.contrast_maps` defines the contrast.
+
+        Args:
+            target, against: as for `map`.
+
+        Raises:
+            TargetError: a class was not explained.
+        """
         return self.contrast_at(self.place_of(target), self.place_of(against))
 
     def contrast_at(self, place: int, against: int) -> NDArray[np.float32]:
         """Return `contrast` of the targets at two places of `targets`."""
-        difference: NDArray[np.float32] = np.maximum(self.map_at(place) - self.map_at(against), 0)
-        return np.asarray(difference / max(difference.max(), TINY), np.float32)
+        return contrast_maps(self.map_at(place), self.map_at(against))
 
     def __repr__(self) -> str:
         return one_line(self)
