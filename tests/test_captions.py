@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,19 +14,22 @@ import pytest
 from conftest import Tiny
 from jsonschema import Draft202012Validator
 from PIL import Image
+from test_tasks import toy
 from typer.testing import CliRunner
 
 import ortcam
 from ortcam.cli.app import app
-from ortcam.core.measures import MapMeasures
+from ortcam.core.measures import MapMeasures, contrast_maps
 from ortcam.core.pictures import Crop
 from ortcam.core.selection import EXACT, ErrorEstimate
 from ortcam.core.targets import Target
 from ortcam.errors import OptionError
 from ortcam.exporters import export
+from ortcam.exporters.report import ExportReport
 from ortcam.output.caption import Caption, add_caption, describe, magnify, title_lines
-from ortcam.output.render import Style, colour_table, draw_dashed_box
+from ortcam.output.render import Style, colour_table, draw_dashed_box, draw_overlay
 from ortcam.output.schema import find_violation, schema
+from ortcam.output.show import draw
 from ortcam.output.text import AsciiFont, UnicodeFont, make_font, spell, wrap
 
 LONG = "a label that somebody wrote as a whole sentence because their classes are described so " * 3
@@ -153,9 +158,14 @@ def test_a_style_is_checked() -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny_file(models: Path) -> Path:
+def tiny_report(models: Path) -> ExportReport:
     labels = ["金毛", *(f"label {n}" for n in range(1, 10))]
-    return export(Tiny().eval(), models / "caption.onnx", preprocess="imagenet", input_size=64, labels=labels).path
+    return export(Tiny().eval(), models / "caption.onnx", preprocess="imagenet", input_size=64, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tiny_report: ExportReport) -> Path:
+    return tiny_report.path
 
 
 @pytest.fixture
@@ -181,6 +191,7 @@ def test_explain_writes_captions_and_boxes(work: Path) -> None:
         overlay = explanation.overlay_at(place)
         height = len(overlay)
         assert np.array_equal(plain, overlay)
+        assert np.array_equal(plain, draw_overlay(explanation.photo, explanation.maps[place], explanation.crop))
         assert np.array_equal(words[:height], overlay)
         assert np.array_equal(words, explanation.overlay_at(place, caption=True))
         box = explanation.measures[place].peak_box
@@ -208,3 +219,53 @@ def test_the_record_has_the_box_of_the_maximum(work: Path) -> None:
         assert target["peak_share"] == pytest.approx(inside.size / saliency.size)
         del target["peak_box"], target["peak_share"]
     assert find_violation(record, schema()) is None  # an older ortcam wrote neither
+
+
+def test_reports_print_short(tiny_report: ExportReport, tmp_path: Path) -> None:
+    report = dataclasses.replace(tiny_report, notices=("one", "two"))
+    first, second, third, *notes = str(report).splitlines()
+    size = report.path.stat().st_size / 1e6
+    assert first == f"{report.path}: logits, 10 labels, {size:.1f} MB"
+    assert second == "target layer features (16 x 16 x 16)"
+    assert re.fullmatch(
+        r"agrees with its source: scores within \de-\d+, target layer within \de-\d+ \(relative\)", third
+    )
+    assert notes == ["note: one", "note: two"]
+    assert repr(report) == f"<ExportReport of {report.path}: target layer features (16 x 16 x 16)>"
+    packed = ortcam.pack(report.path, tmp_path / "p.onnx", budget=6)
+    first, second = str(packed).splitlines()
+    size = packed.path.stat().st_size / 1e6
+    named = f"{packed.path}: score-cam, preset official, budget 6, source {report.path.name}"
+    assert first == f"{named}, {size:.1f} MB"
+    assert re.fullmatch(r"agrees with the engine: r 1\.0+, largest difference \de-\d+", second)
+    assert repr(packed) == f"<PackReport of {named}>"
+    assert "not checked" in str(dataclasses.replace(packed, r=None))
+
+
+def test_packed_explanations_show_themselves(tiny_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+    ortcam.pack(tiny_file, tmp_path / "p.onnx", budget=6, verify=False)
+    with ortcam.PackedExplainer(tmp_path / "p.onnx", provider="cpu") as explainer:
+        explanation = explainer.explain(photos["chelsea"], [0, 3])
+    assert re.fullmatch(
+        r"<PackedExplanation of chelsea.png, 451x300: 金毛 [\d.]+%, label 3 [\d.]+%; "
+        r"score-cam, preset official, layer features, error unknown>",
+        str(explanation),
+    )
+    assert explanation._repr_html_().count("<img ") == 2
+    assert np.array_equal(explanation.contrast("label 3", 0), contrast_maps(*explanation.maps[::-1]))
+    contrast = explanation.overlay(3, against=0, boxes=True)
+    assert np.array_equal(contrast, explanation.overlay_at(1, against=0, boxes=True))
+    assert not np.array_equal(contrast, explanation.overlay(3, boxes=True))
+
+
+def test_boxes_of_detectors_are_drawn_at_any_size(photos: dict[str, Path]) -> None:
+    with ortcam.ScoreCAM(toy("detect")) as detector:
+        explanation = detector.explain(photos["chelsea"], ortcam.Box((20, 30, 200, 220), 0))
+    assert " at 20,30,200,220 " in str(explanation)
+    small = draw(explanation, 0, Style(), longest=150).astype(int)
+    assert small.shape == (100, 150, 3)
+    white = (small > 225).all(axis=2)
+    for row, column in ((10, 30), (73, 30), (40, 7), (40, 66)):  # the sides of the box, at a third of their size
+        assert white[row - 1 : row + 2, column - 1 : column + 2].any(), (row, column)
+    with_words = explanation.overlay_at(0, caption=True)
+    assert np.array_equal(with_words[:300, :451], explanation.overlay_at(0))

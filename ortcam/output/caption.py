@@ -92,15 +92,16 @@ def describe(
     details = [*show_method(name, preset).split(", ")]
     if flat:
         details.append("flat map: nothing supports it")
-    elif against is None and (shown := show_error(error, name)):
+    elif against is not None:
+        details.append(f"{show_score(target)} and {show_score(against)}")
+    elif shown := show_error(error, name):
         details.append(shown)
     if measures is not None and measures.peak_share is not None:
         details.append(f"box: half of the maximum or more, {show_share(measures.peak_share)} of the photo")
-    if against is not None:
-        names, numbers = (target.name, against.name), (_unlabelled(target), _unlabelled(against))
-        details.append(f"{show_score(target)} and {show_score(against)}")
-        return Caption(" rather than ".join(names), " rather than ".join(numbers), "", tuple(details))
-    return Caption(target.name, _unlabelled(target), show_score(target), tuple(details))
+    if against is None:
+        return Caption(target.name, _unlabelled(target), show_score(target), tuple(details))
+    names, numbers = (target.name, against.name), (_unlabelled(target), _unlabelled(against))
+    return Caption(" rather than ".join(names), " rather than ".join(numbers), "", tuple(details))
 
 
 def show_share(share: float) -> str:

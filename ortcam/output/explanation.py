@@ -203,9 +203,11 @@ class Pictures:
         *,
         caption: bool = False,
         boxes: bool = False,
+        against: int | None = None,
     ) -> Photo:
         """Draw the map of the target at a place of `targets` over the photo; otherwise as `overlay`."""
-        return draw(self, self._checked_place(place), Style(opacity, colormap, caption, boxes))
+        other = None if against is None else self._checked_place(against)
+        return draw(self, self._checked_place(place), Style(opacity, colormap, caption, boxes), against=other)
 
     def image(self, target: int | str | Asked | None = None, **style: Any) -> Image.Image:
         """Return `overlay` as a Pillow image; the arguments are those of `overlay`.
@@ -222,17 +224,15 @@ class Pictures:
 
         Args:
             target: as for `map`; None for the first 4 targets side by side.
-            opacity, colormap: as for `overlay`.
-            more: `boxes` and `against` of `overlay`.
+            opacity, colormap, more: as for `overlay`, but `caption`: there is always one.
 
         Raises:
             TargetError, OptionError: as `overlay`; matplotlib is missing.
         """
         against = more.pop("against", None)
-        places = [self.place_of(target)]
-        if target is None and against is None:
-            places = list(range(len(self.targets)))[:MOST_IN_A_ROW]
         other = None if against is None else self.place_of(against)
+        several = target is None and other is None
+        places = range(len(self.targets))[:MOST_IN_A_ROW] if several else [self.place_of(target)]
         return plot(self, places, Style(opacity, colormap, **more), other)
 
     def contrast(self, target: int | str | Asked, against: int | str | Asked) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ortcam.core.measures import MapMeasures, measure_map
 from ortcam.core.pictures import Photo
 from ortcam.errors import OptionError
-from ortcam.output.caption import SCALE, Caption, add_caption, describe, magnify, show_method, show_share
+from ortcam.output.caption import SCALE, Caption, add_caption, describe, magnify, show_error, show_method, show_share
 from ortcam.output.render import (
     Style,
     colour_table,
@@ -52,11 +52,11 @@ def one_line(explanation: Pictures) -> str:
     what = f"{explanation.source.name if explanation.source else kind}, {width}x{height}"
     named = ", ".join(str(caption_of(explanation, place)) for place in range(len(explanation.targets))[:_MOST_NAMED])
     more = len(explanation.targets) - _MOST_NAMED
-    error = explanation.error
-    shown = "" if error is None else ", exact" if error.high == 0 else f", error about {error.expected:.1g}"
-    how = show_method(explanation.provenance.method["name"], explanation.preset)
-    line = f"<{type(explanation).__name__} of {what}: {named}{f' and {more} more' if more > 0 else ''}; {how}"
-    return " ".join(f"{line}, layer {explanation.layer}{shown}>".split())
+    method = explanation.provenance.method["name"]
+    error = show_error(explanation.error, method)
+    line = f"<{type(explanation).__name__} of {what}: {named}{f' and {more} more' if more > 0 else ''}"
+    how = f"{show_method(method, explanation.preset)}, layer {explanation.layer}{error and f', {error}'}"
+    return " ".join(f"{line}; {how}>".split())
 
 
 def draw(
