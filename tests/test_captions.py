@@ -233,7 +233,8 @@ def test_reports_print_short(tiny_report: ExportReport, tmp_path: Path) -> None:
     assert notes == ["note: one", "note: two"]
     assert repr(report) == f"<ExportReport of {report.path}: target layer features (16 x 16 x 16)>"
     packed = ortcam.pack(report.path, tmp_path / "p.onnx", budget=6)
-    first, second = str(packed).splitlines()
+    first, second, *notes = str(packed).splitlines()
+    assert notes == [f"note: {notice}" for notice in packed.notices]
     size = packed.path.stat().st_size / 1e6
     named = f"{packed.path}: score-cam, preset official, budget 6, source {report.path.name}"
     assert first == f"{named}, {size:.1f} MB"
