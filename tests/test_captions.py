@@ -49,7 +49,7 @@ def test_a_text_is_as_wide_as_it_says(font: AsciiFont | UnicodeFont) -> None:
         columns = np.flatnonzero(ink(font, text).any(axis=0))
         assert columns[-1] - 4 == pytest.approx(font.width(text, 20), abs=3)  # side bearings of the last letter
         rows = np.flatnonzero(ink(font, text).any(axis=1))
-        assert 10 <= rows[-1] - rows[0] <= 20  # letters of one size, whichever OpenCV draws them
+        assert 10 <= rows[-1] - rows[0] <= 22  # letters of one size, whichever OpenCV draws them
 
 
 @needs_unicode
