@@ -99,7 +99,8 @@ def explain(
     caption: Annotated[
         bool,
         typer.Option(
-            help="Write a line with class, probability, method and error, and a colour bar, under each overlay."
+            help="Write class, probability, method, error and a colour bar under each overlay. --no-caption writes "
+            "the overlay alone."
         ),
     ] = True,
     boxes: Annotated[
