@@ -99,18 +99,23 @@ def read(
     return list(labels) if labels else None
 
 
-def read_one(name: str | None, like: Path | None, sign: int) -> Any:
+def read_one(name: str | None, like: Path | None, sign: int, option: str = "--explain") -> Any:
     """Return the one target that the options of an evaluation name; None if they name none.
+
+    Args:
+        name: a class, as `option` names it; or words that the evaluation knows.
+        like, sign: as for `read`.
+        option: the option of `name`.
 
     Raises:
         OptionError: options do not go together.
     """
     if like is not None and name is not None:
-        raise OptionError("--like takes no --explain; a reference is the target")
+        raise OptionError(f"--like takes no {option}; a reference is the target")
     if name in ("predicted", "true") and sign == 1:
         return name
     if sign != 1 and name is not None and not name.isdecimal():
-        raise OptionError(f"--explain is {name!r}; with --sign expected the number of a value")
+        raise OptionError(f"{option} is {name!r}; with --sign expected the number of a value")
     found = read(None if name is None else [name], None, None, None if like is None else [like], sign)
     return None if found is None else found[0]
 
