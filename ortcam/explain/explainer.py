@@ -160,7 +160,7 @@ class ModelExplainer:
             top_k: the number of classes, if `targets` is None.
             on_progress: called with (done, M) after every batch of masked inputs.
             budget: run at most this many masked inputs; None for all, the exact map. The blank input that some presets
-                run for constant channels does not count if all others are run. See docs/budget.md.
+                run for constant channels does not count if all others are run. See docs/budget-inside.md.
             tolerance: run masked inputs until the estimated error (1 - r) of every map is at most this.
             selection: what a budget does: ``predict`` the scores of the other channels, or ``top-std``: run the
                 channels with the highest standard deviation and leave the others out (Faster-Score-CAM).
