@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ortcam.cli import console, options
+from ortcam.cli import console, options, target_options
 from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.evaluation.run import Only
+    from ortcam.evaluation.cases import Only
 
 
 def evaluate(
@@ -69,13 +69,17 @@ def evaluate(
         typer.Option(
             "--explain",
             help="The class that maps explain: predicted, true, an index or a label. Default: true for metrics that "
-            "need a box or a mask, else predicted.",
+            "need a box or a mask, else predicted. Of a detector or segmenter, predicted is its surest box or largest "
+            "region, which is the default, and true the object that the data set states.",
             show_default=False,
         ),
     ] = None,
     score: Annotated[
         str, typer.Option(help="The class whose score is measured: explained, predicted, true, an index or a label.")
     ] = "explained",
+    like: target_options.LikeOne = None,
+    sign: target_options.Sign = 1,
+    least_score: target_options.LeastScore = 0.25,
     only: Annotated[
         str,
         typer.Option(
@@ -126,11 +130,14 @@ def evaluate(
       ortcam evaluate model.onnx photos/ --method score-cam --method recipro-cam --metric insertion:rise --metric drop
 
       ortcam evaluate model.onnx --dataset cub:CUB_200_2011 --metric energy --metric pointing --budget 32
+
+      ortcam evaluate detector.onnx photos/ --metric insertion --metric deletion --metric pointing --budget 32
     """
     if (photos is None) == (dataset is None):
         raise typer.BadParameter("give either a folder of photos or --dataset LAYOUT:PATH")
     if control is not None and "none" in control and len(control) > 1:
         raise OptionError("--control is none and another control; give --control none alone")
+    from ortcam.core.references import Detecting
     from ortcam.evaluation.maps import CONTROLS
     from ortcam.evaluation.run import evaluate as run
 
@@ -150,7 +157,7 @@ def evaluate(
             metric or ("insertion", "deletion"),
             labels=labels,
             maps=_read_maps(maps),
-            explain=explained,
+            explain=target_options.read_one(explained, like, sign),
             score=score,
             only=cast("Only", only),  # checked there
             most_per_class=most_per_class,
@@ -165,6 +172,7 @@ def evaluate(
             threads=threads,
             on_progress=lambda done, total: advance(f"{done} of {total}", done / total),
             on_error=report,
+            detecting=Detecting(least_score),
         )
     if as_json:
         console.print_json(result.to_dict())

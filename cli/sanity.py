@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from ortcam.cli import console, options
+from ortcam.cli import console, options, target_options
 from ortcam.cli.folders import STDIN, find_photos
 from ortcam.errors import OrtcamError
 
@@ -50,8 +50,17 @@ def sanity(
     steps: Annotated[str, typer.Option(help="Number of stages, or all: one for each layer.")] = "8",
     target: Annotated[
         str | None,
-        typer.Option("--target", "-t", help="Explain this class. Default: each photo's top class.", show_default=False),
+        typer.Option(
+            "--target",
+            "-t",
+            help="Explain this class. Default: each photo's top class; of a detector or segmenter, its surest box or "
+            "largest region.",
+            show_default=False,
+        ),
     ] = None,
+    like: target_options.LikeOne = None,
+    sign: target_options.Sign = 1,
+    least_score: target_options.LeastScore = 0.25,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -82,6 +91,7 @@ def sanity(
 
       ortcam sanity model.onnx photo.jpg --method recipro-cam --draw permutation --seed 1
     """
+    from ortcam.core.references import Detecting
     from ortcam.evaluation.randomised import sanity as check
     from ortcam.evaluation.sanity_result import check_directory
 
@@ -108,7 +118,7 @@ def sanity(
             method_options=options.read_pairs("--method-option", method_option),
             preset=preset,
             budget=cast("int | Literal['exact'] | None", _read_number("--budget", budget, "exact")),
-            target=target,
+            target=target_options.read_one(target, like, sign, "--target"),
             mode=cast("Mode", mode),  # checked there
             draw=cast("Draw", draw),
             seed=seed,
@@ -119,6 +129,7 @@ def sanity(
             threads=threads,
             on_error=report,
             on_progress=advance,
+            detecting=Detecting(least_score),
         )
     if output is not None:
         result.save(output)

@@ -42,6 +42,14 @@ Like = Annotated[
         show_default=False,
     ),
 ]
+LikeOne = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        help="Of a model that returns an embedding: explain the similarity to this picture, or embedding as .npy.",
+        show_default=False,
+    ),
+]
 Sign = Annotated[
     int, typer.Option("--sign", help="Of plain values: 1 for what raises the value, -1 for what lowers it.")
 ]
@@ -89,6 +97,27 @@ def read(
             raise OptionError(f"--target is {label!r}; with --sign expected the number of a value")
         return [Output(0 if label is None else int(label), sign)]
     return list(labels) if labels else None
+
+
+def read_one(name: str | None, like: Path | None, sign: int, option: str = "--explain") -> Any:
+    """Return the one target that the options of an evaluation name; None if they name none.
+
+    Args:
+        name: a class, as `option` names it; or words that the evaluation knows.
+        like, sign: as for `read`.
+        option: the option of `name`.
+
+    Raises:
+        OptionError: options do not go together.
+    """
+    if like is not None and name is not None:
+        raise OptionError(f"--like takes no {option}; a reference is the target")
+    if name in ("predicted", "true") and sign == 1:
+        return name
+    if sign != 1 and name is not None and not name.isdecimal():
+        raise OptionError(f"{option} is {name!r}; with --sign expected the number of a value")
+    found = read(None if name is None else [name], None, None, None if like is None else [like], sign)
+    return None if found is None else found[0]
 
 
 def _read_box(text: str, label: str | None, box: Any) -> Any:

@@ -218,6 +218,11 @@ def resolve_convention(preset: str | Convention) -> Convention:
     return PRESETS[preset]
 
 
+def default_preset(task: str) -> str:
+    """Return the preset of Score-CAM that a model of a task has where nobody names one."""
+    return {"classify": "official", "value": "centred-values"}.get(task, "centred")
+
+
 @lru_cache(maxsize=32)
 def interpolation_matrix(size: int, length: int, align_corners: bool) -> Floats:
     """Return the linear interpolation of `length` samples at `size` places as a matrix [size,length].

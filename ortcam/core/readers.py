@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -34,7 +35,8 @@ def resolve(task: str, asked: Any, top_k: int, results: Sequence[Floats], view: 
 
     Args:
         task: ``detect``, ``segment``, ``embed`` or ``value``.
-        asked: a class index, a label, a `Box`, `Region`, `Similarity` or `Output`, or several; None for the surest.
+        asked: a class index, a label, a `Box`, `Region`, `Similarity` or `Output`, or several; None for the surest. Or
+            references that were resolved before, with the results of another model.
         top_k: how many, if `asked` is None.
         results: the outputs of the photo.
         view: the photo.
@@ -48,7 +50,7 @@ def resolve(task: str, asked: Any, top_k: int, results: Sequence[Floats], view: 
     words: Any = asked.tolist() if hasattr(asked, "tolist") else asked
     if isinstance(words, str) and words == "all" and not find_label("all", view.labels or ()):
         return everything(task, results, view)
-    if isinstance(words, str | int | Asked):
+    if isinstance(words, str | int | Asked | Reference):
         words = [words]
     if not isinstance(words, Iterable):
         raise TargetError(f"targets is {asked!r}; expected {reader.expected}")
@@ -57,7 +59,7 @@ def resolve(task: str, asked: Any, top_k: int, results: Sequence[Floats], view: 
         raise TargetError(f"targets is empty; expected {reader.expected}, or None for the surest")
     found: list[Reference] = []
     for one in given:
-        reference = reader.find(one, len(found))
+        reference = replace(one, index=len(found)) if isinstance(one, Reference) else reader.find(one, len(found))
         if not any(reference.is_same(other) for other in found):
             found.append(reference)
     return tuple(found)

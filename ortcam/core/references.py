@@ -123,6 +123,9 @@ class Reference:
     label: str | None
     place: dict[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.place)
+
     def is_same(self, other: Reference) -> bool:
         """Whether it asks for the same as another reference."""
         return self.class_index == other.class_index and np.array_equal(self.vector, other.vector)

@@ -20,7 +20,8 @@ from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
 from ortcam.core.method import Scores
 from ortcam.core.query import Baseline, Change, Maps, Rows
-from ortcam.core.targets import Class
+from ortcam.core.references import Reference
+from ortcam.core.targets import Wanted
 from ortcam.runtime.classifier import Classifier
 from ortcam.runtime.scorer import Group
 
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one class.
+    """The score of one target.
 
     Attributes:
         logit: the class's logit.
-        probability: its probability, in [0,1].
+        probability: its probability, in [0,1]; of a target that is no class, its score, as `logit`.
     """
 
     logit: float
@@ -130,7 +131,7 @@ Ask = Masked | Pictures
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The scores of the scored class for the M inputs of an ask.
+    """The scores of the scored target for the M inputs of an ask; the fields are those of `Score`.
 
     Attributes:
         logits, probabilities: float64 [M].
@@ -150,19 +151,19 @@ class Measured:
 
 
 Measuring = Generator[Ask, Answer, Measured]
-Read = Callable[[Forward, Class], Score]
+Read = Callable[[Forward, Wanted], Score]
 
 
 def run_together(
-    classifier: Classifier, group: Group, measurings: Sequence[tuple[Class, Measuring]], read: Read
+    classifier: Classifier, group: Group, measurings: Sequence[tuple[Wanted, Measuring]], read: Read
 ) -> list[Measured]:
     """Run the metrics of one photo in lockstep. Return the values of each.
 
     Args:
         classifier: runs the model.
         group: the plain pass of the photo, alone.
-        measurings: the scored class and the generator of each metric and map.
-        read: returns the score of a class from a plain pass.
+        measurings: the scored target and the generator of each metric and map.
+        read: returns the score of a target from a plain pass.
     """
     done: dict[int, Measured] = {}
     asked: dict[int, Ask] = {}
@@ -185,7 +186,7 @@ def run_together(
 
 
 def _answer(
-    classifier: Classifier, group: Group, asked: Mapping[int, Ask], targets: Mapping[int, Class], read: Read
+    classifier: Classifier, group: Group, asked: Mapping[int, Ask], targets: Mapping[int, Wanted], read: Read
 ) -> dict[int, Answer]:
     """Answer asks; masked photos with the same kind of change share batches."""
     alike: dict[Any, dict[int, Masked]] = defaultdict(dict)
@@ -203,12 +204,12 @@ def _answer(
         group.on_device.pop(bank, None)  # the next asks have another bank
         for at, ask in asks.items():
             end = begin + len(ask.numbers)
-            answers[at] = _read(scores.take(begin, end))
+            answers[at] = _read(scores.take(begin, end), targets[at])
             begin = end
     return answers
 
 
-def _answer_pictures(classifier: Classifier, ask: Pictures, target: Class, read: Read) -> Answer:
+def _answer_pictures(classifier: Classifier, ask: Pictures, target: Wanted, read: Read) -> Answer:
     """Run the inputs in batches."""
     scores, tensors = list[Score](), iter(ask.tensors)
     while batch := list(itertools.islice(tensors, classifier.batch_size)):
@@ -216,7 +217,7 @@ def _answer_pictures(classifier: Classifier, ask: Pictures, target: Class, read:
     return Answer(np.array([one.logit for one in scores]), np.array([one.probability for one in scores]))
 
 
-def _rows_of(asks: Mapping[int, Masked], targets: Mapping[int, Class]) -> Rows:
+def _rows_of(asks: Mapping[int, Masked], targets: Mapping[int, Wanted]) -> Rows:
     parts, first = [], 0
     for at, ask in asks.items():
         count = len(ask.numbers)
@@ -226,9 +227,12 @@ def _rows_of(asks: Mapping[int, Masked], targets: Mapping[int, Class]) -> Rows:
     return Rows.join(parts)
 
 
-def _with_target(rows: Rows, target: Class) -> Rows:
+def _with_target(rows: Rows, target: Wanted) -> Rows:
     return Rows(rows.photos, rows.numbers, rows.affine, np.full((len(rows), 1), target.index, np.int64))
 
 
-def _read(scores: Scores) -> Answer:
-    return Answer(scores.logits[:, 0].astype(np.float64), np.exp(scores.log_probabilities[:, 0].astype(np.float64)))
+def _read(scores: Scores, target: Wanted) -> Answer:
+    logits = scores.logits[:, 0].astype(np.float64)
+    if isinstance(target, Reference):
+        return Answer(logits, logits)
+    return Answer(logits, np.exp(scores.log_probabilities[:, 0].astype(np.float64)))

@@ -222,7 +222,8 @@ def finite(row: Row) -> Row:
 def row_to_dict(row: Row) -> dict[str, Any]:
     """Return the fields of a row as values that JSON knows (`dataclasses.asdict` takes ten times as long)."""
     curves = {name: list(curve) for name, curve in row.curves.items()}
-    return {**vars(row), "values": dict(row.values), "reasons": dict(row.reasons), "curves": curves}
+    fields = {**vars(row), "values": dict(row.values), "reasons": dict(row.reasons), "curves": curves}
+    return fields if row.target else {name: value for name, value in fields.items() if name != "target"}
 
 
 def row_from_dict(entry: Mapping[str, Any]) -> Row:

@@ -71,13 +71,14 @@ class Contestant:
 Given = str | PathLike[str] | Mapping[str, Any] | Callable[[str, int], Any]
 
 
-def parse_method(spec: str, budget: int | None = None) -> Contestant:
+def parse_method(spec: str, budget: int | None = None, usual: str | None = None) -> Contestant:
     """Return the contestant of a text such as ``score-cam:budget=32,preset=paper``.
 
     Args:
         spec: the name of a method, and behind a colon its options: those of the method, and budget, tolerance,
             selection, preset (of score-cam) and layer. The text is the contestant's name.
         budget: the budget if the text states none; None for all masked inputs.
+        usual: the preset of score-cam if the text states none; None for ``official``.
 
     Raises:
         OptionError: the name or an option is unknown, or a value is invalid.
@@ -95,6 +96,8 @@ def parse_method(spec: str, budget: int | None = None) -> Contestant:
     selection, preset, layer = (options.pop(name, None) for name in ("selection", "preset", "layer"))
     if preset is not None and kind != "score-cam":
         raise OptionError(f"method {spec!r} has a preset; only score-cam has presets")
+    if preset is None and kind == "score-cam":
+        preset = usual
     method = with_preset(make_method(kind, options), preset)
     name = spec if budget is None or ("budget=" in spec) else f"{spec}{',' if ':' in spec else ':'}budget={budget}"
     limits = Limits(numbers["budget"], numbers.get("tolerance"), cast("Selecting", selection or "predict"))

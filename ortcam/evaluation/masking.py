@@ -59,7 +59,7 @@ class Masking:
         return (Column(column, f"{self.metric}:{self.name}", "lower" if self.metric == "drop" else "higher"),)
 
     def measure(self, column: str, view: View) -> Measuring:
-        """Return the value of one map; undefined if its divisor is 0."""
+        """Return the value of one map; undefined if its divisor is 0, or negative with a similarity or value."""
         mask = mask_of(normalize(view.saliency[None])[0] if self.rescaled else view.saliency, self.mask, view)
         answer: Answer = yield _ask(mask)
         values = answer.logits if self.score == "logit" else answer.probabilities
@@ -70,7 +70,7 @@ class Masking:
         if not self.relative:
             return Measured({column: change})
         divisor = (clean if self.metric == "drop" else 1 - clean) + self.epsilon
-        if divisor == 0:
+        if divisor == 0 or (divisor < 0 and self.score == "probability"):
             return Measured({column: None}, {column: f"clean score {clean:g}"})
         return Measured({column: change / divisor})
 
@@ -116,7 +116,7 @@ class ADCC:
         clean = view.clean.probability
         drop = max(0.0, clean - float(answer.probabilities[0])) / clean if clean > 0 else None
         complexity = float(view.saliency.mean(dtype=np.float64))
-        reasons = {} if drop is not None else {drop_of: "clean score 0"}
+        reasons = {} if drop is not None else {drop_of: f"clean score {clean:g}"}
         coherency = None
         if view.explain is None:
             reasons[coherency_of] = "given map"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,18 +13,21 @@ import numpy as np
 from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
 from ortcam.core.query import Change, Channels
+from ortcam.core.references import Detecting, Reference
 from ortcam.core.scores import Doubt
-from ortcam.core.targets import Class
+from ortcam.core.targets import Class, Wanted
 from ortcam.errors import DatasetError, OrtcamError, TargetError
 from ortcam.evaluation.asks import Measured, Score, View, run_together
 from ortcam.evaluation.localisation import Place
 from ortcam.evaluation.maps import Contestant, GivenMaps, control_map
 from ortcam.evaluation.metrics import Chosen
+from ortcam.evaluation.photo_references import PhotoReferences
 from ortcam.evaluation.replacements import Replacements
 from ortcam.evaluation.rows import Column, Row
 from ortcam.explain import scheduler
 from ortcam.explain.jobs import Job
 from ortcam.explain.scheduler import InWork, not_finite
+from ortcam.explain.tasks import view_of
 from ortcam.model.cam_model import CamModel
 from ortcam.output.render import place_map
 from ortcam.runtime.classifier import Classifier, Setup
@@ -41,11 +44,18 @@ FLAT = "flat map"
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A sample, the class that its maps explain, and the class whose score is measured."""
+    """A sample, the target that its maps explain, and the target whose score is measured.
+
+    Attributes:
+        sample: the sample.
+        explained, scored: classes; of a model that is no classifier, references among those of the photo.
+        is_true: the explained target is the object that the data set states; of a classifier it does not matter.
+    """
 
     sample: Sample
-    explained: Class
-    scored: Class
+    explained: Wanted
+    scored: Wanted
+    is_true: bool = False
 
 
 class PhotoRun:
@@ -68,11 +78,12 @@ class PhotoRun:
         batch_size: int | Literal["auto"] | None,
         threads: int | None,
         layer: str | None,
+        detecting: Detecting,
     ) -> None:
         """Open the model; the arguments are those of `evaluate`."""
         self.model = for_method(model, layer, 0, "image")
         self.contestants, self.given, self.controls = contestants, given, controls
-        self.metrics, self.seed = metrics, seed
+        self.metrics, self.seed, self.detecting = metrics, seed, detecting
         self._size = _usual_size(self.model)
         self._classes = self.model.classes
         self._opening = provider, batch_size, threads
@@ -113,6 +124,11 @@ class PhotoRun:
         assert found is not None
         return found[0]
 
+    def embed(self, image: Any) -> Floats:
+        """Return the embedding [D] of a reference picture, of a model that returns embeddings."""
+        (vector,) = self.classifier.forward(self.model.prepare(image)[1]).passes[0].results
+        return vector
+
     def columns(self) -> tuple[Column, ...]:
         """Return the columns of all metrics."""
         columns = [column for one in self.metrics for column in one.metric.columns(one.name, self._size)]
@@ -130,7 +146,8 @@ class PhotoRun:
                 "name": self.model.name,
                 "sha256": self.model.sha256,
                 "layer": contract.layer,
-                "output": contract.output,
+                "output": contract.output if contract.classifies else contract.task,
+                **({"detections": asdict(self.detecting)} if contract.task == "detect" else {}),
                 "preprocessing": None if contract.preprocessing is None else contract.preprocessing.to_dict(),
             },
             "provider": provider.name,
@@ -147,14 +164,17 @@ class PhotoRun:
         with calm_blas():
             group = self.classifier.forward(job.tensor)
             plain = group.passes[0]
-            if not np.isfinite(plain.logits).all() or not np.isfinite(plain.activations).all():
+            if not all(np.isfinite(one).all() for one in (plain.logits, plain.activations, *plain.results)):
                 raise not_finite(self.model.name, "this image")
             if self.model.contract.is_in_doubt(len(plain.logits)):
                 self.doubt.see(plain.logits)
             yield OpenPhoto(self, job, group)
 
     def count_classes(self) -> int:
-        """Return the number of classes that the model scores."""
+        """Return the number of classes that the model scores; of plain values, their number."""
+        if not self.model.contract.classifies:
+            length, classes = self.model.reference_sizes
+            return length if self.model.contract.task == "value" else classes
         if self._classes is None:
             shape = [dim or 224 for dim in self.model.input_shape]
             self._classes = len(self.classifier.forward(np.zeros((1, *shape), np.float32)).passes[0].logits)
@@ -162,7 +182,11 @@ class PhotoRun:
 
 
 class OpenPhoto:
-    """A photo after its plain pass."""
+    """A photo after its plain pass.
+
+    Attributes:
+        references: the targets of a model that is no classifier; None of a classifier.
+    """
 
     def __init__(self, run: PhotoRun, job: Job, group: Group) -> None:
         self._run, self._job, self._group = run, job, group
@@ -170,6 +194,10 @@ class OpenPhoto:
         self._replacements = Replacements(job.tensor, run.model.contract, run.model.name)
         photo = job.photo
         self._photo_size = (job.crop.bottom, job.crop.right) if photo is None else (photo.shape[0], photo.shape[1])
+        self.references: PhotoReferences | None = None
+        if not run.model.contract.classifies:
+            view = view_of(run.model, photo, job.crop, self._plain.size, run.detecting)
+            self.references = PhotoReferences(run.model.contract.task, self._plain, view)
 
     @property
     def predicted(self) -> int:
@@ -184,7 +212,7 @@ class OpenPhoto:
         made = {one.name: self._explain(one, targets) for one in self._run.contestants} if targets else {}
         for name, case in cases.items():
             try:
-                place = self._place(case.sample)
+                place = self._place(case)
                 maps = self._maps(case, {method: of[case.explained.index] for method, of in made.items()})
             except DatasetError as error:
                 outcome[name] = error
@@ -201,7 +229,10 @@ class OpenPhoto:
         metrics = self._run.metrics
         ready = [(case, method, view) for case, method, view in views if not is_flat(view.saliency)]
         running = [(case.scored, one.metric.measure(one.name, view)) for case, _, view in ready for one in metrics]
-        measured = iter(run_together(self._run.classifier, self._group, running, self._score))
+        group = self._group
+        if self.references is not None and running:
+            group = self._run.classifier.with_references(group, [self.references.all])
+        measured = iter(run_together(self._run.classifier, group, running, self._score))
         columns = self._run.columns()
         rows = []
         for case, method, view in views:
@@ -212,8 +243,8 @@ class OpenPhoto:
                 whole = _joined([next(measured) for _ in metrics], _differences(metrics))
             rows.append(
                 Row(
-                    case.sample.name, method, case.explained.index, case.scored.index,
-                    whole.values, whole.reasons, whole.curves,
+                    case.sample.name, method, _number_of(case.explained), _number_of(case.scored),
+                    whole.values, whole.reasons, whole.curves, self._name_of(case.explained),
                 )
             )  # fmt: skip
         return rows
@@ -223,7 +254,7 @@ class OpenPhoto:
         name = case.sample.name
         for given in self._run.given:
             maps[given.name] = given.find(
-                name, case.explained.index, self._job.crop, self._plain.size, self._photo_size
+                name, _number_of(case.explained), self._job.crop, self._plain.size, self._photo_size
             )
         for control in self._run.controls:
             maps[control] = control_map(control, self._plain, name, self._run.seed)
@@ -247,36 +278,55 @@ class OpenPhoto:
             explain=explain,
         )
 
-    def _score(self, plain: Forward, target: Class) -> Score:
+    def _name_of(self, target: Wanted) -> str:
+        """Return the name of a reference; of a class its number is enough."""
+        return self.references.name_of(target) if self.references and isinstance(target, Reference) else ""
+
+    def _score(self, plain: Forward, target: Wanted) -> Score:
+        if self.references is not None and isinstance(target, Reference):
+            value = self.references.score_of(plain, target)
+            return Score(value, value)
         _, probabilities = self._run.model.contract.read_output(plain.output)
         return Score(float(plain.logits[target.index]), float(probabilities[target.index]))
 
-    def _place(self, sample: Sample) -> Place | None:
+    def _place(self, case: Case) -> Place | None:
         if not any(one.needs_place for one in self._run.metrics):
             return None
-        region = sample.region(self._photo_size)
-        return None if region is None else Place(region, sample.boxes)
+        if self.references is not None and isinstance(case.explained, Reference):
+            return self.references.place_of(case.explained, case.sample, case.is_true)
+        region = case.sample.region(self._photo_size)
+        return None if region is None else Place(region, case.sample.boxes)
 
-    def _explain(self, one: Contestant, targets: Sequence[Class]) -> dict[int, Floats]:
+    def _explain(self, one: Contestant, targets: Sequence[Wanted]) -> dict[int, Floats]:
         """Return the maps of a method by class, at the model's input size."""
         classifier = self._run.classifier_of(one.method.scored, one.layer)
         own = classifier is self._run.classifier
         group = self._group if own else classifier.forward(self._job.tensor)
-        return _explain(classifier, group, one, targets)
+        return _explain(classifier, group, one, targets, self.references)
 
-    def _explain_again(self, one: Contestant, target: Class, tensor: Floats) -> Floats:
+    def _explain_again(self, one: Contestant, target: Wanted, tensor: Floats) -> Floats:
         classifier = self._run.classifier_of(one.method.scored, one.layer)
-        return _explain(classifier, classifier.forward(tensor), one, [target])[target.index]
+        return _explain(classifier, classifier.forward(tensor), one, [target], self.references)[target.index]
 
     def _control_again(self, control: str, photo: str, tensor: Floats) -> Floats:
         return control_map(control, self._run.classifier.forward(tensor).passes[0], photo, self._run.seed)
 
 
-def _explain(classifier: Classifier, group: Group, one: Contestant, targets: Sequence[Class]) -> dict[int, Floats]:
+def _explain(
+    classifier: Classifier,
+    group: Group,
+    one: Contestant,
+    targets: Sequence[Wanted],
+    references: PhotoReferences | None,
+) -> dict[int, Floats]:
     predictors = classifier.predictors()
 
-    def begin(_: int, forward: Any) -> InWork:
-        return InWork(forward, targets, one.method.begin(forward, targets, one.limits, predictors))
+    def begin(_: int, forward: Forward) -> InWork:
+        if references is None:
+            return InWork(forward, targets, one.method.begin(forward, targets, one.limits, predictors))
+        scored = references.scored(forward)
+        run = one.method.begin(scored, targets, one.limits, predictors)
+        return InWork(scored, targets, run, references.all)
 
     ((work,), _) = scheduler.run_together(classifier, group, begin, None)
     if isinstance(work, OrtcamError):
@@ -284,6 +334,11 @@ def _explain(classifier: Classifier, group: Group, one: Contestant, targets: Seq
     assert work.result is not None
     maps = one.method.convention.saliency(work.result.sums, group.size)
     return {target.index: saliency for target, saliency in zip(targets, maps, strict=True)}
+
+
+def _number_of(target: Wanted) -> int:
+    """Return the class index; of a similarity, its place among the references of the photo."""
+    return target.index if isinstance(target, Class) or target.class_index is None else target.class_index
 
 
 def _usual_size(model: CamModel) -> tuple[int, int]:

@@ -18,8 +18,9 @@ import onnx
 
 from ortcam import __version__
 from ortcam.core.budget import Limits
-from ortcam.core.convention import Convention
+from ortcam.core.convention import Convention, default_preset
 from ortcam.core.provenance import now
+from ortcam.core.references import Asked, Detecting
 from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, whole
 from ortcam.evaluation.sanity_maps import Explaining, Known, PhotoMaps, explain_original, explain_stage
 from ortcam.evaluation.sanity_result import (
@@ -91,7 +92,7 @@ def sanity(
     method_options: Mapping[str, Any] | None = None,
     preset: str | Convention | None = None,
     budget: int | Literal["exact"] | None = None,
-    target: int | str | None = None,
+    target: int | str | Asked | None = None,
     mode: Mode = "cascading",
     draw: Draw = "gaussian",
     seed: int = 0,
@@ -102,12 +103,14 @@ def sanity(
     threads: int | None = None,
     on_error: Callable[[Any, OrtcamError], None] | None = None,
     on_progress: Callable[[str, float], None] | None = None,
+    detecting: Detecting | None = None,
 ) -> SanityResult:
     """Randomise the weights of a model from the scores downwards, and measure how much its maps change.
 
-    The maps of every stage explain the class that the original model predicts. Every stored tensor is drawn on its own:
-    an export folds batch normalisation into the convolution before it, and the draw replaces the folded weights. SciPy
-    and scikit-image are needed.
+    The maps of every stage explain the class that the original model predicts; of a model that is no classifier, its
+    surest box, its largest region, or the given target, which stays the same in all stages. Every stored tensor is
+    drawn on its own: an export folds batch normalisation into the convolution before it, and the draw replaces the
+    folded weights. SciPy and scikit-image are needed.
 
     Args:
         model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
@@ -116,8 +119,9 @@ def sanity(
         method_options: the options of a method that is given by its name.
         preset: the definition of Score-CAM; None for ``official``.
         budget: the number of masked inputs per map; ``exact`` for all of them. None for 32 with Score-CAM, and for
-            what the method runs by itself otherwise.
-        target: a class index or label to explain in every photo; None for each photo's top class.
+            what the method runs by itself otherwise, and for plain values, which are run exactly.
+        target: a class index or label to explain in every photo; None for each photo's top class. Of a model that is
+            no classifier, a target as for `ModelExplainer.explain`; None for its surest box or largest region.
         mode: ``cascading``: each stage adds layers to those of the stages before it. ``independent``: each stage
             randomises one layer alone.
         draw: ``gaussian``: values with the mean and standard deviation of the tensor that they replace (integers are
@@ -130,6 +134,7 @@ def sanity(
         on_error: called with each photo that cannot be explained and its error; the others go on. If None, the error
             is raised.
         on_progress: called with the current stage in words, and the part of the work that is done, in [0,1].
+        detecting: which boxes of a detector count, as for `ModelExplainer`.
 
     Raises:
         OptionError: an option is invalid, or SciPy or scikit-image is missing.
@@ -139,12 +144,14 @@ def sanity(
     _check(mode, draw, seed, steps)
     require_packages()
     named = _name_photos(photos)
-    chosen = _choose_method(method, method_options, preset)
-    limit = None if budget == "exact" else BUDGET if budget is None and chosen.name == "score-cam" else budget
-    chosen.check(Limits(limit))
-    explaining = Explaining(chosen, limit, layer, provider, batch_size, threads)
     original = model if isinstance(model, CamModel) else CamModel(model)
-    original.require_classes("the sanity check")
+    if preset is None and method == "score-cam":
+        preset = default_preset(original.contract.task)
+    chosen = _choose_method(method, method_options, preset)
+    predicts = chosen.name == "score-cam" and original.contract.task != "value"  # plain values are not predicted
+    limit = None if budget == "exact" else BUDGET if budget is None and predicts else budget
+    chosen.check(Limits(limit))
+    explaining = Explaining(chosen, limit, layer, provider, batch_size, threads, detecting)
     with explaining.open(original) as explainer:
         layers = weighted_layers(explainer.model.take_proto())
         if not layers:
@@ -165,10 +172,11 @@ def sanity(
         maps = explain_stage(explaining, _randomised(base, plan, draw, seed), known, progress.photo_done)
         compared = [_compare(one, found, number) for one, found in zip(known, maps, strict=True)]
         rows += compared
-        stages.append(_describe(number, plan, compared))
+        stages.append(_describe(number, plan, compared, original.contract.classifies))
         for kept, found, row in zip(overlays, maps, compared, strict=False):
             kept.append(row.problem if row.problem or isinstance(found, str) else found.overlay)
-    settings |= {"mode": mode, "draw": draw, "seed": int(seed), "steps": steps, "target": target}
+    settings |= {"mode": mode, "draw": draw, "seed": int(seed), "steps": steps}
+    settings["target"] = target.to_json() if isinstance(target, Asked) else target
     settings |= {"parameters": count_parameters(base)}
     return SanityResult(
         settings=settings,
@@ -267,12 +275,12 @@ def _compare(one: Known, found: PhotoMaps | str, stage: int) -> PhotoStage:
     if similarity is None:
         problem = FLAT_ORIGINAL if one.maps.is_flat else FLAT
     return PhotoStage(
-        one.name, stage, explained, found.explained.probability, found.top, similarity, one.maps.compare_sums(found),
+        one.name, stage, explained, found.score, found.top, similarity, one.maps.compare_sums(found),
         problem,
     )  # fmt: skip
 
 
-def _describe(number: int, plan: _Plan, rows: Sequence[PhotoStage]) -> Stage:
+def _describe(number: int, plan: _Plan, rows: Sequence[PhotoStage], classifies: bool) -> Stage:
     probabilities = summarise(row.probability for row in rows)
     return Stage(
         number=number,
@@ -283,7 +291,7 @@ def _describe(number: int, plan: _Plan, rows: Sequence[PhotoStage]) -> Stage:
         measures=_summaries([row.similarity for row in rows]),
         control=_summaries([row.control for row in rows]),
         probability=None if probabilities is None else probabilities.mean,
-        same_class=sum(row.top == row.explained for row in rows),
+        same_class=sum(row.top == row.explained for row in rows) if classifies else None,
         flat=sum(row.problem == FLAT for row in rows),
         flat_original=sum(row.problem == FLAT_ORIGINAL for row in rows),
         failed=sum(row.probability is None for row in rows),
@@ -320,6 +328,7 @@ def _settings(
             "path": None if explainer.model.path is None else str(explainer.model.path.absolute()),
             "sha256": [print_.sha256 for print_ in explainer.model.fingerprints],
             "layer": explainer.model.contract.layer,
+            "task": explainer.model.contract.task,
         },
         "method": {**explaining.method.describe(), "convention": asdict(explaining.method.convention)},
         "budget": explaining.budget,
@@ -337,6 +346,7 @@ def _settings(
                 "label": one.maps.explained.label,
                 "probability": one.maps.explained.probability,
                 "flat": one.maps.is_flat,
+                **({} if one.maps.explained.place is None else {"place": dict(one.maps.explained.place)}),
             }
             for one in known
         ],

@@ -359,12 +359,15 @@ class Result:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         names = [column.name for column in self.columns]
-        writer.writerow(["photo", "method", "control", "explained", "scored", *names, "reason"])
+        named = any(row.target for row in self.rows)  # of a model that is no classifier
+        heads = ["photo", "method", "control", "explained", "scored", *(["target"] if named else []), *names, "reason"]
+        writer.writerow(heads)
         for row in self.rows:
             values = [row.values.get(name) for name in names]
             reasons = [f"{name}: {row.reasons[name]}" for name in names if name in row.reasons]
             control = "yes" if row.method in self.controls else "no"
-            writer.writerow([row.photo, row.method, control, row.explained, row.scored, *values, "; ".join(reasons)])
+            first = [row.photo, row.method, control, row.explained, row.scored, *([row.target] if named else [])]
+            writer.writerow([*first, *values, "; ".join(reasons)])
         return text.getvalue().encode("utf-8", "backslashreplace")
 
     def _check_method(self, name: str) -> None:

@@ -31,11 +31,12 @@ class Row:
     Attributes:
         photo: the name of the sample, unique in an evaluation.
         method: the name of the method or control that made the map.
-        explained: the index of the class that the map explains.
-        scored: the index of the class whose score was measured.
+        explained: the index of the class that the map explains; of a box or a region, of its class.
+        scored: the same of the class whose score was measured.
         values: a number for each column by its name; None if the value is undefined.
         reasons: for each value that is None, the reason in a few words, such as ``flat map``.
         curves: the scores at the points of each curve, by the name of its column.
+        target: for a target that is no class, its name, such as ``cat at 10,20,90,200``; else empty.
     """
 
     photo: str
@@ -45,6 +46,7 @@ class Row:
     values: Mapping[str, float | None]
     reasons: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    target: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ortcam
+from ortcam.core.convention import default_preset
 from ortcam.core.provenance import now
-from ortcam.core.targets import Class
-from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, OrtcamWarning, whole
+from ortcam.core.references import Detecting
+from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, OrtcamWarning, TargetError, whole
+from ortcam.evaluation.cases import Cases, Choice, Only, WhichTarget, describe_end
 from ortcam.evaluation.datasets import Dataset, open_dataset
 from ortcam.evaluation.fingerprints import hash_files_of
 from ortcam.evaluation.journal import Journal
@@ -36,36 +37,7 @@ from ortcam.runtime.threads import thread_count
 if TYPE_CHECKING:
     from ortcam.evaluation.samples import Sample
 
-WhichClass = Literal["predicted", "true"] | int | str
-Only = Literal["all", "correct", "misclassified"]
 DIFFERENCE = "insertion - deletion"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which photos and classes are evaluated.
-
-    Attributes:
-        explain: the class that the maps explain: the ``predicted`` class, the ``true`` class, an index or a label.
-        score: the class whose score is measured: the ``explained`` class, or as `explain`.
-        only: ``all`` photos, or those whose predicted class is ``correct`` or not (``misclassified``).
-        most_per_class: at most this many photos of each true class, in order; None for all.
-    """
-
-    explain: WhichClass
-    score: WhichClass
-    only: Only = "all"
-    most_per_class: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.only not in ("all", "correct", "misclassified"):
-            raise OptionError(f"only is {self.only!r}; expected all, correct or misclassified")
-        if self.most_per_class is not None:
-            whole("most_per_class", self.most_per_class)
-
-    @property
-    def needs_label(self) -> bool:
-        return "true" in (self.explain, self.score) or self.only != "all" or self.most_per_class is not None
 
 
 def evaluate(
@@ -76,8 +48,8 @@ def evaluate(
     *,
     labels: str | PathLike[str] | None = None,
     maps: Mapping[str, Given] | None = None,
-    explain: WhichClass | None = None,
-    score: WhichClass = "explained",
+    explain: WhichTarget | None = None,
+    score: WhichTarget = "explained",
     only: Only = "all",
     most_per_class: int | None = None,
     budget: int | None = None,
@@ -91,8 +63,12 @@ def evaluate(
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_error: Callable[[str, OrtcamError], None] | None = None,
+    detecting: Detecting | None = None,
 ) -> Result:
     """Evaluate maps on photos.
+
+    Of a model that is no classifier, the score that is measured is that of its target (docs/tasks.md). The place of a
+    box or of a region is the target itself; that of another target is what the data set states.
 
     Args:
         model: a file that ortcam exported: its path, its bytes, an onnx.ModelProto, or its CamModel.
@@ -103,8 +79,11 @@ def evaluate(
         maps: maps that were made elsewhere, by a name for each set: a folder of .npy files, a mapping from the names of
             the photos, or a function of name and class.
         explain: the class that maps explain: ``predicted``, ``true``, an index or a label. None for the true class if
-            a metric compares the map with a box or a mask, else the predicted class.
-        score: the class whose score is measured: ``explained``, or as `explain`.
+            a metric compares the map with a box or a mask, else the predicted class. Of a model that is no classifier:
+            ``predicted`` for its surest box or largest region, ``true`` for the object that the data set states (of
+            several boxes of a class, the one that scores highest), a label, or a target of `ModelExplainer.explain`;
+            None for ``predicted``.
+        score: the class or target whose score is measured: ``explained``, or as `explain`.
         only: all photos, or the ``correct`` or ``misclassified`` ones alone.
         most_per_class: at most this many photos of each true class, in order.
         budget: the budget of methods whose text states none.
@@ -118,6 +97,7 @@ def evaluate(
         provider, batch_size, threads: as for `ModelExplainer`.
         on_progress: called with (done, total) after every photo.
         on_error: called with the name of each photo that fails, and its error; the others go on.
+        detecting: which boxes of a detector count, as for `ModelExplainer`.
 
     Raises:
         DatasetError: photos, labels, boxes, masks or maps are missing, or contradict each other.
@@ -131,27 +111,30 @@ def evaluate(
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise OptionError(f"seed is {seed!r}; expected a whole number from 0")
     chosen = choose_metrics(metrics)
-    contestants = _contestants(methods, budget)
+    opened = model if isinstance(model, CamModel) else CamModel(model)
+    task = opened.contract.task
+    contestants = _contestants(methods, budget, None if task == "classify" else default_preset(task))
     if maps is not None and not isinstance(maps, Mapping):
         raise OptionError(f"maps is a {type(maps).__name__}; expected a mapping from a name to a set of maps")
     given = tuple(GivenMaps(name, source) for name, source in (maps or {}).items())
     _check_names([*(one.name for one in contestants), *(one.name for one in given)], controls)
     placed = [one.name for one in chosen if one.needs_place]
-    explained: WhichClass = explain if explain is not None else "true" if placed else "predicted"
+    usual: WhichTarget = "true" if placed and task == "classify" else "predicted"
+    explained = usual if explain is None else explain
     choice = Choice(explained, explained if score == "explained" else score, only, most_per_class)
+    choice.check(opened)
     dataset = open_dataset(photos, labels)
-    _check_dataset(dataset, choice, placed)
-    opened = model if isinstance(model, CamModel) else CamModel(model)
-    opened.require_classes("evaluate")
+    _check_dataset(dataset, choice, () if task in ("detect", "segment") else placed)
     _check_preprocessing(opened, dataset, chosen)
     run = PhotoRun(
         opened, contestants, given, tuple(controls), chosen, seed,
-        resolve_provider(provider), batch_size, thread_count(threads), layer,
+        resolve_provider(provider), batch_size, thread_count(threads), layer, detecting or Detecting(),
     )  # fmt: skip
     with ExitStack() as stack:
         stack.callback(run.close)
+        choice = choice.with_embeddings(run.embed)
         dataset = _with_class_note(dataset, choice, run)
-        cases = _Cases(run, choice, dataset)
+        cases = Cases(run, choice, dataset)
         header = _header(run, dataset, choice, score == "explained")
         journal = None
         if folder is not None:
@@ -170,7 +153,7 @@ def evaluate(
 
 def _run(
     run: PhotoRun,
-    cases: _Cases,
+    cases: Cases,
     dataset: Dataset,
     journal: Journal | None,
     on_progress: Callable[[int, int], None] | None,
@@ -220,81 +203,36 @@ def _inputs(run: PhotoRun, sample: Sample) -> str:
 
 
 def _evaluate_photo(
-    run: PhotoRun, cases: _Cases, job: Job | OrtcamError, group: Sequence[Sample]
+    run: PhotoRun, cases: Cases, job: Job | OrtcamError, group: Sequence[Sample]
 ) -> dict[str, Sequence[Row] | OrtcamError]:
     """Return the rows, or the error, of each sample of one photo."""
     if isinstance(job, OrtcamError):
         return dict.fromkeys((sample.name for sample in group), job)
     try:
         with run.open(job) as photo:
-            wanted = {sample.name: cases.find(sample, photo.predicted) for sample in group}
-            left_out = {name: () for name, case in wanted.items() if case is None}
-            return {**photo.measure({name: case for name, case in wanted.items() if case is not None}), **left_out}
+            outcome, wanted = dict[str, Sequence[Row] | OrtcamError](), dict[str, Case]()
+            for sample in group:
+                try:
+                    case = cases.find(sample, photo)
+                except (TargetError, DatasetError) as error:  # another sample of the photo may have its target
+                    outcome[sample.name] = error
+                    continue
+                if case is None:
+                    outcome[sample.name] = ()
+                else:
+                    wanted[sample.name] = case
+            return {**outcome, **photo.measure(wanted)}
     except OrtcamError as error:
         return dict.fromkeys((sample.name for sample in group), error)
 
 
-class _Cases:
-    """Finds the classes of each sample, and leaves out samples that the choice leaves out."""
-
-    def __init__(self, run: PhotoRun, choice: Choice, dataset: Dataset) -> None:
-        """Resolve all labels before the first photo.
-
-        Raises:
-            TargetError, DatasetError: a label is unknown to the model.
-        """
-        self._run, self._choice = run, choice
-        self._labels = {sample.name: sample.label for sample in dataset.samples}
-        self._taken: Counter[int] = Counter()
-        for end in (choice.explain, choice.score):
-            if end not in ("predicted", "true"):
-                run.resolve(end, "the class to explain or to score")
-        if choice.needs_label:
-            for sample in dataset.samples:
-                run.resolve(sample.label, f"the label of {sample.name}")
-
-    def find(self, sample: Sample, predicted: int) -> Case | None:
-        """Return the case of a sample; None if it is left out."""
-        choice = self._choice
-        true = None
-        if choice.needs_label:
-            true = self._true(sample.name)
-            if choice.only != "all" and (true.index == predicted) != (choice.only == "correct"):
-                return None
-            if not self.has_room(sample.name):
-                return None
-        explained, scored = (self._class(end, predicted, true) for end in (choice.explain, choice.score))
-        return Case(sample, explained, scored)
-
-    def has_room(self, name: str) -> bool:
-        """Return whether fewer samples of this sample's true class than the most were counted."""
-        most = self._choice.most_per_class
-        return most is None or self._taken[self._true(name).index] < most
-
-    def count(self, name: str, rows: Sequence[Row]) -> None:
-        """Count a sample that was evaluated."""
-        if rows and self._choice.most_per_class is not None:
-            self._taken[self._true(name).index] += 1
-
-    def _true(self, name: str) -> Class:
-        return self._run.resolve(self._labels[name], f"the label of {name}")
-
-    def _class(self, end: WhichClass, predicted: int, true: Class | None) -> Class:
-        if end == "predicted":
-            return Class(predicted)
-        if end == "true":
-            assert true is not None
-            return true
-        return self._run.resolve(end, "the class")
-
-
-def _contestants(methods: Any, budget: int | None) -> tuple[Contestant, ...]:
+def _contestants(methods: Any, budget: int | None, preset: str | None) -> tuple[Contestant, ...]:
     given: Iterable[Any] = [methods] if isinstance(methods, str | Contestant) else methods
     made = []
     for one in given:
         if not isinstance(one, str | Contestant):
             raise OptionError(f"method is {one!r}; expected a name such as 'score-cam:budget=32', or a Contestant")
-        made.append(parse_method(one, budget) if isinstance(one, str) else one)
+        made.append(parse_method(one, budget, preset) if isinstance(one, str) else one)
     return tuple(made)
 
 
@@ -357,8 +295,8 @@ def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict
         "onnxruntime": RUNTIME_VERSION,
         **run.describe(),
         "dataset": dataset.describe(),
-        "explained_class": choice.explain,
-        "scored_class": "explained" if same else choice.score,
+        "explained_class": describe_end(choice.explain),
+        "scored_class": "explained" if same else describe_end(choice.score),
         "only": choice.only,
         "most_per_class": choice.most_per_class,
         "controls": CONTROLS,
@@ -368,7 +306,9 @@ def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict
         "model did not see the photo",
         "ties": "of pixels with equal values, the first or the last, row by row, comes first; where a metric states no "
         "rule, the first",
-        "scores": "probabilities and logits of the file's output, in the sense that `model.output` states",
+        "scores": "probabilities and logits of the file's output, in the sense that `model.output` states"
+        if run.model.contract.classifies
+        else "the scores of the targets, which docs/tasks.md defines for the task that `model.output` states",
         "flat_maps": "a flat map has no values; it is counted, and left out of means and comparisons",
         "means": "means over photos of the values of each photo (means of ratios)",
         "intervals": f"95 %, BCa bootstrap over photos, {RESAMPLES} resamples, seed 0",

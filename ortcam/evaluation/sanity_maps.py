@@ -13,7 +13,8 @@ from ortcam.core.budget import Limits, Predictors
 from ortcam.core.convention import Convention, Floats, upsample
 from ortcam.core.forward import Forward
 from ortcam.core.pictures import Photo
-from ortcam.core.targets import Class, Target, top_targets
+from ortcam.core.references import Detecting, Reference
+from ortcam.core.targets import Target, Wanted, top_targets
 from ortcam.errors import DatasetError, OrtcamError, OrtcamWarning
 from ortcam.evaluation.rows import Failure
 from ortcam.evaluation.similarity import Similarity, compare, is_flat
@@ -31,14 +32,15 @@ _LONGEST = 320  # pixels of a picture that is kept
 
 
 class Watched:
-    """A method that keeps the plain pass of the photo that was explained last; otherwise the method itself."""
+    """A method that keeps the plain pass and the target of the photo that was explained last; else itself."""
 
     def __init__(self, method: Method) -> None:
         self._method = method
         self.forward: Forward | None = None
+        self.target: Wanted | None = None
 
-    def begin(self, forward: Forward, targets: Sequence[Class], limits: Limits, predictors: Predictors) -> Run:
-        self.forward = forward
+    def begin(self, forward: Forward, targets: Sequence[Wanted], limits: Limits, predictors: Predictors) -> Run:
+        self.forward, self.target = forward, targets[0]
         return self._method.begin(forward, targets, limits, predictors)
 
     def __getattr__(self, name: str) -> Any:
@@ -54,8 +56,9 @@ class PhotoMaps:
         summed: float32 [h,w], the sum of the channels: a map that depends on no class.
         size: the size (H, W) of the model's input.
         convention: the last steps.
-        explained: the class of the map, with its score.
-        top: the index of the most probable class.
+        wanted: the target of the map.
+        explained: its description, with its score.
+        top: the index of the most probable class; None for a model that is no classifier.
         overlay: uint8 [H',W',3] RGB, the map over the photo, at most 320 pixels long; None if it is not kept.
     """
 
@@ -63,9 +66,15 @@ class PhotoMaps:
     summed: Floats
     size: tuple[int, int]
     convention: Convention
+    wanted: Wanted
     explained: Target
-    top: int
+    top: int | None
     overlay: Photo | None
+
+    @property
+    def score(self) -> float:
+        """The probability of the class; the score of another target by the model that made the map."""
+        return self.explained.probability if self.explained.place is None else self.explained.logit
 
     @property
     def is_flat(self) -> bool:
@@ -117,20 +126,22 @@ class Explaining:
     provider: ProviderLike
     batch_size: int | Literal["auto"] | None
     threads: int | None
+    detecting: Detecting | None = None
 
     def open(self, model: ModelLike) -> ModelExplainer:
         """Load a model."""
         return ModelExplainer(
-            model, cast("Method", Watched(self.method)), self.provider, self.batch_size, self.threads, self.layer
-        )
+            model, cast("Method", Watched(self.method)), self.provider, self.batch_size, self.threads, self.layer,
+            self.detecting,
+        )  # fmt: skip
 
-    def explain(self, explainer: ModelExplainer, image: Any, target: int | str | None, draws: bool) -> _Explained:
+    def explain(self, explainer: ModelExplainer, image: Any, target: Any, draws: bool) -> _Explained:
         """Explain one photo. A flat map gives no warning: it is counted.
 
         Args:
             explainer: from `open`.
             image: the photo.
-            target: the class; None for the top class.
+            target: the class; None for the top class; or a target, or references, as `ortcam.core.readers.resolve`.
             draws: whether an overlay is kept.
 
         Raises:
@@ -139,15 +150,17 @@ class Explaining:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OrtcamWarning)
             explanation = explainer.explain(image, target, budget=self.budget)
-        forward = cast("Watched", explainer.method).forward
-        assert forward is not None
+        watched = cast("Watched", explainer.method)
+        forward, wanted = watched.forward, watched.target
+        assert forward is not None and wanted is not None
         maps = PhotoMaps(
             raw=explanation.raw_maps[0],
             summed=forward.activations.sum(axis=0),
             size=explanation.input_size,
             convention=explanation.convention,
+            wanted=wanted,
             explained=explanation.targets[0],
-            top=top_targets(forward.logits, 1)[0].index,
+            top=None if isinstance(wanted, Reference) else top_targets(forward.logits, 1)[0].index,
             overlay=_draw(explanation) if draws else None,
         )
         return _Explained(maps, explanation)
@@ -162,7 +175,7 @@ def explain_original(
     explaining: Explaining,
     explainer: ModelExplainer,
     photos: Sequence[tuple[str, Any]],
-    target: int | str | None,
+    target: Any,
     pictures: int,
     on_error: Callable[[Any, OrtcamError], None] | None,
     on_photo: Callable[[], None],
@@ -173,7 +186,7 @@ def explain_original(
         explaining: the method and its options.
         explainer: of the original model.
         photos: the name and the image of each photo.
-        target: the class; None for each photo's top class.
+        target: the class, or another target; None for each photo's top class, surest box or largest region.
         pictures: the number of photos whose pictures are kept.
         on_error: called with each photo that cannot be explained and its error. If None, the error is raised.
         on_photo: called after each photo.
@@ -183,7 +196,7 @@ def explain_original(
         TargetError: the class is unknown.
     """
     known, failures = list[Known](), list[Failure]()
-    if target is not None and explainer.model.classes is not None:
+    if target is not None and explainer.model.classes is not None and explainer.model.contract.classifies:
         explainer.model.resolve_targets(target, explainer.model.classes)
     for name, image in photos:
         draws = len(known) < pictures
@@ -206,7 +219,7 @@ def explain_original(
 def explain_stage(
     explaining: Explaining, model: ModelLike, known: Sequence[Known], on_photo: Callable[[], None]
 ) -> list[PhotoMaps | str]:
-    """Explain every photo with a randomised model, for the class that the original model's map explains.
+    """Explain every photo with a randomised model, for the target that the original model's map explains.
 
     Args:
         explaining: the method and its options.
@@ -222,7 +235,9 @@ def explain_stage(
         for one in known:
             try:
                 draws = one.picture is not None
-                found.append(explaining.explain(explainer, one.image, one.maps.explained.index, draws).maps)
+                wanted = one.maps.wanted
+                again = [wanted] if isinstance(wanted, Reference) else wanted.index
+                found.append(explaining.explain(explainer, one.image, again, draws).maps)
             except OrtcamError as error:
                 found.append(str(error))
             on_photo()

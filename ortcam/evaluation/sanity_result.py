@@ -55,7 +55,8 @@ class PhotoStage:
         stage: the number of the stage, from 1.
         explained: the index of the explained class.
         probability: the probability of that class in the randomised model; None if the model gave no finite scores.
-        top: the index of the most probable class of the randomised model; None as above.
+        top: the index of the most probable class of the randomised model; None as above, and for a model that is no
+            classifier.
         similarity: of the map to the map of the original model; None if one of them is flat or missing.
         control: the similarity of the plain sum of the activations to that of the original model; None as above.
         problem: the reason why there is no similarity, such as ``flat map``; empty if there is one.
@@ -84,7 +85,8 @@ class Stage:
         measures: the similarities of the maps over all photos, by the names in `MEASURES`; None without any value.
         control: the same of the plain sum of the activations, which depends on no class and on no layer above.
         probability: the mean probability of the explained class.
-        same_class: the number of photos whose most probable class is still the explained one.
+        same_class: the number of photos whose most probable class is still the explained one; None for
+            a model that is no classifier.
         flat: the number of photos without similarity because the stage's map is flat.
         flat_original: the number of photos without similarity because the original model's map is flat.
         failed: the number of photos without similarity because of an error, such as scores that are not finite.
@@ -98,7 +100,7 @@ class Stage:
     measures: Mapping[str, Summary | None]
     control: Mapping[str, Summary | None]
     probability: float | None
-    same_class: int
+    same_class: int | None
     flat: int
     flat_original: int
     failed: int
@@ -184,6 +186,7 @@ class SanityResult:
         Args:
             wide: whether the table has the range of Spearman's correlation, and HOG.
         """
+        share = self.settings["model"].get("task", "classify") not in ("embed", "value")
         columns: dict[str, Callable[[Stage], str]] = {
             "stage": lambda stage: str(stage.number),
             "randomised": lambda stage: stage.layers[-1] + _more(len(stage.layers) - 1),
@@ -193,7 +196,9 @@ class SanityResult:
             "SSIM": lambda stage: _mean(stage.measures["ssim"]),
             "HOG": lambda stage: _mean(stage.measures["hog"]),
             "control": lambda stage: _mean(stage.control["spearman"]),
-            "P": lambda stage: "-" if stage.probability is None else f"{stage.probability:.1%}",
+            "P" if share else "score": lambda stage: (
+                "-" if stage.probability is None else format(stage.probability, ".1%" if share else ".3g")
+            ),
             "flat": lambda stage: str(stage.flat + stage.flat_original),
             "failed": lambda stage: str(stage.failed),
         }

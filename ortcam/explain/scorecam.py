@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ortcam.core.convention import Convention, resolve_convention
+from ortcam.core.convention import Convention, default_preset, resolve_convention
 from ortcam.core.references import Detecting
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.methods.scorecam import ScoreCAMMethod
@@ -15,9 +15,10 @@ from ortcam.runtime.providers import ProviderLike
 class ScoreCAM(ModelExplainer):
     """Score-CAM (Wang et al. 2019, arXiv 1910.01279) of an ONNX model, run by ONNX Runtime.
 
-    >>> cam = ScoreCAM("model.onnx")                               # doctest: +SKIP
-    >>> explanation = cam.explain("photo.jpg", targets=["collie"])  # doctest: +SKIP
-    >>> explanation.save("out")                                     # doctest: +SKIP
+    Examples:
+        >>> cam = ScoreCAM("model.onnx")  # doctest: +SKIP
+        >>> explanation = cam.explain("photo.jpg", targets=["collie"])  # doctest: +SKIP
+        >>> explanation.save("out")  # doctest: +SKIP
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ScoreCAM(ModelExplainer):
         """
         opened = model if isinstance(model, CamModel) else CamModel(model)
         if preset is None:
-            preset = {"classify": "official", "value": "centred-values"}.get(opened.contract.task, "centred")
+            preset = default_preset(opened.contract.task)
         super().__init__(
             opened, ScoreCAMMethod(resolve_convention(preset)), provider, batch_size, threads, layer, detecting
         )
