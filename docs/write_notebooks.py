@@ -3,8 +3,8 @@
     python docs/write_notebooks.py              all of them, some minutes on two cores
     python docs/write_notebooks.py first-map    one
 
-Each notebook runs in a kernel of its own, in a folder that is removed afterwards. docs/notebook_pages.py shows them in the
-documentation; tests/test_notebooks.py runs them again.
+Each notebook runs in a kernel of its own, in a folder that is removed afterwards. docs/notebook_pages.py shows them in
+the documentation; tests/test_notebooks.py runs them again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ def run(notebook: NotebookNode) -> NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell raised an error.
     """
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(
-            notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}}
-        ).execute()
+        place = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False, resources=place).execute()
     return notebook
 
 
@@ -51,6 +50,8 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     }
     for cell in notebook.cells:
         cell.metadata = {}
+        if "outputs" in cell:
+            cell.outputs = join_streams(cell.outputs)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "text/html" in data:
@@ -58,6 +59,17 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
             if "image/png" in data:
                 data["image/jpeg"] = to_jpeg(data.pop("image/png"))
     return notebook
+
+
+def join_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Return outputs in which printed lines that follow each other are one output."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def to_jpeg(png: str) -> str:
