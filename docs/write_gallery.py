@@ -34,6 +34,7 @@ PAGE = Path(__file__).parent / "gallery.md"
 PICTURES = Path(__file__).parent / "gallery"
 MARK = "<!-- written -->"
 SIDE = 280  # pixels
+GAP = 6
 PASSES = 64  # of detectors
 
 
@@ -134,24 +135,25 @@ def explain_all(room: Room, model: Path) -> Iterator[tuple[str, Photo, str]]:
             made = explainer.explain(find_photo(name), budget=PASSES if detects else None)
             assert made.photo is not None
             seen = slice(made.crop.top, made.crop.bottom), slice(made.crop.left, made.crop.right)
-            halves = [shrink_photo(one[seen], SIDE) for one in (made.photo, made.overlay_at(0))]
+            left, right = (shrink_photo(one[seen], SIDE) for one in (made.photo, made.overlay_at(0)))
+            gap = np.full((len(left), GAP, 3), 255, np.uint8)
             top = made.targets[0]
-            yield name, np.hstack(halves), f"{top.label.partition(',')[0]} {top.probability:.0%}"  # type: ignore[union-attr]
+            sure = f"score {top.probability:.2f}" if detects else f"{top.probability:.0%}"
+            yield name, np.hstack([left, gap, right]), f"{str(top.label).partition(',')[0]}, {sure}"
 
 
 def write_room(room: Room, model: Path) -> list[str]:
     """Write the pictures of a room, and return its part of the page."""
-    kind = "score" if room.network in ("objects", "faces") else "probability"
     lines = [f"## {room.name}\n\n{room.about}\n\n" + '<div class="gallery" markdown="1">\n']
     for name, picture, caption in explain_all(room, model):
         file = PICTURES / f"{Path(model).stem}-{name}.jpg"
         file.write_bytes(encode_jpeg(picture, 82))
-        label = caption.rpartition(" ")[0]
+        label = caption.partition(",")[0]
         lines.append(
             f'<figure markdown="1">\n\n![A photo, and the map of {label} over it](gallery/{file.name})\n\n'
             f"<figcaption>{caption}</figcaption>\n</figure>\n"
         )
-        print(f"{room.name}: {name}, {caption} ({kind})", file=sys.stderr)
+        print(f"{room.name}: {name}, {caption}", file=sys.stderr)
     return [*lines, "</div>\n"]
 
 

@@ -32,7 +32,7 @@ CLAIMS = {
     "wrong-prediction": [
         "cam.predict(beetle)[0].name == 'ground beetle'",
         "without_ground < 0.3 and without_dung > 3",  # unhidden: 1.01
-        "all(max(map(abs, step)) <= 2 for step in lower + higher)",
+        "farthest(lower) <= 2 and farthest(higher) <= 2",
         "len(lower) <= 6 and len(higher) <= 9",  # 4 and 7 where the notebook was run
         "all(0.7 < median < 1.5 for median in medians)",
     ],
