@@ -700,6 +700,42 @@ def test_the_command(tmp_path: Path) -> None:
     assert (printed["task"], printed["labels"], printed["verified"]["batches"]) == ("detect", 3, [1, 3])
 
 
+# --- Files that ortcam wrote ---
+
+
+def test_a_file_keeps_its_task(tmp_path: Path) -> None:
+    """An exposed layer is a map [B,C,h,w], and never the mask of a file that ortcam wrote before."""
+    first = export(
+        mask_net(tmp_path / "net.onnx", 4), tmp_path / "first.onnx", ["auto", "net/Relu_8"], task="segment",
+        scores="mask:softmax", labels=list("abcd"),
+    )  # fmt: skip
+    for options in ({"task": "segment"}, {"output_name": "mask"}, {"output_name": "0"}):
+        again = export(first.path, tmp_path / "again.onnx", **options)  # type: ignore[arg-type]
+        assert np.array_equal(run(again.path, ["mask"])[0], run(first.path, ["mask"])[0])
+        assert (again.contract.labels, again.layer, again.notices[:-1]) == (tuple("abcd"), first.layer, ())
+    for name in ("activations", "activations.1", "activations:softmax"):
+        given = {"scores": name} if ":" in name else {"output_name": name}
+        with pytest.raises(OptionError, match=r"is its layer 'net/Relu_.*'; expected one of mask$"):
+            export(first.path, tmp_path / "no.onnx", task="segment", **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "no.onnx").exists()
+
+
+def test_a_file_refuses_another_task(tmp_path: Path) -> None:
+    """Only the tensors that the user names are read for another task."""
+    plain = pooled_net(tmp_path / "net.onnx")
+    detector = export(yolo8(tmp_path / "yolo.onnx", **METADATA), tmp_path / "detector.onnx")
+    classifier = export(plain, tmp_path / "classifier.onnx", output_kind="logits")
+    for path, own, returned in ((detector.path, "detect", "boxes, scores"), (classifier.path, "classify", "logits")):
+        for task in ("classify", "detect", "segment", "embed", "value"):
+            if task != own:
+                how = "--boxes and --scores" if task == "detect" else "--output-name"
+                message = f"was exported for task {own}, and returns {returned}; expected --task {own}: .*{how}$"
+                with pytest.raises(ExportError, match=message):
+                    export(path, tmp_path / "no.onnx", task=task)
+    values = export(classifier.path, tmp_path / "values.onnx", task="value", output_name="logits")
+    assert np.array_equal(run(values.path, ["values"])[0], run(plain)[0])
+
+
 # --- The target layer ---
 
 

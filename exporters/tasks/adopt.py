@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import inliner
 
 from ortcam.core.convention import Floats
-from ortcam.errors import ExportError, one_line
+from ortcam.errors import ExportError, OptionError, one_line
 from ortcam.exporters.adopt import (
     HALF_TOLERANCE,
     ForeignGraph,
@@ -29,7 +29,7 @@ from ortcam.exporters.interface import ImageInput, Numbers, read_input
 from ortcam.exporters.outputs import Output
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tasks.decode import attach, raw_name, write_decoder
-from ortcam.exporters.tasks.detectors import check_decoded, known_form, plan_detector
+from ortcam.exporters.tasks.detectors import HOW, check_decoded, known_form, plan_detector
 from ortcam.exporters.tasks.plan import Plan
 from ortcam.exporters.tasks.single import plan_single
 from ortcam.exporters.tasks.source import RawSource, Ultralytics, fill_in_size
@@ -172,6 +172,8 @@ def _find_plan(source: RawSource, options: SourceOptions, metadata: Ultralytics 
     if task == "auto":
         return known_form(source, metadata)
     if task == "detect":
+        if options.output is not None:
+            raise OptionError(f"output_name is given for task 'detect'; expected the detector's tensors as {HOW}")
         return plan_detector(source, options.task, metadata)
     return plan_single(source, task, options.task, options.output)  # type: ignore[arg-type]
 
