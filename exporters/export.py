@@ -111,7 +111,7 @@ def export(
         scores: of a detector, ``NAME:KIND``: a tensor [B,N,C] and its kind (see `ScoreKind`); of a segmenter, the mask
             and ``softmax``, ``logits`` or ``probabilities``.
         anchors: of a detector with undecoded boxes, [N,4] or a file of it: centre x, centre y, width and height, as
-            parts of the input.
+            parts of the input. Of the heads of a YOLOv5, [levels,3,2]: widths and heights in pixels.
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.

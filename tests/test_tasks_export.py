@@ -17,9 +17,12 @@ from typer.testing import CliRunner
 from ortcam.cli.app import app
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters import ExportReport, export
+from ortcam.exporters.outputs import Output
 from ortcam.exporters.tasks.decode import raw_name, write_decoder
-from ortcam.exporters.tasks.options import BoxFormat, ScoreKind, read_anchors
+from ortcam.exporters.tasks.heads import plan_heads
+from ortcam.exporters.tasks.options import BoxFormat, Named, ScoreKind, read_anchors
 from ortcam.exporters.tasks.plan import Columns, Plan
+from ortcam.exporters.tasks.source import RawSource
 from ortcam.graph.builder import Builder, Value
 
 SIDE = 128
@@ -233,9 +236,9 @@ def expected_boxes(form: str) -> NDArray[Any]:
     return corners(table) * four
 
 
-def decode(plan: Plan, **raw: NDArray[Any]) -> list[NDArray[Any]]:
+def decode(plan: Plan, size: tuple[int, int] = SIZE, **raw: NDArray[Any]) -> list[NDArray[Any]]:
     shapes = {name: array.shape for name, array in raw.items()}
-    decoder = write_decoder(plan, shapes, SIZE)
+    decoder = write_decoder(plan, shapes, size)
     feed = {raw_name(place): raw[name] for place, name in enumerate(plan.names)}
     results: list[NDArray[Any]] = ort.InferenceSession(decoder.SerializeToString()).run(None, feed)
     return results
@@ -298,6 +301,26 @@ def test_kinds_of_scores(kind: ScoreKind) -> None:
             expected = expected[..., 1:] if kind.endswith("first") else expected[..., :-1]
     plan = Plan("detect", (Columns("b"),), (Columns("s"),), kind=kind, classes=4)
     assert np.allclose(decode(plan, b=RAW, s=raw)[1], expected, **EXACT)
+
+
+@pytest.mark.parametrize("rank", [4, 5])
+def test_heads_of_yolov5(rank: int) -> None:
+    """Judge: the head of yolov5 7.0.14 (tests/judges/make_yolov5_values.py), before and after its reshape."""
+    random, strides = np.random.default_rng(0), (8, 16, 32)
+    raw = {f"p{s}": (2 * random.standard_normal((1, 21, 64 // s, 96 // s))).astype(np.float32) for s in strides}
+    if rank == 5:
+        raw = {
+            name: np.ascontiguousarray(array.reshape(1, 3, 7, *array.shape[2:]).transpose(0, 1, 3, 4, 2))
+            for name, array in raw.items()
+        }
+    outputs = tuple(Output(name, "float32", array.shape) for name, array in raw.items())
+    measure = lambda names: {name: raw[name] for name in names}  # noqa: E731
+    source = RawSource("net", onnx.ModelProto(), outputs, (64, 96), measure)
+    plan = plan_heads(source, Named(tuple(raw), "yolov5"), Named(tuple(raw), "objectness-logits"), None)
+    boxes, scores = decode(plan, (64, 96), **raw)
+    rows = np.load(Path(__file__).parent / "judges" / "yolov5.npz")["rows"]
+    assert np.allclose(boxes, corners(rows[..., :4]), **CLOSE)
+    assert np.allclose(scores, rows[..., 5:] * rows[..., 4:5], **EXACT)
 
 
 # --- Detectors: whole files of known forms ---
@@ -502,6 +525,64 @@ def test_detr(tmp_path: Path) -> None:
     check_detector(report, corners(boxes.astype(np.float64)) * SIDE, softmax(logits, 2)[..., :-1])
 
 
+def head_net(path: Path, columns: int = 8, end: str = "", reshaped: bool = True, **metadata: str) -> Path:
+    """Three heads of YOLOv5, [B,3,h,w,columns] or [B,3*columns,h,w]."""
+    net, outputs = Net(), dict[str, Value]()
+    graph = net.graph
+    for level, cells in zip(net.levels, (16, 8, 4), strict=True):
+        head = net.conv(level, 3 * columns, size=1)
+        if reshaped:
+            head = graph.op("Reshape", head, graph.constant([0, 3, columns, cells, cells], np.int64))
+            head = graph.op("Transpose", head, perm=[0, 1, 3, 4, 2])
+        outputs[f"p{SIDE // cells}"] = graph.op(end, head) if end else head
+    return net.save(path, outputs, **metadata)
+
+
+def decoded_heads(path: Path, sizes: NDArray[Any], end: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return boxes and scores of three heads [B,3,h,w,K], in NumPy, one cell after the other."""
+    boxes, scores = [], []
+    for raw, own in zip(run(path), sizes, strict=True):
+        head = raw.astype(np.float64) if end else sigmoid(raw)
+        stride = SIDE // raw.shape[2]
+        for anchor, row, column in np.ndindex(raw.shape[1:4]):
+            one = head[:, anchor, row, column]
+            centre = (2 * one[:, :2] - 0.5 + [column, row]) * stride
+            boxes.append(np.concatenate([centre, (2 * one[:, 2:4]) ** 2 * own[anchor]], 1))
+            scores.append(one[:, 5:] * one[:, 4:5])
+    return corners(np.stack(boxes, 1)), np.stack(scores, 1)
+
+
+PUBLISHED = np.array([
+    [[10, 13], [16, 30], [33, 23]], [[30, 61], [62, 45], [59, 119]], [[116, 90], [156, 198], [373, 326]],
+])  # fmt: skip
+P5 = "p8+p16+p32"
+
+
+def test_files_of_heads(tmp_path: Path) -> None:
+    """YOLOv5 without its decoding; labels and letterbox are those of its metadata."""
+    plain = head_net(tmp_path / "net.onnx", **{**METADATA, "task": "detect"})
+    report = export(plain, tmp_path / "cam.onnx")
+    check_detector(report, *decoded_heads(plain, PUBLISHED, ""))
+    assert report.contract.labels == NAMES
+    assert any("anchors of YOLOv5 for strides 8, 16, 32 are assumed" in notice for notice in report.notices)
+
+
+@SLOW
+@pytest.mark.parametrize("end", ["", "Sigmoid"])
+def test_anchors_of_heads(end: str, tmp_path: Path) -> None:
+    """Other anchors, heads behind their sigmoid, and heads before their reshape."""
+    np.savetxt(tmp_path / "anchors.csv", PUBLISHED.reshape(3, 6) * 1.5, delimiter=",")
+    plain = head_net(tmp_path / "net.onnx", end=end)
+    report = export(plain, tmp_path / "cam.onnx", task="detect", anchors=tmp_path / "anchors.csv")
+    expected = decoded_heads(plain, PUBLISHED * 1.5, end)
+    check_detector(report, *expected)
+    assert not any("anchors" in notice for notice in report.notices)
+    flat = head_net(tmp_path / "flat.onnx", end=end, reshaped=False)
+    kind = "objectness" if end else "objectness-logits"
+    stated = {"task": "detect", "boxes": f"{P5}:yolov5", "scores": f"{P5}:{kind}", "anchors": PUBLISHED * 1.5}
+    check_detector(export(flat, tmp_path / "cam.onnx", **stated), *expected)  # type: ignore[arg-type]
+
+
 @SLOW
 def test_tables_without_a_batch(tmp_path: Path) -> None:
     """SCRFD: for each level scores [N,1] and distances [N,4], two boxes a cell, from the cell's corner."""
@@ -619,6 +700,7 @@ def heads(path: Path) -> Path:
 
 
 BOTH = {"task": "detect", "boxes": "box_encodings:ssd", "scores": "class_predictions:logits"}
+HEADS = {"task": "detect", "boxes": f"{P5}:yolov5", "scores": f"{P5}:objectness-logits"}
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "several": (
         heads, {}, r".*cannot tell which .*points, offsets: class scores, values or an embedding; flag: a value"),
@@ -647,6 +729,20 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an unknown task": (anchored, {"task": "detection"}, "expected auto, classify, .*nearest: detect"),
     "turned boxes": (
         lambda path: yolo8(path, extra=1, **METADATA | {"task": "obb"}), {}, "whose boxes are turned; expected"),
+    "heads unread": (
+        lambda path: head_net(path, reshaped=False), {"task": "detect"},
+        r"YOLOv5's heads, --boxes p8\+p16\+p32:yolov5 --scores p8\+p16\+p32:ob"),
+    "heads in another order": (
+        head_net, {"task": "detect", "anchors": PUBLISHED[::-1]}, "do not grow with the strides 8, 16, 32; expected"),
+    "heads without sigmoid": (head_net, HEADS | {"scores": f"{P5}:objectness"}, "expected kind objectness-logits"),
+    "scores of other heads": (head_net, HEADS | {"scores": "p8:objectness-logits"}, "expected p8.p16.p32:objectness-l"),
+    "a table as heads": (
+        anchored, {"task": "detect", "boxes": "box_encodings:yolov5", "scores": "box_encodings:objectness-logits"},
+        r"float32 \[1,336,4\]; expected a head \[batch,3,h,w,5\+classes\]"),
+    "anchors of boxes for heads": (head_net, HEADS | {"anchors": ANCHORS}, r"have shape \[84, 4\]; expected \[3,3,2\]"),
+    "anchors of heads for boxes": (anchored, BOTH | {"anchors": PUBLISHED}, r"shape \[3, 3, 2\]; expected \[336,4\]"),
+    "heads as parts": (head_net, HEADS | {"anchors": PUBLISHED / 640}, "reach 0.5828; expected widths and heights in"),
+    "anchors of a decoded YOLO": (yolo8, {"task": "detect", "anchors": PUBLISHED}, "anchors are given, but .*use none"),
     "labels": (
         lambda path: mask_net(path, 4), {"task": "segment", "labels": list("abc")}, "3 labels were given, but .* 4"),
     "a probability": (

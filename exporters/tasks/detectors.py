@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters.tasks.cut import find_cut, has_suppression_inside
+from ortcam.exporters.tasks.heads import find_heads, plan_heads
 from ortcam.exporters.tasks.options import (
     ON_ANCHORS,
     ON_CELLS,
@@ -42,22 +43,29 @@ def plan_detector(source: RawSource, options: TaskOptions, metadata: Ultralytics
             missing = "boxes" if options.boxes is None else "scores"
             raise OptionError(f"{missing} is missing; expected both {HOW}")
         return _stated(source, read_boxes(options.boxes), read_kind(options.scores), options.anchors)
-    plan = known_form(source, metadata)
+    plan = known_form(source, metadata, options.anchors)
     if plan is not None:
+        if plan.anchors is None and options.anchors is not None:
+            raise OptionError(f"anchors are given, but the boxes of {source.name} use none; expected {HOW} with them")
         return plan
     boxes = [output for output in source.outputs if len(output.shape) == 3 and 4 in output.shape[1:]]
+    heads = "+".join(output.name for output in source.outputs)
     if has_suppression_inside(source.proto):
         reason = (
             "; its suppression stands inside a branch, where the graph cannot be cut: export it without suppression"
         )
     elif boxes:
         reason = f"; boxes relative to anchors also need --anchors FILE, such as --boxes {boxes[0].name}:ssd"
+    elif len(source.outputs) in (3, 4) and all(len(output.shape) in (4, 5) for output in source.outputs):
+        reason = f"; of a YOLOv5's heads, --boxes {heads}:yolov5 --scores {heads}:objectness-logits"
     else:
         reason = ""
     raise ExportError(f"{source.name} returns {source.listed}; the form of its boxes is unknown: give {HOW}{reason}")
 
 
-def known_form(source: RawSource, metadata: Ultralytics | None) -> Plan | None:
+def known_form(
+    source: RawSource, metadata: Ultralytics | None, anchors: NDArray[np.float64] | None = None
+) -> Plan | None:
     """Return the plan of a detector whose metadata or outputs have a known form; None for other files."""
     tables = [output for output in source.outputs if len(output.shape) == 3]
     names = {output.name.rpartition("/")[2]: output.name for output in source.outputs}
@@ -68,7 +76,7 @@ def known_form(source: RawSource, metadata: Ultralytics | None) -> Plan | None:
         )
         return _stated(source, boxes, scores, None)
     if not tables:
-        return _before_suppression(source)
+        return find_heads(source, anchors) or _before_suppression(source)
     raw = source.measure([tables[0].name])[tables[0].name]
     if raw.ndim != 3 or raw.shape[0] != 1:
         return None
@@ -197,6 +205,8 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
         source.check_name(name, "boxes")
     for name in (*scores.names, *scores.factors):
         source.check_name(name, "scores")
+    if boxes.form == "yolov5":
+        return plan_heads(source, boxes, scores, anchors)
     found = source.measure([*boxes.names, *scores.names, *scores.factors])
     form, kind = cast(BoxFormat, boxes.form), cast(ScoreKind, scores.form)
     flat = all(array.ndim == 2 for array in found.values())  # [N,K], without a batch
@@ -257,6 +267,8 @@ def _check_anchors(form: BoxFormat, anchors: NDArray[np.float64] | None, count: 
     Raises:
         OptionError: the number of anchors is not that of the boxes.
     """
+    if anchors is not None and anchors.ndim == 3:
+        raise OptionError(f"anchors have shape {list(anchors.shape)}; expected [{count},4]: cx, cy, w, h of each box")
     if form in ON_ANCHORS and anchors is None:
         raise OptionError(
             f"boxes of format {form} are relative to anchors; give the {count} anchors with --anchors FILE (.npy, "

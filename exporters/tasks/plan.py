@@ -23,6 +23,7 @@ class Columns:
         transposed: whether the columns come before the rows.
         begin, end: the columns; None for the last.
         unbatched: whether the batch is missing.
+        boxes_of_a_cell: of a head [B,A,h,w,K] or [B,A*K,h,w], A; 0 for a table.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Columns:
     begin: int = 0
     end: int | None = None
     unbatched: bool = False
+    boxes_of_a_cell: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,26 @@ def cell_corners(
         places.append(np.stack([x.ravel(), y.ravel()], axis=1).repeat(repeated, axis=0))
         steps.append(np.full((rows * columns * repeated, 1), stride))
     return np.concatenate(places).astype(np.float32), np.concatenate(steps).astype(np.float32)
+
+
+def head_cells(
+    size: tuple[int, int], strides: tuple[int, ...], anchors: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return x and y [N,2], strides [N,1] and anchors [N,2] of the boxes of all heads: level, anchor, row, column.
+
+    Args:
+        size: (height, width) of the input.
+        strides: the strides of the levels.
+        anchors: [levels,A,2], width and height in pixels.
+    """
+    places, steps, spans = [], [], []
+    for stride, own in zip(strides, anchors, strict=True):
+        corners, step = cell_corners(size, (stride,))
+        for anchor in own:
+            places.append(corners)
+            steps.append(step)
+            spans.append(np.broadcast_to(anchor, corners.shape))
+    return np.concatenate(places), np.concatenate(steps), np.concatenate(spans).astype(np.float32)
 
 
 Shapes = Mapping[str, Dims]

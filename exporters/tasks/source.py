@@ -92,7 +92,10 @@ class Ultralytics:
 
 
 def is_task(proto: onnx.ModelProto, options: SourceOptions) -> bool:
-    """Return whether a graph is to be read for a task: the user says so, or metadata or outputs [B,N,K] hint at it."""
+    """Return whether a graph is to be read for a task.
+
+    The user says so, or metadata or outputs [B,N,K] or [B,A,h,w,K] hint at it.
+    """
     if options.task.task != "auto":
         return options.task.is_stated
     metadata = Ultralytics.read(proto)
@@ -103,7 +106,8 @@ def is_task(proto: onnx.ModelProto, options: SourceOptions) -> bool:
     if metadata is not None and not all(value.type.tensor_type.HasField("shape") for value in proto.graph.output):
         return options.output is None
     ranks = [len(value.type.tensor_type.shape.dim) for value in proto.graph.output]
-    return 3 in ranks and (metadata is not None or min(ranks) >= 3) and options.output is None
+    is_table = 3 in ranks and (metadata is not None or min(ranks) >= 3)
+    return (is_table or set(ranks) == {5}) and options.output is None
 
 
 def fill_in_size(proto: onnx.ModelProto, size: tuple[int, int] | None) -> None:
