@@ -104,7 +104,7 @@ def export(
         typer.Option(
             metavar="NAME:FORMAT",
             help="Boxes of a detector: a tensor, and xyxy, cxcywh or yxyx (pixels; with -unit: 0 to 1), ssd, ssd-xy or "
-            "linear (offsets to anchors), yolox, yolov5 or bins (cells of a pyramid).",
+            "linear (offsets to anchors), yolox, yolov5, centerface or bins (cells of a grid).",
         ),
     ] = None,
     scores: Annotated[

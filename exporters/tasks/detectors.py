@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
+from ortcam.exporters.tasks.centerface import find_centerface, plan_centerface
 from ortcam.exporters.tasks.cut import find_cut, has_suppression_inside
 from ortcam.exporters.tasks.heads import find_heads, plan_heads
 from ortcam.exporters.tasks.options import (
@@ -76,7 +77,7 @@ def known_form(
         )
         return _stated(source, boxes, scores, None)
     if not tables:
-        return find_heads(source, anchors) or _before_suppression(source)
+        return find_heads(source, anchors) or find_centerface(source) or _before_suppression(source)
     raw = source.measure([tables[0].name])[tables[0].name]
     if raw.ndim != 3 or raw.shape[0] != 1:
         return None
@@ -207,6 +208,9 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
         source.check_name(name, "scores")
     if boxes.form == "yolov5":
         return plan_heads(source, boxes, scores, anchors)
+    if boxes.form == "centerface":
+        _check_anchors("centerface", anchors, 0)
+        return plan_centerface(source, boxes, scores)
     found = source.measure([*boxes.names, *scores.names, *scores.factors])
     form, kind = cast(BoxFormat, boxes.form), cast(ScoreKind, scores.form)
     flat = all(array.ndim == 2 for array in found.values())  # [N,K], without a batch

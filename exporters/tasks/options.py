@@ -30,6 +30,7 @@ BoxFormat = Literal[
     "distances",
     "distances-corner",
     "yolov5",
+    "centerface",
 ]
 ScoreKind = Literal[
     "probabilities", "logits", "softmax", "softmax-background-first", "softmax-background-last",

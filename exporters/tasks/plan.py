@@ -41,6 +41,7 @@ class Plan:
     Attributes:
         task: the task.
         boxes, scores: for a detector: the tensors; levels of a pyramid are joined along N.
+        beside: tensors whose columns follow those of the boxes, row by row: the offsets of a CenterFace.
         factors: tensors by which the scores are multiplied, of the same kind; () for none.
         box_format, scales, anchors, kind: how they are read, as the options state it.
         strides: for formats of cells, the strides of the levels in pixels.
@@ -65,6 +66,7 @@ class Plan:
     channels_last: bool = False
     labels: tuple[str, ...] | None = None
     classes: int = 0
+    beside: tuple[Columns, ...] = ()
     factors: tuple[Columns, ...] = ()
     notices: tuple[str, ...] = ()
 
@@ -72,7 +74,9 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """The tensors that the plan reads, each once."""
         named = (
-            [part.name for part in (*self.boxes, *self.scores, *self.factors)] if self.task == "detect" else [self.name]
+            [part.name for part in (*self.boxes, *self.beside, *self.scores, *self.factors)]
+            if self.task == "detect"
+            else [self.name]
         )
         return tuple(dict.fromkeys(named))
 
