@@ -427,6 +427,22 @@ def test_a_detector_is_exported_again(tmp_path: Path) -> None:
             assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=SLOW)])
+def test_turned_boxes(known: bool, tmp_path: Path) -> None:
+    """Oriented boxes of ultralytics, [B,4+C+1,N]: the upright boxes around them."""
+    plain = yolo8(tmp_path / "net.onnx", extra=1, **(METADATA | {"task": "obb"} if known else {}))
+    stated = {"task": "detect", "boxes": "output0:cxcywh-angle", "scores": "output0:probabilities"}
+    report = export(plain, tmp_path / "cam.onnx", **({} if known else stated))  # type: ignore[arg-type]
+    raw = run(plain)[0].astype(np.float64).transpose(0, 2, 1)
+    places = []
+    for right, down in ((-1, -1), (-1, 1), (1, -1), (1, 1)):  # the four corners, turned around the centre
+        x, y, angle = right * raw[..., 2] / 2, down * raw[..., 3] / 2, raw[..., 7]
+        turned = [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)]
+        places.append(raw[..., :2] + np.stack(turned, -1))
+    check_detector(report, np.concatenate([np.min(places, 0), np.max(places, 0)], -1), raw[..., 4:7])
+    assert "turned boxes are read as the upright boxes around them" in report.notices
+
+
 def test_yolo_with_objectness(tmp_path: Path) -> None:
     """YOLOv5: [B,N,5+C], three anchors for each cell."""
     net = Net()
@@ -794,8 +810,11 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         "read as probabilities, reach from .*such as logits"),
     "boxes of classes": (anchored, BOTH | {"task": "classify"}, "given for task 'classify'; expected task 'detect'"),
     "an unknown task": (anchored, {"task": "detection"}, "expected auto, classify, .*nearest: detect"),
-    "turned boxes": (
-        lambda path: yolo8(path, extra=1, **METADATA | {"task": "obb"}), {}, "whose boxes are turned; expected"),
+    "final turned boxes": (
+        lambda path: yolo8(path, **METADATA | {"task": "obb"}), {},
+        r"turned boxes\) and returns \[1,7,336\]; expected all its boxes, \[batch,8,N\]: export it with nms=False"),
+    "an angle of four columns": (
+        anchored, BOTH | {"boxes": "box_encodings:cxcywh-angle"}, r"expected numbers \[batch,N,5\] or \[batch,5,N\]"),
     "heads unread": (
         lambda path: head_net(path, reshaped=False), {"task": "detect"},
         r"YOLOv5's heads, --boxes p8\+p16\+p32:yolov5 --scores p8\+p16\+p32:ob"),

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
+from ortcam.exporters.tasks.options import TURNED
 from ortcam.exporters.tasks.plan import Columns, Dims, Plan, Shapes, cell_corners, head_cells
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.expose import make_float
@@ -78,6 +79,8 @@ def _boxes(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int]) -> V
     if form in ("ssd", "ssd-xy", "linear"):
         assert plan.anchors is not None
         boxes, is_unit, form = _from_anchors(graph, plan, boxes, size), True, "xyxy"
+    if form == TURNED:
+        return _around_turned(graph, boxes)
     if form == "cxcywh":
         boxes = _from_centres(graph, _columns(graph, boxes, 0, 2), _columns(graph, boxes, 2, 4))
     elif form == "yxyx":
@@ -88,6 +91,14 @@ def _boxes(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int]) -> V
 def _from_centres(graph: Builder, centres: Value, sizes: Value) -> Value:
     half = sizes * 0.5
     return graph.concat([centres - half, centres + half], axis=2)
+
+
+def _around_turned(graph: Builder, boxes: Value) -> Value:
+    """Return the upright boxes around boxes of a centre, a size and an angle in radians."""
+    sizes, angles = _columns(graph, boxes, 2, 4), _columns(graph, boxes, 4, 5)
+    along, across = (graph.op("Abs", graph.op(function, angles)) for function in ("Cos", "Sin"))
+    exchanged = graph.gather(sizes, graph.constant([1, 0], np.int64), axis=2)
+    return _from_centres(graph, _columns(graph, boxes, 0, 2), sizes * along + exchanged * across)
 
 
 def _from_anchors(graph: Builder, plan: Plan, offsets: Value, size: tuple[int, int]) -> Value:

@@ -16,6 +16,7 @@ from ortcam.exporters.tasks.heads import find_heads, plan_heads
 from ortcam.exporters.tasks.options import (
     ON_ANCHORS,
     ON_CELLS,
+    TURNED,
     BoxFormat,
     Named,
     ScoreKind,
@@ -93,7 +94,13 @@ def _ultralytics(source: RawSource, metadata: Ultralytics, name: str, raw: NDArr
     count, (_, first, second) = len(metadata.labels), raw.shape
     labels, what = metadata.labels, f"{source.name} has the metadata of an ultralytics {metadata.task} model"
     if metadata.task == "obb":
-        raise ExportError(f"{what}, whose boxes are turned; expected upright boxes: give --task detect {HOW}")
+        if first != 4 + count + 1 or first >= second:
+            raise ExportError(
+                f"{what} (turned boxes) and returns {_shown(raw)}; expected all its boxes, [batch,{4 + count + 1},N]: "
+                "export it with nms=False and end2end=False"
+            )
+        turned = _stated(source, Named((name,), TURNED), Named((name,), "probabilities"), None)
+        return replace(turned, labels=labels)
     if (second < 4 + count and second in (6, 6 + 32)) or (second >= 6 and first == 300):
         return _end_to_end(source, name, raw, labels)
     if first >= 4 + count and first < second:
@@ -232,15 +239,17 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
     return Plan(
         "detect",
         tuple(box_columns),
-        _score_parts(source, found, scores.names, box_columns, kind),
+        _score_parts(source, found, scores.names, box_columns, form, kind),
         form,
         kind,
         boxes.scales,
         anchors,
         strides,
         rows,
+        beside=tuple(replace(part, begin=-1, end=None) for part in box_columns) if form == TURNED else (),
+        notices=("turned boxes are read as the upright boxes around them",) if form == TURNED else (),
         classes=source.classes or 0,
-        factors=_score_parts(source, found, scores.factors, box_columns, kind) if scores.factors else (),
+        factors=_score_parts(source, found, scores.factors, box_columns, form, kind) if scores.factors else (),
     )
 
 
@@ -249,12 +258,14 @@ def _score_parts(
     found: Mapping[str, NDArray[Any]],
     names: Sequence[str],
     boxes: Sequence[Columns],
+    form: BoxFormat,
     kind: ScoreKind,
 ) -> tuple[Columns, ...]:
     """Return the columns of scores, level by level: behind the boxes in their tensors, or tensors of their own."""
     if list(names) == [part.name for part in boxes]:
         extra = 5 if kind.startswith("objectness") else 4
-        end = None if source.classes is None else extra + source.classes
+        last = -1 if form == TURNED else None
+        end = last if source.classes is None else extra + source.classes
         return tuple(replace(part, begin=4, end=_end(found[part.name], part, end)) for part in boxes)
     if len(names) != len(boxes):
         raise OptionError(f"scores names {len(names)} tensors and boxes {len(boxes)}; expected as many")
@@ -295,13 +306,14 @@ def _cells(size: tuple[int, int], count: int) -> tuple[int, tuple[int, ...] | No
 
 def _box_columns(name: str, raw: NDArray[Any], form: BoxFormat) -> Columns:
     """Return the columns of the boxes in a tensor [B,N,K] or [B,K,N]: the first four, or all bins."""
-    if raw.ndim != 3 or len(raw) != 1 or min(raw.shape[1:]) < 4 or not np.issubdtype(raw.dtype, np.floating):
+    least = 5 if form == TURNED else 4
+    if raw.ndim != 3 or len(raw) != 1 or min(raw.shape[1:]) < least or not np.issubdtype(raw.dtype, np.floating):
         raise OptionError(
-            f"boxes names {name!r}, {raw.dtype} {_shown(raw)}; expected numbers [batch,N,4] or [batch,4,N], or more "
-            "columns with the boxes first"
+            f"boxes names {name!r}, {raw.dtype} {_shown(raw)}; expected numbers [batch,N,{least}] or "
+            f"[batch,{least},N], or more columns with the boxes first"
         )
     _, first, second = raw.shape
-    transposed = second != 4 and (first == 4 or first < second)
+    transposed = second != least and (first == least or first < second)
     columns = first if transposed else second
     if form == "bins" and columns % 4:
         raise OptionError(f"boxes names {name!r} {_shown(raw)}; expected a multiple of 4 columns for format bins")

@@ -31,6 +31,7 @@ BoxFormat = Literal[
     "distances-corner",
     "yolov5",
     "centerface",
+    "cxcywh-angle",
 ]
 ScoreKind = Literal[
     "probabilities", "logits", "softmax", "softmax-background-first", "softmax-background-last",
@@ -40,6 +41,7 @@ ScoreKind = Literal[
 ]  # fmt: skip
 ON_CELLS: tuple[BoxFormat, ...] = ("yolox", "bins", "distances", "distances-corner")
 ON_ANCHORS: tuple[BoxFormat, ...] = ("ssd", "ssd-xy", "linear")
+TURNED: BoxFormat = "cxcywh-angle"  # the angle, in radians, is the last column
 SSD_SCALES = (10.0, 10.0, 5.0, 5.0)  # TensorFlow's BoxCoder; the same as Caffe's variances .1, .1, .2, .2
 _LARGEST_ANCHOR = 16.0  # in parts of the input; larger numbers are pixels
 

@@ -41,7 +41,8 @@ class Plan:
     Attributes:
         task: the task.
         boxes, scores: for a detector: the tensors; levels of a pyramid are joined along N.
-        beside: tensors whose columns follow those of the boxes, row by row: the offsets of a CenterFace.
+        beside: tensors whose columns follow those of the boxes, row by row: the offsets of a CenterFace, or
+            the angles of turned boxes.
         factors: tensors by which the scores are multiplied, of the same kind; () for none.
         box_format, scales, anchors, kind: how they are read, as the options state it.
         strides: for formats of cells, the strides of the levels in pixels.
