@@ -83,7 +83,9 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     proto = inliner.inline_local_functions(foreign.proto) if foreign.proto.functions else foreign.proto
     training = leave_training(proto, foreign.name)
     fill_in_size(proto, options.input_size)
-    freed = free_input(proto, options.input_size, folder, foreign.name) if foreign.run is None else []
+    maps = all(len(value.type.tensor_type.shape.dim) > 3 for value in proto.graph.output)  # it is no classifier
+    is_free = foreign.run is None and (maps or options.task.is_stated)
+    freed = free_input(proto, options.input_size, folder, foreign.name) if is_free else []
     session = create_session(proto, CPU, foreign.name, folder, log_severity=4)
     metadata = Ultralytics.read(proto)
     image = _read_image(proto, session, options, foreign, folder, metadata)
