@@ -263,13 +263,13 @@ def _print_verified(verified: dict[str, Any], layers: list[dict[str, Any]]) -> N
 
 
 def _explainer_facts(entries: dict[str, str], path: Path) -> dict[str, Any]:
-    from ortcam.deploy.packed import parse_facts
+    from ortcam.deploy.facts import parse_facts
 
     return parse_facts(entries, path)[1]
 
 
 def _print_explainer(facts: dict[str, Any]) -> None:
-    from ortcam.deploy.packed import describe_run
+    from ortcam.deploy.facts import describe_run
 
     takes = "photos of any size" if facts["raw"] else "preprocessed tensors"
     default = facts["default_target"]

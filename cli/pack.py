@@ -72,9 +72,9 @@ def pack(
     """
     if triton_tensorrt and triton is None:
         raise typer.BadParameter("--triton-tensorrt needs --triton DIR")
+    from ortcam.deploy.facts import describe_run
     from ortcam.deploy.pack import name_packed
     from ortcam.deploy.pack import pack as write
-    from ortcam.deploy.packed import describe_run
     from ortcam.deploy.triton import write_triton
 
     path = output or model.with_name(f"{model.stem}.explainer.onnx")

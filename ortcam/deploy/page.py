@@ -26,7 +26,7 @@ from typing import Any
 import onnx
 
 from ortcam.core.files import only, replace_directory, replace_files
-from ortcam.deploy.packed import describe_run, parse_facts
+from ortcam.deploy.facts import describe_run, parse_facts
 from ortcam.errors import OptionError, OutputError, one_line
 from ortcam.model.image import read_photo
 from ortcam.model.source import read_proto

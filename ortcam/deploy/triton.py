@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ortcam.core.files import only, replace_directory
-from ortcam.deploy.packed import parse_facts
+from ortcam.deploy.facts import parse_facts
 from ortcam.errors import OptionError, OutputError
 from ortcam.model.contract import Layout
 from ortcam.model.source import read_proto
