@@ -98,7 +98,8 @@ def write_start(
         "kernel": write_kernel(graph, masks, parts),
         "parts": parts,
         "area": area - graph.reduce("Mean", area, 0, keep=True),
-        "direction": graph.reduce("Sum", parts, 0),
+        # Centred parts cancel out: `ortcam.core.surrogate.map_of_equal_weights`.
+        "direction": graph.full(graph.size(parts, 1), 0, np.float32) if centred else graph.reduce("Sum", parts, 0),
     }
     return unseen | {name: graph.expand_dims(value, 0) for name, value in start.items()}
 
