@@ -14,14 +14,13 @@ import onnx
 
 import ortcam
 from ortcam.core.budget import Limits
-from ortcam.core.convention import Convention
+from ortcam.core.convention import Convention, default_preset
 from ortcam.core.files import replace_files
 from ortcam.core.scores import guess
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.deploy.rehearsal import ANY_BOX, compare, input_shape, rehearse_method
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.explain.explainer import ModelExplainer
-from ortcam.explain.scorecam import default_preset
 from ortcam.graph.explainer import build_explainer
 from ortcam.graph.onepass import METHODS as ONE_PASS
 from ortcam.graph.onepass import count_tails
@@ -200,10 +199,14 @@ def pack(
             OrtcamWarning,
             stacklevel=2,
         )
-    notices = (guess(known.name),) if known.contract.classifies and known.contract.is_in_doubt(classes) else ()
+    notices = []
+    if known.contract.classifies and known.contract.is_in_doubt(classes):
+        notices.append(guess(known.name))
     if verify and r is None:
-        notices += (f"{known.name} sees nothing in synthetic photos; the packed file was not compared with the engine",)
-    return PackReport(path, facts, r, difference, notices)
+        notices.append(
+            f"{known.name} sees nothing in synthetic photos, so the packed file was not compared with the engine"
+        )
+    return PackReport(path, facts, r, difference, tuple(notices))
 
 
 def _choose_method(method: str | Method, preset: str | Convention | None, task: Task) -> Method:

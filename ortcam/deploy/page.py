@@ -66,6 +66,11 @@ def write_page(
     explainer, directory = Path(explainer), Path(directory)
     proto = read_proto(explainer)
     contract, facts = parse_facts({entry.key: entry.value for entry in proto.metadata_props}, explainer)
+    if not contract.classifies:
+        raise OptionError(
+            f"{explainer} is made for the task {contract.task!r}, and the page shows classes; expected a packed "
+            "classifier: explain others with `ortcam explain`"
+        )
     if not facts["raw"]:
         raise OptionError(
             f"{explainer} takes preprocessed tensors; expected an explainer of photos: pack it without --no-raw"

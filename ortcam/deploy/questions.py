@@ -202,7 +202,8 @@ class TaskQuestions:
 
 def _each(words: Targets, view: View) -> list[Any]:
     """Return the targets that are named, one by one; none for the surest and for ``"all"``."""
-    given: Any = words.tolist() if hasattr(words, "tolist") else words
+    given: Any = words
+    given = given.tolist() if hasattr(given, "tolist") else given
     if given is None or (isinstance(given, str) and given == "all" and not find_label("all", view.labels or ())):
         return []
     if isinstance(given, str | int | Asked) or not isinstance(given, Iterable):

@@ -9,13 +9,7 @@ from ortcam.core.references import Detecting
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.methods.scorecam import ScoreCAMMethod
 from ortcam.model.cam_model import CamModel, ModelLike
-from ortcam.model.contract import Task
 from ortcam.runtime.providers import ProviderLike
-
-
-def default_preset(task: Task) -> str:
-    """Return the name of the preset that a model of a task has if none is given."""
-    return {"classify": "official", "value": "centred-values"}.get(task, "centred")
 
 
 class ScoreCAM(ModelExplainer):

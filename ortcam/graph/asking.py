@@ -37,15 +37,15 @@ class Explained:
 
 
 class Asking(Protocol):
-    """Writes the inputs that say what to explain, and the outputs of the plain pass.
+    """Writes the inputs that say what to explain, and the outputs of the plain pass."""
 
-    Attributes:
-        names: the inputs and outputs of the file, which no value of the model may be called.
-        results: the results of the plain pass that `find` reads, by name, and the ranks of what `keep` returns.
-    """
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inputs and outputs of the file; no value of the model may have such a name."""
 
-    names: tuple[str, ...]
-    ranks: Mapping[str, int]
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """The ranks of what `keep` returns, by name."""
 
     def write_inputs(self) -> None:
         """Write the inputs beside the image."""
