@@ -215,7 +215,7 @@ def _choose_method(method: str | Method, preset: str | Convention | None, task: 
     Raises:
         OptionError: the method or the preset is unknown, or the method cannot be packed.
     """
-    if preset is None and task != "classify" and (method == "score-cam" or method == name_packed("score-cam")):
+    if preset is None and method == "score-cam":
         preset = default_preset(task)
     chosen = with_preset(name_packed(method) if isinstance(method, str) else method, preset)
     if chosen.name not in ("score-cam", *ONE_PASS):
