@@ -367,7 +367,7 @@ def test_metadata_that_is_broken(packed: Path) -> None:
     proto = onnx.load(packed)
     (entry,) = [entry for entry in proto.metadata_props if entry.key == "ortcam.explainer"]
     facts = json.loads(entry.value)
-    for broken in ({"format": 1}, {**facts, "source": None}, {**facts, "raw": "yes"}, {**facts, "format": 2}, [], 3):
+    for broken in ({"format": 1}, {**facts, "source": None}, {**facts, "raw": "yes"}, {**facts, "format": 3}, [], 3):
         entry.value = json.dumps(broken)
         onnx.save(proto, packed)
         with pytest.raises(ModelError, match="pack it again"):
