@@ -96,7 +96,8 @@ def pack(
     ``raw=False``), and ``target`` int64 [T], class indices, -1 for the top class. Its outputs are the model's own
     scores float32 [N], ``target_class`` int64 [T], ``saliency`` float32 [T,H,W] in [0,1], ``scored`` int64 [1], how
     many masked images were run (with a method of one pass: how often its tail), and ``error`` float32 [T,3], the
-    `ErrorEstimate` of every map: 0 for exact maps, NaN where it is unknown.
+    `ErrorEstimate` of every map: 0 for exact maps, NaN where it is unknown. Models that are no classifiers have other
+    inputs and outputs beside ``image``, ``saliency``, ``scored`` and ``error``: see docs/explainer.md, "Other tasks".
 
     Args:
         model: a file that ortcam exported.
@@ -104,13 +105,15 @@ def pack(
         method: ``score-cam``, ``cam``, ``recipro-cam``, ``ablation-cam``, ``eigen-cam`` or ``fused``, or a method with
             options, such as ``ReciproCAM(kernel="gaussian")``. ``fused`` is packed without masked images:
             ``Fused(passes=0)``.
-        preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for ``official``.
+        preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for that of `ScoreCAM`:
+            ``official`` for classifiers.
         budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
         raw: put the preprocessing in.
         batch_size: masked images a turn, or rows of the tail at once; None for 8 images, 64 MB of features, or the
             model's own fixed batch.
-        target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;
-            runtimes for JavaScript know no inputs that may be left out.
+        target: a class index or label, or -1, which ``target`` is where it is not given; ``box`` and ``sign`` may be
+            left out then too. With None they must be given; runtimes for JavaScript know no inputs that may be left
+            out.
         layer: the target layer, as for `ScoreCAM`.
         verify: explain a synthetic photo with the file and with the engine, and refuse a file that differs.
 
