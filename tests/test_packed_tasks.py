@@ -33,8 +33,9 @@ from ortcam.model.contract import Contract
 from ortcam.model.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore:the map of:ortcam.OrtcamWarning")  # some of the many maps are flat
-# Of a map in [0,1]: float32 sums in another order. 1.3e-5 was seen for Score-CAM, and 5.7e-5 for fused.
-CLOSE = 1e-4
+# Of a map in [0,1]: float32 sums in another order. 6e-5 was seen with exact maps; 9e-5 with budgets, whose predictions
+# divide by small numbers.
+CLOSE = 4e-4
 TARGETS: dict[str, Any] = {
     "detect": [Box(1), Box((30, 50, 150, 110), "dog"), "cat"],
     "segment": ["dog"],

@@ -130,10 +130,7 @@ def pack(
     budget = None if budget is None else whole("budget", budget)
     chosen.check(Limits(budget))
     if budget is not None and chosen.convention.weight == "centred logit":
-        raise OptionError(
-            "a budget predicts scores that have logarithms, and plain values have none; leave budget out, or give "
-            "another preset"
-        )
+        raise OptionError("a budget predicts scores that have logarithms, and plain values have none; leave budget out")
     _check_path(path, known)
     cam = ModelExplainer(known, chosen, provider="cpu", layer=layer, detecting=ANY_BOX)
     known = cam.model

@@ -20,7 +20,7 @@ from ortcam.errors import OptionError, OutputError
 from ortcam.model.source import read_proto
 
 _FILES = {"config.pbtxt", "labels.txt", "1"}
-_TYPES = {
+_TYPES: dict[int, str] = {
     onnx.TensorProto.UINT8: "TYPE_UINT8",
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.FLOAT: "TYPE_FP32",
