@@ -563,6 +563,9 @@ def test_the_page_is_accessible(browser: Any, many: Path, width: int, scheme: st
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme, bypass_csp=True)
     page.goto(many.as_uri())
     wait_for_pictures(page)
+    if width < 640:
+        page.click("#panel summary")  # the filters are folded on a phone
+    assert page.is_visible("#controls")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no need to scroll sideways"
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (scheme == "dark")
