@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -32,14 +33,16 @@ def explain(
         typer.Argument(help="Photos, folders of photos, or - for a picture on standard input.", show_default=False),
     ],
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             help="Write to this folder, with a folder for each photo inside. For one photo and one class it may be a "
-            "picture, .png or .jpg: the overlay.",
+            "picture, .png or .jpg: the overlay. Default: explanations.",
+            show_default=False,
         ),
-    ] = Path("explanations"),
+    ] = None,
+    report_file: options.ReportFile = None,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -127,6 +130,8 @@ def explain(
 
       ortcam explain model.onnx photos/ --budget 32
 
+      ortcam explain model.onnx photos/ --report report.html
+
       ortcam explain model.onnx - -o overlay.png < photo.jpg
     """
     wanted = target_options.read(target, box, at, like, sign)
@@ -153,8 +158,8 @@ def explain(
         layer=layer,
         detecting=None if least_score == Detecting().score else Detecting(least_score),
     )
-    if listing and wanted:
-        raise typer.BadParameter("--list takes no targets")
+    if listing and (wanted or report_file is not None):
+        raise typer.BadParameter(f"--list takes no {'targets' if wanted else '--report'}")
     if listing:
         target_options.show(explainer, find_photos(images, lambda _, error: console.fail(str(error))), as_json)
         return
@@ -169,13 +174,16 @@ def explain(
         if console.debug:
             traceback.print_exception(error)
 
+    only_report = report_file is not None and output is None
+    output = output or Path("explanations")
+    page = None if report_file is None else options.make_report(report_file, opacity, colormap, overwrite)
     photos = find_photos(images, report)
     picture = picture_of(output)
     if picture is not None:
         check_picture(picture, photos, model, 2 if target == ["all"] else max(top_k, len(wanted or [])))
     folders = Folders(output, photos, overwrite)
     waiting = iter(photos)  # photos come back in order, explained or with an error
-    with console.progress_bar(len(photos)) as advance:
+    with page or nullcontext(), console.progress_bar(len(photos)) as advance:
         for explanation in explainer.explain_batch(
             [photo.image for photo in photos],
             wanted,
@@ -189,21 +197,33 @@ def explain(
             photo = next(waiting)
             advance(photo.source.name, None)
             explanation = explanation.with_source(photo.source)
-            yes = yes or (picture is None and _may_write(explanation))
+            yes = yes or only_report or (picture is None and _may_write(explanation))
             try:
-                if picture is None:
-                    written: dict[str, Any] = {"directory": str(folders.save(explanation, photo.name, style))}
+                written: dict[str, Any] = {"directory": None}
+                if only_report:
+                    pass
+                elif picture is None:
+                    written = {"directory": str(folders.save(explanation, photo.name, style))}
                 else:
                     write_picture(explanation, picture, style, overwrite)
                     written = {"directory": None, "picture": str(picture)}
             except OrtcamError as error:
                 report(photo.source, error)
                 continue
+            if page is not None:
+                page.add(explanation)
             done.append({**explanation.to_dict(), **written})
+        if page is not None:
+            for failure in errors:
+                page.fail(failure["source"], failure["error"])
     if as_json:
-        console.print_json({"model": str(model), "explanations": done, "errors": errors})
+        told = {} if page is None else {"report": str(page.path)}
+        console.print_json({"model": str(model), "explanations": done, "errors": errors, **told})
     elif done:
-        _print_results(done, explainer.provider, str(picture or f"{output}/"))
+        places = [] if only_report else [str(picture or f"{output}/")]
+        _print_results(done, explainer.provider, " and ".join([*places, *([str(page.path)] if page else [])]))
+    elif page is not None:
+        console.note(f"nothing was explained; written to {page.path}")
     if folders.moved:
         (occupied, path), more = folders.moved[0], len(folders.moved) - 1
         others = f", and {more} more" if more else ""

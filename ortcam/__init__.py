@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ortcam.model.cam_model import CamModel
     from ortcam.model.preprocessing import Preprocessing
     from ortcam.output.explanation import Explanation
+    from ortcam.report.report import Report
     from ortcam.runtime.providers import Provider
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "Provider",
     "ReciproCAM",
     "Region",
+    "Report",
     "Reproduction",
     "ScoreCAM",
     "Similarity",
@@ -85,6 +87,7 @@ _HOME = {
     "OrtcamError": "errors",
     "OrtcamWarning": "errors",
     "Explanation": "output.explanation",
+    "Report": "report.report",
     "Target": "core.targets",
     "Box": "core.references",
     "Output": "core.references",
@@ -134,6 +137,7 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "RISE",
     "ReciproCAM",
     "Region",
+    "Report",
     "SSCAM",
     "Similarity",
     "Target",
