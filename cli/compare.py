@@ -131,9 +131,8 @@ def compare(
         raise typer.BadParameter("photos is '-'; expected files or folders")
     if not named:
         raise OptionError(f"got {len(models)} models and no photos; expected photos or folders behind the models")
-    targets = [target_options.read_one(one, None, sign, "--target") for one in target or ()]
-    if like is not None or (not targets and sign != 1):
-        targets = [target_options.read_one(*(target or [None])[:1], like, sign, "--target")]
+    wanted = [target_options.read_one(one, like, sign, "--target") for one in target or (None,)]
+    targets = [one for one in wanted if one is not None]
     columns = cross(models, layer or (), method or (), preset or (), targets)
     photos = find_photos(named, report)
     if errors and not photos:

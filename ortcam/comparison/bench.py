@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -17,16 +17,20 @@ from ortcam.comparison.measures import Samples, Similarity, common_area, compare
 from ortcam.comparison.result import Cell, Compared, Pair, Predicted
 from ortcam.comparison.strips import Strip
 from ortcam.comparison.targets import Classes, Watched, carry_over, same_target
+from ortcam.core.budget import Limits
 from ortcam.core.convention import Floats
-from ortcam.core.provenance import now
+from ortcam.core.forward import Forward
+from ortcam.core.provenance import Provenance, now
 from ortcam.core.references import Asked, Box, Detecting
-from ortcam.core.targets import Target, Wanted, top_targets
-from ortcam.errors import ModelError, OrtcamWarning
+from ortcam.core.targets import Wanted, top_targets
+from ortcam.errors import ModelError, OptionError, OrtcamWarning
 from ortcam.explain.explainer import ModelExplainer
+from ortcam.model.cam_model import CamModel
 from ortcam.model.pixels import read_image
 from ortcam.output.explanation import Explanation
 from ortcam.output.render import resize_map
 from ortcam.runtime.providers import ProviderLike
+from ortcam.runtime.scorer import Progress
 from ortcam.runtime.session import RUNTIME_VERSION
 
 if TYPE_CHECKING:
@@ -37,17 +41,91 @@ _SIDE = 32  # of these maps
 _UNKNOWN = Similarity(None, None, None)
 
 
-@dataclass
-class _Group:
-    """Columns that share passes."""
+class _Found(NamedTuple):
+    """A target that was explained: the explanation, the target's place in it, and the target itself."""
 
-    explainer: ModelExplainer
-    columns: list[int]
-    budget: dict[str, Any]
+    explanation: Explanation
+    place: int
+    wanted: Wanted
+
+
+class _Group:
+    """Columns that share passes, and the explainer that makes them."""
+
+    def __init__(self, explainer: ModelExplainer, limits: Limits, column: int) -> None:
+        self.explainer, self.columns = explainer, [column]
+        self._limits: dict[str, Any] = asdict(limits)
 
     @property
-    def watched(self) -> Watched:
+    def model(self) -> CamModel:
+        return self.explainer.model
+
+    @property
+    def forward(self) -> Forward:
+        """The plain pass of the photo that was explained last."""
+        forward = self._watched.forward
+        assert forward is not None
+        return forward
+
+    @property
+    def _watched(self) -> Watched:
         return cast("Watched", self.explainer.method)
+
+    def explain(self, pixels: Any, asked: Sequence[Any], progress: Progress) -> list[_Found]:
+        """Explain targets of a photo in the same passes. A flat map gives no warning: it is counted."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the map of .* flat", category=OrtcamWarning)
+            targets = None if list(asked) == [None] else list(asked)
+            explanation = self.explainer.explain(pixels, targets, on_progress=progress, **self._limits)
+            wanted = self._watched.wanted
+            if len(wanted) == len(asked):
+                return [_Found(explanation, at, one) for at, one in enumerate(wanted)]
+            if self.model.contract.classifies:  # two names of one class
+                count = len(self.forward.logits)
+                resolved = [one for each in asked for one in self.model.resolve_targets(each, count) or ()]
+                return [_Found(explanation, wanted.index(one), one) for one in resolved]
+            return [found for one in asked for found in self.explain(pixels, [one], progress)]  # two names of one box
+
+    def predicted(self) -> Predicted | None:
+        """Return the most probable class of the photo that was explained last; None of a model that has no classes."""
+        contract, labels, forward = self.model.contract, self.model.labels or (), self.forward
+        if not contract.classifies:
+            return None
+        index = top_targets(forward.logits, 1)[0].index
+        _, probabilities = contract.read_output(forward.output)
+        return Predicted(index, labels[index] if index < len(labels) else None, float(probabilities[index]))
+
+    def describe(self, one: Opened, known: Provenance) -> dict[str, Any]:
+        """Return what decides the maps of one of the columns; `known` is of one of its explanations."""
+        model, method, target = self.model, one.contestant.method, one.column.target
+        fingerprint, *external = model.fingerprints
+        return {
+            "name": one.name,
+            "model": {
+                "name": model.name,
+                "path": None if model.path is None else str(model.path.absolute()),
+                "sha256": fingerprint.sha256,
+                "external_data": [
+                    {"name": None if file.path is None else file.path.name, "sha256": file.sha256} for file in external
+                ],
+                "task": model.contract.task,
+                "layer": model.contract.layer,
+                "output": known.output,
+                "activation": known.activation,
+            },
+            "preprocessing": known.preprocessing,
+            "method": known.method,
+            "preset": asdict(method.convention),
+            **self._limits,
+            "target": target.to_json() if isinstance(target, Asked) else target,
+            "detecting": asdict(self.explainer.detecting) if model.contract.task == "detect" else None,
+            "run": {
+                "provider": self.explainer.provider,
+                "provider_options": dict(known.provider_options),
+                "device_id": known.device_id,
+                "batch_size": known.batch_size,
+            },
+        }
 
 
 @dataclass(frozen=True)
@@ -80,8 +158,7 @@ class Bench:
     ) -> None:
         self._opened, self._small = opened, list[Floats]()
         _require_one_task(opened)
-        first = opened[0].model
-        self._classes = [Classes(first, one.model) for one in opened]
+        self._matched: dict[tuple[int, int], Classes] = {}
         self._keys = list[Any]()  # the distinct targets
         for one in opened:
             if not any(_is_same(one.column.target, key) for key in self._keys):
@@ -89,27 +166,27 @@ class Bench:
         self._key_of = [
             next(at for at, key in enumerate(self._keys) if _is_same(one.column.target, key)) for one in opened
         ]
-        self._check_targets(first)
-        self._groups = list[_Group]()
+        self._check_classes(opened[0].model)
+        self._groups, self._known = list[_Group](), list[Provenance]()
         for place, one in enumerate(opened):
             group = next((each for each in self._groups if opened[each.columns[0]].shares_passes(one)), None)
             if group is not None:
                 group.columns.append(place)
                 continue
-            method = cast("Method", Watched(one.contestant.method))
-            explainer = ModelExplainer(
-                one.model, method, provider, batch_size, threads, one.contestant.layer, detecting
-            )  # fmt: skip
-            self._groups.append(_Group(stack.enter_context(explainer), [place], asdict(one.contestant.limits)))
+            method, layer = cast("Method", Watched(one.contestant.method)), one.contestant.layer
+            explainer = ModelExplainer(one.model, method, provider, batch_size, threads, layer, detecting)
+            self._groups.append(_Group(stack.enter_context(explainer), one.contestant.limits, place))
 
-    def _check_targets(self, first: Any) -> None:
-        """Report an unknown class once, before the first photo."""
-        if not first.contract.classifies or first.classes is None:
-            return
+    def _check_classes(self, first: CamModel) -> None:
+        """Report models that do not match, and unknown classes, once, before the first photo."""
+        matched = [self._classes_of(0, place) for place in range(len(self._opened))]
         for key in self._keys:
-            for wanted in first.resolve_targets(key, first.classes) or ():
-                for classes in self._classes:
-                    classes.of(wanted.index)
+            if key == "all":
+                raise OptionError("target 'all' makes no columns; name the targets")
+            if key is not None and first.contract.classifies and first.classes is not None:
+                for wanted in first.resolve_targets(key, first.classes) or ():
+                    for classes in matched:
+                        classes.of(wanted.index)
 
     def compare(
         self, name: str, image: Any, report: Callable[[float], None], side: int | None
@@ -127,6 +204,7 @@ class Bench:
         """
         pixels, origin = read_image(image)
         maps = self._explain(pixels, report)
+        self._known = [one.explanation.provenance for one in maps]
         area = common_area([one.explanation.crop for one in maps])
         strip = None if side is None else Strip(maps[0].explanation, side)
         samples = list[Samples | None]()
@@ -152,47 +230,45 @@ class Bench:
         mine, theirs = cells[one].predicted, cells[other].predicted
         same = None
         if mine is not None and theirs is not None:
-            classes = Classes(self._opened[one].model, self._opened[other].model)
-            same = classes.agree(mine.index, theirs.index)
+            same = self._classes_of(one, other).agree(mine.index, theirs.index)
         asked_alike = self._key_of[one] == self._key_of[other]
         difference = cells[other].score - cells[one].score if asked_alike else None
         return Pair(one, other, similarity, same, difference)
 
+    def _classes_of(self, one: int, other: int) -> Classes:
+        if (one, other) not in self._matched:
+            self._matched[one, other] = Classes(self._opened[one].model, self._opened[other].model)
+        return self._matched[one, other]
+
     def _explain(self, pixels: Any, report: Callable[[float], None]) -> list[_Map]:
         maps: dict[int, _Map] = {}
-        wanted: list[Wanted] = []
-        targets: tuple[Target, ...] = ()
+        lead = list[_Found]()  # the first model's, one for each distinct target
         for number, group in enumerate(self._groups):
-            explainer = group.explainer
 
             def progress(done: int, total: int, number: int = number) -> None:
                 report((number + done / total) / len(self._groups))
 
-            if number == 0:
-                asked = self._first_asks(explainer, pixels)
-                found = _explain(group, pixels, asked, progress)
-                wanted, targets = [one[2] for one in found], tuple(one[0].targets[one[1]] for one in found)
-                forward, first = group.watched.forward, found[0][0]
-                assert forward is not None
-                found = [found[self._key_of[place]] for place in group.columns]
+            keys = [self._key_of[place] for place in group.columns]
+            if not lead:
+                lead = group.explain(pixels, self._first_asks(group.explainer, pixels), progress)
+                found = [lead[key] for key in keys]
             else:
-                keys = [self._key_of[place] for place in group.columns]
-                model = self._opened[group.columns[0]].model
-                if model is self._opened[0].model:
-                    asked = [same_target(wanted[key]) for key in keys]
-                else:
-                    classes = self._classes[group.columns[0]]
-                    asked = [
-                        carry_over(
-                            wanted[key], targets[key], self._keys[key], classes, forward, first.crop, first.photo_size
-                        )
-                        for key in keys
-                    ]
-                found = _explain(group, pixels, asked, progress)
-            predicted = _predicted(group)
-            for place, (explanation, at, _) in zip(group.columns, found, strict=True):
-                maps[place] = _Map(explanation, at, predicted)
+                found = group.explain(pixels, [self._ask(lead[key], key, group) for key in keys], progress)
+            predicted = group.predicted()
+            for place, one in zip(group.columns, found, strict=True):
+                maps[place] = _Map(one.explanation, one.place, predicted)
         return [maps[place] for place in range(len(self._opened))]
+
+    def _ask(self, lead: _Found, key: int, group: _Group) -> Any:
+        """Return what to ask of another group, so that its maps explain the target that the first model found."""
+        first, place = self._opened[0].model, group.columns[0]
+        if self._opened[place].model is first:
+            return same_target(lead.wanted)
+        explanation, forward = lead.explanation, self._groups[0].forward
+        target, size = explanation.targets[lead.place], explanation.photo_size
+        return carry_over(
+            lead.wanted, target, self._keys[key], self._classes_of(0, place), forward, explanation.crop, size
+        )
 
     def _first_asks(self, explainer: ModelExplainer, pixels: Any) -> list[Any]:
         """Return what to ask of the first model, one for each distinct target."""
@@ -215,53 +291,17 @@ class Bench:
         return sum(known) / len(known) if known else None
 
     def settings(self, budget: int | None) -> dict[str, Any]:
-        """Return what a reader needs to repeat the comparison."""
-        explainers = {place: group for group in self._groups for place in group.columns}
+        """Return what a reader needs to repeat the comparison; a photo was compared before."""
+        groups = {place: group for group in self._groups for place in group.columns}
         return {
             "created": now(),
             "versions": {"ortcam": __version__, "onnxruntime": RUNTIME_VERSION, "numpy": np.__version__},
             "budget": budget,
             "columns": [
-                _describe(one, explainers[place]) for place, one in enumerate(self._opened)
+                groups[at].describe(one, known)
+                for at, (one, known) in enumerate(zip(self._opened, self._known, strict=True))
             ],
-        }  # fmt: skip
-
-
-def _explain(
-    group: _Group, pixels: Any, asked: Sequence[Any], progress: Callable[[int, int], None]
-) -> list[tuple[Explanation, int, Wanted]]:
-    """Explain the targets of a photo in the same passes. Return the explanation, place and target for each asked."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the map of .* flat", category=OrtcamWarning)  # they are counted
-        explainer = group.explainer
-        targets = None if list(asked) == [None] else list(asked)
-        explanation = explainer.explain(pixels, targets, on_progress=progress, **group.budget)
-        wanted = group.watched.wanted
-        if len(wanted) == len(asked):
-            return [(explanation, at, one) for at, one in enumerate(wanted)]
-        if explainer.model.contract.classifies:
-            resolved = [explainer.model.resolve_targets(one, len(_forward(group).logits)) for one in asked]
-            return [(explanation, wanted.index(one), one) for found in resolved for one in found or ()]
-        found = list[tuple[Explanation, int, Wanted]]()  # two names of the same box: rare
-        for one in asked:
-            found.append((explainer.explain(pixels, [one], **group.budget), 0, group.watched.wanted[0]))
-        return found
-
-
-def _forward(group: _Group) -> Any:
-    assert group.watched.forward is not None
-    return group.watched.forward
-
-
-def _predicted(group: _Group) -> Predicted | None:
-    """Return the most probable class of the photo that was explained last."""
-    model, forward = group.explainer.model, _forward(group)
-    if not model.contract.classifies:
-        return None
-    index = top_targets(forward.logits, 1)[0].index
-    _, probabilities = model.contract.read_output(forward.output)
-    labels = model.labels or ()
-    return Predicted(index, labels[index] if index < len(labels) else None, float(probabilities[index]))
+        }
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -276,37 +316,3 @@ def _require_one_task(opened: Sequence[Opened]) -> None:
                 f"{first.shown} is made for the task {first.contract.task!r} and {one.model.shown} for "
                 f"{one.model.contract.task!r}; expected models of one task"
             )
-
-
-def _describe(one: Opened, group: _Group) -> dict[str, Any]:
-    explainer, target = group.explainer, one.column.target
-    model, method = explainer.model, one.contestant.method
-    fingerprint, *external = model.fingerprints
-    contract = model.contract
-    return {
-        "name": one.name,
-        "model": {
-            "name": model.name,
-            "path": None if model.path is None else str(model.path.absolute()),
-            "sha256": fingerprint.sha256,
-            "external_data": [
-                {"name": None if each.path is None else each.path.name, "sha256": each.sha256} for each in external
-            ],
-            "task": contract.task,
-            "layer": contract.layer,
-            "output": contract.output if contract.classifies else contract.task,
-            "activation": contract.makes_probabilities if contract.classifies else None,
-        },
-        "preprocessing": None if contract.preprocessing is None else contract.preprocessing.to_dict(),
-        "method": method.describe(),
-        "preset": asdict(method.convention),
-        **asdict(one.contestant.limits),
-        "target": target.to_json() if isinstance(target, Asked) else target,
-        "detecting": asdict(explainer.detecting) if contract.task == "detect" else None,
-        "run": {
-            "provider": explainer.provider,
-            "provider_options": dict(explainer._provider.options),
-            "device_id": explainer._provider.device_id,
-            "batch_size": explainer.batch_size,
-        },
-    }

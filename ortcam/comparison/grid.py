@@ -85,16 +85,16 @@ class Grid:
             for (_, pictures), texts in zip(rows, captions, strict=True)
         ]
         sheet: Photo = np.full((begin + sum(heights) + _MARGIN, width, 3), 255, np.uint8)
-        for number, line in enumerate(legend):
-            writer.add(_MARGIN, _MARGIN + number * _LINE, line, _GREY)
+        for number, word in enumerate(legend):
+            writer.add(_MARGIN, _MARGIN + number * _LINE, word, _GREY)
         for place, words in enumerate(lines):
-            for number, line in enumerate(words):
-                writer.add(_left(place, side), top + number * _LINE, line, _BLACK, bold=True)
+            for number, word in enumerate(words):
+                writer.add(_left(place, side), top + number * _LINE, word, _BLACK, bold=True)
         for (_, pictures), texts, height in zip(rows, captions, heights, strict=True):
-            for place, (picture, words) in enumerate(zip(pictures, texts, strict=True)):
+            for place, (picture, caption) in enumerate(zip(pictures, texts, strict=True)):
                 left = _left(place, side)
                 sheet[begin : begin + picture.shape[0], left : left + picture.shape[1]] = picture
-                for number, line in enumerate(words):
+                for number, line in enumerate(caption):
                     text = writer.fit(line.text, side, line.keeps_end)
                     writer.add(left, begin + picture.shape[0] + 5 + number * _LINE, text, line.colour, line.bold)
             begin += height

@@ -23,6 +23,7 @@ from ortcam.evaluation.statistics import Interval, mean_intervals
 
 FORMAT = 1
 RECORD, TABLE = "comparison.json", "comparison.csv"
+_LOWEST = 5  # photos in a summary
 _LONGEST_NAME = 28  # characters of a photo's name in the table
 
 
@@ -183,21 +184,20 @@ class Comparison:
 
     def _summarise(self, column: int) -> Summary:
         pairs = [(photo.name, photo.with_first(column)) for photo in self.photos]
-        series = {
-            name: [
-                value for _, pair in pairs if (value := getattr(pair.similarity, name)) is not None
-            ]
+        series = [
+            [value for _, pair in pairs if (value := getattr(pair.similarity, name)) is not None]
             for name in ("r", "spearman", "energy_in_common")
-        }  # fmt: skip
+        ]
         agreed = [float(pair.same_class) for _, pair in pairs if pair.same_class is not None]
         differences = [pair.difference for _, pair in pairs if pair.difference is not None]
-        *means, same, difference = mean_intervals([*series.values(), agreed, differences])
-        lowest = sorted(
-            ((name, pair.similarity.r) for name, pair in pairs if pair.similarity.r is not None), key=lambda one: one[1]
-        )
+        r, spearman, energy, same, difference = mean_intervals([*series, agreed, differences])
+        known = [(name, pair.similarity.r) for name, pair in pairs if pair.similarity.r is not None]
+        lowest = sorted(known, key=lambda one: one[1])[:_LOWEST]
         return Summary(
-            self.columns[column],
-            *means,
+            column=self.columns[column],
+            r=r,
+            spearman=spearman,
+            energy_in_common=energy,
             least_r=lowest[0][1] if lowest else None,
             least_photo=lowest[0][0] if lowest else None,
             same_class=same if agreed else None,
@@ -205,30 +205,30 @@ class Comparison:
             largest_difference=max(differences, key=abs, default=None),
             flat=sum(pair.similarity.r is None for _, pair in pairs),
             changed=tuple(name for name, pair in pairs if pair.same_class is False),
-            lowest=tuple(lowest[:5]),
+            lowest=tuple(lowest),
         )
 
     def cells(self, wide: bool = True) -> tuple[list[str], list[list[str]]]:
         """Return the heads and the rows of the table of all columns but the first, as text."""
+        some = self.summaries
+        difference = "difference of P" if self.classifies else "difference of score"
         kinds = {
-            "column": lambda one: one.column,
-            "mean r": lambda one: _interval(one.r),
-            "least r": lambda one: "-" if one.least_r is None else f"{one.least_r:.3f}",
-            "photo with the least r": lambda one: _short(one.least_photo or "-"),
-            "Spearman": lambda one: _interval(one.spearman, wide),
-            "energy in common": lambda one: _interval(one.energy_in_common, wide),
-            "same top class": lambda one: _share(one.same_class),
-            "difference of P" if self.classifies else "difference of score": lambda one: (
-                "-" if one.difference is None else f"{one.difference.mean:+.3f}"
-            ),
-            "flat": lambda one: str(one.flat),
+            "column": [one.column for one in some],
+            "mean r": [_interval(one.r) for one in some],
+            "least r": ["-" if one.least_r is None else f"{one.least_r:.3f}" for one in some],
+            "of photo": [_short(one.least_photo or "-") for one in some],
+            "Spearman": [_interval(one.spearman) for one in some],
+            "energy in common": [_interval(one.energy_in_common) for one in some],
+            "same top class": [_share(one.same_class) for one in some],
+            difference: ["-" if one.difference is None else f"{one.difference.mean:+.3f}" for one in some],
+            "flat": [str(one.flat) for one in some],
         }
-        unneeded = set() if wide else {"Spearman", "energy in common", "photo with the least r"}
-        unneeded |= set() if any(one.same_class for one in self.summaries) else {"same top class"}
-        unneeded |= set() if any(one.difference for one in self.summaries) else {next(k for k in kinds if "diff" in k)}
-        unneeded |= set() if any(one.flat for one in self.summaries) else {"flat"}
-        chosen = {head: cell for head, cell in kinds.items() if head not in unneeded}
-        return list(chosen), [[cell(one) for cell in chosen.values()] for one in self.summaries]
+        unneeded = set() if wide else {"of photo", "Spearman", "energy in common"}
+        unneeded |= set() if any(one.same_class for one in some) else {"same top class"}
+        unneeded |= set() if any(one.difference for one in some) else {difference}
+        unneeded |= set() if any(one.flat for one in some) else {"flat"}
+        chosen = {head: cells for head, cells in kinds.items() if head not in unneeded}
+        return list(chosen), [list(row) for row in zip(*chosen.values(), strict=True)]
 
     @property
     def classifies(self) -> bool:
@@ -337,10 +337,10 @@ class Comparison:
                 )  # fmt: skip
 
 
-def _interval(interval: Interval, wide: bool = True) -> str:
+def _interval(interval: Interval) -> str:
     if interval.mean is None:
         return "-"
-    if not wide or interval.low is None:
+    if interval.low is None:
         return f"{interval.mean:.3f}"
     return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 

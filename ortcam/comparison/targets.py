@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ def carry_over(
     """
     if isinstance(wanted, Class):
         return classes.of(wanted.index)
-    place = cast("dict[str, Any]", wanted.place)
+    place = wanted.place
     if place["kind"] == "similarity":
         return asked  # each model has its own embedding of the reference
     if place["kind"] == "value":

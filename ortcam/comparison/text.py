@@ -107,7 +107,7 @@ class Writer:
 
         height, width = sheet.shape[:2]
         figure = Figure(figsize=(width / _DOTS, height / _DOTS), dpi=_DOTS)
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         figure.patch.set_alpha(0)
         for one in self._texts:
             figure.text(
