@@ -188,7 +188,7 @@ def _names(columns: Sequence[Column], models: Sequence[CamModel], made: Sequence
         [_text(column.target) for column in columns],
     ]
     layers = {one.layer for one in made}
-    kept = [part for part in parts if len(set(part)) > 1 and not (part is parts[3] and layers == {None})]
+    kept = [part for part in parts if len(set(filter(None, part))) > 1 and not (part is parts[3] and layers == {None})]
     found = [
         column.name or ", ".join(filter(None, words))
         for column, words in zip(columns, zip(*kept, strict=True) if kept else [()] * len(columns), strict=True)

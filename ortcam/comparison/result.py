@@ -180,7 +180,7 @@ class Comparison:
     @cached_property
     def verdicts(self) -> tuple[Verdict, ...]:
         """One for each column but the first."""
-        return tuple(judge(self.columns[0], summary, len(self.photos), self.unrelated_r) for summary in self.summaries)
+        return tuple(judge(summary, len(self.photos), self.unrelated_r) for summary in self.summaries)
 
     def _summarise(self, column: int) -> Summary:
         pairs = [(photo.name, photo.with_first(column)) for photo in self.photos]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,11 @@ class Watched:
 
 
 class Classes:
-    """The classes of a second model that correspond to those of the first."""
+    """The classes of a second model that correspond to those of the first.
+
+    Attributes:
+        same_geometry: whether both models see a photo alike, and their results have the same fixed shapes.
+    """
 
     def __init__(self, first: CamModel, other: CamModel) -> None:
         """Match the classes by label if both models have labels and they differ, else by index.
@@ -46,6 +51,12 @@ class Classes:
             ModelError: the models have no label in common; or a model has no labels, and the numbers of classes differ.
         """
         self._first, self._other = first, other
+        sizes = [
+            (model.contract.preprocessing, model.contract.image_layout, model.input_shape, model.result_shapes)
+            for model in (first, other)
+        ]
+        # A region is then the same cells, and a box the same pixels, of both models; else both go by way of the photo.
+        self.same_geometry = sizes[0] == sizes[1] and all(None not in shape for shape in first.result_shapes)
         self._by_label = first.labels is not None and other.labels is not None and first.labels != other.labels
         if self._by_label:
             mine, theirs = (_words(model.labels or ()) for model in (first, other))
@@ -115,6 +126,8 @@ def carry_over(
         return asked  # each model has its own embedding of the reference
     if place["kind"] == "value":
         return Output(classes.of(target.index), place["sign"])
+    if classes.same_geometry:
+        return replace(wanted, class_index=classes.of(target.index))
     if place["kind"] == "box":
         left, top, right, bottom = place["box"]
         return Box((left, top, right, bottom), classes.of(target.index))

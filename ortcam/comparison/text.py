@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from ortcam.core.pictures import Photo
 _DOTS = 100  # per inch
 _POINTS = 9
 _ASCENT = 13  # pixels from the top of a line to its baseline
+_SPARE, _BOLD = 1.08, 1.12  # drawn letters are wider than the font says: their pixels are rounded; bold ones more
 # Fonts with more letters than matplotlib's own, if they are installed.
 _WIDE_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Source Han Sans", "WenQuanYi Zen Hei", "Microsoft YaHei",
@@ -26,52 +28,45 @@ class _Text(NamedTuple):
     bold: bool
 
 
+@lru_cache(maxsize=1)
+def _fonts() -> tuple[list[str], list[Any]]:
+    """Return the names of the fonts that are tried for a letter, in this order, and the fonts."""
+    from matplotlib import font_manager, ft2font
+
+    found = {font.name for font in font_manager.fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in found)]
+    fonts = [ft2font.FT2Font(font_manager.findfont(family)) for family in families]
+    for font in fonts:
+        font.set_size(_POINTS, _DOTS)
+    return families, fonts
+
+
+@lru_cache(maxsize=4096)
+def _width_of(letter: str) -> float | None:
+    """Return the width of a letter in pixels; None if no font has the letter."""
+    for font in _fonts()[1]:
+        if font.get_char_index(ord(letter)):
+            return float(font.load_char(ord(letter)).linearHoriAdvance) / 65536
+    return None
+
+
 class Writer:
     """Collects lines of text, and draws them at the end."""
 
     def __init__(self) -> None:
-        from matplotlib import font_manager, ft2font
-
-        found = {font.name for font in font_manager.fontManager.ttflist}
-        self._families = ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in found)]
-        self._fonts: list[Any] = []
-        for family in self._families:
-            font = ft2font.FT2Font(font_manager.findfont(family))
-            font.set_size(_POINTS, _DOTS)
-            self._fonts.append(font)
-        self._letters = [font.get_charmap() for font in self._fonts]
         self._texts = list[_Text]()
 
     def width(self, text: str) -> int:
-        """Return the width of a text in pixels; bold text is up to a tenth wider."""
-        at = 0.0
-        for part, font in self._runs(text):
-            font.set_text(part, 0.0)
-            at += font.get_width_height()[0] / 64
-        return int(np.ceil(at))
-
-    def _runs(self, text: str) -> list[tuple[str, Any]]:
-        """Return the parts of a text with the font that has their letters."""
-        runs: list[tuple[str, Any]] = []
-        for letter in self._printable(text):
-            font = next(
-                (font for font, letters in zip(self._fonts, self._letters, strict=True) if ord(letter) in letters),
-                self._fonts[0],
-            )
-            if runs and runs[-1][1] is font:
-                runs[-1] = (runs[-1][0] + letter, font)
-            else:
-                runs.append((letter, font))
-        return runs
+        """Return an upper bound of the width of a text in pixels; bold text is up to a sixth wider."""
+        return int(np.ceil(_SPARE * sum(_width_of(letter) or 0 for letter in self._printable(text))))
 
     def _printable(self, text: str) -> str:
         """Return a text whose letters without a font are written as their numbers: U+4E2D."""
-        return "".join(
-            letter
-            if any(ord(letter) in letters for letters in self._letters)
-            else " " if letter.isspace() else f"U+{ord(letter):04X} "
-            for letter in text
-        )  # fmt: skip
+        parts = list[str]()
+        for letter in text:
+            known = _width_of(letter) is not None
+            parts.append(letter if known else " " if letter.isspace() else f"U+{ord(letter):04X} ")
+        return "".join(parts)
 
     def fit(self, text: str, width: int, keeps_end: bool = False) -> str:
         """Shorten a text to a width in pixels: in the middle if its end matters, as in a file's name; else its end."""
@@ -86,11 +81,11 @@ class Writer:
 
     def wrap(self, text: str, width: int, most: int) -> list[str]:
         """Break a text into at most `most` lines of a width in pixels."""
-        width = int(width / 1.1)  # bold
+        width = int(width / _BOLD)
         rest, lines = self._printable(text), list[str]()
         while rest and len(lines) < most - 1 and self.width(rest) > width:
-            fits = max(count for count in range(1, len(rest) + 1) if count == 1 or self.width(rest[:count]) <= width)
-            breaks = [at for at in range(1, fits + 1) if rest[at - 1] in " ,/_-.=:"]
+            fits = next((count for count in range(2, len(rest)) if self.width(rest[:count]) > width), len(rest)) - 1
+            breaks = [at for at in range(1, fits + 1) if rest[at - 1] in " ,/_:"]
             at = breaks[-1] if breaks else fits
             lines.append(rest[:at].strip())
             rest = rest[at:].strip()
@@ -112,7 +107,7 @@ class Writer:
         for one in self._texts:
             figure.text(
                 one.left / width, 1 - (one.top + _ASCENT) / height, one.text, color=one.colour, fontsize=_POINTS,
-                va="baseline", weight="bold" if one.bold else "normal", family=self._families, parse_math=False,
+                va="baseline", weight="bold" if one.bold else "normal", family=_fonts()[0], parse_math=False,
             )  # fmt: skip
         canvas.draw()
         drawn = np.asarray(canvas.buffer_rgba())[:height, :width].astype(np.float32)

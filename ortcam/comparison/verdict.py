@@ -29,11 +29,10 @@ class Verdict:
     look: str
 
 
-def judge(first: str, summary: Summary, photos: int, unrelated: float | None) -> Verdict:
+def judge(summary: Summary, photos: int, unrelated: float | None) -> Verdict:
     """Return the verdict on a column against the first.
 
     Args:
-        first: the name of the first column.
         summary: the column's.
         photos: the number of photos.
         unrelated: the mean r of maps of different photos; None if it is unknown.
@@ -48,12 +47,17 @@ def judge(first: str, summary: Summary, photos: int, unrelated: float | None) ->
     }
     word = _word(mean, least, unrelated)
     values = "" if mean is None else f" (r {mean:.3f} on average, {least:.3f} at least)"
+    if mean is not None and summary.r.count == 1:
+        values = f" (r {mean:.3f})"
     agreed = ""
     if summary.same_class is not None:
         same = round((summary.same_class.mean or 0) * summary.same_class.count)
-        agreed = f"; the same top class on {same} of {summary.same_class.count} photos"
+        count = summary.same_class.count
+        agreed = f"; the same top class on {same} of {count} photo{'' if count == 1 else 's'}"
+        if summary.largest_difference is not None:
+            agreed += f"; the probability of the explained class moves by {abs(summary.largest_difference):.2f} at most"
     flat = f"; a map is flat on {summary.flat} of {photos}" if summary.flat and mean is not None else ""
-    return Verdict(word, f"{summary.column} against {first}: {said[word]}{values}{agreed}{flat}", _look(summary, word))
+    return Verdict(word, f"{summary.column}: {said[word]}{values}{agreed}{flat}", _look(summary, word))
 
 
 def _word(
