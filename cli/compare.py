@@ -29,7 +29,7 @@ def compare(
     others: Annotated[
         list[Path],
         typer.Argument(
-            metavar="[MODEL]... PHOTOS...",
+            metavar="[MODELS] PHOTOS",
             help="More models, as files .onnx; then photos, or folders of photos.",
             show_default=False,
         ),

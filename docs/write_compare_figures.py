@@ -1,6 +1,6 @@
 """Quantise EfficientNet-Lite0, compare it with its float model on 37 photos, and draw docs/compare.jpg.
 
-    python docs/write_compare_figures.py             exact maps: a quarter of an hour on two cores
+    python docs/write_compare_figures.py             exact maps: some minutes on two cores
     python docs/write_compare_figures.py --budget 32 half a minute
 
 Prints the table and the verdict of docs/compare.md; the picture shows the four photos with the least r. The photos come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -110,9 +111,15 @@ class Writer:
                 va="baseline", weight="bold" if one.bold else "normal", family=_fonts()[0], parse_math=False,
             )  # fmt: skip
         canvas.draw()
-        drawn = np.asarray(canvas.buffer_rgba())[:height, :width].astype(np.float32)
-        cover = drawn[..., 3:] / 255
-        return np.rint(sheet * (1 - cover) + drawn[..., :3] * cover).astype(np.uint8)
+        drawn = np.asarray(canvas.buffer_rgba())[:height, :width]
+        inked = drawn[..., 3] > 0
+        colours, cover = drawn[inked][:, :3].astype(np.float32), drawn[inked][:, 3:].astype(np.float32) / 255
+        result = sheet.copy()
+        result[inked] = np.rint(sheet[inked] * (1 - cover) + colours * cover).astype(np.uint8)
+        figure.clear()
+        del figure, canvas, drawn
+        gc.collect()  # figure and canvas refer to each other, and hold 20 MB of a page
+        return result
 
 
 def _cut(text: str, kept: int, keeps_end: bool) -> str:
