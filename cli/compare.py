@@ -134,7 +134,7 @@ def compare(
     wanted = [target_options.read_one(one, like, sign, "--target") for one in target or (None,)]
     targets = [one for one in wanted if one is not None]
     columns = cross(models, layer or (), method or (), preset or (), targets)
-    photos = find_photos(named, report)
+    photos = [photo for photo in find_photos(named, report) if not _is_inside(photo.source, output)]
     if errors and not photos:
         raise typer.Exit(1)
     with console.progress_bar(1.0) as advance:
@@ -162,6 +162,11 @@ def compare(
 
 def _is_model(path: Path) -> bool:
     return path.suffix.lower() == ".onnx" and not path.is_dir()
+
+
+def _is_inside(photo: Path, output: Path | None) -> bool:
+    """Return whether a picture lies in the output of an earlier comparison."""
+    return output is not None and photo.resolve().is_relative_to(output.resolve())
 
 
 def _print_result(result: Comparison) -> None:

@@ -213,6 +213,22 @@ def test_a_default_target_beside_a_given_one(files: Path) -> None:
     assert [cell.target.index for cell in result.photos[0].cells] == [1, top.index]
 
 
+def test_columns_are_named_by_what_distinguishes_them(files: Path, tmp_path: Path) -> None:
+    """Files of one name by their folders; names that a user gives stay."""
+    for folder in ("float", "int8"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.onnx").write_bytes((files / "old.onnx").read_bytes())
+    models = [tmp_path / "float" / "model.onnx", tmp_path / "int8" / "model.onnx"]
+    named = [Column(models[0]), Column(models[1]), Column(models[1], "recipro-cam", name="mine")]
+    result = compare(named, pictures(files)[:1])
+    assert result.columns == ("float/model.onnx, score-cam", "int8/model.onnx, score-cam", "mine")
+    tensor = ortcam.CamModel(models[0]).prepare(pictures(files)[0])[1]
+    result = compare(named[:2], [tensor, pictures(files)[0]])
+    assert result.columns == ("float/model.onnx", "int8/model.onnx")
+    assert [photo.name for photo in result.photos] == ["photo 1", "astronaut.png"]
+    assert result.photos[0].origin.kind == "tensor" and result.photos[0].size == (SIDE, SIDE)
+
+
 # --- Other tasks ---
 
 
@@ -479,6 +495,13 @@ def test_errors_of_the_command_line_are_one_line(run: Callable[..., Any], words:
     assert done.exit_code == 1
     assert isinstance(done.exception, OrtcamError)
     assert message in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_pages_of_an_earlier_comparison_are_no_photos(run: Callable[..., Any], files: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "coffee.png"), cv2.imread(str(files / "photos" / "coffee.png")))
+    words = ["old.onnx", "new.onnx", str(tmp_path), "-o", str(tmp_path / "out")]
+    for _ in range(2):
+        assert "1 photo; each column" in run(*words).output
 
 
 def test_a_failed_photo_is_told_and_the_others_go_on(run: Callable[..., Any], files: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Grid:
     def _page(self, title: str, rows: Sequence[tuple[Compared, Sequence[Photo]]]) -> Photo:
         writer, side = Writer(), self.side
         heads = ["photo", *self._columns]
-        lines = [writer.wrap(head, side, 3) for head in heads]
+        lines = [writer.wrap(head, side, 4) for head in heads]
         captions = [list(_captions(photo)) for photo, _ in rows]
         width = 2 * _MARGIN + len(heads) * (side + _GAP) - _GAP
         legend = writer.wrap(title, width - 2 * _MARGIN, 4)
@@ -137,7 +137,8 @@ def _captions(photo: Compared) -> Iterator[list[Line]]:
         if cell.target.name != first.target.name:
             lines += [Line(cell.target.name, _BLACK), Line(_score(cell))]
         elif pair.difference is not None:
-            lines.append(Line(f"{_score(cell)} ({pair.difference:+.2f})"))
+            moved = round(pair.difference, 2) + 0.0  # no -0.00
+            lines.append(Line(f"{_score(cell)} ({moved:+.2f})"))
         yield [*lines, *_top(cell, pair.same_class)]
 
 

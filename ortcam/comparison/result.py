@@ -24,6 +24,7 @@ from ortcam.evaluation.statistics import Interval, mean_intervals
 FORMAT = 1
 RECORD, TABLE = "comparison.json", "comparison.csv"
 _LOWEST = 5  # photos in a summary
+_MOST_LOOKS = 3  # columns for which photos are named below the table
 _LONGEST_NAME = 28  # characters of a photo's name in the table
 
 
@@ -245,8 +246,15 @@ class Comparison:
         return "\n".join(line.rstrip() for line in [*lines, "", *self.lines()])
 
     def lines(self) -> list[str]:
-        """Return the lines below the table: the verdict of each column, the photos to look at first, and the scale."""
-        lines = [line for verdict in self.verdicts for line in (verdict.text, verdict.look) if line]
+        """Return the lines below the table: the verdict of each column, the error of a budget, and the scale.
+
+        With at most four columns, also the photos to look at first.
+        """
+        lines = list[str]()
+        for verdict in self.verdicts:
+            lines.append(verdict.text)
+            if verdict.look and len(self.verdicts) <= _MOST_LOOKS:
+                lines.append(verdict.look)
         errors = [cell.error.expected for photo in self.photos for cell in photo.cells if cell.error is not None]
         if any(errors):
             mean = sum(errors) / len(errors)
