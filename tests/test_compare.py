@@ -450,6 +450,7 @@ def test_lines_fit_below_a_picture(text: str) -> None:
     for number, line in enumerate(writer.wrap(text, 200, 3)):
         writer.add(0, 20 + 20 * number, line, "black", bold=True)
     drawn = writer.draw(np.full((90, 400, 3), 255, np.uint8))
+    assert writer.draw(np.zeros((115, 229, 3), np.uint8)).shape == (115, 229, 3), "sizes that are no whole inches / 100"
     columns = np.flatnonzero((drawn < 128).any(axis=(0, 2)))
     assert 10 < columns.max() <= 200
     assert writer.fit("short", 200) == "short"
@@ -499,7 +500,7 @@ def test_errors_of_the_command_line_are_one_line(run: Callable[..., Any], words:
 
 def test_pages_of_an_earlier_comparison_are_no_photos(run: Callable[..., Any], files: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "coffee.png"), cv2.imread(str(files / "photos" / "coffee.png")))
-    words = ["old.onnx", "new.onnx", str(tmp_path), "-o", str(tmp_path / "out")]
+    words = ["old.onnx", "new.onnx", str(tmp_path), "--budget", "4", "-o", str(tmp_path / "out")]
     for _ in range(2):
         assert "1 photo; each column" in run(*words).output
 

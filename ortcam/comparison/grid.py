@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -61,6 +62,8 @@ class Grid:
         order = sorted(range(len(result.photos)), key=lambda at: result.photos[at].rank)[: ROWS * MOST_PAGES]
         pages = [order[begin : begin + ROWS] for begin in range(0, len(order), ROWS)]
         for number, page in enumerate(pages, 1):
+            if number > 1:
+                gc.collect()  # matplotlib's objects refer to each other, and hold 20 MB of the last page
             title = _title(result, number, len(pages))
             rows = [(result.photos[at], self._read(at)) for at in page]
             name = "grid.png" if number == 1 else f"grid-{number}.png"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -101,7 +100,7 @@ class Writer:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        height, width = sheet.shape[:2]
+        height, width = (side + 0.5 for side in sheet.shape[:2])  # matplotlib rounds down: 1.15 x 100 is below 115
         figure = Figure(figsize=(width / _DOTS, height / _DOTS), dpi=_DOTS)
         canvas: Any = FigureCanvasAgg(figure)
         figure.patch.set_alpha(0)
@@ -111,14 +110,11 @@ class Writer:
                 va="baseline", weight="bold" if one.bold else "normal", family=_fonts()[0], parse_math=False,
             )  # fmt: skip
         canvas.draw()
-        drawn = np.asarray(canvas.buffer_rgba())[:height, :width]
+        drawn = np.asarray(canvas.buffer_rgba())
         inked = drawn[..., 3] > 0
         colours, cover = drawn[inked][:, :3].astype(np.float32), drawn[inked][:, 3:].astype(np.float32) / 255
         result = sheet.copy()
         result[inked] = np.rint(sheet[inked] * (1 - cover) + colours * cover).astype(np.uint8)
-        figure.clear()
-        del figure, canvas, drawn
-        gc.collect()  # figure and canvas refer to each other, and hold 20 MB of a page
         return result
 
 
