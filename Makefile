@@ -14,15 +14,17 @@ test: .venv/test .venv/models .venv/runtimes
 test-all: .venv/test .venv/models .venv/runtimes
 	$(BIN)/pytest --junitxml=build/tests.xml
 
-# mypy reads the three packages where the wheel has them: exporters/ and cli/ inside ortcam/.
+# mypy and the reference of docs/api.md read the three packages where the wheel has them: exporters/ and cli/ in ortcam/.
+MERGED = rm -rf build/types && mkdir -p build/types && cp -r ortcam build/types/ && cp -r exporters cli build/types/ortcam/
+
 lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/types && mkdir -p build/types
-	cp -r ortcam build/types/ && cp -r exporters cli build/types/ortcam/
+	$(MERGED)
 	$(BIN)/mypy build/types/ortcam
 
 docs: .venv/dev
+	$(MERGED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/test

@@ -32,7 +32,7 @@ from ortcam.core.native import own_standard_error
 from ortcam.errors import OrtcamError, one_line
 
 app = typer.Typer(
-    help="Score-CAM explanations of image classifiers, run entirely in ONNX Runtime.",
+    help="Explanations of vision models without gradients, run entirely in ONNX Runtime.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

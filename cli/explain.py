@@ -96,6 +96,20 @@ def explain(
             autocompletion=options.one_of("turbo", "jet", "inferno", "viridis"),
         ),
     ] = "turbo",
+    caption: Annotated[
+        bool,
+        typer.Option(
+            help="Write class, probability, method, error and a colour bar under each overlay. --no-caption writes "
+            "the overlay alone."
+        ),
+    ] = True,
+    boxes: Annotated[
+        bool,
+        typer.Option(
+            "--boxes",
+            help="Draw a dashed box in each overlay: around the map's maximum, where the map has at least half of it.",
+        ),
+    ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Write explanations of more than 500 MB without asking.")
     ] = False,
@@ -120,6 +134,9 @@ def explain(
         raise typer.BadParameter("give either --top-k or targets, not both")
     from ortcam import Detecting, load_explainer
     from ortcam.methods import make_method
+    from ortcam.output.render import Style
+
+    style = Style(opacity, colormap, caption, boxes)
 
     chosen: str | Method = "auto"
     if method is not None or method_option:
@@ -175,11 +192,9 @@ def explain(
             yes = yes or (picture is None and _may_write(explanation))
             try:
                 if picture is None:
-                    written: dict[str, Any] = {
-                        "directory": str(folders.save(explanation, photo.name, opacity, colormap))
-                    }
+                    written: dict[str, Any] = {"directory": str(folders.save(explanation, photo.name, style))}
                 else:
-                    write_picture(explanation, picture, opacity, colormap, overwrite)
+                    write_picture(explanation, picture, style, overwrite)
                     written = {"directory": None, "picture": str(picture)}
             except OrtcamError as error:
                 report(photo.source, error)

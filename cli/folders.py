@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ortcam.errors import ImageError, OccupiedError, OptionError, OrtcamError
 
 if TYPE_CHECKING:
     from ortcam.output.explanation import Pictures
+    from ortcam.output.render import Style
 
 STDIN = Path("-")
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -101,7 +102,7 @@ class Folders:
         self._taken = {folder for folder in parents if not self._is_explanation(folder)}
         self.moved: list[tuple[Path, Path]] = []  # the occupied folder, and the folder used instead
 
-    def save(self, explanation: Pictures, name: Path, opacity: float, colormap: str) -> Path:
+    def save(self, explanation: Pictures, name: Path, style: Style) -> Path:
         """Save an explanation and return its folder.
 
         Raises:
@@ -111,7 +112,7 @@ class Folders:
         for folder in self._candidates(name):
             path = self._output / folder
             try:
-                explanation.save(path, opacity, colormap, self._overwrite)
+                explanation.save(path, overwrite=self._overwrite, **asdict(style))
             except OccupiedError:
                 occupied = occupied or path
                 continue
@@ -165,7 +166,7 @@ def check_picture(picture: Path, photos: Sequence[Given], model: Path, classes: 
             raise OptionError(f"-o {picture} is an input, which would be replaced; give another name")
 
 
-def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: str, overwrite: bool) -> None:
+def write_picture(explanation: Pictures, path: Path, style: Style, overwrite: bool) -> None:
     """Write the overlay of the first class as PNG or JPEG, whole or not at all.
 
     Raises:
@@ -175,7 +176,7 @@ def write_picture(explanation: Pictures, path: Path, opacity: float, colormap: s
     from ortcam.core.files import replace_files
     from ortcam.output.render import encode_jpeg, encode_png
 
-    overlay = explanation.overlay_at(0, opacity, colormap)
+    overlay = explanation.overlay_at(0, **asdict(style))
     data = encode_png(overlay) if path.suffix.lower() == ".png" else encode_jpeg(overlay)
     if path.exists() and not overwrite and path.read_bytes() != data:
         raise OccupiedError(f"cannot write {path}: it is another picture; give another name, or --overwrite")

@@ -146,6 +146,8 @@ def room_of(module: str) -> str:
     top, *inner = module.split(".")
     if top != FACE:
         return ""
+    if inner == ["__main__"]:
+        return "cli"  # python -m ortcam
     return inner[0] if inner else FACE
 
 

@@ -27,9 +27,9 @@ class ReportedLayer:
     places: Places
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportReport:
-    """The result of an export.
+    """The result of an export. ``print(report)`` shows it in a few lines.
 
     Attributes:
         path: the file.
@@ -61,3 +61,30 @@ class ExportReport:
     def places(self) -> Places:
         """Whether the target layer's cells are places of the image."""
         return self.layers[0].places
+
+    def __str__(self) -> str:
+        """Return the file, its layers, how closely the file and its source agree, and the notices, a line each."""
+        agreement, contract = self.agreement, self.contract
+        size = f", {self.path.stat().st_size / 1e6:.1f} MB" if self.path.is_file() else ""
+        labels = "" if contract.labels is None else f", {len(contract.labels)} labels"
+        what = contract.output if contract.classifies else f"{contract.task}: {' and '.join(contract.outputs)}"
+        others = f"; also {', '.join(map(_describe, self.layers[1:]))}" if self.layers[1:] else ""
+        errors = {"scores": agreement.logits} if contract.classifies else contract.verified.get("relative_errors", {})
+        if agreement.activations is not None:
+            errors = {**errors, "target layer": agreement.activations}
+        within = ", ".join(f"{name} within {error:.1g}" for name, error in errors.items())
+        return "\n".join(
+            [
+                f"{self.path}: {what}{labels}{size}",
+                f"target layer {_describe(self.layers[0])}{others}",
+                f"agrees with its source: {within} (relative)",
+                *(f"note: {notice}" for notice in self.notices),
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"<ExportReport of {self.path}: target layer {_describe(self.layers[0])}>"
+
+
+def _describe(layer: ReportedLayer) -> str:
+    return f"{layer.name} ({' x '.join('?' if dim is None else str(dim) for dim in layer.shape)})"

@@ -1,4 +1,4 @@
-"""ortcam: Score-CAM explanations of image classifiers, run entirely in ONNX Runtime.
+"""ortcam: explanations of vision models without gradients, run entirely in ONNX Runtime.
 
 >>> import ortcam
 >>> cam = ortcam.ScoreCAM("model.onnx")           # doctest: +SKIP

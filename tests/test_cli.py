@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
+import ortcam
 from ortcam.exporters import export
 from ortcam.model.image import read_photo
 from ortcam.model.preprocessing import Preprocessing
@@ -52,6 +53,11 @@ def small(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> Path:
     shutil.copy(photos["chelsea"], tmp_path / "cat.png")
     shutil.copy(photos["imagenet_00"], tmp_path / "dog.jpg")
     return tmp_path
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "ortcam", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"ortcam {ortcam.__version__}\n"
 
 
 def test_explain_writes_overlays_and_prints_a_table(small: Path) -> None:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 import ortcam
+from ortcam.core.measures import contrast_maps
 from ortcam.core.pictures import Crop
+from ortcam.core.selection import ErrorEstimate
 from ortcam.errors import OptionError, OutputError, TargetError
 from ortcam.model.image import read_photo
+from ortcam.output.caption import add_caption
 from ortcam.output.render import draw_overlay, draw_sheet
+from ortcam.output.show import caption_of
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +237,160 @@ def test_what_is_not_ours_is_left_alone(explanation: ortcam.Explanation, tmp_pat
 def test_a_file_system_that_takes_no_files(explanation: ortcam.Explanation) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         explanation.save("/proc/ortcam-explanation")
+
+
+class _Page(HTMLParser):
+    """The pictures and the text of HTML; fails where a tag is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.pictures: list[dict[str, str | None]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+        elif tag != "br":
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def decoded(picture: str | bytes) -> np.ndarray:
+    data = base64.b64decode(picture.partition(",")[2]) if isinstance(picture, str) else picture
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_an_explanation_prints_one_line(explanation: ortcam.Explanation) -> None:
+    first, second = explanation.targets
+    line = f"<Explanation of china.jpg, 640x427: class 3 {first.probability:.1%}, class 500 {second.probability:.1%}; "
+    assert str(explanation) == repr(explanation) == f"{line}score-cam, preset official, layer layer4, exact map>"
+    label = "one\ntwo " * 2
+    many = dataclasses.replace(
+        explanation,
+        targets=(dataclasses.replace(first, label=label), *[second] * 4),
+        errors=(ErrorEstimate(0.0042, 0.001, 0.009),) * 5,
+        flat=(False,) * 5,
+        source=None,
+        photo=None,
+    )
+    assert "\n" not in str(many)
+    assert str(many).startswith("<Explanation of an input, 507x400: one two one two ")
+    assert " and 2 more; score-cam, preset official, layer layer4, error about 0.004>" in str(many)
+
+
+def test_a_notebook_shows_each_target(explanation: ortcam.Explanation) -> None:
+    targets = (
+        dataclasses.replace(explanation.targets[0], label='<img src="x" onerror="alert(1)">'),
+        explanation.targets[1],
+    )
+    named = dataclasses.replace(explanation, targets=targets)
+    page = _Page(named._repr_html_())
+    assert len(page.pictures) == 2  # the label is text
+    assert '<img src="x" onerror="alert(1)">' in page.text
+    x, y = explanation.measures[1].maximum or (0, 0)
+    for said in (f"{targets[0].probability:.1%}", "score-cam, preset official, exact map", f"maximum at x {x}, y {y}"):
+        assert said in page.text
+    assert "this map's maximum" in page.text
+    for place, picture in enumerate(page.pictures):
+        shown = decoded(str(picture["src"])).astype(int)
+        assert shown.shape == (214, 320, 3)
+        small = cv2.resize(explanation.overlay_at(place), (320, 214), interpolation=cv2.INTER_AREA)
+        assert np.abs(shown - small).mean() < 4  # JPEG at a quality of 88
+    assert len(named._repr_html_()) < 100_000
+    png = decoded(explanation._repr_png_())
+    assert png.shape[1] == 2 * 480 + 8
+    captioned = add_caption(draw_small(explanation), caption_of(explanation, 0), "turbo")
+    assert np.array_equal(png[: len(captioned), :480], captioned)
+
+
+def draw_small(explanation: ortcam.Explanation) -> np.ndarray:
+    height = round(480 / 640 * 427)
+    crop = explanation.crop.resized((427, 640), (height, 480))
+    assert explanation.photo is not None
+    photo, saliency = (
+        cv2.resize(one, (480, height), interpolation=cv2.INTER_AREA) for one in (explanation.photo, explanation.maps[0])
+    )
+    return draw_overlay(photo, saliency, crop)
+
+
+def test_tensors_tiny_photos_and_many_targets_show_themselves(explanation: ortcam.Explanation) -> None:
+    count = 15
+    many = dataclasses.replace(
+        explanation,
+        targets=explanation.targets[:1] * count,
+        errors=(None,) * count,
+        flat=(True,) * count,
+        raw_maps=np.zeros((count, 3, 3), np.float32),
+        photo=None,
+        crop=Crop(0, 0, 24, 32),
+    )
+    page = _Page(many._repr_html_())
+    assert len(page.pictures) == 12
+    assert "and 3 more" in page.text
+    assert "flat map" in page.text
+    assert "maximum at" not in page.text
+    assert (page.pictures[0]["width"], page.pictures[0]["height"]) == ("160", "120")
+    assert (decoded(str(page.pictures[0]["src"])) == 128).all()
+    assert decoded(many._repr_png_()).shape[1] == 4 * 192 + 3 * 8
+
+
+def test_an_explanation_as_a_pillow_image(explanation: ortcam.Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = explanation.image(500, colormap="jet")
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), explanation.overlay(500, colormap="jet"))
+    assert explanation.image(caption=True).height > image.height
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(OptionError, match=r"^image\(\) needs Pillow: pip install 'ortcam\[plot\]'$"):
+        explanation.image()
+
+
+def test_an_explanation_as_a_figure(explanation: ortcam.Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    matplotlib.use("agg")
+    targets = tuple(
+        dataclasses.replace(one, label=label) for one, label in zip(explanation.targets, ("$a_1$", "金毛"), strict=True)
+    )
+    named = dataclasses.replace(explanation, targets=targets)
+    figure = named.plot()
+    figure.canvas.draw()
+    photo, first, second = figure.axes
+    assert np.array_equal(photo.images[0].get_array(), explanation.photo)
+    assert np.array_equal(second.images[0].get_array(), explanation.overlay(500))
+    assert first.get_title().startswith(r"\$a_1\$ ")  # no formula
+    assert second.get_title().startswith("class 500 ")  # matplotlib's own font has no such letters
+    (bar,) = second.child_axes
+    assert "share of this map's maximum" in (bar.get_ylabel(), bar.yaxis.label.get_text())
+    assert [tick.get_text() for tick in bar.get_yticklabels()] == ["0.0", "0.5", "1.0"]
+    assert not plt.get_fignums()  # closed: it is shown once
+    contrasted = explanation.plot(500, against=3).axes[1].images[0].get_array()
+    assert np.array_equal(contrasted, explanation.overlay(500, against=3))
+    with pytest.raises(TargetError, match="was not explained"):
+        explanation.plot(7)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(OptionError, match=r"^plot\(\) needs matplotlib: pip install 'ortcam\[plot\]'$"):
+        explanation.plot()
+
+
+def test_a_contrast_shows_what_speaks_for_one_of_two_classes(lite0_file: Path, photos: dict[str, Path]) -> None:
+    """Two photos side by side, strawberries and bottle caps: the contrast keeps to its half, which the maps do not."""
+    halves = [cv2.resize(read_photo(photos[name]), (224, 224))[:, 56:168] for name in ("imagenet_04", "imagenet_09")]
+    with ortcam.load_explainer(lite0_file, "recipro-cam") as explainer:
+        explanation = explainer.explain(np.hstack(halves), targets=[949, 455])
+    left, right = explanation.contrast(949, 455), explanation.contrast(455, 949)
+    assert np.array_equal(left, contrast_maps(explanation.map(949), explanation.map(455)))
+    assert not (left * right).any()
+    assert left.max() == right.max() == 1
+    for saliency, contrast, half in (
+        (explanation.map(949), left, slice(0, 112)),
+        (explanation.map(455), right, slice(112, None)),
+    ):
+        assert contrast[:, half].sum() / contrast.sum() > 0.95 > 0.85 > saliency[:, half].sum() / saliency.sum()
+    with pytest.raises(TargetError, match="was not explained"):
+        explanation.contrast(949, 1)

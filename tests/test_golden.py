@@ -16,7 +16,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import PACKED_PRESETS, load_efficientnet_lite0, package_folder, sharpened
+from conftest import UNCENTRED_PRESETS, load_efficientnet_lite0, package_folder, sharpened
+from test_tasks import read_photo, toy
 
 import ortcam
 from ortcam.exporters import export
@@ -32,12 +33,14 @@ Case = tuple[str, np.ndarray]
 def make_lite0(folder: Path) -> Iterator[Case]:
     """EfficientNet-Lite0, trained: every preset with budgets, an exact map, several classes, a group of photos."""
     file = export(load_efficientnet_lite0(), folder / "lite0.onnx", preprocess="lite", labels="imagenet").path
-    for preset in PACKED_PRESETS:
+    for preset in UNCENTRED_PRESETS:
         cam = ortcam.ScoreCAM(file, provider="cpu", preset=preset)
         for budget in (16, 32):
             yield f"{preset}, budget {budget}", cam.explain(CHELSEA, budget=budget).raw_maps
     cam = ortcam.ScoreCAM(file, provider="cpu")
     yield "exact", cam.explain(CHELSEA).raw_maps
+    centred = ortcam.ScoreCAM(file, provider="cpu", preset="centred")
+    yield "centred, budget 32", centred.explain(CHELSEA, budget=32).raw_maps
     yield "top-std 32", cam.explain(CHELSEA, budget=32, selection="top-std").raw_maps
     yield "tolerance 0.01", cam.explain(CHELSEA, tolerance=0.01).raw_maps
     yield "three classes", cam.explain(CHELSEA, targets=[281, "tiger cat", 285], budget=32).raw_maps
@@ -53,7 +56,7 @@ def make_resnet18(folder: Path) -> Iterator[Case]:
     torch.manual_seed(0)
     module = sharpened(torchvision.models.resnet18(weights=None), 4.0)
     file = export(module, folder / "resnet18.onnx", preprocess="imagenet", input_size=96).path
-    for preset in PACKED_PRESETS:
+    for preset in UNCENTRED_PRESETS:
         yield f"{preset}, exact", ortcam.ScoreCAM(file, provider="cpu", preset=preset).explain(CHELSEA).raw_maps
     ortcam.pack(file, folder / "packed.onnx", verify=False)
     yield "packed, exact", _small(folder / "packed.onnx")
@@ -89,10 +92,22 @@ def make_quantized(folder: Path) -> Iterator[Case]:
     yield "packed", _small(folder / "packed.onnx")
 
 
+def make_tasks(folder: Path) -> Iterator[Case]:
+    """A small detector, segmenter and embedding with fixed random weights."""
+    photo = read_photo(CHELSEA)
+    reference = ortcam.Similarity(np.ascontiguousarray(photo[:100, :100]))
+    targets = {"detect": [ortcam.Box(0), ortcam.Box(2)], "segment": "dog", "embed": reference}
+    for task, target in targets.items():
+        cam = ortcam.ScoreCAM(toy(task), provider="cpu")
+        yield task, cam.explain(photo, targets=target).raw_maps
+        yield f"{task}, budget 8", cam.explain(photo, targets=target, budget=8).raw_maps
+
+
 MODELS = {
     "lite0": make_lite0, "resnet18": make_resnet18, "nhwc": make_nhwc, "tokens": make_tokens,
-    "quantized": make_quantized,
+    "quantized": make_quantized, "tasks": make_tasks,
 }  # fmt: skip
+FAST = ("tokens", "tasks")
 
 
 def _small(packed: Path) -> np.ndarray:
@@ -102,7 +117,7 @@ def _small(packed: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "model",
-    ["tokens", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "tokens")],
+    [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name not in FAST)],
 )
 def test_maps_are_as_they_were(model: str, tmp_path: Path) -> None:
     golden, seen = np.load(GOLDEN), 0

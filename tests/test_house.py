@@ -22,6 +22,7 @@ PLACES = {
         "ortcam/evaluation/replacements.py",
         "ortcam/model/image.py",
         "ortcam/output/render.py",
+        "ortcam/output/text.py",
     ),
     "onnx_ir": (
         "ortcam/graph/",

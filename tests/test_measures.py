@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ortcam.core.measures import MOST_CORRELATED, MapMeasures, Meter, measure_map
+from ortcam.core.measures import MOST_CORRELATED, MapMeasures, Meter, contrast_maps, measure_map
 from ortcam.core.pictures import Crop
+from ortcam.output.render import find_peak_box
 
 
 def test_a_map_by_hand() -> None:
@@ -23,6 +24,31 @@ def test_a_map_by_hand() -> None:
     assert found.half_maximum_box == Crop(50, 80, 60, 85)  # 0.5 counts, 0.25 does not
     assert found.share_above_half == 50 / 20_000
     assert found.share_at_edge == 0
+
+
+def test_the_box_of_the_maximum_holds_what_is_connected_with_it() -> None:
+    saliency = np.zeros((100, 200), np.float32)
+    saliency[10:20, 60:70] = 0.6  # another region above half of the maximum
+    saliency[40:60, 80:90] = 0.5
+    saliency[60, 90] = 0.5  # touches at a corner
+    saliency[61:90, 91:99] = 0.49
+    saliency[55, 83] = 1.0
+    found = measure_map(saliency, Crop(0, 50, 100, 150), find_peak_box)
+    assert found.peak_box == Crop(40, 80, 61, 91)
+    assert found.peak_share == 21 * 11 / 20_000
+    assert found.half_maximum_box == Crop(10, 60, 61, 91)
+    assert measure_map(np.zeros((4, 4), np.float32), Crop(0, 0, 4, 4), find_peak_box) == MapMeasures()
+
+
+def test_a_contrast_by_hand() -> None:
+    ours, theirs = np.array([[1, 0.5, 0.5]], np.float32), np.array([[0.2, 0.2, 0.6]], np.float32)
+    # Shares 0.5, 0.25, 0.25 and 0.2, 0.2, 0.6: differences 0.3, 0.05, -0.35.
+    assert contrast_maps(ours, theirs)[0] == pytest.approx([1, 0.05 / 0.3, 0], abs=1e-6)
+    assert contrast_maps(theirs, ours)[0] == pytest.approx([0, 0, 1], abs=1e-6)
+    assert np.array_equal(contrast_maps(ours * 0.25, theirs), contrast_maps(ours, theirs))  # no matter which is surer
+    assert not contrast_maps(ours, ours).any()
+    assert np.array_equal(contrast_maps(ours, np.zeros_like(ours)), ours)
+    assert not contrast_maps(np.zeros_like(ours), ours).any()
 
 
 def test_the_edge_is_five_percent_of_the_crop_on_each_side() -> None:

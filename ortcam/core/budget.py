@@ -20,7 +20,7 @@ FEWEST_FOR_AN_ERROR = 8  # scores; fewer give no estimate of their spread
 LARGEST_STAGE = 16
 LARGEST_SIDE = 14  # of the masks that the surrogate sees; larger masks are averaged
 # The median, and the 4th and 96th percentiles, of the true error over the surrogate's: 4 trained networks, 37 photos,
-# 2 presets, 2 classes, budgets of 16 to 128. See docs/budget.md.
+# 2 presets, 2 classes, budgets of 16 to 128. See docs/budget-inside.md.
 CALIBRATION = (1.3, 0.35, 6.5)
 LARGEST_ERROR = 2.0  # 1 - r of a map against its opposite
 

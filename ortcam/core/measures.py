@@ -5,6 +5,7 @@ docs/record.md gives the definitions to users.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,27 +29,42 @@ class MapMeasures:
         share_above_half: the share of the photo's pixels where the map has at least half of its maximum, in [0,1].
         share_at_edge: the share of the map's sum within 5 % of the crop's height or width from the crop's edge, in
             [0,1]. A constant map has 0.19.
+        peak_box: the smallest box that holds the pixels with at least half of the maximum that are connected with the
+            maximum, also over corners.
+        peak_share: the share of the photo's pixels inside `peak_box`, in [0,1].
     """
 
     maximum: tuple[int, int] | None = None
     half_maximum_box: Crop | None = None
     share_above_half: float | None = None
     share_at_edge: float | None = None
+    peak_box: Crop | None = None
+    peak_share: float | None = None
+
+
+FindBox = Callable[[NDArray[np.float32], tuple[int, int]], Crop]
 
 
 class Meter:
     """Measures the maps of one photo one by one, because all maps together may not fit into memory."""
 
-    def __init__(self, crop: Crop, count: int) -> None:
-        """Prepare for `count` maps of a photo; `crop` is the part that the model saw."""
+    def __init__(self, crop: Crop, count: int, find_peak_box: FindBox | None = None) -> None:
+        """Prepare for `count` maps of a photo.
+
+        Args:
+            crop: the part that the model saw.
+            count: the number of maps.
+            find_peak_box: returns `MapMeasures.peak_box` of a map and its maximum (x, y); None to leave it out.
+        """
         self._crop = crop
+        self._find_peak_box = find_peak_box
         self._correlates = count <= MOST_CORRELATED
         self._samples: list[NDArray[np.float64] | None] = []
         self.measures: list[MapMeasures] = []
 
     def add(self, saliency: NDArray[np.float32]) -> None:
         """Measure the next map, float32 [H,W]."""
-        self.measures.append(measure_map(saliency, self._crop))
+        self.measures.append(measure_map(saliency, self._crop, self._find_peak_box))
         if self._correlates:
             self._samples.append(_samples(saliency, self._crop))
 
@@ -65,8 +81,8 @@ class Meter:
         )
 
 
-def measure_map(saliency: NDArray[np.float32], crop: Crop) -> MapMeasures:
-    """Measure a map, float32 [H,W] in [0,1]; `crop` is the part of the photo that the model saw."""
+def measure_map(saliency: NDArray[np.float32], crop: Crop, find_peak_box: FindBox | None = None) -> MapMeasures:
+    """Measure a map, float32 [H,W] in [0,1]; the arguments are those of `Meter`."""
     inside = saliency[crop.inside]
     highest = inside.max()
     if not highest > 0:
@@ -83,12 +99,34 @@ def measure_map(saliency: NDArray[np.float32], crop: Crop) -> MapMeasures:
     # einsum, not a matrix product: the threads of NumPy's BLAS would wait busily for the next product.
     inner = np.einsum("y,yx->x", _coverage(crop.height), inside) @ _coverage(crop.width)
     whole = inside.sum(dtype=np.float64)
+    maximum = crop.left + int(x), crop.top + int(y)
+    peak = None if find_peak_box is None else find_peak_box(saliency, maximum)
     return MapMeasures(
-        maximum=(crop.left + int(x), crop.top + int(y)),
+        maximum=maximum,
         half_maximum_box=box,
         share_above_half=int(np.count_nonzero(above)) / saliency.size,
         share_at_edge=float(np.clip(1 - inner / whole, 0, 1)),
+        peak_box=peak,
+        peak_share=None if peak is None else peak.height * peak.width / saliency.size,
     )
+
+
+def contrast_maps(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what speaks for one target rather than for another, float32 [H,W] in [0,1], from their maps [H,W].
+
+    With a and b the maps, the contrast is max(0, a / sum(a) - b / sum(b)), divided by its maximum: the places that have
+    a larger share of a than of b. The sums make the contrast independent of the two probabilities, and of the map's
+    scale. What the maps have in common cancels: the contrast of a and b and that of b and a nowhere overlap. The
+    contrast of equal maps is zero everywhere; the contrast with a flat map is the map.
+    """
+    difference = np.maximum(_shares(ours) - _shares(theirs), 0)
+    highest = difference.max()
+    return np.asarray(difference / highest if highest > 0 else difference, np.float32)
+
+
+def _shares(saliency: NDArray[np.float32]) -> NDArray[np.float32]:
+    whole = np.float32(saliency.sum(dtype=np.float64))
+    return saliency / whole if whole > 0 else saliency
 
 
 def _coverage(length: int) -> NDArray[np.float64]:

@@ -19,8 +19,7 @@ from ortcam.core.budget import Limits, Predictors, Selecting
 from ortcam.core.convention import Convention, Floats
 from ortcam.core.forward import Forward
 from ortcam.core.query import Rows
-from ortcam.core.readers import everything, resolve
-from ortcam.core.references import Detecting, score
+from ortcam.core.references import Detecting
 from ortcam.core.scores import Doubt
 from ortcam.core.targets import Class, Target, Targets, describe_references, describe_targets, top_targets
 from ortcam.errors import OptionError, OrtcamError, TargetError, whole
@@ -29,7 +28,7 @@ from ortcam.explain.jobs import Job, prepare
 from ortcam.explain.recording import Request, provenance_of
 from ortcam.explain.scheduler import InWork, not_finite, run_together
 from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
-from ortcam.explain.tasks import view_of, with_embeddings
+from ortcam.explain.tasks import describe_everything, find_references, view_of, with_embeddings
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -161,7 +160,7 @@ class ModelExplainer:
             top_k: the number of classes, if `targets` is None.
             on_progress: called with (done, M) after every batch of masked inputs.
             budget: run at most this many masked inputs; None for all, the exact map. The blank input that some presets
-                run for constant channels does not count if all others are run. See docs/budget.md.
+                run for constant channels does not count if all others are run. See docs/budget-inside.md.
             tolerance: run masked inputs until the estimated error (1 - r) of every map is at most this.
             selection: what a budget does: ``predict`` the scores of the other channels, or ``top-std``: run the
                 channels with the highest standard deviation and leave the others out (Faster-Score-CAM).
@@ -256,8 +255,7 @@ class ModelExplainer:
         if self.model.contract.classifies:
             return self._describe(top_targets(plain.logits, count), plain)
         view = view_of(self.model, photo, crop, plain.size, self.detecting)
-        references = everything(self.model.contract.task, plain.results, view)[:count]
-        return describe_references(references, score(self.model.contract.task, plain.results, references))
+        return describe_everything(self.model.contract.task, plain.results, view, count)
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo, to check that this file can be explained.
@@ -347,10 +345,9 @@ class ModelExplainer:
     ) -> InWork | OrtcamError:
         try:
             view = view_of(self.model, job.photo, job.crop, forward.size, self.detecting)
-            found = resolve(self.model.contract.task, request.targets, request.top_k, forward.results, view)
+            forward, found = find_references(self.model.contract.task, request.targets, request.top_k, forward, view)
         except TargetError as error:  # of this photo; others may have the target
             return error
-        forward = replace(forward, logits=score(self.model.contract.task, forward.results, found))
         return InWork(forward, found, self.method.begin(forward, found, request.limits, predictors), found)
 
     def _describe_maps(

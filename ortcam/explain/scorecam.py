@@ -15,9 +15,10 @@ from ortcam.runtime.providers import ProviderLike
 class ScoreCAM(ModelExplainer):
     """Score-CAM (Wang et al. 2019, arXiv 1910.01279) of an ONNX model, run by ONNX Runtime.
 
-    >>> cam = ScoreCAM("model.onnx")                               # doctest: +SKIP
-    >>> explanation = cam.explain("photo.jpg", targets=["collie"])  # doctest: +SKIP
-    >>> explanation.save("out")                                     # doctest: +SKIP
+    Examples:
+        >>> cam = ScoreCAM("model.onnx")  # doctest: +SKIP
+        >>> explanation = cam.explain("photo.jpg", targets=["collie"])  # doctest: +SKIP
+        >>> explanation.save("out")  # doctest: +SKIP
     """
 
     def __init__(

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ortcam.core.convention import Floats
+from ortcam.core.forward import Forward
 from ortcam.core.pictures import Crop, Photo
-from ortcam.core.references import Box, Detecting, Embedding, Output, Region, Similarity, as_vector, read_vector
-from ortcam.core.targets import Targets
+from ortcam.core.readers import everything, resolve
+from ortcam.core.references import (
+    Box,
+    Detecting,
+    Embedding,
+    Output,
+    Reference,
+    Region,
+    Similarity,
+    as_vector,
+    read_vector,
+    score,
+)
+from ortcam.core.targets import Target, Targets, describe_references
 from ortcam.core.view import View
 from ortcam.model.cam_model import CamModel
 
@@ -21,6 +35,28 @@ def view_of(model: CamModel, photo: Photo | None, crop: Crop, size: tuple[int, i
     """Return what is known of a photo beside its results; `size` is that of the model's input."""
     photo_size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
     return View(crop, size, photo_size, model.labels, model.name, detecting)
+
+
+def find_references(
+    task: str, targets: Targets, top_k: int, forward: Forward, view: View
+) -> tuple[Forward, tuple[Reference, ...]]:
+    """Return the references that a user asks for, and the plain pass with their scores as its logits.
+
+    Raises:
+        TargetError: as `ortcam.core.readers.resolve`.
+    """
+    found = resolve(task, targets, top_k, forward.results, view)
+    return replace(forward, logits=score(task, forward.results, found)), found
+
+
+def describe_everything(task: str, results: Sequence[Floats], view: View, count: int) -> tuple[Target, ...]:
+    """Return the first detections, regions or values of a photo, at most `count`.
+
+    Raises:
+        TargetError: there are none.
+    """
+    references = everything(task, results, view)[:count]
+    return describe_references(references, score(task, results, references))
 
 
 def with_embeddings(targets: Targets, embed: Callable[[Any], Floats]) -> Targets:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Convention
 from ortcam.core.files import only, replace_directory
-from ortcam.core.measures import MapMeasures, Meter
+from ortcam.core.measures import MapMeasures, Meter, contrast_maps
 from ortcam.core.pictures import Crop, Photo
 from ortcam.core.provenance import Provenance
 from ortcam.core.references import Asked, Box, Output
@@ -24,9 +24,13 @@ from ortcam.core.selection import ErrorEstimate
 from ortcam.core.targets import Target, find_target
 from ortcam.errors import OptionError, OrtcamWarning, OutputError, TargetError
 from ortcam.output.record import build_record, is_written_by_save, overlay_name, why_not_same, write_record
-from ortcam.output.render import check_style, draw_box, draw_overlay, encode_png, place_map
+from ortcam.output.render import Style, encode_png, find_peak_box, place_map
+from ortcam.output.show import MOST_IN_A_ROW, draw, one_line, plot, to_html, to_image, to_png
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
     from ortcam.output.record import Recordable
 
 
@@ -39,6 +43,14 @@ class Pictures:
     errors: tuple[ErrorEstimate | None, ...]
     source: Path | None
     provenance: Provenance
+    if TYPE_CHECKING:  # fields of one kind of explanation, properties of the other
+
+        @property
+        def flat(self) -> tuple[bool, ...]: ...
+        @property
+        def layer(self) -> str: ...
+        @property
+        def preset(self) -> str: ...
 
     @property
     def error(self) -> ErrorEstimate | None:
@@ -142,7 +154,7 @@ class Pictures:
 
     @cached_property
     def _measured(self) -> tuple[tuple[MapMeasures, ...], tuple[tuple[float | None, ...], ...] | None]:
-        meter = Meter(self.crop, len(self.targets))
+        meter = Meter(self.crop, len(self.targets), find_peak_box)
         for place in range(len(self.targets)):
             meter.add(self.map_at(place))
         return tuple(meter.measures), meter.correlations()
@@ -151,13 +163,26 @@ class Pictures:
         """Return the arrays that `save` writes beside the maps, by name."""
         return {}
 
-    def overlay(self, target: int | str | Asked | None = None, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
+    def overlay(
+        self,
+        target: int | str | Asked | None = None,
+        opacity: float = 0.6,
+        colormap: str = "turbo",
+        *,
+        caption: bool = False,
+        boxes: bool = False,
+        against: int | str | Asked | None = None,
+    ) -> Photo:
         """Draw the map of an explained class over the photo.
 
         Args:
             target: as for `map`.
             opacity: opacity of the heat map, 0 to 1.
             colormap: turbo, jet, inferno or viridis.
+            caption: write a caption and a colour bar under the overlay, which makes the picture taller. A photo that
+                is narrower than 168 pixels is magnified.
+            boxes: draw the box around the map's maximum, `MapMeasures.peak_box`.
+            against: draw `contrast(target, against)` instead of the map.
 
         Returns:
             uint8 [H,W,3] RGB; over mid-grey where the photo is unknown.
@@ -166,17 +191,75 @@ class Pictures:
             TargetError: the class was not explained.
             OptionError: the colormap is unknown, or the opacity is out of range.
         """
-        return self.overlay_at(self.place_of(target), opacity, colormap)
+        style = Style(opacity, colormap, caption, boxes)
+        other = None if against is None else self.place_of(against)
+        return draw(self, self.place_of(target), style, against=other)
 
-    def overlay_at(self, place: int, opacity: float = 0.6, colormap: str = "turbo") -> Photo:
+    def overlay_at(
+        self,
+        place: int,
+        opacity: float = 0.6,
+        colormap: str = "turbo",
+        *,
+        caption: bool = False,
+        boxes: bool = False,
+        against: int | None = None,
+    ) -> Photo:
         """Draw the map of the target at a place of `targets` over the photo; otherwise as `overlay`."""
-        return self._draw(place, self.map_at(place), opacity, colormap)
+        other = None if against is None else self._checked_place(against)
+        return draw(self, self._checked_place(place), Style(opacity, colormap, caption, boxes), against=other)
 
-    def _draw(self, place: int, saliency: NDArray[np.float32], opacity: float, colormap: str) -> Photo:
-        photo = np.full((*saliency.shape, 3), 128, np.uint8) if self.photo is None else self.photo
-        overlay = draw_overlay(photo, saliency, self.crop, opacity, colormap)
-        where = self.targets[place].place
-        return overlay if where is None or "box" not in where else draw_box(overlay, where["box"])
+    def image(self, target: int | str | Asked | None = None, **style: Any) -> Image.Image:
+        """Return `overlay` as a Pillow image; the arguments are those of `overlay`.
+
+        Raises:
+            TargetError, OptionError: as `overlay`; Pillow is missing.
+        """
+        return to_image(self.overlay(target, **style))
+
+    def plot(
+        self, target: int | str | Asked | None = None, opacity: float = 0.6, colormap: str = "turbo", **more: Any
+    ) -> Figure:
+        """Return a matplotlib figure: the photo, the overlay, and a colour bar with its scale.
+
+        Args:
+            target: as for `map`; None for the first 4 targets side by side.
+            opacity, colormap, more: as for `overlay`, but `caption`: there is always one.
+
+        Raises:
+            TargetError, OptionError: as `overlay`; matplotlib is missing.
+        """
+        against = more.pop("against", None)
+        other = None if against is None else self.place_of(against)
+        several = target is None and other is None
+        places = range(len(self.targets))[:MOST_IN_A_ROW] if several else [self.place_of(target)]
+        return plot(self, places, Style(opacity, colormap, **more), other)
+
+    def contrast(self, target: int | str | Asked, against: int | str | Asked) -> NDArray[np.float32]:
+        """Return the map of what speaks for one explained class rather than another, float32 [H,W] in [0,1].
+
+        Both maps are from the same passes; `ortcam.core.measures.contrast_maps` defines the contrast.
+
+        Args:
+            target, against: as for `map`.
+
+        Raises:
+            TargetError: a class was not explained.
+        """
+        return self.contrast_at(self.place_of(target), self.place_of(against))
+
+    def contrast_at(self, place: int, against: int) -> NDArray[np.float32]:
+        """Return `contrast` of the targets at two places of `targets`."""
+        return contrast_maps(self.map_at(place), self.map_at(against))
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
 
     def save(
         self,
@@ -184,6 +267,9 @@ class Pictures:
         opacity: float = 0.6,
         colormap: str = "turbo",
         overwrite: bool = False,
+        *,
+        caption: bool = False,
+        boxes: bool = False,
     ) -> Path:
         """Write overlays (PNG), ``maps.npy`` and ``explanation.json``.
 
@@ -194,23 +280,23 @@ class Pictures:
 
         Args:
             directory: the directory to write.
-            opacity, colormap: for the overlays.
+            opacity, colormap, caption, boxes: for the overlays, as for `overlay`.
             overwrite: replace any earlier explanation. Other files are never deleted.
 
         Raises:
             OccupiedError: the directory holds another explanation, or other files.
             OutputError: the directory cannot be written.
         """
-        check_style(opacity, colormap)
+        style = Style(opacity, colormap, caption, boxes)
         shape = (len(self.targets), *self.photo_size)
-        meter = Meter(self.crop, len(self.targets))
+        meter = Meter(self.crop, len(self.targets), find_peak_box)
         with replace_directory(Path(directory), lambda folder: self._why_occupied(folder, overwrite)) as unfinished:
             try:
                 maps = open_memmap(unfinished / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
                 for row, target in enumerate(self.targets):  # one by one: all classes may be a thousand
                     saliency = maps[row] = self.map_at(row)
                     meter.add(saliency)
-                    overlay = self._draw(row, saliency, opacity, colormap)
+                    overlay = draw(self, row, style, saliency=saliency, measures=meter.measures[-1])
                     (unfinished / overlay_name(target, row)).write_bytes(encode_png(overlay))
                 maps.flush()
                 for name, array in self.arrays().items():
@@ -230,7 +316,7 @@ class Pictures:
         return None if reason is None else f"it holds {reason}; give another directory, or overwrite=True (--overwrite)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation(Pictures):
     """The Score-CAM maps of one photo.
 

@@ -153,12 +153,14 @@ def _describe_files(files: Sequence[Fingerprint]) -> dict[str, Any]:
 
 
 def _describe_measures(measures: MapMeasures) -> dict[str, Any]:
-    place, box = measures.maximum, measures.half_maximum_box
+    place, box, peak = measures.maximum, measures.half_maximum_box, measures.peak_box
     return {
         "maximum": None if place is None else dict(zip("xy", place, strict=True)),
         "half_maximum_box": None if box is None else box.to_dict(),
         "share_above_half": measures.share_above_half,
         "share_at_edge": measures.share_at_edge,
+        "peak_box": None if peak is None else peak.to_dict(),
+        "peak_share": measures.peak_share,
     }
 
 

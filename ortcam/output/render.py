@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,6 +18,29 @@ COLORMAPS = {
     "inferno": cv2.COLORMAP_INFERNO,
     "viridis": cv2.COLORMAP_VIRIDIS,
 }
+
+
+@dataclass(frozen=True)
+class Style:
+    """How overlays are drawn.
+
+    Attributes:
+        opacity: opacity of the heat map, 0 to 1.
+        colormap: turbo, jet, inferno or viridis.
+        caption: write a caption and a colour bar under the overlay.
+        boxes: draw the box around the map's maximum (`MapMeasures.peak_box`), dashed.
+
+    Raises:
+        OptionError: the colormap is unknown, or the opacity is out of range.
+    """
+
+    opacity: float = 0.6
+    colormap: str = "turbo"
+    caption: bool = False
+    boxes: bool = False
+
+    def __post_init__(self) -> None:
+        check_style(self.opacity, self.colormap)
 
 
 def check_style(opacity: float, colormap: str) -> None:
@@ -76,6 +100,40 @@ def draw_box(overlay: Photo, box: Sequence[float]) -> Photo:
     cv2.rectangle(drawn, *corners, (0, 0, 0), 3 * thick)
     cv2.rectangle(drawn, *corners, (255, 255, 255), thick)
     return drawn
+
+
+def draw_dashed_box(overlay: Photo, box: Crop) -> Photo:
+    """Return an overlay with the outline of a box inside the photo: white with black dashes, seen on any ground."""
+    drawn = overlay.copy()
+    thick = max(1, round(min(overlay.shape[:2]) / 220))
+    last = max(box.right - thick, box.left), max(box.bottom - thick, box.top)
+    for x in (box.left, last[0]):  # inside the box, so that a box at the photo's edge is whole
+        _draw_dashes(drawn[box.top : box.bottom, x : x + thick], thick)
+    for y in (box.top, last[1]):
+        _draw_dashes(drawn[y : y + thick, box.left : box.right].transpose(1, 0, 2), thick)
+    return drawn
+
+
+def _draw_dashes(bar: Photo, thick: int) -> None:
+    """Colour a bar [length,thick,3] in white with black dashes; both ends are white."""
+    length = 6 * thick
+    count = max(1, round(len(bar) / length) // 2 * 2 + 1)
+    bar[:] = np.where(np.arange(len(bar)) * count // len(bar) % 2, 0, 255)[:, None, None]
+
+
+def find_peak_box(saliency: NDArray[np.float32], maximum: tuple[int, int]) -> Crop:
+    """Return the box around the connected pixels with at least half of the map's maximum that hold the maximum.
+
+    Pixels that touch at a corner are connected.
+
+    Args:
+        saliency: float32 [H,W].
+        maximum: (x, y) of the highest pixel.
+    """
+    x, y = maximum
+    above = (saliency >= saliency[y, x] / 2).astype(np.uint8)
+    _, _, _, (left, top, width, height) = cv2.floodFill(above, None, (x, y), 2, flags=8)
+    return Crop(top, left, top + height, left + width)
 
 
 def place_map(saliency: NDArray[np.float32], crop: Crop, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -159,6 +217,24 @@ def shrink_photo(photo: Photo, longest: int) -> Photo:
     ratio = min(1.0, longest / max(photo.shape[:2]))
     height, width = (max(1, round(side * ratio)) for side in photo.shape[:2])
     return photo if ratio == 1 else cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+def shrink_map(saliency: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Make a map [H,W] smaller by the means of its pixels; a map of this size is returned as it is."""
+    if saliency.shape == (height, width):
+        return saliency
+    return cv2.resize(saliency, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
+
+
+def join_pictures(pictures: Sequence[Photo], gap: int = 8) -> Photo:
+    """Return pictures uint8 [H,W,3] RGB side by side on white."""
+    height, widths = max(len(one) for one in pictures), [one.shape[1] for one in pictures]
+    joined: Photo = np.full((height, sum(widths) + gap * (len(pictures) - 1), 3), 255, np.uint8)
+    left = 0
+    for one, width in zip(pictures, widths, strict=True):
+        joined[: len(one), left : left + width] = one
+        left += width + gap
+    return joined
 
 
 def encode_jpeg(picture: Photo, quality: int = 95) -> bytes:
