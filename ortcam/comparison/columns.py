@@ -63,7 +63,7 @@ class Opened:
     name: str
 
     def shares_passes(self, other: Opened) -> bool:
-        """Return whether both maps come from the same forward passes: only the target differs."""
+        """Return whether one run makes both maps: at most the target differs."""
         mine, theirs = self.contestant, other.contestant
         return (
             self.model is other.model
