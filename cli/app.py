@@ -13,6 +13,7 @@ import typer
 
 from ortcam import NO_RUNTIME, __version__
 from ortcam.cli import (
+    compare,
     console,
     demo,
     doctor,
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 for command in (
     export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, evaluate.evaluate,
-    sanity.sanity, reproduce.reproduce, pack.pack, page.page, doctor.doctor, demo.demo,
+    sanity.sanity, compare.compare, reproduce.reproduce, pack.pack, page.page, doctor.doctor, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 
