@@ -115,4 +115,6 @@ def pack(
         print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
     if folder is not None:
         print(f"{folder}: a model for Triton; start the server with --model-repository {triton}")
-    console.note(f"to try it: ortcam explain {path} photo.jpg; in a browser: ortcam page {path} -o site")
+    task = facts.get("task", "classify")
+    more = {"classify": f"; in a browser: ortcam page {path} -o site", "embed": " --like reference.jpg"}.get(task, "")
+    console.note(f"to try it: ortcam explain {path} photo.jpg{more}")

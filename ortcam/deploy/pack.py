@@ -296,6 +296,7 @@ def _describe(model: CamModel, plan: Packing, scores: str, classes: int) -> dict
         "scores": scores,
         "source": {"file": model.name, "sha256": model.sha256},
         "ortcam": ortcam.__version__,
+        **({} if model.contract.classifies else {"task": model.contract.task}),
     }
 
 
