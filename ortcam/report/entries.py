@@ -103,10 +103,10 @@ def table_row(entry: Mapping[str, Any]) -> list[Any]:
         **{f"box_{side}": box.get(side) for side in ("left", "top", "right", "bottom")},
         "flags": " ".join(entry["flags"]),
     }
-    return [_cell(cells.get(column)) for column in COLUMNS]
+    return [as_cell(cells.get(column)) for column in COLUMNS]
 
 
-def _cell(value: Any) -> Any:
+def as_cell(value: Any) -> Any:
     """Return a value for the table. A text that a spreadsheet would run as a formula begins with an apostrophe."""
     if isinstance(value, str) and value != "-" and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"

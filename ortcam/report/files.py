@@ -16,7 +16,7 @@ def check_free(path: Path, overwrite: bool) -> None:
     try:
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
-        ours = path.is_file() and _begins_with(path, _GENERATOR, 2000)
+        ours = path.is_file() and begins_with(path, _GENERATOR, 2000)
         others = [path] if path.exists() and not ours else []
         table, sheet = path.with_name(TABLE), path.with_name(SHEET)
         has_table = _is_table(table)
@@ -37,10 +37,11 @@ def is_sheet(path: Path) -> bool:
 
 
 def _is_table(path: Path) -> bool:
-    return _begins_with(path, ",".join(COLUMNS), 500)
+    return begins_with(path, ",".join(COLUMNS), 500)
 
 
-def _begins_with(path: Path, text: str, length: int) -> bool:
+def begins_with(path: Path, text: str, length: int) -> bool:
+    """Return whether a path is a file with a text among its first `length` bytes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -6,13 +6,8 @@ photo. The first entries are shown before a browser has read the last pictures.
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
-import html
-import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,18 +22,17 @@ from ortcam.core.files import replace_files
 from ortcam.core.provenance import now
 from ortcam.errors import OptionError, OutputError
 from ortcam.output.caption import show_score
-from ortcam.output.render import Style, colour_table, encode_png
+from ortcam.output.render import Style, encode_png
 from ortcam.report.entries import COLUMNS, class_name, describe, describe_failure, table_row
 from ortcam.report.files import SHEET, TABLE, check_free
+from ortcam.report.parts import as_script, fill_template
 from ortcam.report.thumbnails import Sheet, Thumbnails, as_caption
 
 if TYPE_CHECKING:
     from ortcam.output.explanation import Pictures
 
-_HERE = Path(__file__).parent
 _MOST_BYTES = 180_000  # of a photo's pictures on the page
 _FULL_BYTES, _LEAST_BYTES = 200_000_000, 16_000  # beyond this size of the page, a photo's pictures are small
-_STOPS = 17  # colours of the colour bar
 
 
 class Report:
@@ -172,7 +166,7 @@ class Report:
             raise OptionError(f"the report {self.path} is not open; use it as: with Report({self.path.name!r}) as r:")
 
     def _write_entry(self, entry: Mapping[str, Any]) -> None:
-        self._entries.write((b",\n" if self._count else b"") + _as_script(entry))
+        self._entries.write((b",\n" if self._count else b"") + as_script(entry))
         self._table.writerow(table_row(entry))
         self._count += 1
 
@@ -190,9 +184,9 @@ class Report:
             "version": ortcam.__version__,
             "created": now(),
         }
-        head, middle, end = _fill_template(self._title, self._style.colormap)
+        head, middle, end = fill_template("page.html", ("page.css",), "page.js", self._title, self._style.colormap)
         with (self._folder / self.path.name).open("wb") as page:
-            page.write(head.encode() + b'{"about":' + _as_script(about) + b',"rows":[\n')
+            page.write(head.encode() + b'{"about":' + as_script(about) + b',"rows":[\n')
             _copy(self._entries, page)
             page.write(b"]}" + middle.encode())
             _copy(self._pictures, page)
@@ -213,27 +207,3 @@ def _name_of(explanation: Pictures, number: int) -> str:
     if path is None:
         return f"photo {number + 1}"
     return "standard input" if str(path) == "-" else path.name
-
-
-def _as_script(value: Mapping[str, Any]) -> bytes:
-    """Return JSON that can stand in a script element: ASCII without ``<``, which could end the element."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").encode("ascii")
-
-
-def _fill_template(title: str, colormap: str) -> tuple[str, str, str]:
-    """Return the page before its entries, between entries and pictures, and after the pictures."""
-    page, style, script = ((_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    table = colour_table(colormap)
-    stops = (table[round(place * 255 / (_STOPS - 1))] for place in range(_STOPS))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    values = {
-        "{{hash}}": f"sha256-{digest}",
-        "{{ramp}}": ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in stops),
-        "{{style}}": style,
-        "{{script}}": script,
-        "{{title}}": html.escape(title),
-    }
-    head, middle, end = re.split(r"\{\{data\}\}|\{\{pictures\}\}", page)
-    for mark, value in values.items():
-        head, middle = head.replace(mark, value), middle.replace(mark, value)
-    return head, middle, end
