@@ -191,8 +191,8 @@ def _choose(explainer: Explainer, video: Video, every: int, tell: OnVideoProgres
     if not sums:
         assert failure is not None
         raise failure
-    top = max(sums, key=lambda index: (sums[index], -index))
-    return {"target": top, "chosen": _MEAN[task], "mean": sums[top] / count}
+    highest = max(sums, key=lambda index: (sums[index], -index))
+    return {"target": highest, "chosen": _MEAN[task], "mean": sums[highest] / count}
 
 
 def _describe(scan: Scan, choice: dict[str, Any]) -> dict[str, Any]:

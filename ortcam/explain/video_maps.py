@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,7 @@ class Scan:
         box = None if place is None else place.get("box")
         self.boxes.append(None if box is None else np.asarray(box, np.float32))
 
-    def _pictures(self) -> Iterator[Photo]:
+    def _pictures(self) -> Generator[Photo, None, None]:
         frames = self._video.frames(lambda number: number % self._every == 0, find_cuts=True)
         with closing(read_ahead(frames, max(FEWEST_AHEAD, 2 * self._every))) as ahead:
             for frame in ahead:
@@ -180,8 +180,10 @@ def raw_map(explanation: Pictures) -> Floats:
     A packed explainer returns finished maps: the part of the photo that the model saw, at most 128 pixels long.
     """
     if isinstance(explanation, Explanation):
-        return explanation.raw_maps[0]
+        raw: Floats = explanation.raw_maps[0]
+        return raw
     crop: Crop = explanation.crop
     seen = explanation.map_at(0)[crop.inside]
     ratio = min(1.0, _PACKED_SIDE / max(seen.shape))
-    return resize_map(np.ascontiguousarray(seen), *(max(1, round(side * ratio)) for side in seen.shape))
+    height, width = (max(1, round(side * ratio)) for side in seen.shape)
+    return resize_map(np.ascontiguousarray(seen), height, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -82,7 +82,9 @@ class Video:
         """Whether `read` frames are fewer than the file states, by more than 1 % and more than one."""
         return self.expected - read > max(1, self.expected // 100)
 
-    def frames(self, wanted: Callable[[int], bool] = lambda _: True, find_cuts: bool = False) -> Iterator[Frame]:
+    def frames(
+        self, wanted: Callable[[int], bool] = lambda _: True, find_cuts: bool = False
+    ) -> Generator[Frame, None, None]:
         """Yield the frames in order, until the file ends or cannot be read further.
 
         Args:
@@ -121,7 +123,7 @@ class Video:
                     thumbnail = cv2.resize(found, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
                     is_cut = before is not None and float(np.abs(thumbnail - before).mean()) > _CUT
                     before = thumbnail
-                picture = self._upright(found) if wanted(number) else None
+                picture = self._upright(np.asarray(found, np.uint8)) if wanted(number) else None
             yield Frame(number, seconds, picture, is_cut)
             number, last = number + 1, seconds
 
