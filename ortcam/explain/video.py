@@ -125,7 +125,7 @@ def explain_video(
             assert scan.first is not None
             record = build_record(
                 scan.first, source, scan.read, scan.seconds,
-                asked=None if target is None else Asked.targets_of(target),
+                asked=Asked.targets_of(target),
                 chosen=_describe(scan, choice),
                 steadiness={"every": every, "steady": steady, "scale": scale, "cuts": scan.timeline.cuts},
                 output={"name": path.name, **writer.to_dict()},
@@ -148,8 +148,8 @@ def _only(targets: Any) -> Any:
     """Return the one target that is given; None for None."""
     several = not isinstance(targets, str | int) and hasattr(targets, "__iter__")
     given = list(targets) if several else [targets]
-    if targets == "all" or len(given) != 1:
-        what = "all" if isinstance(targets, str) else len(given)
+    if len(given) != 1 or (isinstance(given[0], str) and given[0] == "all"):
+        what = "all" if len(given) == 1 else len(given)
         raise OptionError(f"a video shows one target, and {what} are given; explain the video once for each")
     return given[0]
 

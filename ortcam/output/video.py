@@ -103,7 +103,9 @@ class Video:
         # An absolute path never reads as an address or a protocol of FFmpeg.
         capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         if not capture.isOpened():
-            raise ImageError(f"{self.path} is not a video that OpenCV can read, or it is cut off before its index")
+            raise ImageError(
+                f"cannot read {self.path} as a video: it is not a video, has no frames, or is cut off before its index"
+            )
         return capture
 
     def _read(self, capture: cv2.VideoCapture, wanted: Callable[[int], bool], find_cuts: bool) -> Iterator[Frame]:

@@ -107,7 +107,7 @@ def build_record(
         },
         "output": dict(output),
         **{name: common[name] for name in ("crop", "model", "preprocessing", "method", "preset")},
-        "asked": {**common["asked"], "targets": asked, "top_k": 1},
+        "asked": {**common["asked"], "targets": plain(asked), "top_k": 1},
         "run": {**run, "channels": common["run"]["channels"], "seconds": round(duration, 3)},
         "target": plain(dict(chosen)),
         "maps": plain(dict(steadiness)),
