@@ -153,6 +153,11 @@ def test_maps_change_at_cuts_and_end_where_there_is_none() -> None:
     assert line.find(2) == Place(0, 1, 0.4)
     assert [line.find(number) for number in (15, 16, 19)] == [None] * 3
     assert Timeline([0, 9], [0, 1], [True, True], cuts=[3, 6]).find(4) is None  # a shot that was not explained
+    boxes = [np.array(box, np.float32) for box in ([0, 0, 10, 10], [2, 0, 12, 10], [30, 0, 40, 10])]
+    moving = Timeline([0, 2, 4], [0, 1, 2])
+    for box_ in boxes:
+        moving.add(True, box_)
+    assert [moving.find(number) for number in (1, 3)] == [Place(0, 1, 0.5), Place(1, 1, 0.0)]  # another object
     maps = np.arange(2, dtype=np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
     np.testing.assert_allclose(blend(Place(0, 1, 0.4), maps), 0.4)
 

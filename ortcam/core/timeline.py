@@ -5,7 +5,8 @@ S_j are the raw maps of the explained frames, t_j their times in seconds, and s 
     M_j = sum_i exp(-|t_i - t_j| / s) S_i  /  sum_i exp(-|t_i - t_j| / s)        over the frames i of j's shot
     M(n) = (1 - u) M_j + u M_k,   u = (n - j) / (k - j)                          between two explained frames j < n < k
 
-A shot ends at a cut, and at an explained frame without a map. M_j = S_j if s is 0.
+A shot ends at a cut, at an explained frame without a map, and where the target changes to another object: the boxes of
+a detector's target overlap by less than 0.3, the bound of SORT (Bewley et al. 2016). M_j = S_j if s is 0.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
+from ortcam.core.references import overlaps
+
+_SAME_OBJECT = 0.3  # least overlap of the boxes of one object in two explained frames
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,27 @@ class Timeline:
         seconds: the time of each explained frame.
         has_map: whether each explained frame has a map.
         cuts: the numbers of the frames that begin a shot, ascending; without frame 0.
+        changes: the rows after which the target is another object.
     """
 
     def __init__(
-        self, numbers: Sequence[int], seconds: Sequence[float], has_map: Sequence[bool], cuts: Sequence[int]
+        self,
+        numbers: Sequence[int] = (),
+        seconds: Sequence[float] = (),
+        has_map: Sequence[bool] = (),
+        cuts: Sequence[int] = (),
+        changes: Sequence[int] = (),
     ) -> None:
         self.numbers, self.seconds, self.has_map, self.cuts = list(numbers), list(seconds), list(has_map), list(cuts)
+        self.changes = set(changes)
+        self._box: Floats | None = None
+
+    def add(self, has_map: bool, box: Floats | None) -> None:
+        """Add whether the next explained frame has a map, and the box [4] of its target; None if it has no box."""
+        last, self._box = self._box, box
+        if last is not None and box is not None and overlaps(last[None], box)[0] < _SAME_OBJECT:
+            self.changes.add(len(self.has_map) - 1)
+        self.has_map.append(has_map)
 
     def find(self, number: int) -> Place | None:
         """Return where a frame stands; None if it has no map.
@@ -66,7 +85,7 @@ class Timeline:
             return None  # a shot without an explained frame
         if begun:
             return self._held(later)
-        if to_come or not (self.has_map[row] and self.has_map[later]):
+        if to_come or row in self.changes or not (self.has_map[row] and self.has_map[later]):
             return self._held(row)
         share = (number - self.numbers[row]) / (self.numbers[later] - self.numbers[row])
         return Place(row, later, share)
@@ -102,7 +121,7 @@ class Timeline:
         if not 0 <= row < len(self.numbers) - 1 or not (self.has_map[row] and self.has_map[row + 1]):
             return 0.0
         ends = bisect_right(self.cuts, self.numbers[row]) != bisect_right(self.cuts, self.numbers[row + 1])
-        if ends or steady <= 0:
+        if ends or row in self.changes or steady <= 0:
             return 0.0
         return float(np.exp(-abs(self.seconds[row + 1] - self.seconds[row]) / steady))
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
 from ortcam.core.pictures import Crop, Photo
-from ortcam.core.references import overlaps
 from ortcam.core.targets import Targets
 from ortcam.core.timeline import Place, Timeline, blend
 from ortcam.errors import OrtcamError, OrtcamWarning
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from ortcam.explain.protocol import Explainer
 
 _PACKED_SIDE = 128  # pixels of the longer side of a packed explainer's map in the file of maps
-_SAME_BOX = 0.5  # least overlap of two boxes between which a box moves
 FEWEST_AHEAD = 4  # frames that are decoded ahead
 
 
@@ -47,7 +45,7 @@ class Scan:
         self.first: Pictures | None = None
         self.rows: list[dict[str, Any]] = []
         self.boxes: list[Floats | None] = []
-        self.timeline = Timeline([], [], [], [])
+        self.timeline = Timeline()
         self.read, self.seconds = 0, 0.0
         self._video, self._every = video, every
         self._shape: tuple[int, ...] = ()
@@ -103,11 +101,11 @@ class Scan:
     def _add(self, explanation: Pictures | None, error: OrtcamError | None) -> None:
         line = self.timeline
         row = len(line.has_map)
-        line.has_map.append(explanation is not None)
         self.rows.append(describe_frame(line.numbers[row], line.seconds[row], explanation, error))
         place = None if explanation is None else explanation.targets[0].place
         box = None if place is None else place.get("box")
         self.boxes.append(None if box is None else np.asarray(box, np.float32))
+        line.add(explanation is not None, self.boxes[-1])
 
     def _pictures(self) -> Generator[Photo, None, None]:
         frames = self._video.frames(lambda number: number % self._every == 0, find_cuts=True)
@@ -169,7 +167,7 @@ class Drawing:
 
     def _box(self, place: Place) -> Floats | None:
         first, second = self._scan.boxes[place.first], self._scan.boxes[place.second]
-        if first is None or second is None or overlaps(first[None], second)[0] < _SAME_BOX:
+        if first is None or second is None:
             return first
         return np.asarray((1 - place.share) * first + place.share * second, np.float32)
 
