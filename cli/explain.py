@@ -121,7 +121,7 @@ def explain(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
-    """Explain what a model sees in photos.
+    """Explain what a model sees in photos, or in a video.
 
     Examples:
 
@@ -142,7 +142,9 @@ def explain(
     wanted = target_options.read(target, box, at, like, sign)
     if wanted and top_k != 1:
         raise typer.BadParameter("give either --top-k or targets, not both")
-    only_photos = [name for name, given in (("--list", listing), ("--top-k", top_k != 1)) if given]
+    only_photos = {
+        "--list": listing, "--top-k": top_k != 1, "--boxes": boxes, "--report": report_file is not None,
+    }  # fmt: skip
     clip = video.read(images, output or Path("explanations"), every, steady, only_photos)
     from ortcam import Detecting, load_explainer
     from ortcam.methods import make_method
@@ -172,8 +174,8 @@ def explain(
         return
     limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
     if clip is not None:
-        style = {"opacity": opacity, "colormap": colormap}
-        video.explain(explainer, clip, wanted, as_json, **limits, **style, overwrite=overwrite)
+        drawn = {"opacity": opacity, "colormap": colormap, "overwrite": overwrite}
+        video.explain(explainer, clip, wanted, as_json, **limits, **drawn)
         return
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ def read(
     output: Path,
     every: int | None,
     steady: float | None,
-    for_photos: Sequence[str] = (),
+    for_photos: Mapping[str, bool],
 ) -> Asked | None:
     """Return the video that the command line asks for; None if it names photos and folders.
 
@@ -68,7 +68,7 @@ def read(
         inputs: the inputs.
         output: the output: a video; or a folder, for a video with the name of the input.
         every, steady: the options.
-        for_photos: the options given that only photos have.
+        for_photos: the options that only photos have, and whether each is given.
 
     Raises:
         OptionError: options or inputs do not go together.
@@ -85,8 +85,9 @@ def read(
         return None
     if len(inputs) > 1:
         raise OptionError(f"{videos[0]} is a video, and there are {len(inputs)} inputs; explain each video alone")
-    if for_photos:
-        raise OptionError(f"{for_photos[0]} is for photos, and {videos[0]} is a video")
+    wrong = next((name for name, given in for_photos.items() if given), None)
+    if wrong is not None:
+        raise OptionError(f"{wrong} is for photos, and {videos[0]} is a video")
     if not is_folder and output.suffix.lower() not in CODECS:
         raise OptionError(
             f"-o {output} is of type {output.suffix}, and {videos[0]} is a video; expected .mp4, or .webm for browsers"
