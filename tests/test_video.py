@@ -20,7 +20,7 @@ import ortcam
 from ortcam.cli.app import app
 from ortcam.core.timeline import Place, Timeline, blend
 from ortcam.deploy.load import load_explainer
-from ortcam.errors import ImageError, OptionError, OrtcamError, TargetError
+from ortcam.errors import ImageError, OccupiedError, OptionError, OrtcamError, TargetError
 from ortcam.exporters import export
 from ortcam.output.render import draw_overlay, place_map
 from ortcam.output.video import Video, VideoWriter
@@ -111,6 +111,12 @@ def test_each_frame_shows_the_map_of_its_explanation(
     )
     assert json.loads(done.record_path.read_text()) == done.record
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", f"out{suffix}"]
+    with pytest.raises(OccupiedError, match=r"out\.\w+: it exists; give another name, or overwrite"):
+        ortcam.explain_video(tiny_cam, clip, done.path)
+    done.path.unlink()
+    with pytest.raises(OccupiedError, match=r"out\.json, the record of out.*, or overwrite"):
+        ortcam.explain_video(tiny_cam, clip, done.path)
+    assert ortcam.explain_video(tiny_cam, clip, done.path, 3, every=9, overwrite=True).path.exists()
 
 
 def test_the_class_is_that_of_the_highest_mean_probability(

@@ -37,8 +37,9 @@ def check_free(path: Path, source: Path, overwrite: bool) -> None:
         raise OptionError(f"the output {path} is the input, which would be replaced; give another name")
     if path.is_file() and not overwrite:
         raise OccupiedError(f"cannot write {path}: it exists; give another name, or overwrite=True (--overwrite)")
-    if record.exists() and not (path.exists() and _is_ours(record)):
-        raise OccupiedError(f"cannot write {record}, the record of {path.name}: it exists; give another name")
+    if record.exists() and not (_is_ours(record) and (overwrite or path.exists())):
+        way = ", or overwrite=True (--overwrite)" if _is_ours(record) else ""
+        raise OccupiedError(f"cannot write {record}, the record of {path.name}: it exists; give another name{way}")
 
 
 def _is_ours(record: Path) -> bool:
