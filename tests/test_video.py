@@ -316,6 +316,7 @@ def test_a_packed_explainer_explains_a_video(
         (["clip.mp4", "-o", "out.mp4", "-t", "all"], "a video shows one target, and all are given"),
         (["clip.mp4", "-o", "out.mp4", "-t", "12"], "12"),
         (["clip.mp4", "-o", "out.mp4", "--list"], "--list is for photos, and clip.mp4 is a video"),
+        (["clip.mp4", "-o", "out.mp4", "--report", "r.html"], "--report is for photos, and clip.mp4 is a video"),
         (["clip.mp4", "-o", "out.mp4", "--colormap", "blue"], "colormap 'blue' is unknown"),
         (["clip.mp4", "-o", "photo.png/out.mp4"], "photo.png is a file, not a directory"),
     ],
