@@ -13,7 +13,9 @@ import typer
 
 from ortcam import NO_RUNTIME, __version__
 from ortcam.cli import (
+    compare,
     console,
+    debug,
     demo,
     doctor,
     evaluate,
@@ -38,7 +40,8 @@ app = typer.Typer(
 )
 for command in (
     export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, evaluate.evaluate,
-    sanity.sanity, reproduce.reproduce, pack.pack, page.page, doctor.doctor, demo.demo,
+    debug.debug, sanity.sanity, compare.compare, reproduce.reproduce, pack.pack, page.page, doctor.doctor,
+    demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

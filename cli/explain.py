@@ -1,20 +1,20 @@
-"""ortcam explain: photos in, overlays and maps out."""
+"""ortcam explain: photos in, overlays and maps out; or a video in, a video out."""
 
 from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ortcam.cli import console, options, target_options
+from ortcam.cli import console, options, target_options, video
 from ortcam.cli.folders import STDIN, Folders, check_picture, find_photos, picture_of, write_picture
 from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.core.budget import Selecting
     from ortcam.core.method import Method
     from ortcam.output.explanation import Pictures
 
@@ -29,17 +29,21 @@ def explain(
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(help="Photos, folders of photos, or - for a picture on standard input.", show_default=False),
+        typer.Argument(
+            help="Photos, folders of photos, - for a picture on standard input, or one video.", show_default=False
+        ),
     ],
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             help="Write to this folder, with a folder for each photo inside. For one photo and one class it may be a "
-            "picture, .png or .jpg: the overlay.",
+            "picture, .png or .jpg: the overlay. For a video: .mp4, or .webm for browsers. Default: explanations.",
+            show_default=False,
         ),
-    ] = Path("explanations"),
+    ] = None,
+    report_file: options.ReportFile = None,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -79,6 +83,8 @@ def explain(
             autocompletion=options.one_of("predict", "top-std"),
         ),
     ] = "predict",
+    every: video.Every = None,
+    steady: video.Steady = None,
     preset: options.PresetName = None,
     method: options.BestMethod = None,
     method_option: options.MethodOptions = None,
@@ -115,7 +121,7 @@ def explain(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
-    """Explain what a model sees in photos.
+    """Explain what a model sees in photos, or in a video.
 
     Examples:
 
@@ -127,11 +133,19 @@ def explain(
 
       ortcam explain model.onnx photos/ --budget 32
 
+      ortcam explain model.onnx photos/ --report report.html
+
       ortcam explain model.onnx - -o overlay.png < photo.jpg
+
+      ortcam explain model.onnx clip.mp4 --every 5 --budget 16 -o out.mp4
     """
     wanted = target_options.read(target, box, at, like, sign)
     if wanted and top_k != 1:
         raise typer.BadParameter("give either --top-k or targets, not both")
+    only_photos = {
+        "--list": listing, "--top-k": top_k != 1, "--boxes": boxes, "--report": report_file is not None,
+    }  # fmt: skip
+    clip = video.read(images, output or Path("explanations"), every, steady, only_photos)
     from ortcam import Detecting, load_explainer
     from ortcam.methods import make_method
     from ortcam.output.render import Style
@@ -153,10 +167,15 @@ def explain(
         layer=layer,
         detecting=None if least_score == Detecting().score else Detecting(least_score),
     )
-    if listing and wanted:
-        raise typer.BadParameter("--list takes no targets")
+    if listing and (wanted or report_file is not None):
+        raise typer.BadParameter(f"--list takes no {'targets' if wanted else '--report'}")
     if listing:
         target_options.show(explainer, find_photos(images, lambda _, error: console.fail(str(error))), as_json)
+        return
+    limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
+    if clip is not None:
+        drawn = {"opacity": opacity, "colormap": colormap, "overwrite": overwrite}
+        video.explain(explainer, clip, wanted, as_json, **limits, **drawn)
         return
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
@@ -169,41 +188,54 @@ def explain(
         if console.debug:
             traceback.print_exception(error)
 
+    only_report = report_file is not None and output is None
+    output = output or Path("explanations")
+    page = None if report_file is None else options.make_report(report_file, opacity, colormap, overwrite)
     photos = find_photos(images, report)
     picture = picture_of(output)
     if picture is not None:
         check_picture(picture, photos, model, 2 if target == ["all"] else max(top_k, len(wanted or [])))
     folders = Folders(output, photos, overwrite)
     waiting = iter(photos)  # photos come back in order, explained or with an error
-    with console.progress_bar(len(photos)) as advance:
+    with page or nullcontext(), console.progress_bar(len(photos)) as advance:
         for explanation in explainer.explain_batch(
             [photo.image for photo in photos],
             wanted,
             top_k=top_k,
             on_error=lambda _, error: report(next(waiting).source, error),
             on_progress=lambda share: advance("", share),
-            budget=budget,
-            tolerance=tolerance,
-            selection=cast("Selecting", selection),  # checked there
+            **limits,  # checked there
         ):
             photo = next(waiting)
             advance(photo.source.name, None)
             explanation = explanation.with_source(photo.source)
-            yes = yes or (picture is None and _may_write(explanation))
+            yes = yes or only_report or (picture is None and _may_write(explanation))
             try:
-                if picture is None:
-                    written: dict[str, Any] = {"directory": str(folders.save(explanation, photo.name, style))}
+                written: dict[str, Any] = {"directory": None}
+                if only_report:
+                    pass
+                elif picture is None:
+                    written = {"directory": str(folders.save(explanation, photo.name, style))}
                 else:
                     write_picture(explanation, picture, style, overwrite)
                     written = {"directory": None, "picture": str(picture)}
             except OrtcamError as error:
                 report(photo.source, error)
                 continue
+            if page is not None:
+                page.add(explanation)
             done.append({**explanation.to_dict(), **written})
+        if page is not None:
+            for failure in errors:
+                page.fail(failure["source"], failure["error"])
     if as_json:
-        console.print_json({"model": str(model), "explanations": done, "errors": errors})
+        told = {} if page is None else {"report": str(page.path)}
+        console.print_json({"model": str(model), "explanations": done, "errors": errors, **told})
     elif done:
-        _print_results(done, explainer.provider, str(picture or f"{output}/"))
+        places = [] if only_report else [str(picture or f"{output}/")]
+        _print_results(done, explainer.provider, " and ".join([*places, *([str(page.path)] if page else [])]))
+    elif page is not None:
+        console.note(f"nothing was explained; written to {page.path}")
     if folders.moved:
         (occupied, path), more = folders.moved[0], len(folders.moved) - 1
         others = f", and {more} more" if more else ""

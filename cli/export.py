@@ -104,7 +104,7 @@ def export(
         typer.Option(
             metavar="NAME:FORMAT",
             help="Boxes of a detector: a tensor, and xyxy, cxcywh or yxyx (pixels; with -unit: 0 to 1), ssd, ssd-xy or "
-            "linear (offsets to anchors), yolox or bins (cells of a pyramid).",
+            "linear (offsets to anchors), yolox, yolov5, centerface or bins (cells of a grid).",
         ),
     ] = None,
     scores: Annotated[
@@ -119,7 +119,8 @@ def export(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Anchors of a detector: .npy, .json or .csv, rows of cx, cy, w, h as parts of the input.",
+            help="Anchors of a detector: .npy, .json or .csv, rows of cx, cy, w, h as parts of the input; of a YOLOv5 "
+            "widths and heights in pixels.",
         ),
     ] = None,
     precision: Annotated[

@@ -37,8 +37,8 @@ class Given:
 def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], None]) -> list[Given]:
     """Return every photo that the command line names.
 
-    A folder stands for the images in it and below it, and its layout is kept; explanations in it are skipped. `-` is a
-    picture on standard input.
+    A folder stands for the images in it and below it, and its layout is kept; explanations and reports in it are
+    skipped. `-` is a picture on standard input.
 
     Args:
         images: photos and folders.
@@ -46,6 +46,7 @@ def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], No
     """
     from ortcam.model.image import SUFFIXES
     from ortcam.output.record import MANIFEST
+    from ortcam.report.files import is_sheet
 
     found: list[Given] = []
     for image in images:
@@ -62,6 +63,7 @@ def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], No
             and not path.name.startswith(".")  # macOS keeps other things under such names
             and path.is_file()
             and not (path.parent / MANIFEST).exists()
+            and not is_sheet(path)
         )
         if not inside:
             report(image, ImageError(f"{image} holds no images; expected files such as .jpg or .png"))

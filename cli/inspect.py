@@ -53,7 +53,7 @@ def inspect(
     contract = facts["contract"]
     if facts["explainer"] is not None:
         _print_contract(contract)
-        _print_explainer(facts["explainer"])
+        _print_explainer(facts["explainer"], contract["task"])
         return
     if contract is None:
         console.note(f"no target layer is exposed; to expose one: ortcam export {model} -o {model.stem}.cam.onnx")
@@ -263,18 +263,21 @@ def _print_verified(verified: dict[str, Any], layers: list[dict[str, Any]]) -> N
 
 
 def _explainer_facts(entries: dict[str, str], path: Path) -> dict[str, Any]:
-    from ortcam.deploy.packed import parse_facts
+    from ortcam.deploy.facts import parse_facts
 
     return parse_facts(entries, path)[1]
 
 
-def _print_explainer(facts: dict[str, Any]) -> None:
-    from ortcam.deploy.packed import describe_run
+def _print_explainer(facts: dict[str, Any], task: str) -> None:
+    from ortcam.deploy.facts import describe_run
 
     takes = "photos of any size" if facts["raw"] else "preprocessed tensors"
     default = facts["default_target"]
     print(f"packed  {describe_run(facts)}, batches of {facts['batch_size']}; takes {takes}")
-    print("target  " + ("must be given" if default is None else f"{default} where it is not given") + "; -1: top class")
+    if task != "embed":
+        surest = {"classify": "; -1: top class", "detect": "; -1: surest box", "segment": "; -1: largest region"}
+        given = "must be given" if default is None else f"{default} where it is not given"
+        print(f"target  {given}{surest.get(task, '')}")
     print(
         f"made    of {facts['source']['file']} (sha256 {facts['source']['sha256'][:16]}...), ortcam {facts['ortcam']}"
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from ortcam.report import Report
     from ortcam.runtime.providers import Provider
 
 
@@ -40,6 +42,15 @@ ProviderName = Annotated[
         "--provider",
         help="Execution provider: auto, cpu, cuda, tensorrt, ... (see: ortcam doctor).",
         autocompletion=_providers,
+    ),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        help="Write a report of all photos to this .html file, with results.csv and overview.png beside it. Without "
+        "-o, nothing else is written.",
+        show_default=False,
     ),
 ]
 PresetName = Annotated[
@@ -136,6 +147,13 @@ def make_provider(name: str, options: list[str] | None, device_id: int) -> Provi
     from ortcam import Provider
 
     return Provider(name, read_pairs("--provider-option", options), device_id)
+
+
+def make_report(path: Path, opacity: float, colormap: str, overwrite: bool) -> Report:
+    """Return the report that the command line names; errors are those of `Report`."""
+    from ortcam.report import Report  # late: few commands write one
+
+    return Report(path, opacity, colormap, overwrite=overwrite)
 
 
 def read_batch_size(text: str | None) -> int | Literal["auto"] | None:

@@ -41,8 +41,9 @@ def pack(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Class index, label, or -1 (the top class) to use if the file's input `target` is not given. "
-            "Default: none; `target` is then required.",
+            help="Class index, label, or -1 (the top class, the surest box or the largest region) to use if the file's "
+            "input `target` is not given; the inputs `box` and `sign` then have defaults too. Default: none; `target` "
+            "is required.",
             show_default=False,
         ),
     ] = None,
@@ -68,20 +69,22 @@ def pack(
 
       ortcam explain explainer.onnx photo.jpg
 
+      ortcam pack detector.onnx -o explainer.onnx --budget 32 --target -1
+
       ortcam pack model.onnx --budget 32 --triton models/
     """
     if triton_tensorrt and triton is None:
         raise typer.BadParameter("--triton-tensorrt needs --triton DIR")
+    from ortcam.deploy.facts import describe_run
     from ortcam.deploy.pack import name_packed
     from ortcam.deploy.pack import pack as write
-    from ortcam.deploy.packed import describe_run
     from ortcam.deploy.triton import write_triton
 
     path = output or model.with_name(f"{model.stem}.explainer.onnx")
     report = write(
         model,
         path,
-        method=name_packed(method, options.read_pairs("--method-option", method_option)),
+        method=name_packed(method, options.read_pairs("--method-option", method_option)) if method_option else method,
         preset=preset,
         budget=budget,
         raw=raw,
@@ -112,4 +115,6 @@ def pack(
         print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
     if folder is not None:
         print(f"{folder}: a model for Triton; start the server with --model-repository {triton}")
-    console.note(f"to try it: ortcam explain {path} photo.jpg; in a browser: ortcam page {path} -o site")
+    task = facts.get("task", "classify")
+    more = {"classify": f"; in a browser: ortcam page {path} -o site", "embed": " --like reference.jpg"}.get(task, "")
+    console.note(f"to try it: ortcam explain {path} photo.jpg{more}")

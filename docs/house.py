@@ -19,7 +19,7 @@ FLOORS = tuple(
     tuple(line.split())
     for line in (
         "cli",
-        "serving cluster exporters",
+        "serving cluster report comparison exporters",
         "deploy evaluation exporters",
         "explain",
         "runtime methods output",

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
-import onnx
-import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-from ortcam.core.files import replace_files
-from ortcam.errors import OptionError, OrtcamWarning
-from ortcam.explain.scorecam import ScoreCAM
-from ortcam.exporters.batches import settle_batch
-from ortcam.exporters.choice import LayerChoice, Target
-from ortcam.exporters.draft import EXTERNAL_DATA_BYTES, graph_errors, settle_layers, write_draft
-from ortcam.exporters.labels import fit_labels, read_labels
-from ortcam.exporters.outputs import refuse_largest
+from ortcam.errors import OptionError
+from ortcam.exporters.draft import EXTERNAL_DATA_BYTES, graph_errors
+from ortcam.exporters.labels import read_labels
 from ortcam.exporters.precision import Precision
 from ortcam.exporters.quiet import home_directory
-from ortcam.exporters.report import ExportReport, ReportedLayer
-from ortcam.exporters.score_kind import (
-    StatedKind,
-    check_kind,
-    check_stated_kind,
-    rename_output,
-    settle_kind,
-    state_count,
-)
+from ortcam.exporters.report import ExportReport
+from ortcam.exporters.score_kind import StatedKind, check_stated_kind
+from ortcam.exporters.scores import ClassScores
 from ortcam.exporters.sources import SourceOptions, convert, find_layer_name
 from ortcam.exporters.tasks.adopt import ConvertedTask
 from ortcam.exporters.tasks.options import check_options
-from ortcam.exporters.tasks.write import write_task
-from ortcam.exporters.verify import LayerToVerify, verify
-from ortcam.graph.ends import read_scores
-from ortcam.graph.expose import expose
-from ortcam.graph.layers import dims
-from ortcam.model.contract import Contract, ExposedLayer, Layout
-from ortcam.model.preprocessing import NAMES, Preprocessing
+from ortcam.exporters.tasks.results import TaskOutputs
+from ortcam.exporters.write import Results, write_file
+from ortcam.model.contract import Layout
+from ortcam.model.preprocessing import Preprocessing
 
 OPSETS = (18, 19, 20)
 
@@ -111,7 +91,7 @@ def export(
         scores: of a detector, ``NAME:KIND``: a tensor [B,N,C] and its kind (see `ScoreKind`); of a segmenter, the mask
             and ``softmax``, ``logits`` or ``probabilities``.
         anchors: of a detector with undecoded boxes, [N,4] or a file of it: centre x, centre y, width and height, as
-            parts of the input.
+            parts of the input. Of the heads of a YOLOv5, [levels,3,2]: widths and heights in pixels.
 
     Raises:
         ExportError: the source cannot be loaded or exported, or the result does not agree with it.
@@ -156,57 +136,10 @@ def export(
     )
     with graph_errors(source), home_directory():
         converted = convert(source, options)
-        if isinstance(converted, ConvertedTask):
-            return write_task(converted, options, output, given, precision, external_data_bytes)
-        output_kind = output_kind or converted.output_kind
-        choice = LayerChoice(converted, options)
-        targets = choice.choose()
-        exposed = _expose(targets, given, output_kind)
-    notices = [*converted.notices, *exposed.notices]
-    if exposed.contract.preprocessing is None:
-        notices.append(
-            "no preprocessing is known, so only input tensors can be explained; for photos give --preprocess "
-            f"{', '.join(NAMES)} or a JSON file (to compare them: ortcam preprocessing {output} photos/)"
-        )
-    with graph_errors(converted.name), replace_files(output) as folder:
-        draft = folder / output.name
-        written = write_draft(draft, converted, precision, external_data_bytes)
-        checked = choice.check(draft, written, targets)
-        if any(one.better is not None for one in checked):
-            targets = choice.choose_again(checked)
-            exposed = _expose(targets, given, output_kind)
-            written = write_draft(draft, targets[0].converted, precision, external_data_bytes)
-        contract = exposed.contract
-        if precision == "fp16":
-            contract = replace(contract, source=contract.source | {"precision": precision})
-        asked = [LayerToVerify(target.source_layer, target.feature_map.tokens) for target in targets]
-        agreement = verify(draft, written, asked)
-        proto = onnx.load(draft, load_external_data=False)
-        notice = settle_batch(proto, draft, written, agreement)
-        if notice is not None:
-            notices.append(notice)
-            agreement = replace(agreement, batches=(1,))
-        layers_of_file = settle_layers(contract.layers, targets, agreement, checked)
-        contract = replace(contract, layers=layers_of_file, verified=agreement.to_dict())
-        contract, more = check_kind(contract, output_kind, agreement.scores)
-        notices += more
-        if contract.output == "probabilities":
-            rename_output(proto, "probabilities")
-            contract = replace(contract, outputs={"scores": "probabilities"})
-        state_count(proto, agreement.scores.shape[1])
-        onnx.helper.set_model_props(
-            proto, {entry.key: entry.value for entry in proto.metadata_props} | contract.to_metadata()
-        )
-        onnx.save(proto, draft)
-        ScoreCAM(draft, provider="cpu").rehearse()
-    warned = tuple(notice for one in checked for notice in one.notices)
-    for text in warned:
-        warnings.warn(text, OrtcamWarning, stacklevel=2)
-    reported = tuple(
-        ReportedLayer(layer.name, replace(target.feature_map, layout=one.layout).shape, agrees.error, one.places)
-        for layer, target, agrees, one in zip(contract.layers, targets, agreement.layers, checked, strict=True)
-    )
-    return ExportReport(output, reported, contract, agreement, (*notices, *warned), warned)
+    results: Results = ClassScores(given, output_kind or converted.output_kind)
+    if isinstance(converted, ConvertedTask):
+        results = TaskOutputs(given)
+    return write_file(source, converted, options, output, precision, external_data_bytes, results)
 
 
 def _layer_names(source: Any, layer: Any) -> tuple[str, ...]:
@@ -217,47 +150,6 @@ def _layer_names(source: Any, layer: Any) -> tuple[str, ...]:
     return tuple(one if isinstance(one, str) else find_layer_name(source, one) for one in given)
 
 
-@dataclass(frozen=True)
-class _Exposed:
-    """The result of exposing a layer.
-
-    Attributes:
-        contract: the contract for the file's metadata.
-        notices: notices for the user.
-    """
-
-    contract: Contract
-    notices: tuple[str, ...]
-
-
-def _expose(targets: Sequence[Target], labels: tuple[str, ...] | None, stated: StatedKind | None) -> _Exposed:
-    """Make the layers outputs of their graph, in place."""
-    converted = targets[0].converted
-    model = converted.model
-    refuse_largest(model.graph.outputs[0], converted.name)
-    classes = _count_classes(model)
-    fitting, notice = fit_labels(labels or converted.labels, classes, labels is not None)
-    feature_maps = [target.feature_map for target in targets]
-    contract = Contract(
-        layers=tuple(
-            ExposedLayer(target.name, target.feature_map.value.name or "", target.feature_map.layout)
-            for target in targets
-        ),
-        image_layout=converted.image_layout,
-        preprocessing=converted.preprocessing,
-        labels=fitting,
-        source=converted.source,
-    )
-    scores, notices = settle_kind(read_scores(model.graph.outputs[0]), stated, classes, converted.name)
-    contract = expose(model, feature_maps, contract, scores)
-    RemoveUnusedNodesPass()(model)
-    kept = {feature_map.value for feature_map in feature_maps}
-    for value in targets[0].measured:
-        if value not in kept:
-            value.shape = None
-    return _Exposed(contract, notices if notice is None else (notice, *notices))
-
-
 def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:
     if given is None:
         return None
@@ -265,12 +157,3 @@ def _as_pair(given: Any, name: str, unit: str) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(hasattr(side, "__index__") and int(side) > 0 for side in sides):
         raise OptionError(f"{name} is {given!r}; expected a side or (height, width) in {unit}")
     return int(sides[0]), int(sides[1])
-
-
-def _count_classes(model: ir.Model) -> int | None:
-    """Return the number of scores in [batch,N], [batch,N,1,1] or [batch]; None if it is unknown."""
-    shape = model.graph.outputs[0].shape
-    if shape is not None and len(shape) == 1:
-        return shape[0] if isinstance(shape[0], int) else 1
-    counts = [dim for dim in dims(model.graph.outputs[0]) if dim != 1]
-    return 1 if not counts and dims(model.graph.outputs[0]) else counts[0] if len(counts) == 1 else None

@@ -130,10 +130,56 @@ def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     return float(np.abs(ours - theirs).max()) / max(scale, float(np.finfo(np.float32).tiny))
 
 
-def verify(path: Path, converted: Converted, layers: Sequence[LayerToVerify]) -> Agreement:
-    """Compare an exported file with its source on random inputs (see `make_pictures`).
+@dataclass(frozen=True)
+class LastRun:
+    """The last batch that a file ran.
 
-    One picture runs both alone and among others, to compare its scores.
+    Attributes:
+        session: the file's session.
+        inputs: the inputs of the batch.
+        mixing: as `Agreement.mixing`.
+    """
+
+    session: Any
+    inputs: Floats
+    mixing: float
+
+
+def run_batches(path: Path, converted: Converted, compare: Callable[[Floats, list[Floats]], None]) -> LastRun:
+    """Run a file on random inputs (see `make_pictures`), with each batch size of its source.
+
+    One picture runs both alone and among others, to compare its results.
+
+    Args:
+        path: the file.
+        converted: the source.
+        compare: checks the inputs and the results of each batch, and compares them with the source's.
+
+    Raises:
+        ExportError: the file does not run, or `compare` raises it.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
+    pictures = make_pictures(converted, np.random.default_rng(0), max(converted.batches))
+    middle = len(pictures) // 2  # a graph may read a batch from its front or its end
+    mixing, alone = 0.0, list[Floats]()
+    for batch in converted.batches:
+        inputs = pictures[middle : middle + 1] if batch == 1 else pictures
+        try:
+            results = session.run(None, {"image": inputs})
+        except RUNTIME_ERRORS as error:
+            raise ExportError(f"the exported model does not run with a batch of {batch}: {one_line(error)}") from error
+        compare(inputs, results)
+        if batch == 1:
+            alone = results
+        elif alone:
+            pairs = zip(results, alone, strict=True)
+            mixing = max(relative_error(together[middle : middle + 1], own) for together, own in pairs)
+    return LastRun(session, inputs, mixing)
+
+
+def verify(path: Path, converted: Converted, layers: Sequence[LayerToVerify]) -> Agreement:
+    """Compare a classifier's file with its source on random inputs (see `run_batches`).
 
     Args:
         path: the file.
@@ -143,27 +189,16 @@ def verify(path: Path, converted: Converted, layers: Sequence[LayerToVerify]) ->
     Raises:
         ExportError: the file does not run, or does not agree with its source.
     """
-    proto = onnx.load(path, load_external_data=False)
-    session = create_session(proto, CPU, "the exported model", path.resolve().parent, log_severity=4)
-    references, random = [converted.reference(layer.name) for layer in layers], np.random.default_rng(0)
-    logits_error, top1, returned = 0.0, True, []
+    references = [converted.reference(layer.name) for layer in layers]
+    logits_error, top1, returned = 0.0, True, list[Floats]()
+    source_scores: NDArray[Any] = np.zeros((0, 0), np.float32)
     matches: list[list[LayerMatch]] = [[] for _ in layers]
-    mixing, alone = 0.0, []
-    pictures = make_pictures(converted, random, max(converted.batches))
-    middle = len(pictures) // 2  # a graph may read a batch from its front or its end
-    for batch in converted.batches:
-        inputs = pictures[middle : middle + 1] if batch == 1 else pictures
-        try:
-            scores, *activations = results = session.run(None, {"image": inputs})
-        except RUNTIME_ERRORS as error:
-            raise ExportError(f"the exported model does not run with a batch of {batch}: {one_line(error)}") from error
-        _refuse_odd_outputs(scores, activations, batch)
+
+    def compare(inputs: Floats, results: list[Floats]) -> None:
+        nonlocal logits_error, top1, source_scores
+        scores, *activations = results
+        _refuse_odd_outputs(scores, activations, len(inputs))
         returned.append(scores)
-        if batch == 1:
-            alone = results
-        elif 1 in converted.batches:
-            pairs = zip(results, alone, strict=True)
-            mixing = max(relative_error(together[middle : middle + 1], own) for together, own in pairs)
         for layer, reference, tensor, seen in zip(layers, references, activations, matches, strict=True):
             seen.append(LayerMatch(tensor, layer.tokens))
             source_scores = reference(inputs, seen[-1])
@@ -173,22 +208,25 @@ def verify(path: Path, converted: Converted, layers: Sequence[LayerToVerify]) ->
             )
         logits_error = max(logits_error, relative_error(scores, source_scores))
         tie = logits_error * float(np.abs(source_scores).max())
-        chosen = source_scores[np.arange(batch), scores.argmax(axis=1)]
+        chosen = source_scores[np.arange(len(inputs)), scores.argmax(axis=1)]
         top1 = top1 and bool((source_scores.max(axis=1) - chosen <= tie).all())
-    of_layers = tuple(map(_worst, matches))
-    agreement = Agreement(logits_error, of_layers, top1, converted.batches, np.concatenate(returned), mixing)
+
+    last = run_batches(path, converted, compare)
+    of_layers = tuple(map(worst, matches))
+    agreement = Agreement(logits_error, of_layers, top1, converted.batches, np.concatenate(returned), last.mixing)
     try:
         _refuse_disagreement(agreement, converted.tolerance, converted.layer_tolerance)
     except ExportError as error:
-        again, source_again = session.run(None, {"image": inputs})[0], references[-1](inputs, seen[-1])
-        for what, first, second in (("it", scores, again), ("the source", source_scores, source_again)):
+        again = last.session.run(None, {"image": last.inputs})[0]
+        source_again = references[-1](last.inputs, matches[-1][-1])
+        for what, first, second in (("it", returned[-1], again), ("the source", source_scores, source_again)):
             if relative_error(second, first) > TOLERANCE:
                 raise ExportError(f"{error}; {what} {explain_randomness(second, first)}") from error
         raise
     return agreement
 
 
-def _worst(matches: Sequence[LayerMatch]) -> LayerAgreement:
+def worst(matches: Sequence[LayerMatch]) -> LayerAgreement:
     """Return the worst agreement of a layer over all batches; its error is unknown if a batch does not show it."""
     distances = [match.distance for match in matches if match.distance is not None]
     name = next((match.name for match in reversed(matches) if match.distance is not None), None)
@@ -228,12 +266,21 @@ def _refuse_disagreement(agreement: Agreement, tolerance: float, layer_tolerance
             f"the exported model does not agree with its source: scores differ by {agreement.logits:.2g} of the "
             f"largest (at most {tolerance:g} allowed){top}"
         )
-    for layer in agreement.layers:
-        if layer.error is not None and not layer.error <= layer_tolerance:
+    refuse_layers(agreement.layers, layer_tolerance)
+
+
+def refuse_layers(layers: Sequence[LayerAgreement], tolerance: float) -> None:
+    """Refuse layers that differ from the source's by more than the tolerance.
+
+    Raises:
+        ExportError: a layer does.
+    """
+    for layer in layers:
+        if layer.error is not None and not layer.error <= tolerance:
             shown = "" if layer.name is None else f" {layer.name!r}"
             raise ExportError(
                 f"the exported target layer{shown} does not agree with its source: "
-                f"activations differ by {layer.error:.2g} of the largest (at most {layer_tolerance:g} allowed)"
+                f"activations differ by {layer.error:.2g} of the largest (at most {tolerance:g} allowed)"
             )
 
 

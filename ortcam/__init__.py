@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ortcam.explain.explainer import ModelExplainer
     from ortcam.explain.protocol import Explainer
     from ortcam.explain.scorecam import ScoreCAM
+    from ortcam.explain.video import ExplainedVideo, explain_video
     from ortcam.methods.ablationcam import AblationCAM
     from ortcam.methods.cam import CAM
     from ortcam.methods.eigencam import EigenCAM
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ortcam.model.cam_model import CamModel
     from ortcam.model.preprocessing import Preprocessing
     from ortcam.output.explanation import Explanation
+    from ortcam.report.report import Report
     from ortcam.runtime.providers import Provider
 
 __version__ = "0.1.0"
@@ -53,6 +55,7 @@ __all__ = [
     "Convention",
     "Detecting",
     "EigenCAM",
+    "ExplainedVideo",
     "Explainer",
     "Explanation",
     "Fused",
@@ -68,11 +71,13 @@ __all__ = [
     "Provider",
     "ReciproCAM",
     "Region",
+    "Report",
     "Reproduction",
     "ScoreCAM",
     "Similarity",
     "Target",
     "__version__",
+    "explain_video",
     "load_explainer",
     "pack",
     "reproduce",
@@ -85,6 +90,7 @@ _HOME = {
     "OrtcamError": "errors",
     "OrtcamWarning": "errors",
     "Explanation": "output.explanation",
+    "Report": "report.report",
     "Target": "core.targets",
     "Box": "core.references",
     "Output": "core.references",
@@ -99,6 +105,8 @@ _HOME = {
     "ScoreCAM": "explain.scorecam",
     "Explainer": "explain.protocol",
     "ModelExplainer": "explain.explainer",
+    "ExplainedVideo": "explain.video",
+    "explain_video": "explain.video",
     "load_explainer": "deploy.load",
     "AblationCAM": "methods.ablationcam",
     "CAM": "methods.cam",
@@ -134,6 +142,7 @@ _NEEDS_RUNTIME = set(_HOME) - {
     "RISE",
     "ReciproCAM",
     "Region",
+    "Report",
     "SSCAM",
     "Similarity",
     "Target",

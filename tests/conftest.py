@@ -23,7 +23,7 @@ from ortcam.cli.demo import load_efficientnet_lite0
 from ortcam.exporters import export
 
 # Packed explainers do not have the others.
-PACKED_PRESETS = [name for name, convention in ortcam.PRESETS.items() if not convention.is_centred]
+UNCENTRED_PRESETS = [name for name, convention in ortcam.PRESETS.items() if not convention.is_centred]
 
 
 @pytest.fixture(autouse=True, scope="module")

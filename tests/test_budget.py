@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import PACKED_PRESETS, FlatLayer, correlation
+from conftest import UNCENTRED_PRESETS, FlatLayer, correlation
 from numpy.typing import NDArray
 from torch import nn
 
@@ -90,7 +90,7 @@ def test_the_error_of_a_finer_layer_is_not_understated(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PACKED_PRESETS)  # centred maps of this untrained network are flat
+@pytest.mark.parametrize("preset", UNCENTRED_PRESETS)  # centred maps of this untrained network are flat
 def test_a_budget_of_all_masks_is_the_exact_map_to_the_bit(
     resnet18_file: Path, photos: dict[str, Path], preset: str
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_flat_layer_needs_no_budget(models: Path, photos: dict[str, Path]) -> 
         assert (explanation.maps == 0).all()
 
 
-@pytest.mark.parametrize("preset", PACKED_PRESETS)
+@pytest.mark.parametrize("preset", UNCENTRED_PRESETS)
 def test_a_budget_of_the_live_channels_is_exact(models: Path, photos: dict[str, Path], preset: str) -> None:
     """Also where constant channels have a score: that of the blank input comes on top."""
     path = export(FlatLayer(varying=9), models / "partly-flat.onnx", preprocess="raw", input_size=32).path

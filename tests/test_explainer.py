@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
-from conftest import PACKED_PRESETS, FlatLayer, correlation, package_folder
+from conftest import UNCENTRED_PRESETS, FlatLayer, correlation, package_folder
 from torch import nn
 
 import ortcam
@@ -81,7 +81,7 @@ def test_a_fine_layer_as_the_engine(resnet18: nn.Module, photos: dict[str, Path]
 
 
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=() if name == "official" else pytest.mark.slow) for name in PACKED_PRESETS]
+    "preset", [pytest.param(name, marks=() if name == "official" else pytest.mark.slow) for name in UNCENTRED_PRESETS]
 )
 def test_presets_as_the_engine(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path, preset: str) -> None:
     """All masks of an untrained network, and a budget that is larger than what the photo has."""
@@ -367,7 +367,7 @@ def test_metadata_that_is_broken(packed: Path) -> None:
     proto = onnx.load(packed)
     (entry,) = [entry for entry in proto.metadata_props if entry.key == "ortcam.explainer"]
     facts = json.loads(entry.value)
-    for broken in ({"format": 1}, {**facts, "source": None}, {**facts, "raw": "yes"}, {**facts, "format": 2}, [], 3):
+    for broken in ({"format": 1}, {**facts, "source": None}, {**facts, "raw": "yes"}, {**facts, "format": 3}, [], 3):
         entry.value = json.dumps(broken)
         onnx.save(proto, packed)
         with pytest.raises(ModelError, match="pack it again"):
@@ -465,7 +465,7 @@ def test_a_model_that_overflows_is_an_error(tmp_path: Path) -> None:
             run(tmp_path / "b.onnx", np.full((16, 16, 3), 200, np.uint8))
 
 
-@pytest.mark.parametrize("preset", PACKED_PRESETS)
+@pytest.mark.parametrize("preset", UNCENTRED_PRESETS)
 @pytest.mark.parametrize("budget", [None, 2])
 def test_a_layer_that_varies_nowhere(preset: str, budget: int | None, tmp_path: Path) -> None:
     """Every channel is constant: a map of zeros, as the engine's; no NaN."""

@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import PACKED_PRESETS, load_efficientnet_lite0, package_folder, sharpened
+from conftest import UNCENTRED_PRESETS, load_efficientnet_lite0, package_folder, sharpened
 from test_tasks import read_photo, toy
 
 import ortcam
@@ -33,7 +33,7 @@ Case = tuple[str, np.ndarray]
 def make_lite0(folder: Path) -> Iterator[Case]:
     """EfficientNet-Lite0, trained: every preset with budgets, an exact map, several classes, a group of photos."""
     file = export(load_efficientnet_lite0(), folder / "lite0.onnx", preprocess="lite", labels="imagenet").path
-    for preset in PACKED_PRESETS:
+    for preset in UNCENTRED_PRESETS:
         cam = ortcam.ScoreCAM(file, provider="cpu", preset=preset)
         for budget in (16, 32):
             yield f"{preset}, budget {budget}", cam.explain(CHELSEA, budget=budget).raw_maps
@@ -56,7 +56,7 @@ def make_resnet18(folder: Path) -> Iterator[Case]:
     torch.manual_seed(0)
     module = sharpened(torchvision.models.resnet18(weights=None), 4.0)
     file = export(module, folder / "resnet18.onnx", preprocess="imagenet", input_size=96).path
-    for preset in PACKED_PRESETS:
+    for preset in UNCENTRED_PRESETS:
         yield f"{preset}, exact", ortcam.ScoreCAM(file, provider="cpu", preset=preset).explain(CHELSEA).raw_maps
     ortcam.pack(file, folder / "packed.onnx", verify=False)
     yield "packed, exact", _small(folder / "packed.onnx")

@@ -55,7 +55,9 @@ def expected(lite0_file: Path, photo: np.ndarray) -> list[ortcam.Explanation]:
     return [cam.explain(photo, targets=target, budget=BUDGET) for target in (282, 285)]
 
 
-def run_script(command: list[Any], explainer: Path, photo: np.ndarray, target: int, folder: Path) -> dict[str, Any]:
+def run_script(
+    command: list[Any], explainer: Path, photo: np.ndarray, target: int | str, folder: Path
+) -> dict[str, Any]:
     """Run `command EXPLAINER PIXELS HEIGHT WIDTH TARGET MAP`; return what it printed, and the map."""
     (folder / "pixels").write_bytes(photo.tobytes())
     arguments = [explainer, folder / "pixels", *photo.shape[:2], target, folder / "map"]

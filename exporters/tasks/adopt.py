@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import inliner
 
 from ortcam.core.convention import Floats
-from ortcam.errors import ExportError, one_line
+from ortcam.errors import ExportError, OptionError, one_line
 from ortcam.exporters.adopt import (
     HALF_TOLERANCE,
     ForeignGraph,
@@ -29,9 +29,10 @@ from ortcam.exporters.interface import ImageInput, Numbers, read_input
 from ortcam.exporters.outputs import Output
 from ortcam.exporters.sources import Converted, SourceOptions
 from ortcam.exporters.tasks.decode import attach, raw_name, write_decoder
-from ortcam.exporters.tasks.detectors import check_decoded, known_form, plan_detector
+from ortcam.exporters.tasks.detectors import HOW, check_decoded, known_form, plan_detector
 from ortcam.exporters.tasks.plan import Plan
 from ortcam.exporters.tasks.single import plan_single
+from ortcam.exporters.tasks.size import free_input
 from ortcam.exporters.tasks.source import RawSource, Ultralytics, fill_in_size
 from ortcam.exporters.unwrap import keep_outputs
 from ortcam.exporters.upgrade import NEWEST_OPSET, make_editable, opset_of, refuse_escapes
@@ -82,6 +83,9 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     proto = inliner.inline_local_functions(foreign.proto) if foreign.proto.functions else foreign.proto
     training = leave_training(proto, foreign.name)
     fill_in_size(proto, options.input_size)
+    maps = all(len(value.type.tensor_type.shape.dim) > 3 for value in proto.graph.output)  # it is no classifier
+    is_free = foreign.run is None and (maps or options.task.is_stated)
+    freed = free_input(proto, options.input_size, folder, foreign.name) if is_free else []
     session = create_session(proto, CPU, foreign.name, folder, log_severity=4)
     metadata = Ultralytics.read(proto)
     image = _read_image(proto, session, options, foreign, folder, metadata)
@@ -103,7 +107,7 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     graph = _Graph(foreign, proto, folder, image, plan, raw, own_outputs, is_half(make_editable(proto, folder, "")))
     model, batches, notices = graph.settle_batch()
     decoded, _ = graph.reference(image.random(np.random.default_rng(0), 1))
-    notices = [*plan.notices, *([training] if training else []), *notices]
+    notices = [*plan.notices, *([training] if training else []), *freed, *notices]
     if plan.task == "detect":
         notices += check_decoded(source, plan, decoded)
     opset = opset_of(proto)
@@ -172,6 +176,8 @@ def _find_plan(source: RawSource, options: SourceOptions, metadata: Ultralytics 
     if task == "auto":
         return known_form(source, metadata)
     if task == "detect":
+        if options.output is not None:
+            raise OptionError(f"output_name is given for task 'detect'; expected the detector's tensors as {HOW}")
         return plan_detector(source, options.task, metadata)
     return plan_single(source, task, options.task, options.output)  # type: ignore[arg-type]
 

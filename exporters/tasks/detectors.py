@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import ExportError, OptionError
+from ortcam.exporters.tasks.centerface import find_centerface, plan_centerface
 from ortcam.exporters.tasks.cut import find_cut, has_suppression_inside
+from ortcam.exporters.tasks.heads import find_heads, plan_heads
 from ortcam.exporters.tasks.options import (
     ON_ANCHORS,
     ON_CELLS,
+    TURNED,
     BoxFormat,
     Named,
     ScoreKind,
@@ -42,22 +45,29 @@ def plan_detector(source: RawSource, options: TaskOptions, metadata: Ultralytics
             missing = "boxes" if options.boxes is None else "scores"
             raise OptionError(f"{missing} is missing; expected both {HOW}")
         return _stated(source, read_boxes(options.boxes), read_kind(options.scores), options.anchors)
-    plan = known_form(source, metadata)
+    plan = known_form(source, metadata, options.anchors)
     if plan is not None:
+        if plan.anchors is None and options.anchors is not None:
+            raise OptionError(f"anchors are given, but the boxes of {source.name} use none; expected {HOW} with them")
         return plan
     boxes = [output for output in source.outputs if len(output.shape) == 3 and 4 in output.shape[1:]]
+    heads = "+".join(output.name for output in source.outputs)
     if has_suppression_inside(source.proto):
         reason = (
             "; its suppression stands inside a branch, where the graph cannot be cut: export it without suppression"
         )
     elif boxes:
         reason = f"; boxes relative to anchors also need --anchors FILE, such as --boxes {boxes[0].name}:ssd"
+    elif len(source.outputs) in (3, 4) and all(len(output.shape) in (4, 5) for output in source.outputs):
+        reason = f"; of a YOLOv5's heads, --boxes {heads}:yolov5 --scores {heads}:objectness-logits"
     else:
         reason = ""
     raise ExportError(f"{source.name} returns {source.listed}; the form of its boxes is unknown: give {HOW}{reason}")
 
 
-def known_form(source: RawSource, metadata: Ultralytics | None) -> Plan | None:
+def known_form(
+    source: RawSource, metadata: Ultralytics | None, anchors: NDArray[np.float64] | None = None
+) -> Plan | None:
     """Return the plan of a detector whose metadata or outputs have a known form; None for other files."""
     tables = [output for output in source.outputs if len(output.shape) == 3]
     names = {output.name.rpartition("/")[2]: output.name for output in source.outputs}
@@ -68,7 +78,7 @@ def known_form(source: RawSource, metadata: Ultralytics | None) -> Plan | None:
         )
         return _stated(source, boxes, scores, None)
     if not tables:
-        return _before_suppression(source)
+        return find_heads(source, anchors) or find_centerface(source) or _before_suppression(source)
     raw = source.measure([tables[0].name])[tables[0].name]
     if raw.ndim != 3 or raw.shape[0] != 1:
         return None
@@ -84,7 +94,13 @@ def _ultralytics(source: RawSource, metadata: Ultralytics, name: str, raw: NDArr
     count, (_, first, second) = len(metadata.labels), raw.shape
     labels, what = metadata.labels, f"{source.name} has the metadata of an ultralytics {metadata.task} model"
     if metadata.task == "obb":
-        raise ExportError(f"{what}, whose boxes are turned; expected upright boxes: give --task detect {HOW}")
+        if first != 4 + count + 1 or first >= second:
+            raise ExportError(
+                f"{what} (turned boxes) and returns {_shown(raw)}; expected all its boxes, [batch,{4 + count + 1},N]: "
+                "export it with nms=False and end2end=False"
+            )
+        turned = _stated(source, Named((name,), TURNED), Named((name,), "probabilities"), None)
+        return replace(turned, labels=labels)
     if (second < 4 + count and second in (6, 6 + 32)) or (second >= 6 and first == 300):
         return _end_to_end(source, name, raw, labels)
     if first >= 4 + count and first < second:
@@ -197,6 +213,11 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
         source.check_name(name, "boxes")
     for name in (*scores.names, *scores.factors):
         source.check_name(name, "scores")
+    if boxes.form == "yolov5":
+        return plan_heads(source, boxes, scores, anchors)
+    if boxes.form == "centerface":
+        _check_anchors("centerface", anchors, 0)
+        return plan_centerface(source, boxes, scores)
     found = source.measure([*boxes.names, *scores.names, *scores.factors])
     form, kind = cast(BoxFormat, boxes.form), cast(ScoreKind, scores.form)
     flat = all(array.ndim == 2 for array in found.values())  # [N,K], without a batch
@@ -218,15 +239,17 @@ def _stated(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[np.
     return Plan(
         "detect",
         tuple(box_columns),
-        _score_parts(source, found, scores.names, box_columns, kind),
+        _score_parts(source, found, scores.names, box_columns, form, kind),
         form,
         kind,
         boxes.scales,
         anchors,
         strides,
         rows,
+        beside=tuple(replace(part, begin=-1, end=None) for part in box_columns) if form == TURNED else (),
+        notices=("turned boxes are read as the upright boxes around them",) if form == TURNED else (),
         classes=source.classes or 0,
-        factors=_score_parts(source, found, scores.factors, box_columns, kind) if scores.factors else (),
+        factors=_score_parts(source, found, scores.factors, box_columns, form, kind) if scores.factors else (),
     )
 
 
@@ -235,12 +258,14 @@ def _score_parts(
     found: Mapping[str, NDArray[Any]],
     names: Sequence[str],
     boxes: Sequence[Columns],
+    form: BoxFormat,
     kind: ScoreKind,
 ) -> tuple[Columns, ...]:
     """Return the columns of scores, level by level: behind the boxes in their tensors, or tensors of their own."""
     if list(names) == [part.name for part in boxes]:
         extra = 5 if kind.startswith("objectness") else 4
-        end = None if source.classes is None else extra + source.classes
+        last = -1 if form == TURNED else None
+        end = last if source.classes is None else extra + source.classes
         return tuple(replace(part, begin=4, end=_end(found[part.name], part, end)) for part in boxes)
     if len(names) != len(boxes):
         raise OptionError(f"scores names {len(names)} tensors and boxes {len(boxes)}; expected as many")
@@ -257,6 +282,8 @@ def _check_anchors(form: BoxFormat, anchors: NDArray[np.float64] | None, count: 
     Raises:
         OptionError: the number of anchors is not that of the boxes.
     """
+    if anchors is not None and anchors.ndim == 3:
+        raise OptionError(f"anchors have shape {list(anchors.shape)}; expected [{count},4]: cx, cy, w, h of each box")
     if form in ON_ANCHORS and anchors is None:
         raise OptionError(
             f"boxes of format {form} are relative to anchors; give the {count} anchors with --anchors FILE (.npy, "
@@ -279,13 +306,14 @@ def _cells(size: tuple[int, int], count: int) -> tuple[int, tuple[int, ...] | No
 
 def _box_columns(name: str, raw: NDArray[Any], form: BoxFormat) -> Columns:
     """Return the columns of the boxes in a tensor [B,N,K] or [B,K,N]: the first four, or all bins."""
-    if raw.ndim != 3 or len(raw) != 1 or min(raw.shape[1:]) < 4 or not np.issubdtype(raw.dtype, np.floating):
+    least = 5 if form == TURNED else 4
+    if raw.ndim != 3 or len(raw) != 1 or min(raw.shape[1:]) < least or not np.issubdtype(raw.dtype, np.floating):
         raise OptionError(
-            f"boxes names {name!r}, {raw.dtype} {_shown(raw)}; expected numbers [batch,N,4] or [batch,4,N], or more "
-            "columns with the boxes first"
+            f"boxes names {name!r}, {raw.dtype} {_shown(raw)}; expected numbers [batch,N,{least}] or "
+            f"[batch,{least},N], or more columns with the boxes first"
         )
     _, first, second = raw.shape
-    transposed = second != 4 and (first == 4 or first < second)
+    transposed = second != least and (first == least or first < second)
     columns = first if transposed else second
     if form == "bins" and columns % 4:
         raise OptionError(f"boxes names {name!r} {_shown(raw)}; expected a multiple of 4 columns for format bins")

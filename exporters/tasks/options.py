@@ -29,6 +29,9 @@ BoxFormat = Literal[
     "bins",
     "distances",
     "distances-corner",
+    "yolov5",
+    "centerface",
+    "cxcywh-angle",
 ]
 ScoreKind = Literal[
     "probabilities", "logits", "softmax", "softmax-background-first", "softmax-background-last",
@@ -38,6 +41,7 @@ ScoreKind = Literal[
 ]  # fmt: skip
 ON_CELLS: tuple[BoxFormat, ...] = ("yolox", "bins", "distances", "distances-corner")
 ON_ANCHORS: tuple[BoxFormat, ...] = ("ssd", "ssd-xy", "linear")
+TURNED: BoxFormat = "cxcywh-angle"  # the angle, in radians, is the last column
 SSD_SCALES = (10.0, 10.0, 5.0, 5.0)  # TensorFlow's BoxCoder; the same as Caffe's variances .1, .1, .2, .2
 _LARGEST_ANCHOR = 16.0  # in parts of the input; larger numbers are pixels
 
@@ -51,7 +55,8 @@ class TaskOptions:
         boxes: ``NAME:FORMAT``, or ``NAME+NAME:FORMAT`` for the levels of a pyramid; FORMAT is a `BoxFormat`, with the
             scales of offsets behind an @ (``ssd@10,10,5,5``).
         scores: ``NAME:KIND``, or ``NAME+NAME:KIND``; KIND is a `ScoreKind`. ``NAME*NAME:KIND`` multiplies two scores.
-        anchors: float64 [N,4], centre x, centre y, width and height, as parts of the input's width and height.
+        anchors: float64 [N,4], centre x, centre y, width and height, as parts of the input's width and height; of a
+            YOLOv5, [levels,A,2], width and height in pixels.
     """
 
     task: str = "auto"
@@ -156,7 +161,8 @@ def read_anchors(given: str | PathLike[str] | NDArray[Any] | Sequence[Any]) -> N
     """Return anchors [N,4]: centre x, centre y, width and height, as parts of the input's width and height.
 
     Args:
-        given: an array, or a ``.npy``, ``.json``, ``.csv`` or ``.txt`` file of it.
+        given: an array, or a ``.npy``, ``.json``, ``.csv`` or ``.txt`` file of it. Arrays [levels,A,2], [levels,6] and
+            [levels*3,2] are the widths and heights of a YOLOv5, in pixels; they are returned as [levels,A,2].
 
     Raises:
         OptionError: the file cannot be read, or it does not hold such numbers.
@@ -178,6 +184,9 @@ def read_anchors(given: str | PathLike[str] | NDArray[Any] | Sequence[Any]) -> N
         raise OptionError(
             f"{where} cannot be read: {one_line(error)}; expected a .npy, .json or .csv file of N rows of 4 numbers"
         ) from error
+    shape = anchors.shape
+    if anchors.ndim == 3 or (anchors.ndim == 2 and (shape[1] == 6 or (shape[1] == 2 and len(anchors) % 3 == 0))):
+        return _check_sizes(anchors if anchors.ndim == 3 else anchors.reshape(-1, 3, 2), where)
     if anchors.ndim != 2 or anchors.shape[1] != 4 or not len(anchors) or not np.isfinite(anchors).all():
         raise OptionError(f"{where} have shape {list(anchors.shape)}; expected finite numbers [N,4]: cx, cy, w, h")
     if np.abs(anchors).max() > _LARGEST_ANCHOR:
@@ -187,4 +196,17 @@ def read_anchors(given: str | PathLike[str] | NDArray[Any] | Sequence[Any]) -> N
         )
     if (anchors[:, 2:] <= 0).any():
         raise OptionError(f"{where} have a width or height of 0 or less; expected centre x, centre y, width, height")
+    return anchors
+
+
+def _check_sizes(anchors: NDArray[np.float64], where: str) -> NDArray[np.float64]:
+    """Return widths and heights [levels,A,2].
+
+    Raises:
+        OptionError: they are not positive numbers of pixels.
+    """
+    if anchors.shape[2] != 2 or not anchors.size or not np.isfinite(anchors).all() or anchors.min() <= 0:
+        raise OptionError(f"{where} have shape {list(anchors.shape)}; expected positive numbers [levels,3,2]: w, h")
+    if anchors.max() <= 1:
+        raise OptionError(f"{where} reach {anchors.max():.4g}; expected widths and heights in pixels of the input")
     return anchors

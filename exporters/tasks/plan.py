@@ -23,6 +23,7 @@ class Columns:
         transposed: whether the columns come before the rows.
         begin, end: the columns; None for the last.
         unbatched: whether the batch is missing.
+        boxes_of_a_cell: of a head [B,A,h,w,K] or [B,A*K,h,w], A; 0 for a table.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Columns:
     begin: int = 0
     end: int | None = None
     unbatched: bool = False
+    boxes_of_a_cell: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Plan:
     Attributes:
         task: the task.
         boxes, scores: for a detector: the tensors; levels of a pyramid are joined along N.
+        beside: tensors whose columns follow those of the boxes, row by row: the offsets of a CenterFace, or
+            the angles of turned boxes.
         factors: tensors by which the scores are multiplied, of the same kind; () for none.
         box_format, scales, anchors, kind: how they are read, as the options state it.
         strides: for formats of cells, the strides of the levels in pixels.
@@ -63,6 +67,7 @@ class Plan:
     channels_last: bool = False
     labels: tuple[str, ...] | None = None
     classes: int = 0
+    beside: tuple[Columns, ...] = ()
     factors: tuple[Columns, ...] = ()
     notices: tuple[str, ...] = ()
 
@@ -70,7 +75,9 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """The tensors that the plan reads, each once."""
         named = (
-            [part.name for part in (*self.boxes, *self.scores, *self.factors)] if self.task == "detect" else [self.name]
+            [part.name for part in (*self.boxes, *self.beside, *self.scores, *self.factors)]
+            if self.task == "detect"
+            else [self.name]
         )
         return tuple(dict.fromkeys(named))
 
@@ -107,6 +114,26 @@ def cell_corners(
         places.append(np.stack([x.ravel(), y.ravel()], axis=1).repeat(repeated, axis=0))
         steps.append(np.full((rows * columns * repeated, 1), stride))
     return np.concatenate(places).astype(np.float32), np.concatenate(steps).astype(np.float32)
+
+
+def head_cells(
+    size: tuple[int, int], strides: tuple[int, ...], anchors: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return x and y [N,2], strides [N,1] and anchors [N,2] of the boxes of all heads: level, anchor, row, column.
+
+    Args:
+        size: (height, width) of the input.
+        strides: the strides of the levels.
+        anchors: [levels,A,2], width and height in pixels.
+    """
+    places, steps, spans = [], [], []
+    for stride, own in zip(strides, anchors, strict=True):
+        corners, step = cell_corners(size, (stride,))
+        for anchor in own:
+            places.append(corners)
+            steps.append(step)
+            spans.append(np.broadcast_to(anchor, corners.shape))
+    return np.concatenate(places), np.concatenate(steps), np.concatenate(spans).astype(np.float32)
 
 
 Shapes = Mapping[str, Dims]

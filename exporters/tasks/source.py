@@ -17,6 +17,7 @@ from ortcam.exporters.outputs import Output, list_outputs
 from ortcam.exporters.sources import SourceOptions
 
 _SIZE_INPUT = "orig_target_sizes"
+CENTERFACE = [1, 2, 2, 10]  # channels of its maps: scores, sizes and offsets, five landmarks
 _READ_AS_DETECTORS = ("detect", "segment", "pose", "obb")  # of ultralytics
 
 
@@ -92,7 +93,10 @@ class Ultralytics:
 
 
 def is_task(proto: onnx.ModelProto, options: SourceOptions) -> bool:
-    """Return whether a graph is to be read for a task: the user says so, or metadata or outputs [B,N,K] hint at it."""
+    """Return whether a graph is to be read for a task.
+
+    The user says so, or metadata or outputs hint at it: [B,N,K], [B,A,h,w,K], or the four maps of a CenterFace.
+    """
     if options.task.task != "auto":
         return options.task.is_stated
     metadata = Ultralytics.read(proto)
@@ -103,7 +107,10 @@ def is_task(proto: onnx.ModelProto, options: SourceOptions) -> bool:
     if metadata is not None and not all(value.type.tensor_type.HasField("shape") for value in proto.graph.output):
         return options.output is None
     ranks = [len(value.type.tensor_type.shape.dim) for value in proto.graph.output]
-    return 3 in ranks and (metadata is not None or min(ranks) >= 3) and options.output is None
+    is_table = 3 in ranks and (metadata is not None or min(ranks) >= 3)
+    channels = [value.type.tensor_type.shape.dim[1].dim_value for value in proto.graph.output] if min(ranks) > 1 else []
+    is_centerface = set(ranks) == {4} and sorted(channels) == CENTERFACE
+    return (is_table or set(ranks) == {5} or is_centerface) and options.output is None
 
 
 def fill_in_size(proto: onnx.ModelProto, size: tuple[int, int] | None) -> None:

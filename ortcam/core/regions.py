@@ -15,8 +15,8 @@ from ortcam.core.targets import resolve_class
 from ortcam.core.view import MOST_SHOWN, View, digest, numbers, rounded
 from ortcam.errors import TargetError
 
-_CERTAIN = 0.5  # the probability from which a pixel belongs to the only class of a segmenter
-_BACKGROUND = ("background", "__background__")
+CERTAIN = 0.5  # the probability from which a pixel belongs to the only class of a segmenter
+BACKGROUND = ("background", "__background__")
 
 
 class Regions:
@@ -27,7 +27,7 @@ class Regions:
     def __init__(self, results: Sequence[Floats], view: View) -> None:
         (self._mask,) = results  # [C,h,w]
         self._view = view
-        self._seen = self._mask.argmax(axis=0) if len(self._mask) > 1 else np.where(self._mask[0] >= _CERTAIN, 0, -1)
+        self._seen = self._mask.argmax(axis=0) if len(self._mask) > 1 else np.where(self._mask[0] >= CERTAIN, 0, -1)
 
     def surest(self, count: int) -> tuple[Reference, ...]:
         present = self._present()
@@ -69,7 +69,7 @@ class Regions:
         seen = self._seen[self._inside()]
         counts = np.bincount(seen[seen >= 0], minlength=len(self._mask))
         order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
-        return [index for index in order if (self._view.name_of(index) or "").lower() not in _BACKGROUND]
+        return [index for index in order if (self._view.name_of(index) or "").lower() not in BACKGROUND]
 
     def _listed(self) -> str:
         shown = ", ".join(map(self._view.show, self._present()[:MOST_SHOWN]))

@@ -40,6 +40,7 @@ EVEN = 0.3  # masks are divided by their size to this power
 _SMOOTH_SHARE = 4
 _FEWEST_DIRECTIONS = 16
 _BLOCK = 128
+_CANCELLED = 1e-5  # the part of a sum of numbers that is left if they cancel out: rounding of float32
 
 
 class Prediction(NamedTuple):
@@ -74,7 +75,7 @@ class Surrogate:
         area = masks.mean(axis=1)
         self._trend = np.stack([np.ones_like(area), area - area.mean()], axis=1).astype(np.float64)
         self._weights = np.ones(len(masks), np.float32)
-        self._maps = parts.sum(axis=0)[None]
+        self._maps = map_of_equal_weights(parts)[None]
         self._predictions: list[Prediction] = []
         self._scores = np.empty((0, 0), np.float32)  # [n,T] of what is chosen
         self.chosen: list[int] = []
@@ -155,6 +156,16 @@ class Surrogate:
         spread += NUGGET * np.square(uncertain).sum()
         size = float(centred @ centred)
         return 0.5 * amplitude * max(float(spread), 0.0) / size if size > 0 else 1.0
+
+
+def map_of_equal_weights(parts: Floats) -> Floats:
+    """Return the sum [P] of the parts [D,P]; zeros if they cancel out, because the sum is then only rounding.
+
+    The parts of centred weights cancel out. Rounding differs from machine to machine, and must choose no mask.
+    """
+    whole: Floats = parts.sum(axis=0)
+    cancels = np.linalg.norm(whole) <= _CANCELLED * np.linalg.norm(np.abs(parts).sum(axis=0))
+    return np.zeros_like(whole) if cancels else whole
 
 
 def sixth_moment(mean: Any, variance: Any) -> Any:

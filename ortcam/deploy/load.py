@@ -72,14 +72,14 @@ def load_explainer(
     except PackedModelError:
         if not isinstance(model, str | PathLike):
             raise
-    given = {"preset": preset, "batch_size": batch_size, "layer": layer, "detecting": detecting}
+    given = {"preset": preset, "batch_size": batch_size, "layer": layer}
     unsuited = [name for name, value in given.items() if value is not None]
     unsuited += ["method"] if chosen != make_method("score-cam") else []
     if unsuited:
         raise OptionError(f"{model} is packed with its layer and method; leave {', '.join(unsuited)} out")
     from ortcam.deploy.packed import PackedExplainer  # late: a model file does without
 
-    return PackedExplainer(model, provider, threads)
+    return PackedExplainer(model, provider, threads, detecting)
 
 
 def _single(layer: str | Sequence[str] | None) -> str | None:

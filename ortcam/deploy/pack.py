@@ -10,16 +10,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 import ortcam
 from ortcam.core.budget import Limits
-from ortcam.core.convention import Convention
+from ortcam.core.convention import Convention, default_preset
 from ortcam.core.files import replace_files
 from ortcam.core.scores import guess
 from ortcam.deploy.packed import PackedExplainer
+from ortcam.deploy.rehearsal import ANY_BOX, compare, input_shape, rehearse_method
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, OutputError, one_line, whole
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.graph.explainer import build_explainer
@@ -29,16 +28,14 @@ from ortcam.graph.packing import Packing
 from ortcam.graph.tails import rows_at_once
 from ortcam.methods import make_method, with_preset
 from ortcam.model.cam_model import CamModel
-from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT
+from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMATS, Task
 from ortcam.model.source import external_files
-from ortcam.output.explanation import Explanation
 from ortcam.runtime.engine import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from ortcam.core.method import Method
 
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf file
-_LEAST_AGREEMENT = 0.999
 _LARGEST_BUDGET = 2**31 - 1  # no layer has so many channels
 
 
@@ -99,7 +96,8 @@ def pack(
     ``raw=False``), and ``target`` int64 [T], class indices, -1 for the top class. Its outputs are the model's own
     scores float32 [N], ``target_class`` int64 [T], ``saliency`` float32 [T,H,W] in [0,1], ``scored`` int64 [1], how
     many masked images were run (with a method of one pass: how often its tail), and ``error`` float32 [T,3], the
-    `ErrorEstimate` of every map: 0 for exact maps, NaN where it is unknown.
+    `ErrorEstimate` of every map: 0 for exact maps, NaN where it is unknown. Models that are no classifiers have other
+    inputs and outputs beside ``image``, ``saliency``, ``scored`` and ``error``: see docs/explainer.md, "Other tasks".
 
     Args:
         model: a file that ortcam exported.
@@ -107,13 +105,15 @@ def pack(
         method: ``score-cam``, ``cam``, ``recipro-cam``, ``ablation-cam``, ``eigen-cam`` or ``fused``, or a method with
             options, such as ``ReciproCAM(kernel="gaussian")``. ``fused`` is packed without masked images:
             ``Fused(passes=0)``.
-        preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for ``official``.
+        preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for that of `ScoreCAM`:
+            ``official`` for classifiers.
         budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
         raw: put the preprocessing in.
         batch_size: masked images a turn, or rows of the tail at once; None for 8 images, 64 MB of features, or the
             model's own fixed batch.
-        target: a class index or label, or -1, which ``target`` is where it is not given. With None it must be given;
-            runtimes for JavaScript know no inputs that may be left out.
+        target: a class index or label, or -1, which ``target`` is where it is not given; ``box`` and ``sign`` may be
+            left out then too. With None they must be given; runtimes for JavaScript know no inputs that may be left
+            out.
         layer: the target layer, as for `ScoreCAM`.
         verify: explain a synthetic photo with the file and with the engine, and refuse a file that differs.
 
@@ -125,17 +125,22 @@ def pack(
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    chosen = _choose_method(method, preset)
+    known = model if isinstance(model, CamModel) else CamModel(model)
+    chosen = _choose_method(method, preset, known.contract.task)
     budget = None if budget is None else whole("budget", budget)
     chosen.check(Limits(budget))
-    if chosen.convention.is_centred:
-        raise OptionError(f"preset {chosen.convention.name!r} cannot be packed; expected another preset")
-    known = model if isinstance(model, CamModel) else CamModel(model)
-    known.require_classes("pack")
-    cam = ModelExplainer(known, chosen, provider="cpu", layer=layer)
-    known = cam.model
+    if budget is not None and chosen.convention.weight == "centred logit":
+        raise OptionError("a budget predicts scores that have logarithms, and plain values have none; leave budget out")
     _check_path(path, known)
+    cam = ModelExplainer(known, chosen, provider="cpu", layer=layer, detecting=ANY_BOX)
+    known = cam.model
     classes, shape = cam.rehearse()
+    references, cells = (0, 0), (0, 0)
+    if not known.contract.classifies:
+        references = known.reference_sizes
+        classes = references[1] if known.contract.task in ("detect", "segment") else references[0]
+        rows, columns = known.result_shapes[0][1:] if known.contract.task == "segment" else (0, 0)
+        cells = rows or 0, columns or 0  # `reference_sizes` has checked them
     if raw and known.contract.preprocessing is None:
         raise OptionError(
             f"{known.shown} does not say how to preprocess a photo; export it with --preprocess, "
@@ -146,7 +151,7 @@ def pack(
     described = chosen.describe()
     default, most, stage = DEFAULT_BATCH, shape[0], None
     if chosen.name != "score-cam":
-        _explain(cam, 0)  # a model that the method does not allow is refused here
+        rehearse_method(cam)
         stage = known.stages[0] if known.stages else None
         stage_shape = shape if stage is None else stage.shape
         most = max(1, count_tails(described, shape, stage_shape))
@@ -158,17 +163,21 @@ def pack(
         fixed_batch=known.batch is not None,
         raw=raw,
         target=None if target is None else _default_target(known, target, classes),
-        input_shape=_input_shape(known),
+        input_shape=input_shape(known),
         layer_shape=shape,
         method=described,
         stage=stage,
         sequence=known.sequence,
+        references=references,
+        cells=cells,
     )
     source = _read_whole(known)
     explainer = build_explainer(source, known.contract, plan)
     facts = _describe(known, plan, explainer.graph.output[0].name, classes)
     layer_alone = replace(known.contract.layers[0], output=None)
-    contract = replace(known.contract, layers=(layer_alone,), outputs={"scores": facts["scores"]})
+    contract = replace(known.contract, layers=(layer_alone,))
+    if contract.classifies:
+        contract = replace(contract, outputs={"scores": facts["scores"]})
     for key, text in {**contract.to_metadata(), EXPLAINER: json.dumps(facts)}.items():
         explainer.metadata_props.add(key=key, value=text)
     explainer.producer_name, explainer.producer_version = "ortcam", ortcam.__version__
@@ -182,7 +191,7 @@ def pack(
         del explainer, source
         # ONNX Runtime runs operators that ONNX's checker refuses; then it has the last word.
         packed = _load(made, known, refusal) if verify or refusal else None
-        r, difference = _compare(cam, packed, budget) if packed and verify else (None, None)
+        r, difference = compare(cam, packed, budget) if packed and verify else (None, None)
     if refusal:
         warnings.warn(
             f"{path.name} runs in ONNX Runtime; ONNX's checker refuses the file, so other runtimes may refuse it too: "
@@ -190,16 +199,24 @@ def pack(
             OrtcamWarning,
             stacklevel=2,
         )
-    notices = (guess(known.name),) if known.contract.is_in_doubt(classes) else ()
-    return PackReport(path, facts, r, difference, notices)
+    notices = []
+    if known.contract.classifies and known.contract.is_in_doubt(classes):
+        notices.append(guess(known.name))
+    if verify and r is None:
+        notices.append(
+            f"{known.name} sees nothing in synthetic photos, so the packed file was not compared with the engine"
+        )
+    return PackReport(path, facts, r, difference, tuple(notices))
 
 
-def _choose_method(method: str | Method, preset: str | Convention | None) -> Method:
-    """Return the method to pack.
+def _choose_method(method: str | Method, preset: str | Convention | None, task: Task) -> Method:
+    """Return the method to pack, for a model of a task.
 
     Raises:
         OptionError: the method or the preset is unknown, or the method cannot be packed.
     """
+    if preset is None and method == "score-cam":
+        preset = default_preset(task)
     chosen = with_preset(name_packed(method) if isinstance(method, str) else method, preset)
     if chosen.name not in ("score-cam", *ONE_PASS):
         raise OptionError(f"method {chosen.name} cannot be packed; expected score-cam, {', '.join(ONE_PASS)}")
@@ -221,10 +238,17 @@ def name_packed(name: str, options: Mapping[str, Any] | None = None) -> Method:
 
 
 def _default_target(model: CamModel, target: Any, classes: int) -> int:
-    if isinstance(target, int | str) and str(target).strip() == "-1":
+    task = model.contract.task
+    if task == "embed":
+        raise OptionError(
+            f"target is {target!r}, and {model.name} returns an embedding, which has no default reference"
+        )
+    if isinstance(target, int | str) and str(target).strip() == "-1" and task != "value":
         return -1
     if isinstance(target, str) and target.strip() == "all":
         raise OptionError("target is 'all'; expected one class index or label, or -1 for the top class")
+    if task == "value" and str(target).strip() == "-1":
+        raise OptionError(f"target is -1; expected the number of a value of {model.name}, 0 to {classes - 1}")
     indices = model.resolve_targets(target, classes)
     if indices is None or len(indices) != 1:
         raise OptionError(f"target is {target!r}; expected one class index or label, or -1 for the top class")
@@ -238,17 +262,6 @@ def _check_path(path: Path, model: CamModel) -> None:
         raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
     if path.exists() and model.path is not None and path.samefile(model.path):
         raise OptionError(f"{path} is the model that is packed; give the explainer another name")
-
-
-def _input_shape(model: CamModel) -> tuple[int, int, int]:
-    """Return the shape of the image without the batch, which must be known."""
-    first, second, third = model.usual_shape
-    if first is None or second is None or third is None:
-        raise ModelError(
-            f"{model.shown} leaves its input size free, {list(model.input_shape)}, and an explainer is made for one; "
-            "export it with --input-size or --preprocess"
-        )
-    return first, second, third
 
 
 def _read_whole(model: CamModel) -> onnx.ModelProto:
@@ -270,7 +283,7 @@ def _read_whole(model: CamModel) -> onnx.ModelProto:
 
 def _describe(model: CamModel, plan: Packing, scores: str, classes: int) -> dict[str, Any]:
     return {
-        "format": EXPLAINER_FORMAT,
+        "format": EXPLAINER_FORMATS[0 if model.contract.classifies else 1],
         "method": dict(plan.method),
         "preset": plan.convention.name,
         "convention": asdict(plan.convention),
@@ -283,12 +296,13 @@ def _describe(model: CamModel, plan: Packing, scores: str, classes: int) -> dict
         "scores": scores,
         "source": {"file": model.name, "sha256": model.sha256},
         "ortcam": ortcam.__version__,
+        **({} if model.contract.classifies else {"task": model.contract.task}),
     }
 
 
 def _load(made: Path, model: CamModel, refusal: str | None) -> PackedExplainer:
     try:
-        return PackedExplainer(made, provider="cpu")
+        return PackedExplainer(made, provider="cpu", detecting=ANY_BOX)
     except ModelError as error:
         reason = refusal or str(error).replace(str(made), made.name)
         raise ModelError(f"{model.name} cannot be packed: {reason}") from error
@@ -301,58 +315,3 @@ def _refusal(explainer: onnx.ModelProto) -> str | None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return one_line(error).split(" ==> Context")[0]
     return None
-
-
-def _compare(cam: ModelExplainer, explainer: PackedExplainer, budget: int | None) -> tuple[float, float]:
-    """Explain a synthetic photo with the file and with the engine; return r and the largest difference of the maps.
-
-    With a budget, rounding may choose the other of two masks that are worth the same; so one photo of three is enough.
-
-    Raises:
-        ModelError: they do not agree, or the file does not run.
-    """
-    for seed in range(1 if budget is None else 3):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OrtcamWarning)  # of a flat map: it is the synthetic photo's
-            packed = explainer.explain(_synthetic_image(cam.model, seed))
-        expected = _explain(cam, seed, budget, packed.targets[0].index)
-        r, difference = _agreement(packed.maps, expected.maps)
-        if r >= _LEAST_AGREEMENT:
-            return r, difference
-    raise ModelError(
-        f"the packed {explainer.path.name} does not agree with the engine: r = {r:.5f} of the maps; please report it "
-        "(--no-verify, verify=False writes the file all the same)"
-    )
-
-
-def _agreement(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[float, float]:
-    """Return r and the largest difference of two maps."""
-    difference = float(np.abs(ours - theirs).max())
-    varies = theirs.std() > 0 and ours.std() > 0
-    return float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]) if varies else float(difference < 1e-3), difference
-
-
-def _explain(cam: ModelExplainer, seed: int, budget: int | None = None, target: int | None = None) -> Explanation:
-    """Explain a synthetic photo with the engine."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OrtcamWarning)
-        return cam.explain(_synthetic_image(cam.model, seed), budget=budget, targets=target)
-
-
-def _synthetic_image(model: CamModel, seed: int) -> Any:
-    """Return a synthetic photo, or noise if the model takes tensors."""
-    if model.contract.preprocessing is not None:
-        return _synthetic_photo(seed)
-    return np.random.default_rng(seed).standard_normal((1, *_input_shape(model))).astype(np.float32)
-
-
-def _synthetic_photo(seed: int) -> np.ndarray[Any, Any]:
-    """Return smooth blobs of colour under noise, uint8 [240,320,3]; the same at every call."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:240, 0:320].astype(np.float32)
-    photo = np.full((240, 320, 3), 96, np.float32)
-    for _ in range(12):
-        centre_y, centre_x, width = rng.uniform(0, 240), rng.uniform(0, 320), rng.uniform(15, 60)
-        blob = np.exp(-((y - centre_y) ** 2 + (x - centre_x) ** 2) / (2 * width**2))
-        photo += blob[:, :, None] * rng.uniform(-120, 160, 3)
-    return np.clip(photo + rng.normal(0, 12, photo.shape), 0, 255).astype(np.uint8)

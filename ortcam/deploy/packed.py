@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +18,13 @@ from ortcam.core.budget import Selecting
 from ortcam.core.convention import PRESETS, Convention
 from ortcam.core.pictures import Crop, Photo
 from ortcam.core.provenance import Asked, Origin, Provenance, now
+from ortcam.core.references import Detecting
 from ortcam.core.scores import Doubt
 from ortcam.core.selection import ErrorEstimate
-from ortcam.core.targets import Class, Target, Targets, describe_targets, resolve_targets, top_targets
+from ortcam.core.targets import Target, Targets
+from ortcam.core.view import View
+from ortcam.deploy.facts import describe_run, read_facts
+from ortcam.deploy.questions import ClassQuestions, Questions, TaskQuestions
 from ortcam.errors import (
     ImageError,
     ModelError,
@@ -32,10 +35,9 @@ from ortcam.errors import (
     whole,
 )
 from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
-from ortcam.model.contract import EXPLAINER, EXPLAINER_FORMAT, Contract
 from ortcam.model.image import as_photo
 from ortcam.model.pixels import read_image
-from ortcam.model.source import ModelSource, read_proto
+from ortcam.model.source import ModelSource
 from ortcam.output.explanation import Pictures, warn_of_flat_maps
 from ortcam.output.render import place_map
 from ortcam.runtime.process import Reopened
@@ -47,20 +49,6 @@ from ortcam.runtime.threads import thread_count
 if TYPE_CHECKING:
     from ortcam.core.pictures import Image
 
-# The facts in the metadata entry `ortcam.explainer`.
-_FACTS: dict[str, type | tuple[type, ...]] = {
-    "method": dict,
-    "preset": str,
-    "budget": (int, type(None)),
-    "batch_size": int,
-    "raw": bool,
-    "default_target": (int, type(None)),
-    "input_shape": list,
-    "classes": int,
-    "scores": str,
-    "source": dict,
-    "ortcam": str,
-}
 _MOST_MAP_BYTES = 2 << 30
 
 
@@ -70,7 +58,7 @@ class PackedExplanation(Pictures):
 
     Attributes:
         maps: float32 [T,H,W] in [0,1] at the photo's size; 0 where preprocessing cut the photo off.
-        targets: the T classes, in the order of the maps.
+        targets: the T classes or other targets, in the order of the maps.
         errors: the estimated error of each map; None if it is unknown: with fewer than 8 masked images, in a file that
             an older ortcam packed, or with another method than Score-CAM.
         source, photo, crop, provenance: as in `Explanation`.
@@ -117,21 +105,29 @@ class PackedExplainer:
         contract: the contract of the model, from the metadata.
         facts: the facts of the packing, from the metadata: method, preset, budget, ...
         provider: the execution provider that runs the file.
+        detecting: which boxes of a detector count.
     """
 
-    def __init__(self, path: str | PathLike[str], provider: ProviderLike = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        provider: ProviderLike = "auto",
+        threads: int | None = None,
+        detecting: Detecting | None = None,
+    ) -> None:
         """Load a packed explainer.
 
         Args:
             path: the file.
             provider: as for `ScoreCAM`.
             threads: the number of CPU threads, at most one per processor; None for one per physical core.
+            detecting: which boxes of a detector count; None for a score of 0.25 and an overlap of 0.45.
 
         Raises:
             ModelError: the file cannot be used.
             ProviderError: the provider does not load.
         """
-        self.path = Path(path)
+        self.path, self.detecting = Path(path), detecting or Detecting()
         source = ModelSource(self.path)
         self._fingerprint = source.fingerprint
         self.contract, self.facts = read_facts(self.path)
@@ -139,8 +135,12 @@ class PackedExplainer:
         opened = _Session(source, resolve_provider(provider), threads)
         self._provider = opened.provider
         self._running = Reopened(partial(_Session, source, self._provider, threads), opened, self.provider == "cpu")
-        names = [output.name for output in opened.session.get_outputs()]
-        self._scores, self._states_error = names[0], "error" in names
+        self._outputs = [output.name for output in opened.session.get_outputs()]
+        self._questions: Questions
+        if self.contract.classifies:
+            self._questions = ClassQuestions(self.contract, self.facts, self.path.name)
+        else:
+            self._questions = TaskQuestions(self.contract, self.facts, self._embed)
         self._doubt = Doubt(self.facts["source"]["file"])
 
     @property
@@ -175,9 +175,10 @@ class PackedExplainer:
         Args:
             image: a path, an RGB photo uint8 [H,W,3], or a Pillow image; for a file that takes tensors, a preprocessed
                 input tensor float32 [1,C,H,W] (or the model's own layout).
-            targets: class indices or labels, one or several, or ``"all"``; None for the most probable classes.
-            top_k: the number of classes, if `targets` is None. More than one class takes a second run, because the file
-                finds only the top class.
+            targets: as for `ScoreCAM`: class indices or labels, one or several, or ``"all"``; None for the most
+                probable classes. Of other models boxes, similarities or outputs too; a region is named by its class.
+            top_k: the number of targets, if `targets` is None. More than one takes a second run, because the file finds
+                only the surest; so does the number of a detection. A reference picture takes a run too.
             on_progress: called once, with (M, M), after the M masked inputs were run.
             budget, tolerance, selection: the values in the file. Other values are refused.
 
@@ -206,32 +207,27 @@ class PackedExplainer:
         begin = time.perf_counter()
         top_k = whole("top_k", top_k)
         words = list(words) if isinstance(words, Iterator) else words
-        wanted = resolve_targets(words, self.facts["classes"], self.contract.labels, self.path.name)
-        classes = [-1] if wanted is None else [one.index for one in wanted]
+        self._questions.check(words)
         pixels, origin = read_image(image)
         photo, feed, crop = self._prepare(pixels)
         if origin is None:
             origin = Origin.of_array(feed if photo is None or pixels.dtype.kind == "f" else photo)
-        self._check_size(len(classes), feed)
-        scores, found, maps, scored, errors = self._run(feed, classes)
-        if wanted is None and top_k > 1:
-            best = top_targets(scores, top_k)
-            self._check_size(len(best), feed)
-            scores, found, maps, scored, errors = self._run(feed, [one.index for one in best])
-        if self.contract.is_in_doubt(len(scores)):
-            self._doubt.see(scores)
+        view = self._view(photo, crop)
+        answer = self._questions.answer(words, top_k, partial(self._run, feed), view)
+        made = answer.made
+        if self.contract.classifies and self.contract.is_in_doubt(self.facts["classes"]):
+            self._doubt.see(made[self.facts["scores"]])
+        maps = made["saliency"]
         if not self.facts["raw"]:
-            size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
-            maps = np.stack([place_map(one, crop, size) for one in maps])
-        explained = [Class(int(index)) for index in found]
+            maps = np.stack([place_map(one, crop, view.photo_size) for one in maps])
         return PackedExplanation(
             maps=maps,
-            targets=describe_targets(explained, self.contract.labels, *self.contract.read_output(scores)),
-            errors=tuple(map(_as_estimate, errors)),
+            targets=answer.targets,
+            errors=tuple(map(_as_estimate, made["error"])),
             source=Path(image) if isinstance(image, str | PathLike) else None,
             photo=photo,
             crop=crop,
-            scored=int(scored[0]),
+            scored=int(made["scored"][0]),
             layer=self.contract.layer,
             preset=self.facts["preset"],
             convention=self._convention,
@@ -248,13 +244,13 @@ class PackedExplainer:
             return PRESETS.get(self.facts["preset"])
 
     def _provenance(self, origin: Origin, asked: Asked) -> Provenance:
-        known = self.contract.preprocessing
+        known, classifies = self.contract.preprocessing, self.contract.classifies
         return Provenance(
             photo=origin,
             model=(self._fingerprint,),
             packed=True,
-            output=self.contract.output,
-            activation=self.contract.makes_probabilities,
+            output=self.contract.output if classifies else self.contract.task,
+            activation=self.contract.makes_probabilities if classifies else None,
             preprocessing=None if known is None else known.to_dict(),
             asked=asked,
             method=self.facts["method"],
@@ -282,7 +278,7 @@ class PackedExplainer:
         check_images(images)
         self._check_limits(budget, tolerance, selection)
         targets = list(targets) if isinstance(targets, Iterator) else targets
-        resolve_targets(targets, self.facts["classes"], self.contract.labels, self.path.name)
+        self._questions.check(targets)
         for done, image in enumerate(images, 1):
             try:
                 explanation = self._explain(image, targets, top_k)
@@ -321,19 +317,33 @@ class PackedExplainer:
         photo = as_photo(pixels)
         return photo, photo, preprocessing.crop(*photo.shape[:2])
 
-    def _run(self, feed: NDArray[Any], targets: list[int]) -> tuple[NDArray[Any], ...]:
-        """Return scores [N], target_class [T], saliency [T,H,W], scored [1] and error [T,3]."""
-        names = [self._scores, "target_class", "saliency", "scored", *(["error"] if self._states_error else [])]
-        inputs = {"image": np.ascontiguousarray(feed), "target": np.array(targets, np.int64)}
+    def _view(self, photo: Photo | None, crop: Crop) -> View:
+        shape = self.facts["input_shape"]
+        size = (shape[1], shape[2]) if self.contract.image_layout == "NCHW" else (shape[0], shape[1])
+        photo_size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
+        return View(crop, size, photo_size, self.contract.labels, self.path.name, self.detecting)
+
+    def _embed(self, image: Image) -> NDArray[np.float32]:
+        """Return the embedding [D] of a reference picture, from a run with an arbitrary reference."""
+        _, feed, _ = self._prepare(read_image(image)[0])
+        embedding: NDArray[np.float32] = self._run(feed, {"like": np.ones((1, self.facts["classes"]), np.float32)})[
+            "embedding"
+        ]
+        return embedding
+
+    def _run(self, feed: NDArray[Any], targets: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name; `targets` holds the inputs beside the image."""
+        self._check_size(max(map(len, targets.values())), feed)
         try:
-            made = self._running.get().session.run(names, inputs)
+            values = self._running.get().session.run(self._outputs, {"image": np.ascontiguousarray(feed), **targets})
         except RUNTIME_ERRORS as error:
             said = re.search(r"Name:'ortcam: ([^']*)'", str(error))
             if said is None:
                 raise ModelError(f"ONNX Runtime cannot run {self.path.name}: {one_line(error)}") from error
             raise ModelError(f"{self.path.name}: {said[1]}") from error
-        unknown = [] if self._states_error else [np.full((len(made[1]), 3), np.nan, np.float32)]
-        return (*made, *unknown)
+        made = dict(zip(self._outputs, values, strict=True))
+        made.setdefault("error", np.full((len(made["saliency"]), 3), np.nan, np.float32))  # an older ortcam's file
+        return made
 
 
 def _as_estimate(values: NDArray[np.float32]) -> ErrorEstimate | None:
@@ -356,41 +366,3 @@ class _Session:
 
     def close(self) -> None:
         """Do nothing: the session ends with its last reference."""
-
-
-def describe_run(facts: dict[str, Any]) -> str:
-    """Return a few words for the method of a packed explainer: its options, or the preset and budget of Score-CAM."""
-    method = dict(facts["method"])
-    name = method.pop("name")
-    if name == "score-cam":
-        passes = "every channel" if facts["budget"] is None else f"a budget of {facts['budget']} masked images"
-        return f"{facts['preset']} Score-CAM with {passes}"
-    options = ", ".join(f"{option} {value}" for option, value in method.items())
-    return f"{name} ({options})" if options else str(name)
-
-
-def read_facts(path: Path) -> tuple[Contract, dict[str, Any]]:
-    """Return the contract and the facts in the metadata of a packed explainer.
-
-    Raises:
-        ModelError: the file is missing, is not a packed explainer, or has a newer format.
-    """
-    return parse_facts({entry.key: entry.value for entry in read_proto(path).metadata_props}, path)
-
-
-def parse_facts(entries: dict[str, str], path: Path) -> tuple[Contract, dict[str, Any]]:
-    """Return the contract and the facts from metadata entries; see `read_facts`."""
-    if EXPLAINER not in entries:
-        raise ModelError(f"{path} is not a packed explainer; expected a file that `ortcam pack` wrote")
-    try:
-        facts = json.loads(entries[EXPLAINER])
-        found = facts["format"]
-        if found != EXPLAINER_FORMAT:
-            raise ModelError(f"{path} has format {found!r}; this ortcam reads format {EXPLAINER_FORMAT}: pack it again")
-        facts.setdefault("method", {"name": "score-cam"})  # an older ortcam packed no other method
-        wrong = [name for name, kinds in _FACTS.items() if not isinstance(facts[name], kinds)]
-        if wrong or not {"file", "sha256"} <= facts["source"].keys() or "name" not in facts["method"]:
-            raise ValueError(f"{EXPLAINER} lacks {(wrong or ['source'])[0]}")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} has metadata that cannot be read: {one_line(error)}; pack it again") from error
-    return Contract.from_metadata(entries, str(path)), facts

@@ -26,7 +26,7 @@ from typing import Any
 import onnx
 
 from ortcam.core.files import only, replace_directory, replace_files
-from ortcam.deploy.packed import describe_run, parse_facts
+from ortcam.deploy.facts import describe_run, parse_facts
 from ortcam.errors import OptionError, OutputError, one_line
 from ortcam.model.image import read_photo
 from ortcam.model.source import read_proto
@@ -66,6 +66,11 @@ def write_page(
     explainer, directory = Path(explainer), Path(directory)
     proto = read_proto(explainer)
     contract, facts = parse_facts({entry.key: entry.value for entry in proto.metadata_props}, explainer)
+    if not contract.classifies:
+        raise OptionError(
+            f"{explainer} is made for the task {contract.task!r}, and the page shows classes; expected a packed "
+            "classifier: explain others with `ortcam explain`"
+        )
     if not facts["raw"]:
         raise OptionError(
             f"{explainer} takes preprocessed tensors; expected an explainer of photos: pack it without --no-raw"

@@ -11,15 +11,20 @@ import re
 import shutil
 from os import PathLike
 from pathlib import Path
-from typing import Any
+
+import onnx
 
 from ortcam.core.files import only, replace_directory
-from ortcam.deploy.packed import parse_facts
+from ortcam.deploy.facts import parse_facts
 from ortcam.errors import OptionError, OutputError
-from ortcam.model.contract import Layout
 from ortcam.model.source import read_proto
 
 _FILES = {"config.pbtxt", "labels.txt", "1"}
+_TYPES: dict[int, str] = {
+    onnx.TensorProto.UINT8: "TYPE_UINT8",
+    onnx.TensorProto.INT64: "TYPE_INT64",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+}
 
 
 def write_triton(
@@ -44,28 +49,17 @@ def write_triton(
     explainer = Path(explainer)
     proto = read_proto(explainer)
     contract, facts = parse_facts({entry.key: entry.value for entry in proto.metadata_props}, explainer)
-    states_error = any(output.name == "error" for output in proto.graph.output)  # files of older versions do not
     name = re.sub(r"[^\w-]+", "-", explainer.stem, flags=re.ASCII).strip("-_") or "explainer" if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise OptionError(f"model name is {name!r}; expected letters, digits, dots, dashes and underscores")
     folder = Path(repository) / name
-    dims = [-1, -1, 3] if facts["raw"] else [1, *facts["input_shape"]]
-    tensors = {
-        "input": [
-            ("image", "TYPE_UINT8" if facts["raw"] else "TYPE_FP32", dims, ""),
-            ("target", "TYPE_INT64", [-1], "" if facts["default_target"] is None else "optional: true"),
-        ],
-        "output": [
-            (facts["scores"], "TYPE_FP32", [-1], "" if contract.labels is None else 'label_filename: "labels.txt"'),
-            ("target_class", "TYPE_INT64", [-1], ""),
-            ("saliency", "TYPE_FP32", [-1, *_map_size(contract.image_layout, facts)], ""),
-            ("scored", "TYPE_INT64", [1], ""),
-            *([("error", "TYPE_FP32", [-1, 3], "")] if states_error else []),
-        ],
-    }
+    more = {one.name: "optional: true" for one in proto.graph.initializer}
+    if contract.labels is not None and contract.classifies:
+        more[facts["scores"]] = 'label_filename: "labels.txt"'
+    tensors = {"input": proto.graph.input, "output": proto.graph.output}
     lines = [f'name: "{name}"', 'backend: "onnxruntime"', "max_batch_size: 0  # a request has one photo"]
     for kind, entries in tensors.items():
-        lines += [f"{kind} [", ",\n".join(_entry(*entry) for entry in entries), "]"]
+        lines += [f"{kind} [", ",\n".join(_entry(one, more.get(one.name)) for one in entries), "]"]
     if tensorrt:
         lines.append(_TENSORRT)
     with replace_directory(folder, only(lambda path: path.name in _FILES)) as unfinished:
@@ -78,12 +72,6 @@ def write_triton(
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
-
-
-def _map_size(layout: Layout, facts: dict[str, Any]) -> list[int]:
-    """Return the height and width of the maps; -1 if they are those of the photo."""
-    shape = facts["input_shape"]
-    return [-1, -1] if facts["raw"] else shape[1:] if layout == "NCHW" else shape[:2]
 
 
 _TENSORRT = """optimization {
@@ -99,6 +87,14 @@ _TENSORRT = """optimization {
 }"""
 
 
-def _entry(name: str, dtype: str, dims: list[int], more: str) -> str:
-    fields = [f'name: "{name}"', f"data_type: {dtype}", f"dims: {dims}", *([more] if more else [])]
+def _entry(tensor: onnx.ValueInfoProto, more: str | None) -> str:
+    """Return the entry of an input or output; a free dimension is -1."""
+    kind = tensor.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim]
+    fields = [
+        f'name: "{tensor.name}"',
+        f"data_type: {_TYPES[kind.elem_type]}",
+        f"dims: {dims}",
+        *([more] if more else []),
+    ]
     return "  { " + "  ".join(fields) + " }"

@@ -1,5 +1,7 @@
 """Evaluate maps: what the model keeps of what they mark, where they lie, and whether they depend on the weights.
 
+`debug` explains the mistakes of a classifier.
+
 >>> from ortcam import evaluation
 >>> result = evaluation.evaluate("model.onnx", "photos/", metrics=["insertion", "deletion"])  # doctest: +SKIP
 >>> print(result.table())                                                                     # doctest: +SKIP
@@ -13,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ortcam.evaluation.curves import Curve, HighestConfidence
     from ortcam.evaluation.datasets import Dataset, open_dataset
+    from ortcam.evaluation.debugging import debug
     from ortcam.evaluation.maps import Contestant
     from ortcam.evaluation.masking import ADCC, Masking
     from ortcam.evaluation.metrics import METRICS
+    from ortcam.evaluation.mistakes import Debugging
     from ortcam.evaluation.randomised import sanity
     from ortcam.evaluation.result import Result
     from ortcam.evaluation.run import evaluate
@@ -28,10 +32,12 @@ __all__ = [
     "Contestant",
     "Curve",
     "Dataset",
+    "Debugging",
     "HighestConfidence",
     "Masking",
     "Result",
     "Sample",
+    "debug",
     "evaluate",
     "open_dataset",
     "sanity",
@@ -45,10 +51,12 @@ _HOME = {
     "Contestant": "maps",
     "Curve": "curves",
     "Dataset": "datasets",
+    "Debugging": "mistakes",
     "HighestConfidence": "curves",
     "Masking": "masking",
     "Result": "result",
     "Sample": "samples",
+    "debug": "debugging",
     "evaluate": "run",
     "open_dataset": "datasets",
     "sanity": "randomised",

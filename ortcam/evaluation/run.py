@@ -125,7 +125,7 @@ def evaluate(
     choice.check(opened)
     dataset = open_dataset(photos, labels)
     _check_dataset(dataset, choice, () if task in ("detect", "segment") else placed)
-    _check_preprocessing(opened, dataset, chosen)
+    check_preprocessing(opened, dataset, chosen)
     run = PhotoRun(
         opened, contestants, given, tuple(controls), chosen, seed,
         resolve_provider(provider), batch_size, thread_count(threads), layer, detecting or Detecting(),
@@ -263,7 +263,7 @@ def _check_dataset(dataset: Dataset, choice: Choice, placed: Sequence[str]) -> N
         )
 
 
-def _check_preprocessing(model: CamModel, dataset: Dataset, metrics: Sequence[Chosen]) -> None:
+def check_preprocessing(model: CamModel, dataset: Dataset, metrics: Sequence[Chosen]) -> None:
     """Refuse what needs the preprocessing of a model that states none at once, not photo by photo."""
     if model.contract.preprocessing is not None:
         return

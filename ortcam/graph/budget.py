@@ -60,9 +60,17 @@ def write_unseen(graph: Builder, count: Value) -> SurrogateValues:
 
 
 def write_start(
-    graph: Builder, unseen: SurrogateValues, activations: Value, selection: SelectedMasks, small: tuple[int, int]
+    graph: Builder,
+    unseen: SurrogateValues,
+    activations: Value,
+    selection: SelectedMasks,
+    small: tuple[int, int],
+    centred: bool = False,
 ) -> SurrogateValues:
-    """activations float32 [K,h,w] and their distinct masks -> the state of a surrogate before any score."""
+    """activations float32 [K,h,w] and their distinct masks -> the state of a surrogate before any score.
+
+    If `centred`, the mean is subtracted from the weights: see `ortcam.core.budget.PredictedPlan`.
+    """
     grid = surrogate_grid(small)
     rows, columns = (averaging_matrix(*pair) for pair in zip(small, grid, strict=True))
     if grid != small:
@@ -77,6 +85,10 @@ def write_start(
     highest = graph.maximum(graph.reduce("Max", graph.op("Abs", flat)), float(TINY))
     exponent = graph.op("Ceil", graph.op("Log", highest) * (1 / math.log(2)))
     flat = flat * graph.op("Pow", graph.constant(2.0), -graph.minimum(exponent, _LARGEST_EXPONENT))
+    if centred:
+        counts = graph.expand_dims(graph.cast(count > selection.rows, np.float32), 1)
+        channels = graph.maximum(graph.reduce("Sum", counts, keep=True), 1.0)
+        flat = flat - graph.reduce("Sum", flat * counts, 0, keep=True) / channels
     # One more row, for the channels that are left out.
     nothing = graph.full(graph.shape(count + 1, grid[0] * grid[1]), 0.0, np.float32)
     sums = graph.op("ScatterND", nothing, graph.expand_dims(selection.rows, 1), flat, reduction="add")
@@ -86,7 +98,8 @@ def write_start(
         "kernel": write_kernel(graph, masks, parts),
         "parts": parts,
         "area": area - graph.reduce("Mean", area, 0, keep=True),
-        "direction": graph.reduce("Sum", parts, 0),
+        # Centred parts cancel out: `ortcam.core.surrogate.map_of_equal_weights`.
+        "direction": graph.full(graph.size(parts, 1), 0, np.float32) if centred else graph.reduce("Sum", parts, 0),
     }
     return unseen | {name: graph.expand_dims(value, 0) for name, value in start.items()}
 

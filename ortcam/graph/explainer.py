@@ -1,6 +1,6 @@
 """Build the explainer graph: a method and one photo as an ordinary ONNX graph for any runtime.
 
-    image, target -> the model's scores, target, saliency, scored, error
+    image, targets -> the model's results, targets, saliency, scored, error
 
 Methods of one pass are written by `ortcam.graph.onepass`, and Score-CAM here. A Loop holds the model, so the file has
 its weights once. The weights are initializers of the loop's body, where ONNX Runtime optimises them. If weights are
@@ -11,7 +11,7 @@ empty. With a budget, the turn that empties the queue predicts all scores and ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -22,9 +22,11 @@ from ortcam.core.convention import interpolation_matrix
 from ortcam.core.surrogate import smooth_directions
 from ortcam.graph import budget as budgets
 from ortcam.graph import names, scoring, surrogates
+from ortcam.graph.asking import Asking, ClassAsking, Explained, Values
 from ortcam.graph.builder import Builder, Value
-from ortcam.graph.frame import INNER, OURS, Explained, Frame
+from ortcam.graph.frame import INNER, Frame
 from ortcam.graph.onepass import OnePass
+from ortcam.graph.packed_tasks import ASKING
 from ortcam.graph.packing import Carried, Packing
 from ortcam.graph.saliency import SelectedMasks, write_saliency, write_selection, write_weights
 from ortcam.graph.standard import in_order, standardize
@@ -45,19 +47,26 @@ def build_explainer(proto: onnx.ModelProto, contract: Contract, plan: Packing) -
         LayerError: the model has no tail behind its layer, and the method needs it.
     """
     proto = standardize(proto)
-    name, graph = proto.graph.output[0].name, Builder()
+    graph = Builder()
     made = onnx.ModelProto()
     made.CopyFrom(onnx.ModelProto(ir_version=max(proto.ir_version, 8), opset_import=proto.opset_import))
     made.functions.extend(proto.functions)
+    asking: Asking
+    if contract.classifies:
+        name = proto.graph.output[0].name
+        asking, results = ClassAsking(graph, plan, name), {"output": name}
+    else:
+        asking, results = ASKING[contract.task](graph, contract, plan), contract.outputs
     writer: Frame
     if plan.method["name"] != "score-cam":
-        writer = OnePass(graph, proto, contract, plan)
+        writer = OnePass(graph, proto, contract, plan, asking, results)
     else:
-        single = count_scores(proto) == 1
+        single = contract.classifies and count_scores(proto) == 1
         model = scoring.build_scoring_graph(proto, contract, plan.convention.scored)
-        rename(model.graph, {one: f"{INNER}{one}" for one in ("activations", name, *OURS)})
-        writer = _Writer(graph, model.graph, f"{INNER}{name}", contract, plan, single)
-    writer.write(name)
+        rename(model.graph, {one: f"{INNER}{one}" for one in ("activations", *results.values(), *asking.names)})
+        inner = {role: f"{INNER}{name}" for role, name in results.items()}
+        writer = _Writer(graph, model.graph, inner, contract, plan, asking, single)
+    writer.write()
     made.graph.CopyFrom(graph.to_proto("explainer"))
     return made
 
@@ -66,26 +75,33 @@ class _Writer(Frame):
     """Score-CAM: a Loop around the model."""
 
     def __init__(
-        self, graph: Builder, model: onnx.GraphProto, result: str, contract: Contract, plan: Packing, single: bool
+        self,
+        graph: Builder,
+        model: onnx.GraphProto,
+        results: Mapping[str, str],
+        contract: Contract,
+        plan: Packing,
+        asking: Asking,
+        single: bool,
     ) -> None:
-        super().__init__(graph, contract, plan, single)
-        self.model, self.result = model, result
+        super().__init__(graph, contract, plan, asking, single)
+        self.model = model
+        self.results = {**results, "logits": names.LOGITS} if contract.classifies else results
 
-    def explain(self, image: Value, target: Value) -> Explained:
-        state = self._write_loop(image, target)
+    def explain(self, image: Value) -> Explained:
+        state = self._write_loop(image)
         maps, error = self._write_maps(state)
-        return Explained(state.output, state.targets, maps, self.graph.size(state.scores, 0), error)
+        return Explained(state.kept, maps, self.graph.size(state.scores, 0), error)
 
-    def _write_loop(self, image: Value, target: Value) -> Carried:
+    def _write_loop(self, image: Value) -> Carried:
         graph = self.graph
         # 1 is computed, because OpenVINO takes the shape of a constant for the shape of the state in all turns.
-        one = graph.maximum(graph.minimum(graph.size(target, 0), 1), 1)
+        one = graph.maximum(graph.minimum(self.asking.count(), 1), 1)
         zero = graph.full(one, 0, np.int64)
         plain = graph.constant(np.array([[0, 0, 1]], np.float32))
         start = Carried(
             activations=graph.full(graph.shape(one, *self.plan.layer_size), 0.0, np.float32),
-            output=graph.full(one, 0.0, np.float32),
-            targets=graph.full(graph.size(target, 0), 0, np.int64),
+            kept=self.asking.begin(one),
             affine=graph.op("Expand", plain, graph.shape(one, 3)),
             channels=zero,
             rows=zero,
@@ -95,16 +111,17 @@ class _Writer(Frame):
         )
 
         def turn(number: Value, *values: Value) -> list[Value]:
-            return self._write_turn(graph.equal(number, 0), image, target, Carried.of_values(values))
+            return self._write_turn(graph.equal(number, 0), image, start.with_values(values))
 
-        return Carried.of_values(graph.loop(None, start.values(), turn, ranks=start.ranks(), condition=True))
+        ranks = start.ranks(self.asking.ranks)
+        return start.with_values(graph.loop(None, start.values(), turn, ranks=ranks, condition=True))
 
-    def _write_turn(self, first: Value, image: Value, target: Value, state: Carried) -> list[Value]:
+    def _write_turn(self, first: Value, image: Value, state: Carried) -> list[Value]:
         graph, plan = self.graph, self.plan
-        output, logits, activations, scores = self._write_model(first, image, state)
+        results, activations, scores = self._write_model(first, image, state)
 
         def begin() -> list[Value]:
-            return self._write_beginning(output, logits, activations, target).values()
+            return self._write_beginning(results, activations).values()
 
         def go_on() -> list[Value]:
             run = graph.minimum(graph.size(state.queue, 0), plan.batch_size)
@@ -112,14 +129,14 @@ class _Writer(Frame):
             left = graph.slice(state.queue, run, np.iinfo(np.int64).max, 0)
             return replace(state, queue=left, scores=seen).values()
 
-        after = Carried.of_values(graph.branch(first, begin, go_on))
+        after = state.with_values(graph.branch(first, begin, go_on))
         if plan.budget is not None:
             after = self._write_budget(first, after)
         going = graph.scalar(graph.size(after.queue, 0) > 0)
         return [going, *after.values()]
 
-    def _write_model(self, first: Value, image: Value, state: Carried) -> tuple[Value, Value, Value, Value]:
-        """Run the model on the next batch of the queue: output, logits, activations [b,K,h,w], scores [b,T]."""
+    def _write_model(self, first: Value, image: Value, state: Carried) -> tuple[dict[str, Value], Value, Value]:
+        """Run the model on the next batch of the queue: its results [b,...], activations [b,K,h,w], scores [b,T]."""
         graph, plan, contract = self.graph, self.plan, self.contract
         waiting = graph.size(state.queue, 0)
         if plan.fixed_batch:
@@ -141,33 +158,37 @@ class _Writer(Frame):
             names.ROWS: graph.constant(rows[None, None]),
             names.COLUMNS: graph.constant(np.ascontiguousarray(columns.T)),
             names.TARGETS: graph.op(
-                "Expand", graph.expand_dims(state.targets, 0), graph.shape(count, graph.size(state.targets, 0))
+                "Expand",
+                graph.expand_dims(state.kept["targets"], 0),
+                graph.shape(count, graph.size(state.kept["targets"], 0)),
             ),
         }
+        inputs |= self.asking.feeds(state.kept)
         for name, value in inputs.items():
             graph.named(value, name)
         masked = (one for one in self.model.value_info if one.name == f"{INNER}image")
         graph.embed(in_order(self.model.node), self.model.initializer, masked)
-        weight = plan.convention.weight
-        scored = names.TARGET_LOG_PROBABILITIES if weight == "probability" else names.TARGET_LOGITS
-        made = (self.result, names.LOGITS, f"{INNER}activations", scored)
-        output, logits, activations, scores = (graph.refer(name, np.float32) for name in made)
+        scored = names.TARGET_LOG_PROBABILITIES if plan.convention.of_probability else names.TARGET_LOGITS
+        results = {role: graph.refer(name, np.float32) for role, name in self.results.items()}
+        activations, scores = (graph.refer(name, np.float32) for name in (f"{INNER}activations", scored))
         if self.single:
-            output = self.write_both_sides(output, logits)
+            results["output"] = self.write_both_sides(results["output"], results["logits"])
         if contract.activations_layout == "NHWC":
             activations = graph.op("Transpose", activations, perm=[0, 3, 1, 2])
         if any(node.op_type == "DequantizeLinear" for node in self.model.node):
             # ONNX Runtime moves such a node towards its reader, and crashes if the reader is an If that captures the
             # value. It moves no such node over a Gather.
             row = graph.constant([0])
-            output, logits, activations = (graph.gather(value, row) for value in (output, logits, activations))
-        return output, logits, activations, scores
+            results = {role: graph.gather(value, row) for role, value in results.items()}
+            activations = graph.gather(activations, row)
+        return results, activations, scores
 
-    def _write_beginning(self, output: Value, logits: Value, activations: Value, target: Value) -> Carried:
-        """After the plain pass: find the classes and the masks to run."""
+    def _write_beginning(self, results: Values, activations: Value) -> Carried:
+        """After the plain pass: find the targets and the masks to run."""
         graph, plan = self.graph, self.plan
-        output, logits, layer = (graph.slice(value, 0, 1, 0) for value in (output, logits, activations))
-        classes = self.write_targets(logits, layer, target)
+        results = {role: graph.slice(value, 0, 1, 0) for role, value in results.items()}
+        layer = graph.slice(activations, 0, 1, 0)
+        found = self.asking.find(results, layer)
         three = graph.reshape(layer, graph.size(layer, 1), *plan.layer_size)
         selection = write_selection(graph, three, plan.convention, self.size, plan.layer_size)
         count = graph.size(selection.channels, 0)
@@ -177,13 +198,12 @@ class _Writer(Frame):
             queue = graph.slice(queue, 0, all_at_once, 0)
         return Carried(
             activations=three,
-            output=graph.reshape(output, -1),
-            targets=classes,
+            kept=self.asking.keep(results, found),
             affine=selection.affine,
             channels=selection.channels,
             rows=selection.rows,
             queue=queue,
-            scores=graph.full(graph.shape(0, graph.size(target, 0)), 0.0, np.float32),
+            scores=graph.full(graph.shape(0, self.asking.count()), 0.0, np.float32),
             surrogate=self._write_unseen(graph.maximum(count, 1)),
         )
 
@@ -206,7 +226,9 @@ class _Writer(Frame):
             predicted & first,
             known,
             ("kernel", "parts", "area", "direction"),
-            lambda known: budgets.write_start(graph, known, layer, selection, plan.layer_size),
+            lambda known: budgets.write_start(
+                graph, known, layer, selection, plan.layer_size, plan.convention.is_centred
+            ),
         )
         known = self._write_step(
             ended & ~first,
@@ -259,7 +281,7 @@ class _Writer(Frame):
         graph, plan = self.graph, self.plan
         scores = self.checked(state.scores)
         selection = SelectedMasks(state.affine, state.channels, state.rows)
-        error = graph.full(graph.shape(graph.size(state.targets, 0), 3), 0.0, np.float32)  # of exact maps
+        error = graph.full(graph.shape(graph.size(state.kept["targets"], 0), 3), 0.0, np.float32)  # of exact maps
         if state.surrogate:
             seen, exact = scores, error
             scores, error = graph.branch(

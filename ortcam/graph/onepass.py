@@ -16,8 +16,10 @@ import onnx
 from ortcam.core import windows
 from ortcam.core.convention import TINY
 from ortcam.graph import names
+from ortcam.graph.asking import Asking, Explained
 from ortcam.graph.builder import Builder, Value
-from ortcam.graph.frame import INNER, OURS, Explained, Frame
+from ortcam.graph.checks import check
+from ortcam.graph.frame import INNER, Frame
 from ortcam.graph.fusedmap import bank_sizes, write_fused
 from ortcam.graph.packing import Packing
 from ortcam.graph.saliency import write_saliency
@@ -44,52 +46,72 @@ def count_tails(method: Mapping[str, Any], shape: tuple[int, int, int], stage: t
 class OnePass(Frame):
     """CAM, Recipro-CAM, Ablation-CAM, Eigen-CAM, and the fused map without masked images."""
 
-    def __init__(self, graph: Builder, proto: onnx.ModelProto, contract: Contract, plan: Packing) -> None:
-        """Begin a graph; `proto` is the parsed model file, with its weights inside, and is used up."""
-        super().__init__(graph, contract, plan, count_scores(proto) == 1)
-        result = proto.graph.output[0].name
+    def __init__(
+        self,
+        graph: Builder,
+        proto: onnx.ModelProto,
+        contract: Contract,
+        plan: Packing,
+        asking: Asking,
+        results: Mapping[str, str],
+    ) -> None:
+        """Begin a graph.
+
+        Args:
+            graph, contract, plan, asking: as for `Frame`.
+            proto: the parsed model file, with its weights inside; it is used up.
+            results: the outputs of the file that are kept, by their roles.
+        """
+        super().__init__(graph, contract, plan, asking, contract.classifies and count_scores(proto) == 1)
         self._stages = () if plan.stage is None else (plan.stage,)
         wirings = [_wiring(plan.method, place) for place in range(1 + len(self._stages))]
         self._tails = [self._build_tail(proto, wiring) for wiring in wirings if wiring is not None]
-        nodes = write_class_scores(contract, proto.graph, self.single, False)
-        (last,) = (at for at, node in enumerate(nodes) if names.LOGITS in node.output)
-        proto.graph.node.extend(nodes[: last + 1])
-        self._renamed = {one: f"{INNER}{one}" for one in (ACTIVATIONS, result, *OURS)}
+        if contract.classifies:
+            nodes = write_class_scores(contract, proto.graph, self.single, False)
+            (last,) = (at for at, node in enumerate(nodes) if names.LOGITS in node.output)
+            proto.graph.node.extend(nodes[: last + 1])
+        self._renamed = {one: f"{INNER}{one}" for one in (ACTIVATIONS, *results.values(), *asking.names)}
         rename(proto.graph, self._renamed)
-        self._model, self._result = proto.graph, f"{INNER}{result}"
+        self._model = proto.graph
+        self._results = {role: f"{INNER}{name}" for role, name in results.items()}
+        if contract.classifies:
+            self._results["logits"] = names.LOGITS
 
     def _build_tail(self, proto: onnx.ModelProto, wiring: Wiring) -> Tail:
         shape = self.plan.stage_shape if wiring.layer else self.plan.layer_shape
         return build_tail(proto, self.contract, wiring, shape, self._stages, self.plan.sequence)
 
-    def explain(self, image: Value, target: Value) -> Explained:
+    def explain(self, image: Value) -> Explained:
         graph, plan = self.graph, self.plan
-        output, logits, features = self._write_model(image)
-        classes = self.write_targets(logits, features, target)
+        results, features = self._write_model(image)
+        found = self.asking.find(results, features)
+        self._targets = self.asking.feeds(found)
         layer = features
         if self.contract.activations_layout == "NHWC":
             layer = graph.op("Transpose", features, perm=[0, 3, 1, 2])
         layer = graph.reshape(layer, *plan.layer_shape)
-        sums, scored = _WRITERS[plan.method["name"]](self, features, layer, logits, classes)
+        logits = self.asking.logits(results, found)
+        sums, scored = _WRITERS[plan.method["name"]](self, features, layer, logits, found["targets"])
         small = plan.stage_shape[1:] if plan.method["name"] == "fused" else plan.layer_size
         maps = write_saliency(graph, sums, plan.convention, self.size, small)
-        error = graph.full(graph.shape(graph.size(target, 0), 3), np.nan, np.float32)
-        return Explained(graph.reshape(output, -1), classes, maps, scored, error)
+        error = graph.full(graph.shape(self.asking.count(), 3), np.nan, np.float32)
+        return Explained(self.asking.keep(results, found), maps, scored, error)
 
-    def _write_model(self, image: Value) -> tuple[Value, Value, Value]:
-        """Run the model on the photo: output [1,N], logits [1,N], and the layer with a first axis of 1."""
+    def _write_model(self, image: Value) -> tuple[dict[str, Value], Value]:
+        """Run the model on the photo: its results [1,...], and the layer with a first axis of 1."""
         graph, plan = self.graph, self.plan
         if plan.fixed_batch:
             image = graph.gather(image, graph.full(graph.constant([plan.batch_size]), 0, np.int64))
         graph.named(image, f"{INNER}image")
         graph.embed(in_order(self._model.node), self._model.initializer, ())
-        made = (self._result, names.LOGITS, f"{INNER}{ACTIVATIONS}")
-        output, logits, features = (graph.refer(name, np.float32) for name in made)
+        results = {role: graph.refer(name, np.float32) for role, name in self._results.items()}
+        features = graph.refer(f"{INNER}{ACTIVATIONS}", np.float32)
         if self.single:
-            output = self.write_both_sides(output, logits)
+            results["output"] = self.write_both_sides(results["output"], results["logits"])
         if plan.fixed_batch:
-            output, logits, features = (graph.slice(one, 0, 1, 0) for one in (output, logits, features))
-        return output, logits, features
+            results = {role: graph.slice(one, 0, 1, 0) for role, one in results.items()}
+            features = graph.slice(features, 0, 1, 0)
+        return results, features
 
     def _write_tails(
         self, features: Value, bank: Value | None, classes: Value, scored: str = names.TARGET_LOGITS
@@ -97,7 +119,7 @@ class OnePass(Frame):
         """Run the tail on all changed features: scores [M,T]."""
         plan = self.plan
         count = count_tails(plan.method, plan.layer_shape, plan.stage_shape)
-        changes = Changes(features, self._write_others(), bank, count, classes, (scored,))
+        changes = Changes(features, self._write_others(), bank, count, classes, (scored,), self._targets)
         scores = write_tail(self.graph, self._tails[0], changes, plan.batch_size, plan.fixed_batch, self._renamed)
         return self.checked(scores)
 
@@ -135,7 +157,8 @@ class OnePass(Frame):
         missing = graph.op("Abs", graph.reduce("Sum", parts, 0, keep=True) - (clean - without))
         size = graph.reduce("Sum", graph.op("Abs", parts), 0, keep=True) + graph.op("Abs", clean)
         wrong = graph.cast(missing > size * _MOST_DEVIATION, np.int64)
-        fault = self.check(
+        fault = check(
+            graph,
             graph.cast(graph.reshape(graph.reduce("Max", wrong), 1), np.bool_),
             "the scores do not add up over the places of the layer; expected a pooling and a linear head behind it",
         )
@@ -144,7 +167,7 @@ class OnePass(Frame):
     def write_reciprocam(self, features: Value, layer: Value, logits: Value, classes: Value) -> tuple[Value, Value]:
         """Write `ortcam.methods.reciprocam`."""
         graph, method = self.graph, self.plan.method
-        probability = method["score"] == "probability"
+        probability = method["score"] == "probability" and self.contract.task != "value"  # values have none
         scored = names.TARGET_LOG_PROBABILITIES if probability else names.TARGET_LOGITS
         scores = self._write_tails(features, self._write_windows(method["kernel"] == "gaussian"), classes, scored)
         values = graph.op("Exp", scores) if probability else scores
@@ -209,7 +232,7 @@ class OnePass(Frame):
                 content, others = graph.slice(graph.refer(output_name(1), np.float32), 0, 1, 0), None
             tail = self._tails[place if self._stages else 0]
             both = (names.TARGET_LOGITS, names.TARGET_LOG_PROBABILITIES)
-            changes = Changes(content, others, graph.constant(masks), len(masks), classes, both)
+            changes = Changes(content, others, graph.constant(masks), len(masks), classes, both, self._targets)
             at_once = plan.batch_size if plan.fixed_batch else min(plan.batch_size, len(masks))
             scores = write_tail(graph, tail, changes, at_once, plan.fixed_batch, self._renamed)
             scores = self.checked(scores, "masked features of the stage" if place else "masked features")

@@ -13,9 +13,7 @@ from ortcam.graph.builder import Value
 from ortcam.graph.surrogates import SurrogateValues
 from ortcam.model.contract import Layout, Sequenced, Stage
 
-_RANKS = {
-    "activations": 3, "output": 1, "targets": 1, "affine": 2, "channels": 1, "rows": 1, "queue": 1, "scores": 2,
-}  # fmt: skip
+_RANKS = {"affine": 2, "channels": 1, "rows": 1, "queue": 1, "scores": 2}
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class Packing:
             convention holds only the last steps of a map, and the batch size is the number of rows of a tail.
         stage: the earlier stage that the method changes; None if it changes none.
         sequence: the tokens that the target layer is taken from, if the method changes features; else None.
+        references: the lengths R and C of the references of a model that is no classifier (`CamModel.reference_sizes`).
+        cells: (h, w) of a segmenter's mask.
     """
 
     convention: Convention
@@ -48,6 +48,8 @@ class Packing:
     method: Mapping[str, Any] = field(default_factory=lambda: {"name": "score-cam"})
     stage: Stage | None = None
     sequence: Sequenced | None = None
+    references: tuple[int, int] = (0, 0)
+    cells: tuple[int, int] = (0, 0)
 
     @property
     def layer_size(self) -> tuple[int, int]:
@@ -76,8 +78,7 @@ class Carried:
 
     Attributes:
         activations: float32 [K,h,w] of the plain pass.
-        output: float32 [N], the model's own output; for a single score [2], its negation first.
-        targets: int64 [T].
+        kept: what else is kept of the plain pass (`ortcam.graph.asking.Asking.keep`); ``targets`` int64 [T] among it.
         affine, channels, rows: the photo's distinct masks, as `SelectedMasks`.
         queue: int64 [q], the distinct masks to run next.
         scores: float32 [n,T] of the masks that were run, in this order.
@@ -85,8 +86,7 @@ class Carried:
     """
 
     activations: Value
-    output: Value
-    targets: Value
+    kept: Mapping[str, Value]
     affine: Value
     channels: Value
     rows: Value
@@ -96,15 +96,23 @@ class Carried:
 
     def values(self) -> list[Value]:
         """Return the state as a flat list for an ONNX Loop."""
-        return [*(getattr(self, name) for name in _RANKS), *(self.surrogate[name] for name in STATE if self.surrogate)]
+        own = [getattr(self, name) for name in _RANKS]
+        return [
+            self.activations,
+            *self.kept.values(),
+            *own,
+            *(self.surrogate[name] for name in STATE if self.surrogate),
+        ]
 
-    def ranks(self) -> tuple[int, ...]:
-        """Return the rank of each of the values."""
-        return (*_RANKS.values(), *(surrogates.RANKS[name] for name in STATE if self.surrogate))
+    def ranks(self, kept: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the rank of each of the values; `kept` has those of what is kept."""
+        of_kept = (kept[name] for name in self.kept)
+        return (3, *of_kept, *_RANKS.values(), *(surrogates.RANKS[name] for name in STATE if self.surrogate))
 
-    @classmethod
-    def of_values(cls, values: Sequence[Value]) -> Carried:
-        """Return the state from a flat list."""
-        activations, output, targets, affine, channels, rows, queue, scores, *rest = values
+    def with_values(self, values: Sequence[Value]) -> Carried:
+        """Return a state with other values, from a flat list."""
+        activations, *others = values
+        kept = dict(zip(self.kept, others, strict=False))
+        affine, channels, rows, queue, scores, *rest = others[len(kept) :]
         surrogate = dict(zip(STATE, rest, strict=True)) if rest else {}
-        return cls(activations, output, targets, affine, channels, rows, queue, scores, surrogate)
+        return Carried(activations, kept, affine, channels, rows, queue, scores, surrogate)

@@ -183,8 +183,8 @@ def write_placing(graph: Builder, maps: Value, rows: Side, columns: Side, prepro
         drawn = _resize_part(graph, maps, rows, preprocessing.height, 1)
         drawn = _resize_part(graph, drawn, columns, preprocessing.width, 2)
         return graph.op("Clip", drawn, graph.constant(0.0), graph.constant(1.0))
-    top, bottom = _span(graph, rows, preprocessing.height)
-    left, right = _span(graph, columns, preprocessing.width)
+    top, bottom = photo_span(graph, rows, preprocessing.height)
+    left, right = photo_span(graph, columns, preprocessing.width)
     count = graph.size(maps, 0)
     sizes = graph.shape(graph.constant([1], np.int64), count, bottom - top, right - left)
     drawn = graph.op(
@@ -210,7 +210,7 @@ def _resize_part(graph: Builder, maps: Value, side: Side, size: int, axis: int) 
     return graph.gather(maps, first, axis) * (1.0 - share) + graph.gather(maps, second, axis) * share
 
 
-def _span(graph: Builder, side: Side, size: int) -> tuple[Value, Value]:
+def photo_span(graph: Builder, side: Side, size: int) -> tuple[Value, Value]:
     """Return the photo's pixels that the crop covers, as `Preprocessing.crop` does."""
 
     def on_photo(place: Value) -> Value:

@@ -69,9 +69,21 @@ def write_weights(graph: Builder, scores: Value, selection: SelectedMasks, conve
     of_channels = graph.gather(graph.concat([scores, nothing], 0), selection.rows)  # [K,T]
     if convention.weight == "probability":
         return graph.op("Exp", of_channels).T
+    if convention.is_centred:
+        return _write_centred(graph, of_channels, graph.size(scores, 0) > selection.rows, convention.of_probability)
     best = graph.maximum(graph.reduce("Max", of_channels, 0, keep=True), float(np.finfo(np.float32).min))
     exponentials = graph.op("Exp", of_channels - best)
     return (exponentials / graph.maximum(graph.reduce("Sum", exponentials, 0, keep=True), float(TINY))).T
+
+
+def _write_centred(graph: Builder, scores: Value, has_score: Value, of_probability: bool) -> Value:
+    """scores float32 [K,T] -> the weights [T,K], without their mean over the channels that have scores, bool [K]."""
+    values = graph.cast(graph.op("Exp", scores) if of_probability else scores, np.float64)
+    has_score = graph.expand_dims(has_score, 1)
+    values = graph.where(has_score, values, 0.0)
+    count = graph.maximum(graph.reduce("Sum", graph.cast(has_score, np.float64), keep=True), 1.0)
+    means = graph.reduce("Sum", values, 0, keep=True) / count
+    return graph.cast(graph.where(has_score, values - means, 0.0), np.float32).T
 
 
 def write_saliency(

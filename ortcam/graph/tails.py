@@ -7,7 +7,7 @@ not written again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -50,6 +50,7 @@ class Changes:
         count: the number of rows.
         targets: int64 [T].
         scored: the names of the scores that are returned side by side (`ortcam.graph.names`).
+        references: further inputs of a scoring graph that hold the targets, of a model that is no classifier.
     """
 
     features: Value
@@ -58,6 +59,7 @@ class Changes:
     count: int
     targets: Value
     scored: tuple[str, ...] = (names.TARGET_LOGITS,)
+    references: Mapping[str, Value] = field(default_factory=dict)
 
 
 def rows_at_once(shape: tuple[int, int, int], count: int) -> int:
@@ -90,8 +92,8 @@ def build_tail(
     small = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
     graph = small.graph
     graph.name = "tail"
-    for field in ("node", "input", "output"):
-        getattr(graph, field).extend(getattr(model, field))
+    for part in ("node", "input", "output"):
+        getattr(graph, part).extend(getattr(model, part))
     for one in model.initializer:
         if prod(one.dims) <= _SMALL:
             graph.initializer.append(one)
@@ -165,8 +167,8 @@ def _write_copy(graph: Builder, tail: Tail, changes: Changes, rows: Value, renam
         ),
     }
     given = {names.BANK: changes.bank, names.OTHER_TOKENS: changes.others}
-    feeds |= {name: value for name, value in given.items() if value is not None}
-    nodes = _leading_to(set(changes.scored), tail.nodes)
+    feeds |= {name: value for name, value in given.items() if value is not None} | dict(changes.references)
+    nodes = leading_to(set(changes.scored), tail.nodes)
     written = {name for node in nodes for name in node.output} | set(tail.inputs)
     for name in tail.inputs:
         graph.named(feeds[name], prefix + name)
@@ -180,7 +182,7 @@ def _write_copy(graph: Builder, tail: Tail, changes: Changes, rows: Value, renam
     return made[0] if len(made) == 1 else graph.concat(made, 1)
 
 
-def _leading_to(needed: set[str], nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+def leading_to(needed: set[str], nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Return the nodes, in order, that values are computed from; `needed` grows."""
     kept = []
     for node in reversed(nodes):

@@ -29,7 +29,7 @@ FORMAT = 2  # that is written
 FORMATS = (1, 2)  # that are read
 PREFIX = "ortcam."
 EXPLAINER = PREFIX + "explainer"  # the metadata entry that only packed explainers have
-EXPLAINER_FORMAT = 1
+EXPLAINER_FORMATS = (1, 2)  # of a classifier; of another task, whose inputs and outputs are others
 Layout = Literal["NCHW", "NHWC"]
 Task = Literal["classify", "detect", "segment", "embed", "value"]
 # The outputs of a file for a task, before its layers. Only a classifier's have other names than their roles.

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from ortcam.core.budget import SMALLEST_STAGE
 from ortcam.core.convention import Floats
 from ortcam.core.device import Device
-from ortcam.core.surrogate import Prediction, smooth_directions
+from ortcam.core.surrogate import Prediction, map_of_equal_weights, smooth_directions
 from ortcam.graph import surrogates
 from ortcam.graph.budget import write_kernel
 from ortcam.graph.builder import Builder
@@ -225,7 +225,7 @@ class SurrogateGroup:
             "variance": np.ones_like(real),
             "chosen": np.empty((count, 0), np.int64),
             "importance": np.ones_like(real),
-            "direction": parts.sum(axis=1),
+            "direction": np.stack([map_of_equal_weights(one) for one in parts]),
             "basis": smooth_directions(self._grid),
         }
         self._state = self._device.start(self._photos, host)

@@ -1,8 +1,10 @@
 // Explains a photo with a packed explainer: node explain.mjs node|web EXPLAINER PIXELS HEIGHT WIDTH TARGET MAP [TURNS]
 // PIXELS is uint8 [height,width,3]; MAP gets float32 [1,height,width]. Prints JSON.
+// TARGET is a class index; for a detector, with the box: INDEX@LEFT,TOP,RIGHT,BOTTOM.
 import { readFile, writeFile } from "node:fs/promises";
 
 const [kind, explainer, photo, height, width, target, output, turns = "1"] = process.argv.slice(2);
+const [index, box] = target.split("@");
 const ort = (await import(kind === "node" ? "onnxruntime-node" : "onnxruntime-web")).default;
 if (kind === "web") ort.env.wasm.numThreads = 1;
 
@@ -16,7 +18,8 @@ for (let turn = 0; turn < Number(turns); turn++) {
   const start = performance.now();
   made = await session.run({
     image: new ort.Tensor("uint8", pixels, [Number(height), Number(width), 3]),
-    target: new ort.Tensor("int64", BigInt64Array.from([BigInt(target)]), [1]),
+    target: new ort.Tensor("int64", BigInt64Array.from([BigInt(index)]), [1]),
+    ...(box && { box: new ort.Tensor("float32", Float32Array.from(box.split(",").map(Number)), [1, 4]) }),
   });
   seconds.push((performance.now() - start) / 1000);
 }
