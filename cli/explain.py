@@ -1,4 +1,4 @@
-"""ortcam explain: photos in, overlays and maps out."""
+"""ortcam explain: photos in, overlays and maps out; or a video in, a video out."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import sys
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ortcam.cli import console, options, target_options
+from ortcam.cli import console, options, target_options, video
 from ortcam.cli.folders import STDIN, Folders, check_picture, find_photos, picture_of, write_picture
 from ortcam.errors import OptionError, OrtcamError
 
 if TYPE_CHECKING:
-    from ortcam.core.budget import Selecting
     from ortcam.core.method import Method
     from ortcam.output.explanation import Pictures
 
@@ -30,7 +29,9 @@ def explain(
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(help="Photos, folders of photos, or - for a picture on standard input.", show_default=False),
+        typer.Argument(
+            help="Photos, folders of photos, - for a picture on standard input, or one video.", show_default=False
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -38,7 +39,7 @@ def explain(
             "--output",
             "-o",
             help="Write to this folder, with a folder for each photo inside. For one photo and one class it may be a "
-            "picture, .png or .jpg: the overlay. Default: explanations.",
+            "picture, .png or .jpg: the overlay. For a video: .mp4, or .webm for browsers. Default: explanations.",
             show_default=False,
         ),
     ] = None,
@@ -82,6 +83,8 @@ def explain(
             autocompletion=options.one_of("predict", "top-std"),
         ),
     ] = "predict",
+    every: video.Every = None,
+    steady: video.Steady = None,
     preset: options.PresetName = None,
     method: options.BestMethod = None,
     method_option: options.MethodOptions = None,
@@ -118,7 +121,7 @@ def explain(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")] = False,
 ) -> None:
-    """Explain what a model sees in photos.
+    """Explain what a model sees in photos, or in a video.
 
     Examples:
 
@@ -133,10 +136,16 @@ def explain(
       ortcam explain model.onnx photos/ --report report.html
 
       ortcam explain model.onnx - -o overlay.png < photo.jpg
+
+      ortcam explain model.onnx clip.mp4 --every 5 --budget 16 -o out.mp4
     """
     wanted = target_options.read(target, box, at, like, sign)
     if wanted and top_k != 1:
         raise typer.BadParameter("give either --top-k or targets, not both")
+    only_photos = {
+        "--list": listing, "--top-k": top_k != 1, "--boxes": boxes, "--report": report_file is not None,
+    }  # fmt: skip
+    clip = video.read(images, output or Path("explanations"), every, steady, only_photos)
     from ortcam import Detecting, load_explainer
     from ortcam.methods import make_method
     from ortcam.output.render import Style
@@ -162,6 +171,11 @@ def explain(
         raise typer.BadParameter(f"--list takes no {'targets' if wanted else '--report'}")
     if listing:
         target_options.show(explainer, find_photos(images, lambda _, error: console.fail(str(error))), as_json)
+        return
+    limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
+    if clip is not None:
+        drawn = {"opacity": opacity, "colormap": colormap, "overwrite": overwrite}
+        video.explain(explainer, clip, wanted, as_json, **limits, **drawn)
         return
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
@@ -190,9 +204,7 @@ def explain(
             top_k=top_k,
             on_error=lambda _, error: report(next(waiting).source, error),
             on_progress=lambda share: advance("", share),
-            budget=budget,
-            tolerance=tolerance,
-            selection=cast("Selecting", selection),  # checked there
+            **limits,  # checked there
         ):
             photo = next(waiting)
             advance(photo.source.name, None)

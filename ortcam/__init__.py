@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ortcam.explain.explainer import ModelExplainer
     from ortcam.explain.protocol import Explainer
     from ortcam.explain.scorecam import ScoreCAM
+    from ortcam.explain.video import ExplainedVideo, explain_video
     from ortcam.methods.ablationcam import AblationCAM
     from ortcam.methods.cam import CAM
     from ortcam.methods.eigencam import EigenCAM
@@ -54,6 +55,7 @@ __all__ = [
     "Convention",
     "Detecting",
     "EigenCAM",
+    "ExplainedVideo",
     "Explainer",
     "Explanation",
     "Fused",
@@ -75,6 +77,7 @@ __all__ = [
     "Similarity",
     "Target",
     "__version__",
+    "explain_video",
     "load_explainer",
     "pack",
     "reproduce",
@@ -102,6 +105,8 @@ _HOME = {
     "ScoreCAM": "explain.scorecam",
     "Explainer": "explain.protocol",
     "ModelExplainer": "explain.explainer",
+    "ExplainedVideo": "explain.video",
+    "explain_video": "explain.video",
     "load_explainer": "deploy.load",
     "AblationCAM": "methods.ablationcam",
     "CAM": "methods.cam",

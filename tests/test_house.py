@@ -23,6 +23,7 @@ PLACES = {
         "ortcam/model/image.py",
         "ortcam/output/render.py",
         "ortcam/output/text.py",
+        "ortcam/output/video.py",
     ),
     "onnx_ir": (
         "ortcam/graph/",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ortcam.errors import OrtcamError
 from ortcam.explain.jobs import Job
@@ -79,3 +81,47 @@ def in_turn(function: Callable[[Given], Result], items: Iterable[Given], at_once
             raise failure
     finally:  # also if the caller stops early
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_ahead(items: Iterable[Given], most: int) -> Generator[Given, None, None]:
+    """Yield the items in order; a thread reads at most `most` + 1 of them ahead."""
+    waiting: queue.Queue[tuple[Literal["item"], Given] | tuple[Literal["end"], Exception | None]] = queue.Queue(most)
+    stopped = threading.Event()
+
+    def put(one: tuple[Literal["item"], Given] | tuple[Literal["end"], Exception | None]) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put(one, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def read() -> None:
+        failure: Exception | None = None
+        source = iter(items)
+        try:
+            for item in source:
+                if not put(("item", item)):
+                    break
+        except Exception as error:  # noqa: BLE001 - the caller's own; raised after the items before it
+            failure = error
+        finally:
+            if isinstance(source, Generator):
+                source.close()
+        put(("end", failure))
+
+    reader = threading.Thread(target=read, name="ortcam-read", daemon=True)
+    reader.start()
+    try:
+        while True:
+            one = waiting.get()
+            if one[0] == "end":
+                break
+            yield one[1]
+            del one
+        if one[1] is not None:
+            raise one[1]
+    finally:  # also if the caller stops early
+        stopped.set()
+        reader.join()

@@ -78,7 +78,7 @@ def build_record(explanation: Recordable) -> dict[str, Any]:
     record = outline(explanation)
     for target, measures in zip(record["targets"], explanation.measures, strict=True):
         target |= _describe_measures(measures)
-    return {**record, "map_correlations": _plain(explanation.correlations)}
+    return {**record, "map_correlations": plain(explanation.correlations)}
 
 
 def outline(explanation: Recordable) -> dict[str, Any]:
@@ -121,21 +121,25 @@ def outline(explanation: Recordable) -> dict[str, Any]:
             "seconds_scoring": None if e.seconds_scoring is None else round(e.seconds_scoring, 4),
         },
         "targets": [
-            {
-                "index": target.index,
-                "label": target.label,
-                "logit": target.logit,
-                "probability": target.probability,
-                "error": None if error is None else asdict(error),
-                "map_is_flat": flat,
-                "overlay": overlay_name(target, place),
-                **({} if target.place is None else {"place": dict(target.place)}),
-            }
+            describe_target(target, error, flat) | {"overlay": overlay_name(target, place)}
             for place, (target, error, flat) in enumerate(zip(e.targets, e.errors, e.flat, strict=True))
         ],
     }
-    plain: dict[str, Any] = _plain(record)
-    return plain
+    done: dict[str, Any] = plain(record)
+    return done
+
+
+def describe_target(target: Target, error: ErrorEstimate | None, flat: bool) -> dict[str, Any]:
+    """Return a target of an explanation for the record."""
+    return {
+        "index": target.index,
+        "label": target.label,
+        "logit": target.logit,
+        "probability": target.probability,
+        "error": None if error is None else asdict(error),
+        "map_is_flat": flat,
+        **({} if target.place is None else {"place": dict(target.place)}),
+    }
 
 
 def _describe_files(files: Sequence[Fingerprint]) -> dict[str, Any]:
@@ -164,14 +168,14 @@ def _describe_measures(measures: MapMeasures) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value in JSON's types; a number that is not finite becomes null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
