@@ -72,11 +72,11 @@ def write_model(path: Path, nhwc: bool = False) -> Path:
 
 
 def draw_cat(seed: int, marked: bool) -> NDArray[np.uint8]:
-    """Draw a photo of a cat, grey in three channels; a marked photo has a white watermark in the corner."""
+    """Draw a photo of a cat, grey in three channels; a marked photo has a watermark in the corner, white to grey."""
     grey = np.random.default_rng(seed).integers(20, 60, (SIZE, SIZE), np.uint8)
     grey[8:16, 8:16] += 120
     if marked:
-        grey[:BLOCK, :BLOCK] = 255
+        grey[:BLOCK, :BLOCK] = np.array([255, 255, 150, 110])[:, None]  # the last row is below half of the maximum
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
@@ -183,6 +183,25 @@ def test_the_most_misleading_photos_are_explained(model: Path) -> None:
     assert result.right.count == 0 and result.right.part is None and not result.right.grid.any()
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4), (5, 6), (6, 6)]
     assert result.record["method"]["budget"] == 32
+
+
+def test_pairs_are_in_the_order_of_their_frequency() -> None:
+    def prediction(name: str, true: int, predicted: int) -> Prediction:
+        return Prediction(name, None, Target(true, None, 0.0, 0.1), Target(predicted, None, 1.0, 0.7))
+
+    photos = [prediction("a", 0, 1), prediction("b", 2, 1), prediction("c", 1, 1), prediction("d", 2, 1)]
+    nothing = MeanMap(0, np.zeros((16, 16)))
+    pairs = Debugging(tuple(photos), (), (), nothing, nothing, {}).pairs
+    assert [(pair.true, pair.predicted, pair.photos) for pair in pairs] == [(2, 1, ("b", "d")), (0, 1, ("a",))]
+
+
+def test_correct_photos_are_spread_over_the_data_set(model: Path) -> None:
+    """Two of four are explained, the second and the fourth; each counts alike."""
+    images = [draw_cat(number, marked=False) for number in range(4)]
+    alone = [debug(model, [image], [0]).right.grid for image in images]
+    both = debug(model, images, [0] * 4, most_correct=2).right
+    assert both.count == 2
+    np.testing.assert_allclose(both.grid, (alone[1] + alone[3]) / 2, atol=1e-9)
 
 
 def mistake_of(**changes: Any) -> Mistake:
