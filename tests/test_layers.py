@@ -144,6 +144,7 @@ def test_candidates_of_an_exported_file(lite0_file: Path) -> None:
     assert best.shape == (1280, 7, 7)
 
 
+@pytest.mark.slow
 def test_a_short_sequence_has_no_grid_and_stops_nothing() -> None:
     """Fewer tokens than other tokens could come first, as in MobileViT at a small size."""
 

@@ -142,6 +142,7 @@ def test_registers_and_class_token_are_dropped(tmp_path: Path) -> None:
     assert np.allclose(activations, expected.reshape(1, 4, 6, 32).numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_inside_of_an_attention_is_no_map(tmp_path: Path) -> None:
     """A ViT whose patches are pooled by attention: [batch,heads,1,d] in there has four dimensions, and no places."""
     torch.manual_seed(0)

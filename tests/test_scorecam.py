@@ -256,6 +256,7 @@ def test_a_final_softmax_is_seen_through(
         assert a.probability == pytest.approx(b.probability, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_tf_keras_vis_takes_a_softmax_of_the_softmax(
     resnet18: nn.Module, models: Path, photos: dict[str, Path]
 ) -> None:
@@ -303,6 +304,7 @@ def test_a_softmax_before_a_flatten_is_seen_through(
     assert np.abs(ours.input_maps - theirs.input_maps).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_sigmoid_weighs_by_its_own_probability(resnet18: nn.Module, models: Path, photos: dict[str, Path]) -> None:
     module = WithHead(resnet18, nn.Sigmoid())
     report = export(module, models / "sigmoid.onnx", preprocess="imagenet", input_size=96)
@@ -595,6 +597,7 @@ def test_a_model_without_an_exposed_layer_says_how_to_expose_one(resnet18_file: 
         ortcam.ScoreCAM(tmp_path / "plain.onnx")
 
 
+@pytest.mark.slow
 def test_a_file_with_channels_last_is_explained_alike(
     small: ortcam.ScoreCAM, resnet18_file: Path, photos: dict[str, Path], tmp_path: Path
 ) -> None:
