@@ -68,7 +68,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. Exit code 0: done, 1: failed, 2: wrong usage, 130: interrupted."""
+    """Run the command line. Exit code 0: done, 1: failed, 2: wrong usage, 130: interrupted, 143: terminated."""
     debug = console.debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # ortcam reports unreadable photos itself
@@ -88,7 +88,7 @@ def main() -> None:
             # Typer makes SystemExit(130) of an interrupt, without a word.
             if interrupted or (isinstance(ended, SystemExit) and ended.code == 130):
                 interrupt.tell()
-                sys.exit(130)
+                sys.exit(interrupt.exit_code())
             _report(ended, debug)
 
 

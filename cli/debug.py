@@ -155,8 +155,7 @@ def _print(found: Debugging) -> None:
         one, without = mistake.prediction, mistake.without
         table.add_row(
             one.photo,
-            one.true.name,
-            one.predicted.name,
+            *one.names,
             f"{one.lead:.1%}",
             "" if mistake.in_common is None else f"{mistake.in_common:.0%}",
             "" if without is None else "yes" if without.true_wins else "no",

@@ -235,7 +235,7 @@ def explain(
         places = [] if only_report else [str(picture or f"{output}/")]
         _print_results(done, explainer.provider, " and ".join([*places, *([str(page.path)] if page else [])]))
     elif page is not None:
-        console.note(f"nothing was explained; written to {page.path}")
+        console.note(f"nothing was explained; {page.path} says why")
     if folders.moved:
         (occupied, path), more = folders.moved[0], len(folders.moved) - 1
         others = f", and {more} more" if more else ""

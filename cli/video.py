@@ -169,7 +169,7 @@ def _print_summary(record: dict[str, Any], path: str, record_path: str) -> None:
     shown = dict(next(row["target"] for row in rows if row["target"] is not None))
     if "box" in (shown.get("place") or {}):
         shown.pop("place")  # the box moves
-    mean = target_options.score_of({**shown, "probability": sum(sure) / len(sure), "logit": sum(sure) / len(sure)})
+    mean = target_options.score_of({**shown, "probability": sum(sure) / len(rows), "logit": sum(sure) / len(rows)})
     table.add_row(
         video["name"],
         target_options.name_of(shown),

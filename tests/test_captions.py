@@ -108,7 +108,7 @@ def test_what_a_caption_says() -> None:
     assert describe(cat, EXACT, True, official, "paper").details[2].startswith("flat map")
     measures = MapMeasures((1, 1), Crop(0, 0, 2, 2), 0.1, 0.1, Crop(0, 0, 2, 2), 0.041)
     assert describe(cat, None, False, rise, "rise", measures).details[1] == (
-        "box: half of the maximum or more, 4.1% of the photo"
+        "box around half of the maximum: 4.1% of the photo"
     )
     assert str(describe(cat, EXACT, False, rise, "rise", against=dog)) == "tabby rather than bull mastiff"
 

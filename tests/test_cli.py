@@ -295,7 +295,16 @@ def _take_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+    ],
+)
+def test_interrupting_leaves_nothing_half_written(
+    number: int, code: int, word: str, resnet18_file: Path, photos: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
         [ORTCAM, "explain", resnet18_file, *photos.values(), "-o", out, "--batch-size", "1"],
@@ -304,10 +313,10 @@ def test_interrupting_leaves_nothing_half_written(resnet18_file: Path, photos: d
         preexec_fn=_take_interrupts,
     )
     time.sleep(2.0)  # in the middle of 512 passes of one of the 27 photos
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines() == ["error: interrupted"]
+    assert process.returncode == code
+    assert errors.splitlines() == [f"error: {word}"]
     written = list(out.iterdir()) if out.exists() else []
     assert len(written) < len(photos)
     for folder in written:  # of the photos that were done

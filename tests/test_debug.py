@@ -195,6 +195,13 @@ def test_pairs_are_in_the_order_of_their_frequency() -> None:
     assert [(pair.true, pair.predicted, pair.photos) for pair in pairs] == [(2, 1, ("b", "d")), (0, 1, ("a",))]
 
 
+def test_two_classes_of_one_name_are_told_apart() -> None:
+    """ImageNet has two classes named crane: the bird and the machine."""
+    bird, machine = Target(134, "crane", 0.0, 0.3), Target(517, "crane, machine", 1.0, 0.6)
+    assert Prediction("a", None, bird, machine).names == ("crane (class 134)", "crane (class 517)")
+    assert Prediction("a", None, bird, bird).names == ("crane", "crane")
+
+
 def test_correct_photos_are_spread_over_the_data_set(model: Path) -> None:
     """Two of four are explained, the second and the fourth; each counts alike."""
     images = [draw_cat(number, marked=False) for number in range(4)]

@@ -173,6 +173,10 @@ def test_results_name_the_targets(photo: Array, tmp_path: Path) -> None:
         ("detect", {"explain": "horse"}, "label 'horse' is unknown"),
         ("segment", {"explain": 3}, "out of range"),
         ("value", {"explain": 5}, "out of range"),
+        ("detect", {"explain": Similarity(np.ones(5))}, "the target is Similarity, .* expected Box"),
+        ("segment", {"score": Output(0, -1)}, "the target is Output, .* expected Region"),
+        ("value", {"explain": 0, "metrics": ["gain"]}, "metric 'gain' needs a score between 0 and 1"),
+        ("detect", {"metrics": ["insertion:ortcam,score=logit"]}, "takes logits, and .* has none"),
     ],
 )
 def test_a_target_that_the_task_does_not_have_is_one_line(
@@ -180,6 +184,16 @@ def test_a_target_that_the_task_does_not_have_is_one_line(
 ) -> None:
     with pytest.raises((OptionError, TargetError), match=message):
         evaluate(toy(task), [Sample(photo, "a")], **options)
+
+
+def test_a_class_that_the_detector_does_not_know_is_an_error_of_the_photo(photo: Array) -> None:
+    samples = [Sample(photo, "a", "dog", (Edges(20, 30, 200, 210),)), Sample(photo, "b", "zebra", (Edges(1, 1, 9, 9),))]
+    options: dict[str, Any] = {"methods": ["score-cam:budget=8"], "metrics": ["energy"], "controls": ()}
+    result = evaluate(toy("detect"), samples, **options, explain="true")
+    assert [row.photo for row in result.rows] == ["a"]
+    assert [(failure.photo, "'zebra' is unknown" in failure.error) for failure in result.failures] == [("b", True)]
+    result = evaluate(toy("detect"), samples, **options)  # its own boxes, which a note says
+    assert any("--explain true" in note for note in result.record["dataset"]["notes"])
 
 
 def test_a_photo_without_the_target_is_an_error_of_the_photo(photo: Array) -> None:

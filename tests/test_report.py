@@ -318,7 +318,7 @@ def test_nothing_is_left_where_the_block_raises(explained: list[Pictures], tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_reports_are_replaced(explained: list[Pictures], tmp_path: Path) -> None:
+def test_only_reports_are_replaced(explained: list[Pictures], photos: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     for _ in range(2):
         with Report(path) as report:
@@ -326,16 +326,22 @@ def test_only_reports_are_replaced(explained: list[Pictures], tmp_path: Path) ->
     assert is_sheet(tmp_path / "overview.png")
     path.write_text("my thesis")
     with pytest.raises(
-        OccupiedError, match=r"cannot write .*report\.html: a file of this name exists, and no report wrote it"
+        OccupiedError,
+        match=r"cannot write .*report\.html: a file of this name exists, and this report did not write it",
     ):
         Report(path)
     (tmp_path / "results.csv").write_text("mine,too\n")
     with pytest.raises(OccupiedError, match=r"cannot write .*results\.csv: a file"):
         Report(tmp_path / "other.html")
-    assert not is_sheet(tmp_path / "overview.png")
     with Report(path, overwrite=True):
         pass
     assert read(path)[0]["photos"] == 0
+    with pytest.raises(OccupiedError, match=r"cannot write .*results\.csv: a file"):
+        Report(tmp_path / "other.html")  # its table would replace that of the first report
+    shutil.copy(photos["chelsea"], tmp_path / "overview.png")
+    assert not is_sheet(tmp_path / "overview.png")
+    with pytest.raises(OccupiedError, match=r"overview\.png: a picture of this name exists"):
+        Report(path, overwrite=True)  # it may be a photo
 
 
 # --- The command line ---
@@ -465,7 +471,7 @@ def test_the_page_filters_and_sorts(opened: Any, many: Path) -> None:
     opened.click("#reset")
     opened.wait_for_function("document.getElementById('found').textContent === 'All 121 entries'")
     name = rows[1]["class"]
-    opened.select_option("#class", name)
+    opened.select_option("#class", f"{rows[1]['index']}\n{name}")
     assert len(shown(opened)) == min(60, sum(row.get("class") == name for row in rows))
     assert set(shown(opened, "h2")) == {name}
     opened.click("#reset")

@@ -83,7 +83,8 @@ def plan_heads(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[
         anchors = _published(strides)
         notices.append(
             f"the anchors of YOLOv5 for strides {', '.join(map(str, strides))} are assumed; a YOLOv7, or a network "
-            f"trained with other anchors, needs --anchors FILE (widths and heights in pixels, [{len(names)},3,2])"
+            f"trained with other anchors, needs --task detect --anchors FILE (widths and "
+            f"heights in pixels, [{len(names)},3,2])"
         )
     else:
         notices += _check_sizes(anchors, strides)

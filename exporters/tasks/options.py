@@ -188,7 +188,10 @@ def read_anchors(given: str | PathLike[str] | NDArray[Any] | Sequence[Any]) -> N
     if anchors.ndim == 3 or (anchors.ndim == 2 and (shape[1] == 6 or (shape[1] == 2 and len(anchors) % 3 == 0))):
         return _check_sizes(anchors if anchors.ndim == 3 else anchors.reshape(-1, 3, 2), where)
     if anchors.ndim != 2 or anchors.shape[1] != 4 or not len(anchors) or not np.isfinite(anchors).all():
-        raise OptionError(f"{where} have shape {list(anchors.shape)}; expected finite numbers [N,4]: cx, cy, w, h")
+        raise OptionError(
+            f"{where} have shape {list(anchors.shape)}; expected finite numbers [N,4]: cx, cy, w, h "
+            "(of YOLOv5's heads [levels,3,2]: w, h)"
+        )
     if np.abs(anchors).max() > _LARGEST_ANCHOR:
         raise OptionError(
             f"{where} reach {np.abs(anchors).max():.4g}; expected parts of the input's width and height (0 to 1): "

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,11 @@ def replace_files(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _unfinished(final: Path, shown: Path) -> Iterator[Path]:
-    """Yield a hidden directory beside `final` (`shown` in messages), and delete it after the block."""
+    """Yield a hidden directory beside `final` (`shown` in messages), and delete it after the block.
+
+    Parents that were made for it, and hold nothing after the block, are deleted too.
+    """
+    missing = [folder for folder in final.parents if not folder.exists()]  # the deepest first
     try:
         file = next((folder for folder in final.parents if folder.exists() and not folder.is_dir()), None)
         if file is not None:
@@ -125,6 +129,9 @@ def _unfinished(final: Path, shown: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         _open.discard(unfinished)
+        for folder in missing:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def discard_unfinished() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ortcam.core.convention import Floats
-from ortcam.core.references import Asked, Embedding, Similarity
+from ortcam.core.references import Asked, Box, Embedding, Output, Region, Similarity
 from ortcam.core.targets import Class
 from ortcam.core.view import digest
 from ortcam.errors import OptionError, whole
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WhichTarget = Literal["predicted", "true"] | int | str | Asked
 Only = Literal["all", "correct", "misclassified"]
+_KINDS: dict[str, type] = {"detect": Box, "segment": Region, "embed": Similarity, "value": Output}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Choice:
             if found is not None:
                 raise OptionError(f"{model.name} is a classifier, and the target is {found!r}; expected a class")
             return
+        wrong = next((end for end in self.ends if isinstance(end, Asked) and not isinstance(end, _KINDS[task])), None)
+        if wrong is not None:
+            kind, own = type(wrong).__name__, _KINDS[task].__name__
+            raise OptionError(f"the target is {kind}, and {model.name} is made for the task {task!r}; expected {own}")
         if self.only != "all":
             raise OptionError(f"only is {self.only!r}, and {model.name} is no classifier; expected all")
         if "all" in self.ends:
@@ -109,7 +114,8 @@ class Cases:
         """Resolve all labels before the first photo.
 
         Raises:
-            TargetError, DatasetError: a label is unknown to the model.
+            TargetError, DatasetError: a label is unknown to the model. Of a model that is no classifier, an unknown
+                label of a sample is an error of this sample.
         """
         self._run, self._choice = run, choice
         self._labels = {sample.name: sample.label for sample in dataset.samples}
@@ -117,8 +123,8 @@ class Cases:
         for end in choice.ends:
             if end not in ("predicted", "true") and not isinstance(end, Asked):
                 run.resolve(end, "the class to explain or to score")
-        if choice.needs_label:
-            for sample in dataset.samples:
+        if choice.needs_label and run.model.contract.classifies:
+            for sample in dataset.samples:  # a detector may not know all classes of a data set
                 run.resolve(sample.label, f"the label of {sample.name}")
 
     def find(self, sample: Sample, photo: OpenPhoto) -> Case | None:

@@ -71,7 +71,9 @@ class Masking:
             return Measured({column: change})
         divisor = (clean if self.metric == "drop" else 1 - clean) + self.epsilon
         if divisor == 0 or (divisor < 0 and self.score == "probability"):
-            return Measured({column: None}, {column: f"clean score {clean:g}"})
+            return Measured(
+                {column: None}, {column: f"clean score {clean:g}" if divisor == 0 else "clean score below 0"}
+            )
         return Measured({column: change / divisor})
 
 
@@ -116,7 +118,7 @@ class ADCC:
         clean = view.clean.probability
         drop = max(0.0, clean - float(answer.probabilities[0])) / clean if clean > 0 else None
         complexity = float(view.saliency.mean(dtype=np.float64))
-        reasons = {} if drop is not None else {drop_of: f"clean score {clean:g}"}
+        reasons = {} if drop is not None else {drop_of: "clean score 0" if clean == 0 else "clean score below 0"}
         coherency = None
         if view.explain is None:
             reasons[coherency_of] = "given map"

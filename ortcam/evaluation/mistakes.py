@@ -71,6 +71,14 @@ class Prediction:
         return self.true.index, self.predicted.index
 
     @property
+    def names(self) -> tuple[str, str]:
+        """The names of both classes; with their indices where two classes have one name."""
+        names = self.true.name, self.predicted.name
+        if names[0] != names[1] or self.is_correct:
+            return names
+        return f"{names[0]} (class {self.true.index})", f"{names[1]} (class {self.predicted.index})"
+
+    @property
     def lead(self) -> float:
         """The probability of the predicted class minus that of the true class, in [0,1]."""
         return self.predicted.probability - self.true.probability
@@ -243,10 +251,7 @@ class Debugging:
         for one in self.photos:
             if not one.is_correct:
                 found.setdefault(one.pair, []).append(one)
-        pairs = (
-            Pair(*key, (of[0].true.name, of[0].predicted.name), len(of), tuple(one.photo for one in of))
-            for key, of in found.items()
-        )
+        pairs = (Pair(*key, of[0].names, len(of), tuple(one.photo for one in of)) for key, of in found.items())
         return tuple(sorted(pairs, key=lambda pair: (-pair.count, pair.true, pair.predicted)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -267,8 +272,8 @@ class Debugging:
                 {
                     "photo": one.photo,
                     "path": one.path,
-                    "true": target_to_dict(one.true),
-                    "predicted": target_to_dict(one.predicted),
+                    "true": {**target_to_dict(one.true), "name": one.names[0]},
+                    "predicted": {**target_to_dict(one.predicted), "name": one.names[1]},
                     "correct": one.is_correct,
                     "suspicion": order.get(one.photo),
                     "mistake": mistake_to_dict(explained[one.photo]) if one.photo in explained else None,

@@ -118,6 +118,7 @@ def evaluate(
         raise OptionError(f"maps is a {type(maps).__name__}; expected a mapping from a name to a set of maps")
     given = tuple(GivenMaps(name, source) for name, source in (maps or {}).items())
     _check_names([*(one.name for one in contestants), *(one.name for one in given)], controls)
+    _check_metrics(opened, chosen)
     placed = [one.name for one in chosen if one.needs_place]
     usual: WhichTarget = "true" if placed and task == "classify" else "predicted"
     explained = usual if explain is None else explain
@@ -134,6 +135,8 @@ def evaluate(
         stack.callback(run.close)
         choice = choice.with_embeddings(run.embed)
         dataset = _with_class_note(dataset, choice, run)
+        if explain is None and placed and task in ("detect", "segment"):
+            dataset = _with_place_note(dataset, opened)
         cases = Cases(run, choice, dataset)
         header = _header(run, dataset, choice, score == "explained")
         journal = None
@@ -236,6 +239,19 @@ def _contestants(methods: Any, budget: int | None, preset: str | None) -> tuple[
     return tuple(made)
 
 
+def _check_metrics(model: CamModel, metrics: Sequence[Chosen]) -> None:
+    """Refuse metrics of a class's logit, or of its probability, for models that have none."""
+    task = model.contract.task
+    for one in metrics:
+        if not model.contract.classifies and getattr(one.metric, "score", None) == "logit":
+            raise OptionError(f"metric {one.name!r} takes logits, and {model.name} has none; leave score=logit out")
+        if task == "value" and one.metric.metric in ("gain", "adcc"):
+            raise OptionError(
+                f"metric {one.name!r} needs a score between 0 and 1, and {model.name} returns plain values; expected "
+                "another, such as insertion, deletion or drop"
+            )
+
+
 def _check_names(names: Sequence[str], controls: Sequence[str]) -> None:
     unknown = [control for control in controls if control not in CONTROLS]
     if unknown:
@@ -285,6 +301,15 @@ def _with_class_note(dataset: Dataset, choice: Choice, run: PhotoRun) -> Dataset
         f"{dataset.name} has {dataset.classes} classes, {run.model.name} has {run.count_classes()}: values are wrong "
         "unless both number their classes alike"
     )
+    return replace(dataset, notes=(*dataset.notes, note))
+
+
+def _with_place_note(dataset: Dataset, model: CamModel) -> Dataset:
+    """Return the data set; with a note if it states objects, and the model's own boxes or regions are taken."""
+    if not any(sample.boxes or sample.masks for sample in dataset.samples):
+        return dataset
+    what = "boxes" if model.contract.task == "detect" else "regions"
+    note = f"maps are compared with the {what} of {model.name} itself; --explain true takes the objects of the data set"
     return replace(dataset, notes=(*dataset.notes, note))
 
 

@@ -97,7 +97,7 @@ def describe(
     elif shown := show_error(error, name):
         details.append(shown)
     if measures is not None and measures.peak_share is not None:
-        details.append(f"box: half of the maximum or more, {show_share(measures.peak_share)} of the photo")
+        details.append(f"box around half of the maximum: {show_share(measures.peak_share)} of the photo")
     if against is None:
         return Caption(target.name, _unlabelled(target), show_score(target), tuple(details))
     names, numbers = (target.name, against.name), (_unlabelled(target), _unlabelled(against))

@@ -183,7 +183,9 @@ def overlay_name(target: Target, place: int) -> str:
     """Return the file name of the overlay of the target at a place of an explanation."""
     words = "" if target.label is None else re.sub(r"[^a-z0-9]+", "-", target.label.split(",")[0].lower()).strip("-")
     parts = ["overlay", str(target.index), *([words[:40]] if words else [])]
-    if target.place is not None:  # two boxes may have one class
+    if target.place is not None and target.place["kind"] == "value":
+        parts += ["down"] if target.place["sign"] < 0 else []
+    elif target.place is not None:  # two boxes may have one class
         parts.append(f"at-{place}")
     return f"{'-'.join(parts)}.png"
 

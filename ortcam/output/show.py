@@ -139,7 +139,7 @@ def _card(explanation: Pictures, place: int, style: str) -> str:
         box = measures.peak_box
         numbers = [
             f"maximum at x {measures.maximum[0]}, y {measures.maximum[1]}",
-            f"half of the maximum: x {box.left} to {box.right}, y {box.top} to {box.bottom}, "
+            f"box around half of the maximum: x {box.left} to {box.right}, y {box.top} to {box.bottom}, "
             f"{show_share(measures.peak_share)} of the photo",
         ]
     layer = f"layer {explanation.layer}"

@@ -215,7 +215,10 @@ class VideoWriter:
             self._writer.release()
             # OpenCV does not report a full disk.
             if error is None and _count(self._path) != self.written:
-                raise OutputError(f"{self._path.name} is incomplete after writing; the disk may be full")
+                raise OutputError(
+                    f"{self._path.name} is incomplete after writing; the disk may be full, or the video "
+                    "too small for its format"
+                )
 
 
 def _count(path: Path) -> int:

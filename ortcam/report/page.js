@@ -151,6 +151,9 @@ const haystacks = rows.map((row) =>
 const order = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 const scaled = rows.every((row) => row.failure || row.probability !== null) ? 100 : 1;  // else scores, not shares
 
+// Two classes may have the same first name, such as the two cranes of ImageNet.
+const keyOf = (row) => row.class == null ? "" : `${row.index}\n${row.class}`;
+
 function update() {
   const parts = at("text").value.toLowerCase().split(/\s+/).filter(Boolean), name = at("class").value;
   const from = at("from").value === "" ? -Infinity : at("from").value / scaled;
@@ -160,7 +163,7 @@ function update() {
   chosen = [...rows.keys()].filter((number) => {
     const row = rows[number], value = valueOf(row);
     return parts.every((part) => haystacks[number].includes(part))
-      && (!name || row.class === name)
+      && (!name || keyOf(row) === name)
       && (!limited || (value !== null && value >= from - 1e-9 && value <= to + 1e-9))
       && (!flags.length || flags.some((flag) => flag === "none" ? !row.flags.length : row.flags.includes(flag)));
   });
@@ -302,9 +305,12 @@ function prepare() {
     few("model", distinct("model")), few("method", distinct("method")), few("layer", distinct("layer")),
     `ortcam ${about.version}`, about.created.replace("T", " ").replace(/:\d\dZ$/, " UTC"),
   ].filter(Boolean).join(" · ");
-  const classes = [...countBy(explained.map((row) => row.class))].sort((a, b) => order.compare(a[0], b[0]));
+  const classes = [...countBy(explained.map(keyOf))].map(([key, count]) => [...key.split("\n"), count, key]);
+  classes.sort((a, b) => order.compare(a[1], b[1]));
+  const names = countBy(classes.map((one) => one[1]));
   at("class").firstElementChild.textContent = `all classes (${classes.length})`;
-  at("class").append(...classes.map(([name, count]) => new Option(`${name} (${count})`, name)));
+  at("class").append(...classes.map(([index, name, count, key]) =>
+    new Option(`${name}${names.get(name) > 1 ? `, class ${index}` : ""} (${count})`, key)));
   const flags = countBy(rows.flatMap((row) => row.flags.length ? row.flags : ["none"]));
   for (const [flag, text] of [...Object.entries(FLAGS).map(([flag, say]) => [flag, say(null)]), ["none", "no flag"]]) {
     if (!flags.has(flag)) continue;

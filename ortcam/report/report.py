@@ -24,7 +24,7 @@ from ortcam.errors import OptionError, OutputError
 from ortcam.output.caption import show_score
 from ortcam.output.render import Style, encode_png
 from ortcam.report.entries import COLUMNS, class_name, describe, describe_failure, table_row
-from ortcam.report.files import SHEET, TABLE, check_free
+from ortcam.report.files import SHEET, TABLE, check_free, marked
 from ortcam.report.parts import as_script, fill_template
 from ortcam.report.thumbnails import Sheet, Thumbnails, as_caption
 
@@ -115,7 +115,7 @@ class Report:
             return
         with self._writing(), self._stack:
             self._write_page()
-            (self._folder / SHEET).write_bytes(encode_png(self._sheet.draw()))
+            (self._folder / SHEET).write_bytes(marked(encode_png(self._sheet.draw())))
 
     def add(self, explanation: Pictures, name: str | None = None) -> None:
         """Add an explained photo, with an entry for each of its targets.
