@@ -391,7 +391,7 @@ def warn_of_flat_maps(explanation: Recordable, stacklevel: int = 3) -> None:
     names = [target.name for target, nothing in zip(explanation.targets, explanation.flat, strict=True) if nothing]
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        why = f"no channel of layer {explanation.layer} supports it"
+        why = f"no channel of layer {explanation.layer} supports it, or their weighted sum is nowhere above 0"
         if explanation.provenance.method["name"] != "score-cam":
             why = "all masked inputs score the same"
         message = f"the map of {', '.join(names[:5])}{more} is flat (all zero): {why}"
