@@ -186,7 +186,8 @@ def test_names_and_labels_are_harmless(page: Path) -> None:
 
 def test_the_colour_bar_has_the_colours_of_the_overlays(page: Path) -> None:
     [ramp] = re.findall(r"--ramp: linear-gradient\(to right, (.*?)\);", page.read_text(encoding="utf-8"))
-    stops = [tuple(map(int, stop.split())) for stop in re.findall(r"rgb\((.*?)\)", ramp)]
+    stops = [tuple(map(int, stop.split())) for stop in re.findall(r"rgb\((.*?) / [\d.]+\)", ramp)]
+    assert [float(cover) for cover in re.findall(r" / ([\d.]+)\)", ramp)][:: len(stops) - 1] == [0, 1]  # it fades
     colours = colour_table("viridis")
     assert [stops[0], stops[8], stops[-1]] == [tuple(colours[level].tolist()) for level in (0, 128, 255)]
 

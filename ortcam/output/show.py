@@ -220,7 +220,8 @@ def plot(explanation: Pictures, places: Sequence[int], style: Style, against: in
         axis.imshow(picture)
         axis.set_axis_off()
         axis.set_title("photo" if caption is None else _title(caption, across), fontsize=9)
-    mapped = ScalarMappable(cmap=ListedColormap(colour_table(style.colormap) / 255))
+    cover = np.sqrt(np.arange(256) / 255)[:, None]  # they fade to white, as the overlay fades to the photo
+    mapped = ScalarMappable(cmap=ListedColormap(colour_table(style.colormap) / 255 * cover + 1 - cover))
     scale = figure.colorbar(mapped, cax=axes[0][-1].inset_axes((1.03, 0, 0.045, 1)), ticks=[0, 0.5, 1])
     scale.set_label(f"share of {SCALE[1]}", fontsize=8)
     scale.ax.tick_params(labelsize=8)

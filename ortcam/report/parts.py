@@ -22,24 +22,28 @@ def as_script(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").encode("ascii")
 
 
-def fill_template(page: str, styles: Sequence[str], script: str, title: str, colormap: str) -> list[str]:
+def fill_template(
+    page: str, styles: Sequence[str], script: str, title: str, colormap: str, fades: bool = False
+) -> list[str]:
     """Return a page with its styles, its script, its title and the colours of the colour bar, in three parts.
 
     Args:
         page, styles, script: names of files beside this one.
         title: plain text.
         colormap: turbo, jet, inferno or viridis.
+        fades: the colours fade towards 0, as those of an overlay fade to the photo.
 
     Returns:
         the page before its data, between data and pictures, and after the pictures.
     """
     whole, code = ((_HERE / name).read_text(encoding="utf-8") for name in (page, script))
     table = colour_table(colormap)
-    stops = (table[round(place * 255 / (_STOPS - 1))] for place in range(_STOPS))
+    shares = [place / (_STOPS - 1) for place in range(_STOPS)]
+    stops = ((*table[round(share * 255)], share**0.5 if fades else 1) for share in shares)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     values = {
         "{{hash}}": f"sha256-{digest}",
-        "{{ramp}}": ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in stops),
+        "{{ramp}}": ", ".join(f"rgb({red} {green} {blue} / {cover:.2f})" for red, green, blue, cover in stops),
         "{{style}}": "".join((_HERE / name).read_text(encoding="utf-8") for name in styles),
         "{{script}}": code,
         "{{title}}": html.escape(title),

@@ -184,7 +184,9 @@ class Report:
             "version": ortcam.__version__,
             "created": now(),
         }
-        head, middle, end = fill_template("page.html", ("page.css",), "page.js", self._title, self._style.colormap)
+        head, middle, end = fill_template(
+            "page.html", ("page.css",), "page.js", self._title, self._style.colormap, fades=True
+        )
         with (self._folder / self.path.name).open("wb") as page:
             page.write(head.encode() + b'{"about":' + as_script(about) + b',"rows":[\n')
             _copy(self._entries, page)
