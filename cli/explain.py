@@ -189,6 +189,8 @@ def explain(
             traceback.print_exception(error)
 
     only_report = report_file is not None and output is None
+    if output == STDIN:
+        raise OptionError("--output is '-'; expected a folder or a picture, which explain writes to the disk")
     output = output or Path("explanations")
     page = None if report_file is None else options.make_report(report_file, opacity, colormap, overwrite)
     photos = find_photos(images, report)

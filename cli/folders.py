@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 STDIN = Path("-")
 _PICTURES = (".png", ".jpg", ".jpeg")
+_PLOTS = {  # of compare, evaluate and sanity: the names of their pictures, by the file beside them
+    "comparison.json": r"grid(-\d+)?\.png",
+    "results.json": r"curves\.png",
+    "sanity.json": r"(curve|strip)\.png",
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class Given:
 def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], None]) -> list[Given]:
     """Return every photo that the command line names.
 
-    A folder stands for the images in it and below it, and its layout is kept; explanations and reports in it are
-    skipped. `-` is a picture on standard input.
+    A folder stands for the images in it and below it, and its layout is kept; explanations, reports and other pictures
+    that ortcam wrote are skipped. `-` is a picture on standard input.
 
     Args:
         images: photos and folders.
@@ -64,11 +70,17 @@ def find_photos(images: Sequence[Path], report: Callable[[Path, OrtcamError], No
             and path.is_file()
             and not (path.parent / MANIFEST).exists()
             and not is_sheet(path)
+            and not _is_plot(path)
         )
         if not inside:
             report(image, ImageError(f"{image} holds no images; expected files such as .jpg or .png"))
         found.extend(Given(path, path, path.relative_to(image).with_name(_stem(path))) for path in inside)
     return found
+
+
+def _is_plot(path: Path) -> bool:
+    """Return whether a picture is a plot of ortcam's, beside the numbers that it was written with."""
+    return any(re.fullmatch(names, path.name) and (path.parent / beside).exists() for beside, names in _PLOTS.items())
 
 
 def _stem(path: Path) -> str:

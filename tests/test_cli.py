@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 import ortcam
+from ortcam.cli.folders import find_photos
 from ortcam.exporters import export
 from ortcam.model.image import read_photo
 from ortcam.model.preprocessing import Preprocessing
@@ -159,6 +160,16 @@ def test_photos_beside_their_explanations_are_found(small: Path) -> None:
     for _ in range(2):
         done = run("explain", "model.onnx", "photos", "empty-as-yet", "-o", ".", "--json", cwd=small)
         assert [entry["directory"] for entry in json.loads(done.stdout)["explanations"]] == ["cat"]
+
+
+def test_plots_beside_their_numbers_are_no_photos(small: Path) -> None:
+    (folder := small / "plots").mkdir()
+    for name in ("grid-2.png", "grid.jpg", "curves.png", "strip.png", "photo.png"):
+        shutil.copy(small / "cat.png", folder / name)
+    (folder / "comparison.json").write_text("{}")
+    (folder / "results.json").write_text("{}")
+    found = find_photos([folder], lambda *_: None)
+    assert [photo.source.name for photo in found] == ["grid.jpg", "photo.png", "strip.png"]  # no sanity.json is there
 
 
 @pytest.mark.slow
