@@ -24,10 +24,12 @@ from ortcam import Box, Output, Region, Similarity
 from ortcam.cli.app import app
 from ortcam.core.convention import upsample
 from ortcam.core.references import overlaps, suppress
+from ortcam.core.regions import as_runs, of_runs
 from ortcam.deploy.load import load_explainer
 from ortcam.errors import ModelError, OptionError, OrtcamWarning, TargetError
 from ortcam.model.contract import ROLES, Contract, ExposedLayer
 from ortcam.model.preprocessing import Preprocessing
+from ortcam.output.render import draw_overlay
 from ortcam.output.schema import find_violation, schema
 
 Array = NDArray[Any]
@@ -397,6 +399,24 @@ def test_a_photo_without_detections(photo: Array) -> None:
     failed: list[Any] = []
     assert list(detector.explain_batch([bright, bright], on_error=lambda image, error: failed.append(error))) == []
     assert len(failed) == 2
+
+
+def test_a_region_is_recorded_and_outlined(photo: Array) -> None:
+    """The cells that the score is taken over stand in the record, and their outline is drawn."""
+    mask = np.zeros((240, 240), bool)
+    mask[40:160, 80:200] = True  # cells of 40 x 40 pixels: rows 1 to 3, columns 2 to 4
+    explanation = ortcam.ScoreCAM(toy("segment")).explain(photo, targets=Region("dog", mask=mask))
+    region = explanation.targets[0].place["region"]
+    expected = np.zeros((CELLS, CELLS), bool)
+    expected[1:4, 2:5] = True
+    assert (of_runs(region["runs"], region["grid"]) == expected).all()
+    assert as_runs(~expected)[:2] == [0, 8] and (of_runs(as_runs(~expected), (CELLS, CELLS)) == ~expected).all()
+    plain = draw_overlay(photo, explanation.maps[0], explanation.crop)
+    changed = (explanation.overlay() != plain).any(axis=2)
+    assert changed[60:140, 76:84].any(axis=1).all() and changed[60:140, 196:204].any(axis=1).all()  # both sides
+    assert not changed[70:130, 100:180].any() and not changed[170:].any() and not changed[:, 210:].any()
+    again = json.loads(json.dumps(explanation.to_dict()))
+    assert find_violation(again, schema()) is None
 
 
 def test_nan_scores_are_refused(photo: Array) -> None:

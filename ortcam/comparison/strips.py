@@ -9,7 +9,7 @@ import numpy as np
 from ortcam.core.convention import Floats
 from ortcam.core.pictures import Crop, Photo
 from ortcam.output.explanation import Explanation
-from ortcam.output.render import draw_box, draw_overlay, encode_jpeg, resize_map, shrink_photo
+from ortcam.output.render import draw_overlay, draw_place, encode_jpeg, resize_map, shrink_photo
 
 _QUALITY = 93  # of JPEG
 
@@ -35,12 +35,7 @@ class Strip:
         crop = explanation.crop.resized(size, (height, width))
         crop = Crop(crop.top, crop.left, max(crop.bottom, crop.top + 1), max(crop.right, crop.left + 1))
         overlay = draw_overlay(self._small, resize_map(saliency, height, width), crop)
-        where = explanation.targets[place].place
-        if where is not None and "box" in where:
-            left, top, right, bottom = where["box"]
-            across, down = width / size[1], height / size[0]
-            overlay = draw_box(overlay, (left * across, top * down, right * across, bottom * down))
-        self._pictures.append(overlay)
+        self._pictures.append(draw_place(overlay, explanation.targets[place].place or {}, crop, size))
 
     def encode(self) -> bytes:
         """Return all pictures in a row as a JPEG file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
@@ -139,4 +140,20 @@ class Regions:
         box = self._view.crop.to_photo(np.array(inside), self._view.input_size)
         at = None if asked.at is None else [float(one) for one in asked.at]
         mask = None if asked.mask is None else digest(region)
-        return {"kind": "region", "box": rounded(box), "share": float(region.mean()), "at": at, "mask_sha256": mask}
+        return {
+            "kind": "region", "box": rounded(box), "share": float(region.mean()), "at": at, "mask_sha256": mask,
+            "region": {"grid": list(region.shape), "runs": as_runs(region)},
+        }  # fmt: skip
+
+
+def as_runs(region: NDArray[np.bool_]) -> list[int]:
+    """Return a region [h,w] as the lengths of its runs, row by row: outside, inside, ...; the first may be 0."""
+    flat = region.reshape(-1)
+    ends = [0, *(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), len(flat)]
+    runs = [end - begin for begin, end in pairwise(ends)]
+    return [0, *runs] if flat[0] else runs
+
+
+def of_runs(runs: Sequence[int], grid: Sequence[int]) -> NDArray[np.bool_]:
+    """Return the region [h,w] of `as_runs`."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(tuple(grid))

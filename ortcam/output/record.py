@@ -258,7 +258,9 @@ _PARTS = (
 def _place_of(target: Mapping[str, Any]) -> dict[str, Any]:
     """Return what says which box, region, reference or value a target is; nothing for a class."""
     return {
-        name: value for name, value in (target.get("place") or {}).items() if name not in ("score", "share", "path")
+        name: value
+        for name, value in (target.get("place") or {}).items()
+        if name not in ("score", "share", "path", "region")
     }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.pictures import Crop, Photo
+from ortcam.core.regions import of_runs
 from ortcam.errors import OptionError, OutputError, nearest
 
 COLORMAPS = {
@@ -99,6 +101,36 @@ def draw_box(overlay: Photo, box: Sequence[float]) -> Photo:
     corners = (max(left, 0), max(top, 0)), (min(right, width) - 1, min(bottom, height) - 1)
     cv2.rectangle(drawn, *corners, (0, 0, 0), 3 * thick)
     cv2.rectangle(drawn, *corners, (255, 255, 255), thick)
+    return drawn
+
+
+def draw_place(overlay: Photo, where: Mapping[str, Any], crop: Crop, photo_size: tuple[int, int]) -> Photo:
+    """Return an overlay with the outline of the box or the region of a target; the overlay itself for another target.
+
+    Args:
+        overlay: uint8 [H,W,3] RGB.
+        where: `Target.place`.
+        crop: the part that the model saw, in pixels of the overlay.
+        photo_size: (H, W) of the photo, whose pixels the box has.
+    """
+    height, width = overlay.shape[:2]
+    region = where.get("region")
+    if region is not None:
+        cells = of_runs(region["runs"], region["grid"]).astype(np.float32)
+        return _draw_outline(overlay, place_map(cells, crop, (height, width)) >= 0.5)
+    if where.get("box") is None:
+        return overlay
+    ratios = (width / photo_size[1], height / photo_size[0]) * 2
+    return draw_box(overlay, [side * ratio for side, ratio in zip(where["box"], ratios, strict=True)])
+
+
+def _draw_outline(overlay: Photo, region: NDArray[np.bool_]) -> Photo:
+    """Return an overlay with the outlines of a region [H,W] in white and black, those of its holes too."""
+    drawn = overlay.copy()
+    thick = max(1, round(min(overlay.shape[:2]) / 250))
+    outlines, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, outlines, -1, (0, 0, 0), 3 * thick)
+    cv2.drawContours(drawn, outlines, -1, (255, 255, 255), thick)
     return drawn
 
 

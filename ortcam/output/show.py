@@ -18,9 +18,9 @@ from ortcam.output.caption import SCALE, Caption, add_caption, describe, magnify
 from ortcam.output.render import (
     Style,
     colour_table,
-    draw_box,
     draw_dashed_box,
     draw_overlay,
+    draw_place,
     encode_jpeg,
     encode_png,
     find_peak_box,
@@ -95,10 +95,7 @@ def draw(
     if style.caption:
         overlay = magnify(overlay)
     new = overlay.shape[:2]
-    box = (explanation.targets[place].place or {}).get("box")
-    if box is not None:
-        ratios = [new[1] / size[1], new[0] / size[0]] * 2
-        overlay = draw_box(overlay, [side * ratio for side, ratio in zip(box, ratios, strict=True)])
+    overlay = draw_place(overlay, explanation.targets[place].place or {}, explanation.crop.resized(size, new), size)
     if style.boxes and measures is not None and measures.peak_box is not None:
         overlay = draw_dashed_box(overlay, measures.peak_box.resized(size, new))
     if style.caption:
