@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,9 @@ def test_heads_of_yolov5(rank: int) -> None:
     rows = np.load(Path(__file__).parent / "judges" / "yolov5.npz")["rows"]
     assert np.allclose(boxes, corners(rows[..., :4]), **CLOSE)
     assert np.allclose(scores, rows[..., 5:] * rows[..., 4:5], **EXACT)
+    one_label = replace(toy_source(raw, (64, 96)), classes=1)
+    plan = plan_heads(one_label, Named(tuple(raw), "yolov5"), Named(tuple(raw), "objectness-logits"), None)
+    assert any(notice.startswith("1 columns of each box behind the 1 labels") for notice in plan.notices)
 
 
 def centerface_maps() -> dict[str, NDArray[Any]]:

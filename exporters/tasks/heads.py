@@ -90,6 +90,13 @@ def plan_heads(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[
         notices += _check_sizes(anchors, strides)
     parts = tuple(Columns(name, begin=0, end=4, boxes_of_a_cell=count) for name in names)
     end = None if source.classes is None else 5 + source.classes
+    first = found[names[0]]
+    behind = 0 if end is None else (first.shape[4] if first.ndim == 5 else first.shape[1] // count) - end
+    if behind > 0:
+        notices.append(
+            f"{behind} columns of each box behind the {source.classes} labels are left out: masks, or classes without a "
+            "label"
+        )
     return Plan(
         "detect",
         parts,
