@@ -94,8 +94,8 @@ def plan_heads(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[
     behind = 0 if end is None else (first.shape[4] if first.ndim == 5 else first.shape[1] // count) - end
     if behind > 0:
         notices.append(
-            f"{behind} columns of each box behind the {source.classes} labels are left out: masks, or classes without a "
-            "label"
+            f"{behind} columns of each box behind the {source.classes} labels are left out: masks, or classes without "
+            "a label"
         )
     return Plan(
         "detect",
