@@ -134,7 +134,10 @@ def compare(
     wanted = [target_options.read_one(one, like, sign, "--target") for one in target or (None,)]
     targets = [one for one in wanted if one is not None]
     columns = cross(models, layer or (), method or (), preset or (), targets)
-    photos = [photo for photo in find_photos(named, report) if not _is_inside(photo.source, output)]
+    found = find_photos(named, report)
+    photos = [photo for photo in found if not _is_inside(photo.source, output)]  # pictures of an earlier run
+    if found and not photos:
+        raise OptionError(f"all photos lie in the output folder {output}; expected another folder for the results")
     if errors and not photos:
         raise typer.Exit(1)
     with console.progress_bar(1.0) as advance:
