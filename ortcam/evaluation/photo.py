@@ -78,7 +78,7 @@ class PhotoRun:
         batch_size: int | Literal["auto"] | None,
         threads: int | None,
         layer: str | None,
-        detecting: Detecting,
+        detecting: Detecting = Detecting(),
     ) -> None:
         """Open the model; the arguments are those of `evaluate`."""
         self.model = for_method(model, layer, 0, "image")
