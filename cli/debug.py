@@ -19,7 +19,7 @@ _SHOWN = 10  # pairs, and suspicious photos, in the terminal
 
 def debug(
     model: Annotated[Path, typer.Argument(help="The model file that `ortcam export` wrote.", show_default=False)],
-    photos: Annotated[str | None, typer.Argument(help="A photo, or a folder of photos.", show_default=False)] = None,
+    photos: options.PhotosOrNone = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -28,9 +28,7 @@ def debug(
             show_default=False,
         ),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="A CSV file with the columns photo and label.", show_default=False)
-    ] = None,
+    labels: options.LabelsFile = None,
     output: Annotated[
         Path,
         typer.Option(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="The model file that `ortcam export` wrote.", show_default=False)],
-    photos: Annotated[str | None, typer.Argument(help="A photo, or a folder of photos.", show_default=False)] = None,
+    photos: options.PhotosOrNone = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -26,9 +26,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="A CSV file with the columns photo and label.", show_default=False)
-    ] = None,
+    labels: options.LabelsFile = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(

@@ -80,6 +80,10 @@ LayerNames = Annotated[
         show_default=False,
     ),
 ]
+PhotosOrNone = Annotated[str | None, typer.Argument(help="A photo, or a folder of photos.", show_default=False)]
+LabelsFile = Annotated[
+    Path | None, typer.Option("--labels", help="A CSV file with the columns photo and label.", show_default=False)
+]
 LayerName = Annotated[
     str | None,
     typer.Option(

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from test_report import wait_until
 from test_runtimes import RUNTIMES, browser, need  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
 from ortcam.cli.app import app
-from ortcam.core.measures import MapMeasures
+from ortcam.core.measures import MapMeasures, mass_in_common
 from ortcam.core.pictures import Crop
 from ortcam.core.targets import Target
 from ortcam.errors import DatasetError, OccupiedError, OptionError, OutputError, TargetError
@@ -270,9 +271,9 @@ def test_shares_on_a_grid_are_exact() -> None:
 
 def test_the_mass_in_common_has_its_bounds() -> None:
     one, other = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)[::-1]
-    assert definitions.common_mass(one, one) == definitions.common_mass(one, 0.1 * one) == pytest.approx(1)
-    assert definitions.common_mass(one, other) == 0
-    assert definitions.common_mass(one, np.zeros_like(one)) is None
+    assert mass_in_common(one, one) == mass_in_common(one, 0.1 * one) == pytest.approx(1)
+    assert mass_in_common(one, other) == 0
+    assert mass_in_common(one, np.zeros_like(one)) is None
 
 
 def test_a_photo_of_several_classes_is_right_with_each_of_them(model: Path) -> None:
@@ -448,6 +449,14 @@ def test_a_report_that_cannot_be_written_is_one_line(model: Path, photos: Path, 
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
+def test_a_second_report_in_a_folder_is_refused(report: Path) -> None:
+    """Its record and its table would replace those of the first."""
+    with pytest.raises(OccupiedError, match=r"debug\.csv: a file of this name exists, and another report wrote it"):
+        DebugReport(report.with_name("other.html"))
+    DebugReport(report)  # the same again
+    DebugReport(report.with_name("other.html"), overwrite=True)
+
+
 def test_an_error_leaves_no_half_report(model: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError), DebugReport(tmp_path / "report.html") as writer:
         writer.write(debug(model, [draw_cat(0, marked=True)], [None], on_explained=writer.add))
@@ -483,7 +492,7 @@ def open_page(browser: Any, page: Path, width: int = 1280, **options: Any) -> An
     tab.on("pageerror", lambda fault: tab.faults.append(str(fault)))
     tab.on("console", lambda message: tab.faults.append(message.text))
     tab.goto(page.as_uri())
-    tab.wait_for_function("[...document.querySelectorAll('#first img')].every((one) => one.naturalWidth > 1)")
+    wait_until(tab, "[...document.querySelectorAll('#first img')].every((one) => one.naturalWidth > 1)")
     return tab
 
 
@@ -519,21 +528,20 @@ def test_the_page_filters_arranges_and_opens(browser: Any, many: Path) -> None: 
     tab.locator(".open").first.focus()
     tab.keyboard.press("Enter")
     assert tab.locator("#place").inner_text() == "1 of 8"
-    tab.wait_for_function(
-        "[...document.querySelectorAll('#large img')].filter((one) => one.naturalWidth > 1).length === 6"
-    )
+    wait_until(tab, "[...document.querySelectorAll('#large img')].filter((one) => one.naturalWidth > 1).length === 6")
     tab.keyboard.press("ArrowRight")
     assert tab.locator("#place").inner_text() == "2 of 8"
     assert order[1] in tab.locator("#facts").inner_text()
     tab.keyboard.press("Escape")
     assert not tab.locator("#large").is_visible()
-    assert tab.evaluate("document.activeElement.closest('.card').dataset.row") == "1"
+    # The browser tells the page of the closing a little later, and the page then moves the focus.
+    wait_until(tab, "document.activeElement.closest('.card')?.dataset.row === '1'")
     tab.keyboard.press("ArrowRight")
     assert tab.evaluate("document.activeElement.closest('.card').dataset.row") == "2"
     tab.locator("#first button").nth(3).click()
     assert tab.locator("#place").inner_text() == "4 of 8"
     tab.keyboard.press("Escape")
-    assert tab.evaluate("document.activeElement.closest('#first') !== null")
+    wait_until(tab, "document.activeElement.closest('#first') !== null")
     assert tab.faults == []
     tab.close()
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
+from ortcam.core.measures import mass_in_common, sample_map
 from ortcam.core.pictures import Crop
 
-LONGEST_SIDE = 256  # samples of a map in each direction, as for the correlations of a record
 DEFINITIONS = {
     "maps": "at the photo's size, sampled on a regular grid of at most 256 x 256 pixels of the part of the photo that "
     "the models of all columns see",
@@ -54,12 +54,6 @@ class Samples:
         last = np.cumsum(counts)
         return _unit((last - (counts - 1) / 2)[place])
 
-    @cached_property
-    def share(self) -> NDArray[np.float64] | None:
-        """float64 [n*m] with the sum 1; None for a map of zeros."""
-        whole = float(self.values.sum())
-        return self.values.ravel() / whole if whole > 0 else None
-
 
 @dataclass(frozen=True)
 class Similarity:
@@ -84,22 +78,15 @@ def common_area(crops: Sequence[Crop]) -> Crop | None:
 
 def sample(saliency: Floats, area: Crop) -> Samples:
     """Return the samples of a map, float32 [H,W] at the photo's size, in a part of the photo."""
-    rows, columns = _grid(area.top, area.bottom), _grid(area.left, area.right)
-    return Samples(saliency[np.ix_(rows, columns)].astype(np.float64))
+    return Samples(sample_map(saliency, area))
 
 
 def compare_samples(one: Samples, other: Samples) -> Similarity:
     """Return the similarity of two maps that were sampled on the same grid."""
-    shares = one.share, other.share
-    common = None if shares[0] is None or shares[1] is None else float(np.minimum(shares[0], shares[1]).sum())
+    common = mass_in_common(one.values, other.values)
     if one.is_flat or other.is_flat:
         return Similarity(None, None, common)
     return Similarity(_product(one.unit, other.unit), _product(one.unit_ranks, other.unit_ranks), common)
-
-
-def _grid(begin: int, end: int) -> NDArray[np.intp]:
-    count = min(end - begin, LONGEST_SIDE)
-    return begin + ((np.arange(count) + 0.5) * (end - begin) / count).astype(np.intp)
 
 
 def _unit(values: NDArray[np.float64]) -> NDArray[np.float64]:

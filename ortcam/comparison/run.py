@@ -16,7 +16,7 @@ from ortcam.core.files import only, replace_directory
 from ortcam.core.references import Detecting
 from ortcam.errors import DatasetError, OrtcamError
 from ortcam.evaluation.rows import Failure
-from ortcam.explain.signatures import check_images
+from ortcam.evaluation.samples import name_photos
 from ortcam.runtime.providers import ProviderLike
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def compare(
         OccupiedError: the folder holds other files.
         OutputError: the folder cannot be written.
     """
-    named = _name(photos)
+    named = name_photos(photos)
     opened = open_columns(columns, budget)
     names = tuple(one.name for one in opened)
     if folder is not None:
@@ -97,19 +97,3 @@ def compare(
             result.write_json(unfinished / RECORD)
             result.write_csv(unfinished / TABLE)
     return result
-
-
-def _name(photos: Iterable[Image]) -> list[tuple[str, Any]]:
-    """Return photos with unique names: the file's name, with its path or a number where names repeat."""
-    check_images(photos)
-    images = list(photos)
-    if not images:
-        raise DatasetError("got no photos; expected at least one")
-    paths = [Path(image) if isinstance(image, str | PathLike) else None for image in images]
-    files = [path.name for path in paths if path is not None]
-    named, seen = list[tuple[str, Any]](), dict[str, int]()
-    for number, (image, path) in enumerate(zip(images, paths, strict=True), 1):
-        name = f"photo {number}" if path is None else path.name if files.count(path.name) == 1 else str(path)
-        seen[name] = seen.get(name, 0) + 1
-        named.append((name if seen[name] == 1 else f"{name} ({seen[name]})", image))
-    return named

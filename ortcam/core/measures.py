@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,14 @@ def contrast_maps(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDA
     return np.asarray(difference / highest if highest > 0 else difference, np.float32)
 
 
+def mass_in_common(one: NDArray[Any], other: NDArray[Any]) -> float | None:
+    """Return the sum of the smaller of two maps [H,W], each divided by its sum, in [0,1]; None if a map is zero."""
+    sums = [float(saliency.sum(dtype=np.float64)) for saliency in (one, other)]
+    if not all(total > 0 for total in sums):
+        return None
+    return min(1.0, float(np.minimum(one / sums[0], other / sums[1]).sum(dtype=np.float64)))
+
+
 def _shares(saliency: NDArray[np.float32]) -> NDArray[np.float32]:
     whole = np.float32(saliency.sum(dtype=np.float64))
     return saliency / whole if whole > 0 else saliency
@@ -137,13 +146,18 @@ def _coverage(length: int) -> NDArray[np.float64]:
 
 def _samples(saliency: NDArray[np.float32], crop: Crop) -> NDArray[np.float64] | None:
     """Return the map at a grid of pixels with mean 0 and length 1, so that r is a product; None for a flat map."""
-    rows, columns = (_grid(begin, end) for begin, end in ((crop.top, crop.bottom), (crop.left, crop.right)))
-    values: NDArray[np.float64] = saliency[np.ix_(rows, columns)].astype(np.float64).ravel()
+    values = sample_map(saliency, crop).ravel()
     if values.min() == values.max():
         return None
     values -= values.mean()
     unit: NDArray[np.float64] = values / np.sqrt((values * values).sum())
     return unit
+
+
+def sample_map(saliency: NDArray[np.float32], area: Crop) -> NDArray[np.float64]:
+    """Return a map, float32 [H,W], at a regular grid of at most 256 x 256 pixels of a part of it, float64 [n,m]."""
+    rows, columns = (_grid(begin, end) for begin, end in ((area.top, area.bottom), (area.left, area.right)))
+    return saliency[np.ix_(rows, columns)].astype(np.float64)
 
 
 def _grid(begin: int, end: int) -> NDArray[np.intp]:

@@ -143,7 +143,9 @@ class Cases:
             if not self.has_room(sample.name):
                 return None
         if photo.references is not None:
-            explained, scored = (photo.references.find(end, sample) for end in choice.ends)
+            explained = photo.references.find(choice.explain, sample)
+            same = choice.score is choice.explain
+            scored = explained if same else photo.references.find(choice.score, sample)
             return Case(sample, explained, scored, choice.explain == "true")
         explained_class, scored_class = (self._class(end, photo.predicted, true) for end in choice.ends)
         return Case(sample, explained_class, scored_class)

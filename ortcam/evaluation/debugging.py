@@ -14,6 +14,7 @@ import numpy as np
 
 import ortcam
 from ortcam.core.convention import Floats
+from ortcam.core.measures import mass_in_common
 from ortcam.core.provenance import now
 from ortcam.errors import DatasetError, OptionError, OrtcamError, OrtcamWarning, TargetError, whole
 from ortcam.evaluation import mistakes as definitions
@@ -218,7 +219,7 @@ class _Run:
             prediction=one,
             predicted=predicted,
             true=true,
-            in_common=definitions.common_mass(*maps),
+            in_common=mass_in_common(*maps),
             without=None if predicted.is_flat else self._without(one, explanation),
             object_box=None if region is None else definitions.box_around(region),
             cut=None if region is None else definitions.cut_off(region, crop),

@@ -305,14 +305,6 @@ def mistake_to_dict(mistake: Mistake) -> dict[str, Any]:
     }
 
 
-def common_mass(one: Floats, other: Floats) -> float | None:
-    """Return the sum of the minimum of two maps [H,W], each divided by its sum; None if a map is flat."""
-    sums = [float(saliency.sum(dtype=np.float64)) for saliency in (one, other)]
-    if not all(total > 0 for total in sums):
-        return None
-    return min(1.0, float(np.minimum(one / sums[0], other / sums[1]).sum(dtype=np.float64)))
-
-
 def largest_part(saliency: Floats) -> tuple[str, float]:
     """Return the ninth of a map [H,W] with the largest share of its sum, one of `PARTS`, and this share."""
     shares = on_grid(saliency, 3)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import combinations, islice
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
@@ -21,7 +19,8 @@ from ortcam.core.budget import Limits
 from ortcam.core.convention import Convention, default_preset
 from ortcam.core.provenance import now
 from ortcam.core.references import Asked, Detecting
-from ortcam.errors import DatasetError, ModelError, OptionError, OrtcamError, whole
+from ortcam.errors import ModelError, OptionError, OrtcamError, whole
+from ortcam.evaluation.samples import name_photos
 from ortcam.evaluation.sanity_maps import Explaining, Known, PhotoMaps, explain_original, explain_stage
 from ortcam.evaluation.sanity_result import (
     FLAT,
@@ -39,7 +38,6 @@ from ortcam.evaluation.sanity_result import (
 from ortcam.evaluation.sanity_verdict import judge
 from ortcam.evaluation.similarity import Similarity, require_packages
 from ortcam.explain.explainer import ModelExplainer
-from ortcam.explain.signatures import check_images
 from ortcam.graph.randomise import (
     Draw,
     WeightedLayer,
@@ -143,7 +141,7 @@ def sanity(
     """
     _check(mode, draw, seed, steps)
     require_packages()
-    named = _name_photos(photos)
+    named = name_photos(photos)
     original = model if isinstance(model, CamModel) else CamModel(model)
     if preset is None and method == "score-cam":
         preset = default_preset(original.contract.task)
@@ -225,22 +223,6 @@ def _choose_method(method: str | Method, options: Mapping[str, Any] | None, pres
     if not isinstance(method, str) and options:
         raise OptionError("got method_options with a method that has its options; give them to the method")
     return with_preset(make_method(method, options) if isinstance(method, str) else method, preset)
-
-
-def _name_photos(photos: Iterable[Image]) -> list[tuple[str, Any]]:
-    """Return photos with unique names: the file's name, the path where names repeat, or a number."""
-    check_images(photos)
-    images = list(photos)
-    if not images:
-        raise DatasetError("got no photos; expected at least one")
-    paths = [Path(image) if isinstance(image, str | PathLike) else None for image in images]
-    names = [path.name for path in paths if path is not None]
-    named, seen = list[tuple[str, Any]](), dict[str, int]()
-    for number, (image, path) in enumerate(zip(images, paths, strict=True), 1):
-        name = f"photo {number}" if path is None else path.name if names.count(path.name) == 1 else str(path)
-        seen[name] = seen.get(name, 0) + 1
-        named.append((name if seen[name] == 1 else f"{name} ({seen[name]})", image))
-    return named
 
 
 def _plan(layers: Sequence[WeightedLayer], mode: Mode, steps: int | Literal["all"]) -> list[_Plan]:

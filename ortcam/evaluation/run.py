@@ -37,8 +37,6 @@ from ortcam.runtime.threads import thread_count
 if TYPE_CHECKING:
     from ortcam.evaluation.samples import Sample
 
-DIFFERENCE = "insertion - deletion"
-
 
 def evaluate(
     model: ModelLike,

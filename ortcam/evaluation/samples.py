@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.errors import DatasetError
 from ortcam.evaluation.regions import Box, MaskSource, as_mask, cut, inside, shown
+from ortcam.explain.signatures import check_images
 
 if TYPE_CHECKING:
     from ortcam.core.pictures import Image
 
-__all__ = ["Box", "MaskSource", "Sample"]
+__all__ = ["Box", "MaskSource", "Sample", "name_photos"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +96,24 @@ class Sample:
         except DatasetError as error:
             raise DatasetError(f"{cut(self.name)}{where}: {error}") from error
         return region
+
+
+def name_photos(photos: Iterable[Image]) -> list[tuple[str, Any]]:
+    """Return photos with unique names: the file's name, the path where names repeat, or a number.
+
+    Raises:
+        DatasetError: there are none.
+        OptionError: a single photo was given.
+    """
+    check_images(photos)
+    images = list(photos)
+    if not images:
+        raise DatasetError("got no photos; expected at least one")
+    paths = [Path(image) if isinstance(image, str | PathLike) else None for image in images]
+    names = [path.name for path in paths if path is not None]
+    named, seen = list[tuple[str, Any]](), dict[str, int]()
+    for number, (image, path) in enumerate(zip(images, paths, strict=True), 1):
+        name = f"photo {number}" if path is None else path.name if names.count(path.name) == 1 else str(path)
+        seen[name] = seen.get(name, 0) + 1
+        named.append((name if seen[name] == 1 else f"{name} ({seen[name]})", image))
+    return named

@@ -1,15 +1,5 @@
-"use strict";
 const FIRST_PAIRS = 8, FIRST_PHOTOS = 6;
 const { about, means, pairs, rows } = JSON.parse(document.getElementById("data").textContent);
-const at = (id) => document.getElementById(id);
-const list = at("list"), large = at("large");
-const words = (count, one, many = one + "s") => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
-const make = (tag, name, text) => {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  return made;
-};
 const percent = (share, digits = 1) => share === null ? "none" : `${(100 * share).toFixed(digits)}\u00a0%`;
 const brief = (value) => Number(value.toPrecision(3)).toString();
 const flagged = rows.filter((row) => row.flags.length).length;
@@ -225,16 +215,6 @@ large.addEventListener("close", () => {
   back?.scrollIntoView({ block: "nearest" });
   back?.focus();
 });
-large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
-large.addEventListener("keydown", (event) => {
-  if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
-    event.preventDefault();
-    step(event.key === "ArrowLeft" ? -1 : 1);
-  }
-});
-at("previous").onclick = () => step(-1);
-at("next").onclick = () => step(1);
-at("close").onclick = () => large.close();
 
 // Arrows move from photo to photo in the list.
 list.addEventListener("keydown", (event) => {

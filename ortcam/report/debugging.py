@@ -16,11 +16,11 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ortcam.core.files import replace_files
-from ortcam.errors import OccupiedError, OptionError, OutputError
+from ortcam.errors import OptionError, OutputError
 from ortcam.output.render import Style, colour_table, encode_png
 from ortcam.report.contrasts import encode_mistake
 from ortcam.report.entries import as_cell
-from ortcam.report.files import begins_with
+from ortcam.report.files import check_free
 from ortcam.report.parts import as_script, fill_template
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class DebugReport:
         self.path = Path(path)
         if self.path.suffix.lower() not in (".html", ".htm"):
             raise OptionError(f"the report is {self.path}; expected a name that ends in .html, such as report.html")
-        _check_free(self.path, overwrite)
+        beside = {self.path.with_name(name): mark for name, mark in _MARKS.items()}
+        check_free({self.path: _GENERATOR, **beside}, "no report of ortcam debug wrote it", overwrite)
         self._stack = ExitStack()
         self._blocks: dict[str, tuple[int, int]] = {}  # where the pictures of a photo begin and end
         self._pictures: IO[bytes] | None = None
@@ -128,8 +129,8 @@ class DebugReport:
         """
         file = self._file()
         head, middle, end = fill_template(
-            "debug.html", ("page.css", "debug.css"), "debug.js", f"Mistakes of {found.record['model']['name']}",
-            self._style.colormap,
+            "debug.html", ("page.css", "debug.css"), ("common.js", "debug.js"),
+            f"Mistakes of {found.record['model']['name']}", self._style.colormap,
         )  # fmt: skip
         with self._writing():
             record = json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n"
@@ -239,19 +240,3 @@ def _mean(one: MeanMap, highest: float, colormap: str) -> dict[str, Any]:
     levels = np.rint(one.grid / (highest or 1) * 255).astype(np.uint8)
     picture = base64.b64encode(encode_png(colour_table(colormap)[levels])).decode("ascii")
     return {"count": one.count, "part": one.part, "picture": picture}
-
-
-def _check_free(path: Path, overwrite: bool) -> None:
-    """Raise an error if a report at this path would replace a directory, or files that are no report of mistakes."""
-    try:
-        if path.is_dir():
-            raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
-        marks = {path: _GENERATOR, **{path.with_name(name): mark for name, mark in _MARKS.items()}}
-        others = [file for file, mark in marks.items() if file.exists() and not begins_with(file, mark, 2000)]
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    if others and not overwrite:
-        raise OccupiedError(
-            f"cannot write {others[0]}: a file of this name exists, and no report of ortcam debug wrote it; "
-            "give another folder or name, or overwrite=True (--overwrite)"
-        )

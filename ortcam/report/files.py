@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from ortcam.errors import OccupiedError, OutputError
@@ -15,26 +16,40 @@ _MARK = "Software\0ortcam report"
 _GENERATOR = '<meta name="generator" content="ortcam report">'
 
 
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise an error if a report at this path would replace a directory, or files that are no report."""
-    try:
-        if path.is_dir():
-            raise OutputError(f"cannot write {path}: it is a directory; give the name of a file")
-        ours = path.is_file() and begins_with(path, _GENERATOR, 2000)
-        others = [path] if path.exists() and not ours else []
-        table, sheet = path.with_name(TABLE), path.with_name(SHEET)
-        others += [table] if table.exists() and not (ours and _is_table(table)) else []
-        is_foreign = sheet.exists() and not is_sheet(sheet)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    if is_foreign:  # it may be a photo, even one to explain
+def check_report(path: Path, overwrite: bool) -> None:
+    """Raise an error if a report at this path would replace a directory, or files that this report did not write."""
+    sheet = path.with_name(SHEET)
+    if sheet.exists() and not is_sheet(sheet):  # it may be a photo, even one to explain
         raise OccupiedError(
             f"cannot write {sheet}: a picture of this name exists, and no report wrote it; give another folder"
         )
-    if others and not overwrite:
+    check_free({path: _GENERATOR, path.with_name(TABLE): ",".join(COLUMNS)}, "this report did not write it", overwrite)
+
+
+def check_free(marks: Mapping[Path, str], unknown: str, overwrite: bool) -> None:
+    """Raise an error if a page and the files beside it would replace a directory, or files that it did not write.
+
+    The files beside a page belong to it only while it is there: a second page in the folder would replace them.
+
+    Args:
+        marks: a text at the beginning of each file of the kind, the page first.
+        unknown: what to say of a file that does not have it.
+        overwrite: replace other files too, but no directory.
+    """
+    page = next(iter(marks))
+    try:
+        if page.is_dir():
+            raise OutputError(f"cannot write {page}: it is a directory; give the name of a file")
+        known = {file: begins_with(file, mark, 2000) for file, mark in marks.items() if file.exists()}
+    except OSError as error:
+        raise OutputError(f"cannot write {page}: {error.strerror or error}") from error
+    for file, is_known in known.items():
+        if overwrite or (is_known and known.get(page, False)):
+            continue
+        reason = "another report wrote it" if is_known else unknown
         raise OccupiedError(
-            f"cannot write {others[0]}: a file of this name exists, and this report did not write it; give another "
-            "folder or name, or overwrite=True (--overwrite)"
+            f"cannot write {file}: a file of this name exists, and {reason}; give another folder or name, or "
+            "overwrite=True (--overwrite)"
         )
 
 
@@ -49,10 +64,6 @@ def marked(png: bytes) -> bytes:
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     end = len(MAGIC) + 25  # the signature, and the chunk IHDR: 4 + 4 + 13 + 4 bytes
     return png[:end] + chunk + png[end:]
-
-
-def _is_table(path: Path) -> bool:
-    return begins_with(path, ",".join(COLUMNS), 500)
 
 
 def begins_with(path: Path, text: str, length: int) -> bool:

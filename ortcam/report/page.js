@@ -1,15 +1,5 @@
-"use strict";
 const FIRST = 60, SLICE = 200;  // cards that are made at once, and then in each pause
 const { about, rows } = JSON.parse(document.getElementById("data").textContent);
-const at = (id) => document.getElementById(id);
-const list = at("list"), large = at("large");
-const words = (count, one, many = one + "s") => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
-const make = (tag, name, text) => {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  return made;
-};
 
 // ---- Words for numbers ----
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
@@ -263,16 +253,6 @@ large.addEventListener("close", () => {
   card.scrollIntoView({ block: "nearest" });
   card.querySelector("button").focus();
 });
-large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
-large.addEventListener("keydown", (event) => {
-  if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
-    event.preventDefault();
-    step(event.key === "ArrowLeft" ? -1 : 1);
-  }
-});
-at("previous").onclick = () => step(-1);
-at("next").onclick = () => step(1);
-at("close").onclick = () => large.close();
 
 // Arrows move from photo to photo in the list.
 list.addEventListener("keydown", (event) => {

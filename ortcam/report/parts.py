@@ -23,12 +23,12 @@ def as_script(value: Mapping[str, Any]) -> bytes:
 
 
 def fill_template(
-    page: str, styles: Sequence[str], script: str, title: str, colormap: str, fades: bool = False
+    page: str, styles: Sequence[str], scripts: Sequence[str], title: str, colormap: str, fades: bool = False
 ) -> list[str]:
-    """Return a page with its styles, its script, its title and the colours of the colour bar, in three parts.
+    """Return a page with its styles, its scripts, its title and the colours of the colour bar, in three parts.
 
     Args:
-        page, styles, script: names of files beside this one.
+        page, styles, scripts: names of files beside this one.
         title: plain text.
         colormap: turbo, jet, inferno or viridis.
         fades: the colours fade towards 0, as those of an overlay fade to the photo.
@@ -36,7 +36,9 @@ def fill_template(
     Returns:
         the page before its data, between data and pictures, and after the pictures.
     """
-    whole, code = ((_HERE / name).read_text(encoding="utf-8") for name in (page, script))
+    whole, style, code = (
+        "".join((_HERE / name).read_text(encoding="utf-8") for name in names) for names in ((page,), styles, scripts)
+    )
     table = colour_table(colormap)
     shares = [place / (_STOPS - 1) for place in range(_STOPS)]
     stops = ((*table[round(share * 255)], share**0.5 if fades else 1) for share in shares)
@@ -44,7 +46,7 @@ def fill_template(
     values = {
         "{{hash}}": f"sha256-{digest}",
         "{{ramp}}": ", ".join(f"rgb({red} {green} {blue} / {cover:.2f})" for red, green, blue, cover in stops),
-        "{{style}}": "".join((_HERE / name).read_text(encoding="utf-8") for name in styles),
+        "{{style}}": style,
         "{{script}}": code,
         "{{title}}": html.escape(title),
     }

@@ -24,7 +24,7 @@ from ortcam.errors import OptionError, OutputError
 from ortcam.output.caption import show_score
 from ortcam.output.render import Style, encode_png
 from ortcam.report.entries import COLUMNS, class_name, describe, describe_failure, table_row
-from ortcam.report.files import SHEET, TABLE, check_free, marked
+from ortcam.report.files import SHEET, TABLE, check_report, marked
 from ortcam.report.parts import as_script, fill_template
 from ortcam.report.thumbnails import Sheet, Thumbnails, as_caption
 
@@ -78,7 +78,7 @@ class Report:
         if self.path.suffix.lower() not in (".html", ".htm"):
             raise OptionError(f"the report is {self.path}; expected a name that ends in .html, such as report.html")
         self._style, self._least, self._title = Style(opacity, colormap), least_probability, title
-        check_free(self.path, overwrite)
+        check_report(self.path, overwrite)
         self._stack = ExitStack()
         self._is_open = False
         self._photos = self._count = 0
@@ -185,7 +185,7 @@ class Report:
             "created": now(),
         }
         head, middle, end = fill_template(
-            "page.html", ("page.css",), "page.js", self._title, self._style.colormap, fades=True
+            "page.html", ("page.css",), ("common.js", "page.js"), self._title, self._style.colormap, fades=True
         )
         with (self._folder / self.path.name).open("wb") as page:
             page.write(head.encode() + b'{"about":' + as_script(about) + b',"rows":[\n')
