@@ -9,21 +9,9 @@ from pathlib import Path
 
 from ortcam.errors import OccupiedError, OutputError
 from ortcam.model.png import MAGIC
-from ortcam.report.entries import COLUMNS
 
 TABLE, SHEET = "results.csv", "overview.png"
 _MARK = "Software\0ortcam report"
-_GENERATOR = '<meta name="generator" content="ortcam report">'
-
-
-def check_report(path: Path, overwrite: bool) -> None:
-    """Raise an error if a report at this path would replace a directory, or files that this report did not write."""
-    sheet = path.with_name(SHEET)
-    if sheet.exists() and not is_sheet(sheet):  # it may be a photo, even one to explain
-        raise OccupiedError(
-            f"cannot write {sheet}: a picture of this name exists, and no report wrote it; give another folder"
-        )
-    check_free({path: _GENERATOR, path.with_name(TABLE): ",".join(COLUMNS)}, "this report did not write it", overwrite)
 
 
 def check_free(marks: Mapping[Path, str], unknown: str, overwrite: bool) -> None:
@@ -50,6 +38,14 @@ def check_free(marks: Mapping[Path, str], unknown: str, overwrite: bool) -> None
         raise OccupiedError(
             f"cannot write {file}: a file of this name exists, and {reason}; give another folder or name, or "
             "overwrite=True (--overwrite)"
+        )
+
+
+def check_sheet(sheet: Path) -> None:
+    """Raise an error if a contact sheet would replace a picture that no report wrote."""
+    if sheet.exists() and not is_sheet(sheet):  # it may be a photo, even one to explain
+        raise OccupiedError(
+            f"cannot write {sheet}: a picture of this name exists, and no report wrote it; give another folder"
         )
 
 

@@ -24,7 +24,7 @@ from ortcam.errors import OptionError, OutputError
 from ortcam.output.caption import show_score
 from ortcam.output.render import Style, encode_png
 from ortcam.report.entries import COLUMNS, class_name, describe, describe_failure, table_row
-from ortcam.report.files import SHEET, TABLE, check_report, marked
+from ortcam.report.files import SHEET, TABLE, check_free, check_sheet, marked
 from ortcam.report.parts import as_script, fill_template
 from ortcam.report.thumbnails import Sheet, Thumbnails, as_caption
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 180_000  # of a photo's pictures on the page
 _FULL_BYTES, _LEAST_BYTES = 200_000_000, 16_000  # beyond this size of the page, a photo's pictures are small
+_GENERATOR = '<meta name="generator" content="ortcam report">'
 
 
 class Report:
@@ -78,7 +79,9 @@ class Report:
         if self.path.suffix.lower() not in (".html", ".htm"):
             raise OptionError(f"the report is {self.path}; expected a name that ends in .html, such as report.html")
         self._style, self._least, self._title = Style(opacity, colormap), least_probability, title
-        check_report(self.path, overwrite)
+        check_sheet(self.path.with_name(SHEET))
+        marks = {self.path: _GENERATOR, self.path.with_name(TABLE): ",".join(COLUMNS)}
+        check_free(marks, "this report did not write it", overwrite)
         self._stack = ExitStack()
         self._is_open = False
         self._photos = self._count = 0
