@@ -10,6 +10,7 @@ class ServingLimits:
     """What a server takes from its clients. Whatever exceeds a limit is refused before any work is done.
 
     Attributes:
+        budget: masked inputs for a request that names neither a budget nor a tolerance; None for all.
         queue: photos that wait for one model.
         timeout: seconds from the arrival of a request to its answer; a client can ask for less.
         body: bytes of a request.
@@ -24,6 +25,7 @@ class ServingLimits:
         gather: seconds to wait for more photos that are explained together, on devices where that pays.
     """
 
+    budget: int | None = None
     queue: int = 64
     timeout: float = 30.0
     body: int = 20_000_000

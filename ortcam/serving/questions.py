@@ -39,6 +39,7 @@ INPUTS = ("image", "target", "box", "like")
 # Parameters of other servers that ortcam has no use for; clients send them unasked.
 _IGNORED = frozenset({"binary_data_output", "priority", "sequence_id", "sequence_start", "sequence_end"})
 _PARAMETERS = frozenset({"budget", "tolerance", "top_k", "size", "sign", "caption", "timeout"})
+_CHOICES: dict[str, tuple[Any, ...]] = {"size": ("input", "photo"), "sign": (1, -1), "caption": (True, False)}
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Facts:
     """What a question must know of a model.
 
     Attributes:
-        task: its task.
+        task: its task, such as ``classify``.
         input_shape: the shape of one input tensor, (C,H,W) or (H,W,C).
         input_size: (H,W) of it.
         takes: which images it takes: ``photos``, ``tensors`` or both.
         sizes: the sizes of its maps: ``input``, ``photo`` or both; the first is the usual one.
+        has_labels: whether its classes have names.
+        has_budgets: whether a budget can be given.
     """
 
     task: str
@@ -58,6 +61,8 @@ class Facts:
     input_size: tuple[int | None, int | None]
     takes: frozenset[str]
     sizes: tuple[str, ...]
+    has_labels: bool
+    has_budgets: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +126,8 @@ def read_question(request: InferRequest, facts: Facts, limits: ServingLimits) ->
     targets = _read_targets(request.inputs, facts, limits, options.pop("sign", 1))
     if targets is not None and "top_k" in options:
         raise invalid("the request has targets and top_k; give one of them")
+    if facts.has_budgets and "tolerance" not in options:
+        options.setdefault("budget", limits.budget)
     size = options.setdefault("size", facts.sizes[0])
     if size not in facts.sizes:
         raise invalid(f"size is {size}; this packed file makes maps of size {' or '.join(facts.sizes)}")
@@ -147,10 +154,10 @@ def read_options(given: Mapping[str, Any], limits: ServingLimits) -> dict[str, A
         made["tolerance"] = float(value)
     if "top_k" in given:
         made["top_k"] = _whole("top_k", given["top_k"], 1, limits.targets)
-    for name, known in (("size", ("input", "photo")), ("sign", (1, -1)), ("caption", (True, False))):
+    for name, choices in _CHOICES.items():
         if name in given:
-            if given[name] not in known or type(given[name]) is not type(known[0]):
-                raise invalid(f"{name} is {show(given[name])}; expected {' or '.join(map(str, known))}")
+            if given[name] not in choices or type(given[name]) is not type(choices[0]):
+                raise invalid(f"{name} is {show(given[name])}; expected {' or '.join(map(str, choices))}")
             made[name] = given[name]
     return made
 
@@ -315,4 +322,3 @@ def check_photo(question: Question, photo: tuple[int, int], facts: Facts, limits
             f"the answer would have {total / 1e6:.0f} MB; at most {limits.output / 1e6:.0f} MB are sent: "
             "ask for fewer targets or photos, or for size input",
         )
-

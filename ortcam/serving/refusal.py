@@ -31,7 +31,7 @@ class Kind(Enum):
         return self.value[1]
 
 
-class Refusal(OrtcamError):
+class Refusal(OrtcamError):  # noqa: N818 - what the server does, which is not always the fault of somebody
     """A request that gets no answer.
 
     Attributes:

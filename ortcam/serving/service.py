@@ -179,7 +179,9 @@ def facts_of(explainer: Served) -> Facts:
         raw, shape = False, tuple(explainer.model.input_shape)
     takes = {"photos"} if raw and known else {"photos", "tensors"} if known else {"tensors"}
     size = (shape[1], shape[2]) if contract.image_layout == "NCHW" else (shape[0], shape[1])
-    return Facts(contract.task, shape, size, frozenset(takes), ("photo",) if packed and raw else ("input", "photo"))
+    sizes = ("photo",) if packed and raw else ("input", "photo")
+    budgets = isinstance(explainer, ModelExplainer) and explainer.method.name == "score-cam"
+    return Facts(contract.task, shape, size, frozenset(takes), sizes, bool(contract.labels), budgets)
 
 
 def _contract(explainer: Served) -> Contract:

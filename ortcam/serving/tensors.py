@@ -90,7 +90,9 @@ def check_head(name: Any, datatype: Any, shape: Any) -> tuple[int, ...]:
     if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in DTYPES):
         known = ["BYTES", *DTYPES]
         hint = nearest(datatype, known) if isinstance(datatype, str) else ""
-        raise invalid(f"input {show(name)} has the unknown datatype {show(datatype)}{hint}; expected {', '.join(known)}")
+        raise invalid(
+            f"input {show(name)} has the unknown datatype {show(datatype)}{hint}; expected {', '.join(known)}"
+        )
     sizes = list(shape) if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else None
     right = sizes is not None and all(type(one) is int and 0 <= one <= _LARGEST for one in sizes)
     if sizes is None or not right or len(sizes) > _MOST_DIMENSIONS:

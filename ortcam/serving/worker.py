@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,8 +57,13 @@ class Work:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, if there is no answer yet."""
-        if not self.answer.done():
+        with contextlib.suppress(InvalidStateError):  # nobody waits any more
             self.answer.set_exception(error)
+
+    def finish(self, answer: Answer) -> None:
+        """Answer, if there is no answer yet."""
+        with contextlib.suppress(InvalidStateError):
+            self.answer.set_result(answer)
 
 
 class Costs:
@@ -161,7 +167,7 @@ class Worker:
     def _run(self, loop: Callable[[], None]) -> None:
         try:
             loop()
-        except BaseException:  # a fault in ortcam: nobody may wait for ever
+        except BaseException:  # noqa: BLE001 - a fault in ortcam: nobody may wait for ever
             _log.exception("the worker of model %s ended", self.name)
             with self._changed:
                 self._closing = self._no_more = True
@@ -311,8 +317,7 @@ class Worker:
                 return
             explained.append(one)
         self._costs.learn(work.question, seconds / len(found))
-        if not work.answer.done():
-            work.answer.set_result(Answer([one.targets for one in explained], explained, seconds))
+        work.finish(Answer([one.targets for one in explained], explained, seconds))
 
     def _predict(self, works: list[Work]) -> None:
         assert isinstance(self.explainer, ModelExplainer)
@@ -325,8 +330,7 @@ class Worker:
                 continue
             seconds = time.monotonic() - begin
             self._costs.learn(work.question, seconds / len(targets))
-            if not work.answer.done():
-                work.answer.set_result(Answer(targets, [], seconds))
+            work.finish(Answer(targets, [], seconds))
 
     def _targets_of(self, image: Any, question: Question) -> Sequence[Target]:
         """Return the surest targets of an image, or the named classes, without a map."""
@@ -340,7 +344,7 @@ class Worker:
         return [by_index[one.index] for one in wanted]
 
 
-class _Over(Exception):
+class _Over(Exception):  # noqa: N818 - no error
     """Nobody waits for the rest of a group."""
 
 
