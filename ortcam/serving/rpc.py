@@ -37,6 +37,7 @@ _CONTENTS = {
     "BYTES": "bytes_contents",
 }
 _METADATA_BYTES = 16_384
+_SMALL = 65_536  # bytes of a message that is parsed at once
 _log = logging.getLogger("ortcam.serving")
 Handler = Callable[[Any, Any, Call], Awaitable[Any]]
 
@@ -93,7 +94,8 @@ def _unary(desk: Desk, name: str, handler: Handler) -> Callable[[bytes, Any], Aw
                 key = given.get("authorization")
                 desk.check_key(key if isinstance(key, str) else None)
             try:
-                request = await desk.compute(kind.FromString, data)
+                parse = partial(desk.compute, kind.FromString, data)
+                request = kind.FromString(data) if len(data) < _SMALL else await parse()
             except Exception as error:
                 raise invalid(f"the message is not a valid {name}Request") from error
             response = await handler(request, context, call)
