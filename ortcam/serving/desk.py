@@ -68,7 +68,8 @@ class Desk:
         self.service, self.metrics, self.limits = service, metrics, service.limits
         self._keys = keys
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="ortcam-encode")
-        self._pending = 0
+        self._pending, self._encoding = 0, 0
+        self.unsent: Callable[[], int] = lambda: 0  # bytes of answers that clients have not read yet
 
     def close(self) -> None:
         """End the threads that encode answers."""
@@ -96,8 +97,8 @@ class Desk:
         Raises:
             Refusal: the requests that are being read or wait are too large together.
         """
-        if self._pending + size > self.limits.pending:
-            raise Refusal(Kind.BUSY, "the requests that wait are too large together; try again", 1.0)
+        if self._pending + self.unsent() + size > self.limits.pending:
+            raise Refusal(Kind.BUSY, "the requests and answers in work are too large together; try again", 1.0)
         self._pending += size
         self.metrics.pending_bytes.set(self._pending)
 
@@ -129,6 +130,8 @@ class Desk:
         Raises:
             Refusal: there is no answer.
         """
+        if self._encoding > self.limits.queue:
+            raise Refusal(Kind.BUSY, f"{self._encoding} photos wait to be drawn; try again", 1.0)
         gone = None if left is None else asyncio.ensure_future(left)
         try:
             work = submit()
@@ -139,7 +142,11 @@ class Desk:
                 if not waiting.done():
                     work.gone.set()
                     waiting.cancel()
-            made = await self.compute(write, answer, work.question)
+            self._encoding += len(answer.targets)
+            try:
+                made = await self.compute(write, answer, work.question)
+            finally:
+                self._encoding -= len(answer.targets)
         except Refusal:
             raise
         except OrtcamError as error:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ortcam.errors import OptionError
 from ortcam.serving.desk import Desk
+from ortcam.serving.limits import ServingLimits
 from ortcam.serving.metrics import Metrics
 from ortcam.serving.rest import make_app
 from ortcam.serving.service import Service
@@ -106,9 +107,9 @@ class _Running:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
-        if hasattr(signal, "SIGHUP"):
+        with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C ends the loop
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
             loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         limits = self._service.limits
         config = uvicorn.Config(
@@ -124,8 +125,9 @@ class _Running:
             timeout_graceful_shutdown=_SECONDS_TO_SEND,
             h11_max_incomplete_event_size=_HEADER_BYTES,
         )
-        _Connection.most, _Connection.seconds = limits.connections, limits.read_timeout
+        _Connection.limits = limits
         rest = _Uvicorn(config)
+        self._desk.unsent = rest.unsent
         rpc, rpc_port = None, None
         if self._doors.grpc_port is not None:
             from ortcam.serving.rpc import make_server  # late: grpc takes time and memory
@@ -186,10 +188,13 @@ class _Running:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_EVERY):
                     await self._reload.wait()
-            if self._reload.is_set():
-                self._reload.clear()
-                await asyncio.to_thread(self._service.reload)
-            await asyncio.to_thread(self._watch.look)
+            try:
+                if self._reload.is_set():
+                    self._reload.clear()
+                    await asyncio.to_thread(self._service.reload)
+                await asyncio.to_thread(self._watch.look)
+            except Exception:  # noqa: BLE001 - a fault in ortcam or a library; the models that are loaded go on
+                _log.exception("models cannot be loaded again")
 
 
 def _bracketed(host: str) -> str:
@@ -204,16 +209,21 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def unsent(self) -> int:
+        """Return the bytes of answers that clients have not read yet."""
+        return sum(one.transport.get_write_buffer_size() for one in self.server_state.connections)
+
 
 class _Connection(H11Protocol):
-    """A connection of the REST door, which must begin a request in time, and of which there is a limited number."""
+    """A connection of the REST door. Their number is limited, and a client must send and read in time."""
 
-    most, seconds = 256, 20.0
+    limits = ServingLimits()
     _timer: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.most:
+        if len(self.connections) > self.limits.connections:
             _say(transport, 503, "the server has too many connections; try again", "Retry-After: 1\r\n")
             return
         self._wait_for_request()
@@ -225,8 +235,22 @@ class _Connection(H11Protocol):
         else:
             self._forget()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = self._reading or self.loop.call_later(self.limits.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reading()
+
+    def _forget_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._forget_reading()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -234,7 +258,7 @@ class _Connection(H11Protocol):
 
     def _wait_for_request(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.call_later(self.seconds, self._on_slow)
+            self._timer = self.loop.call_later(self.limits.read_timeout, self._on_slow)
 
     def _forget(self) -> None:
         if self._timer is not None:
@@ -243,7 +267,7 @@ class _Connection(H11Protocol):
 
     def _on_slow(self) -> None:
         if not self.transport.is_closing():
-            _say(self.transport, 408, f"no request came within {self.seconds:g} s")
+            _say(self.transport, 408, f"no request came within {self.limits.read_timeout:g} s")
 
 
 def _say(transport: asyncio.Transport, status: int, message: str, more: str = "") -> None:
