@@ -31,6 +31,7 @@ OK, ERROR = "ok", "error"
 MAPS = ("float16", "png", "none")
 MAX_PIXELS = 50_000_000
 _MOST_TEXT = 2000  # characters of an error
+_MOST_CHUNK = 1 << 28  # bytes of maps in a chunk of a table
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -145,7 +146,7 @@ class ExplainBatch:
                 except OrtcamError as error:
                     fail(photo, error)
         assert len(rows) == len(photos)
-        return pa.Table.from_pylist(rows, SCHEMA)
+        return _to_table(rows)
 
     def record_batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Explain record batches one by one: the function that Spark's ``mapInArrow`` takes."""
@@ -227,6 +228,17 @@ class ExplainBatch:
         return [one.tobytes() for one in maps], list(maps.shape[1:])
 
 
+def _to_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Return rows as a table; its chunks hold at most about `_MOST_CHUNK` bytes of maps, for Arrow's limit of 2 GB."""
+    tables, start, size = [], 0, 0
+    for end, row in enumerate(rows, 1):
+        size += sum(map(len, row.get("map") or ()))
+        if size > _MOST_CHUNK or end == len(rows):
+            tables.append(pa.Table.from_pylist(rows[start:end], SCHEMA))
+            start, size = end, 0
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
 def hash_model(path: Path) -> tuple[str, ...]:
     """Return the SHA-256 of a model file, then of the files of its external weights.
 
@@ -252,7 +264,8 @@ class _Photo:
     """
 
     def __init__(self, path: str | None, max_pixels: int, data: Any = None, in_table: bool = False) -> None:
-        self.path, self.error = path, None
+        self.path = path
+        self.error: OrtcamError | None = None
         self._max_pixels, self._data, self._in_table = max_pixels, data, in_table
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -261,7 +274,7 @@ class _Photo:
         try:
             return decode_photo(self._read(), self.path or "image", self._max_pixels)
         except OrtcamError as error:
-            self.error: OrtcamError | None = error
+            self.error = error
             raise
 
     def _read(self) -> bytes:

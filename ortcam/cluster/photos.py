@@ -1,0 +1,286 @@
+"""The photos of a job: found once, kept in a Parquet file whose row groups are the parts of the job."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from ortcam.cluster.names import name_to_text
+from ortcam.errors import OptionError, one_line
+from ortcam.model.image import SUFFIXES
+
+_TABLES = (".parquet", ".csv")
+# `table`, `row_group` and `row` say where a photo's bytes are; null for a photo in a file of its own.
+LIST_SCHEMA = pa.schema([("path", pa.string()), ("table", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of tables that name photos.
+
+    Attributes:
+        path: names each photo; it is the path, unless there is the other column.
+        data: holds the bytes of each photo's file.
+    """
+
+    path: str = "path"
+    data: str = "bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A photo of a job.
+
+    Attributes:
+        path: its path or name, as text (`ortcam.cluster.names`).
+        table: the Parquet file that holds its bytes, as text; None for a photo in a file of its own.
+        row_group, row: where the bytes are in `table`; the row counts from the beginning of the row group.
+    """
+
+    path: str
+    table: str | None = None
+    row_group: int | None = None
+    row: int | None = None
+
+
+def find_photos(given: Sequence[str], columns: Columns) -> list[Entry]:
+    """Return every photo that is named, each path once, in a fixed order.
+
+    Args:
+        given: photos; folders, with the pictures in them and below them; tables, .parquet or .csv, with a column of
+            paths or bytes; patterns of these with *, ? and [ ]; each a path, or a URI such as s3://bucket/photos.
+        columns: the columns of tables.
+
+    Raises:
+        OptionError: something is missing, cannot be read, or holds no photos; a table names a photo twice.
+    """
+    found: dict[str, Entry] = {}
+    for text in given:
+        empty = True
+        for entry in _found(text, columns):
+            empty = False
+            known = found.setdefault(entry.path, entry)
+            if known != entry:  # the same name of other bytes
+                raise OptionError(
+                    f"{entry.path} is given twice, by {known.table or 'its file'} and {entry.table or 'its file'}; "
+                    "expected it once"
+                )
+        if empty:
+            raise OptionError(f"{name_to_text(text)} holds no photos; expected files such as .jpg, or a table of paths")
+    return list(found.values())
+
+
+def _found(text: str, columns: Columns) -> Iterator[Entry]:
+    if "://" in text:
+        yield from _found_by_uri(text, columns)
+        return
+    is_pattern = glob.has_magic(text) and not os.path.lexists(text)
+    for match in sorted(glob.glob(text, recursive=True)) if is_pattern else [text]:  # noqa: PTH207 - names alone
+        path = os.path.abspath(match)  # noqa: PTH100 - links stay as they are
+        if os.path.isdir(path):  # noqa: PTH112 - names alone: there may be millions
+            yield from map(Entry, map(name_to_text, _pictures_in(path)))
+        elif not os.path.exists(path):  # noqa: PTH110
+            raise OptionError(f"cannot read {name_to_text(match)}: no such file; expected photos, a folder or a table")
+        elif path.lower().endswith(_TABLES):
+            yield from _in_table(path, None, columns)
+        else:
+            yield Entry(name_to_text(path))
+
+
+def _pictures_in(folder: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder, onerror=_refuse):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(parent, name)  # noqa: PTH118
+            if _is_picture(name) and os.path.isfile(path):  # noqa: PTH113
+                yield path
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
+
+
+def _refuse(error: OSError) -> None:
+    raise OptionError(f"cannot read {name_to_text(str(error.filename))}: {error.strerror}")
+
+
+def _found_by_uri(text: str, columns: Columns) -> Iterator[Entry]:
+    try:
+        system, path = fs.FileSystem.from_uri(text)
+        prefix = text[: len(text) - len(path)] if text.endswith(path) else ""
+        if glob.has_magic(path):
+            base = path[: next(at for at, letter in enumerate(path) if letter in "*?[")].rpartition("/")[0]
+            everything = system.get_file_info(fs.FileSelector(base, recursive=True))
+            infos = [one for one in everything if fnmatch.fnmatchcase(one.path, path)]
+        else:
+            (info,) = system.get_file_info([path])
+            infos = [info]
+            if info.type == fs.FileType.Directory:
+                inside = system.get_file_info(fs.FileSelector(path, recursive=True))
+                infos = [one for one in inside if _is_picture(one.base_name)]
+    except (OSError, pa.ArrowException) as error:
+        raise OptionError(f"cannot read {text}: {one_line(error)}") from error
+    for info in sorted(infos, key=lambda one: one.path):
+        uri = prefix + info.path
+        if info.type == fs.FileType.NotFound:
+            raise OptionError(f"cannot read {uri}: no such file; expected photos, a folder or a table")
+        if info.type == fs.FileType.File and info.path.lower().endswith(_TABLES):
+            yield from _in_table(uri, system, columns)
+        elif info.type == fs.FileType.File:
+            yield Entry(uri)
+
+
+def _in_table(table: str, system: fs.FileSystem | None, columns: Columns) -> Iterator[Entry]:
+    """Yield the photos of a table. Relative paths start at the folder of the table.
+
+    Raises:
+        OptionError: it cannot be read, lacks a column, or names a photo twice.
+    """
+    shown, named = name_to_text(table), set[str]()
+    try:
+        rows = _csv_rows(table, system, columns) if table.lower().endswith(".csv") else _parquet_rows(table, columns)
+        for number, (name, row_group, row) in enumerate(rows):
+            if name is None or not name:
+                raise OptionError(f"row {number} of {shown} has no {columns.path}; expected the name of a photo")
+            if row_group is None:
+                yield Entry(_beside(table, name))
+                continue
+            text = name_to_text(name)
+            if text in named:
+                raise OptionError(f"{text} stands twice in {shown}; expected another {columns.path} in every row")
+            named.add(text)
+            yield Entry(text, shown, row_group, row)
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise OptionError(f"cannot read {shown}: {one_line(error)}") from error
+
+
+def _beside(table: str, name: str) -> str:
+    if "://" in name:
+        return name
+    if "://" in table:
+        return name if name.startswith("/") else f"{table.rpartition('/')[0]}/{name}"
+    return name_to_text(os.path.join(os.path.dirname(table), name))  # noqa: PTH118, PTH120
+
+
+def _csv_rows(table: str, system: fs.FileSystem | None, columns: Columns) -> Iterator[tuple[Any, None, None]]:
+    if system is None:
+        data = Path(table).read_bytes()
+    else:
+        with system.open_input_stream(fs.FileSystem.from_uri(table)[1]) as stream:
+            data = stream.read()
+    reader = csv.DictReader(data.decode("utf-8-sig", "surrogateescape").splitlines())
+    if columns.path not in (reader.fieldnames or ()):
+        raise OptionError(_lacks(table, columns, reader.fieldnames or ()))
+    for row in reader:
+        yield row[columns.path], None, None
+
+
+def _parquet_rows(table: str, columns: Columns) -> Iterator[tuple[Any, int | None, int | None]]:
+    with open_parquet(name_to_text(table)) as file:
+        names = file.schema_arrow.names
+        if columns.path not in names:
+            raise OptionError(_lacks(table, columns, names))
+        holds_bytes = columns.data in names
+        for group in range(file.num_row_groups):
+            for row, name in enumerate(file.read_row_group(group, [columns.path])[columns.path].to_pylist()):
+                text = os.fsdecode(name) if isinstance(name, bytes) else None if name is None else str(name)
+                yield (text, group, row) if holds_bytes else (text, None, None)
+
+
+def _lacks(table: str, columns: Columns, names: Sequence[str]) -> str:
+    return f"{name_to_text(table)} has the columns {', '.join(names)}; expected {columns.path} (see --path-column)"
+
+
+def open_parquet(text: str) -> pq.ParquetFile:
+    """Return an open Parquet file, by its path or URI as text."""
+    from ortcam.cluster.names import text_to_name
+
+    if "://" in text:
+        system, path = fs.FileSystem.from_uri(text)
+        return pq.ParquetFile(path, filesystem=system)
+    return pq.ParquetFile(pa.OSFile(text_to_name(text)))
+
+
+def write_list(path: Path, entries: Sequence[Entry], per_part: int) -> int:
+    """Write the photos of a job, a row group for each part, and return the number of parts.
+
+    A part has at most `per_part` photos. The photos of a part lie in the same row group of a table, or in none.
+    """
+    parts = 0
+    with pq.ParquetWriter(path, LIST_SCHEMA, compression="zstd") as writer:
+        start = 0
+        for end in range(1, len(entries) + 1):
+            here = entries[start]
+            if end < len(entries) and end - start < per_part:
+                after = entries[end]
+                if (after.table, after.row_group) == (here.table, here.row_group):
+                    continue
+            some = entries[start:end]
+            columns = [[getattr(one, name) for one in some] for name in LIST_SCHEMA.names]
+            writer.write_table(pa.table(columns, schema=LIST_SCHEMA), row_group_size=len(some))
+            start, parts = end, parts + 1
+    return parts
+
+
+class PhotoList:
+    """The written list of the photos of a job, read part by part."""
+
+    def __init__(self, path: Path, columns: Columns) -> None:
+        """Open the list.
+
+        Args:
+            path: the file that `write_list` wrote.
+            columns: the columns of tables with photos' bytes.
+        """
+        self._file = pq.ParquetFile(path)
+        self._columns = columns
+        self._group: tuple[tuple[str, int], pa.Table] | None = None
+
+    @property
+    def parts(self) -> int:
+        """The number of parts."""
+        return int(self._file.num_row_groups)
+
+    def count(self, part: int) -> int:
+        """Return the number of photos of a part."""
+        return int(self._file.metadata.row_group(part).num_rows)
+
+    def read(self, part: int) -> pa.Table:
+        """Return a part as `ortcam.cluster.batch.ExplainBatch` takes it: ``path``, and ``bytes`` from a table.
+
+        Bytes are null where the table cannot be read any more, or names another photo there.
+        """
+        rows = self._file.read_row_group(part)
+        table, group = rows["table"][0].as_py(), rows["row_group"][0].as_py()
+        if table is None:
+            return rows.select(["path"])
+        path, data = self._columns.path, self._columns.data
+        numbers, names = rows["row"].to_pylist(), rows["path"].to_pylist()
+        try:
+            if self._group is None or self._group[0] != (table, group):
+                self._group = None  # before the next one is in memory
+                with open_parquet(table) as file:
+                    self._group = (table, group), file.read_row_group(group, [path, data])
+            found = self._group[1]
+            values = [
+                found[data][row].as_py() if row < found.num_rows and _name(found[path][row]) == name else None
+                for row, name in zip(numbers, names, strict=True)
+            ]
+        except (OSError, IndexError, KeyError, pa.ArrowException):
+            values = [None] * len(names)
+        return pa.table({"path": pa.array(names, pa.string()), "bytes": pa.array(values, pa.large_binary())})
+
+
+def _name(value: Any) -> str:
+    name = value.as_py()
+    return name_to_text(os.fsdecode(name) if isinstance(name, bytes) else str(name))

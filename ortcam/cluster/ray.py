@@ -1,0 +1,356 @@
+"""Run a job with Ray Data, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ortcam.cluster.folder import Tally
+from ortcam.cluster.job import Job, Opened, open_job
+from ortcam.cluster.work import Work
+from ortcam.core.native import quiet
+from ortcam.errors import OptionError, OrtcamError, one_line, whole
+from ortcam.runtime.threads import usable_processors
+
+# Usage statistics are off, and Ray's own lines too: ortcam reports progress and errors.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of its future default
+
+_MOST_BLOCKS = 4096  # of part numbers: the pieces that workers take, and progress comes in
+_RETRIES = 3  # of a piece whose worker died
+_SECONDS_TO_START = 600  # for the first workers
+_SECONDS_WITHOUT_MACHINES = 60  # after that, a job whose machines are all lost ends
+_STORE_BYTES = 100_000_000  # of Ray's store on this machine: photos and maps never go through it
+OnProgress = Callable[["Progress"], None]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of a job.
+
+    Attributes:
+        workers: how many; None for as many as the processors, or GPUs, allow.
+        threads: CPU threads of each worker.
+        gpus_per_worker: the GPUs of a worker, or its share of one, such as 0.25; 0 for CPUs.
+        address: the address of a Ray cluster, such as ``auto`` or 10.0.0.1:6379; None to start Ray on this machine.
+    """
+
+    workers: int | None = None
+    threads: int = 1
+    gpus_per_worker: float = 0.0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            OptionError: one is invalid.
+        """
+        whole("threads", self.threads)
+        if self.workers is not None:
+            whole("workers", self.workers)
+        share = self.gpus_per_worker
+        if share < 0 or (share > 1 and share != int(share)):
+            raise OptionError(f"gpus_per_worker is {share:g}; expected a share of a GPU, such as 0.25, or whole GPUs")
+
+    def places(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Return how many workers fit into nodes with these resources, ``CPU`` and ``GPU``."""
+        return sum(self._fitting(node) for node in nodes)
+
+    def _fitting(self, node: Mapping[str, float]) -> int:
+        by_cpu = int(node.get("CPU", 0) // self.threads)
+        if not self.gpus_per_worker:
+            return by_cpu
+        gpus, share = int(node.get("GPU", 0)), self.gpus_per_worker
+        by_gpu = gpus * int(1 / share + 1e-6) if share < 1 else int(gpus // share)
+        return min(by_cpu, by_gpu)
+
+    def size(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Return the number of workers.
+
+        Raises:
+            OptionError: the nodes have no place for them. Ray would wait for ever, without a word.
+        """
+        places = self.places(nodes)
+        wanted = places if self.workers is None else self.workers
+        if 0 < wanted <= places:
+            return wanted
+        each = f"{self.threads} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
+        cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+        have = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if self.gpus_per_worker else "")
+        raise OptionError(
+            f"{wanted or 1} workers with {each} each do not fit: {len(nodes)} machines with {have} have places for "
+            f"{places}; give fewer --workers or --threads, or more machines"
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is.
+
+    Attributes:
+        photos: all photos of the job.
+        done, failed: photos with a row, and those of them with an error, of this run and earlier ones.
+        explained: photos of this run.
+        seconds: since the first worker could begin.
+    """
+
+    photos: int
+    done: int
+    failed: int
+    explained: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Photos a second, of this run."""
+        return self.explained / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The expected seconds to the end; None if nothing is known."""
+        return (self.photos - self.done) / self.rate if self.explained else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A job that is done.
+
+    Attributes:
+        progress: the numbers at the end.
+        workers: the number of workers; 0 if nothing was left to do.
+        seconds_to_start: from the call until Ray had its first workers; 0 if nothing was left to do.
+    """
+
+    progress: Progress
+    workers: int
+    seconds_to_start: float
+
+
+def run(job: Job, crew: Crew, on_progress: OnProgress | None = None) -> Summary:
+    """Explain all photos of a job that have no results yet.
+
+    Each photo becomes exactly one row, whatever is killed: run the same job again to go on. If the caller has started
+    Ray, that is used, and stays.
+
+    Args:
+        job: the photos, options and folder.
+        crew: the workers.
+        on_progress: called after each piece of work.
+
+    Raises:
+        OrtcamError: as `open_job`; the workers do not fit, cannot use the model, cannot write, or die.
+    """
+    begin = time.monotonic()
+    if crew.address is None and not _is_started():
+        crew.size([_this_machine(crew)])  # before the photos are listed
+    opened = open_job(job)
+    try:
+        if not opened.parts:
+            kept = opened.kept
+            return Summary(Progress(opened.photos, kept.done, kept.failed, 0, 0.0), 0, 0.0)
+        with quiet(), _connected(crew):
+            return _Run(opened, crew, on_progress or (lambda _: None), begin).run()
+    finally:
+        opened.folder.close()
+
+
+def _is_started() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _this_machine(crew: Crew) -> dict[str, float]:
+    found: dict[str, float] = {"CPU": usable_processors()}
+    if crew.gpus_per_worker:
+        from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+        found["GPU"] = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    return found
+
+
+@contextlib.contextmanager
+def _connected(crew: Crew) -> Iterator[None]:
+    """Start Ray on this machine, or connect to a cluster, for the block.
+
+    Raises:
+        OptionError: the cluster cannot be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet_options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if crew.address is None:
+            # Without address="local", Ray connects to any cluster that it finds on this machine.
+            cpus = usable_processors()
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                **quiet_options,
+            )
+        else:
+            ray.init(address=crew.address, **quiet_options)
+    except Exception as error:
+        where = "on this machine" if crew.address is None else f"at {crew.address}"
+        raise OptionError(f"Ray cannot be reached {where}: {one_line(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Worker:
+    """What an actor of Ray Data runs: it turns part numbers into numbers of photos, or into the error that ends the job."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {"part": [], "done": [], "failed": [], "error": [], "seconds": []}
+        for part in batch["part"].tolist():
+            begin, tally, error = time.monotonic(), Tally(), ""
+            try:
+                tally = self._work(part)
+            except Exception as found:  # noqa: BLE001 - told by the driver, in one line
+                error = f"{self._node()}: {_said(found)}"
+            for name, value in zip(
+                rows, (part, tally.done, tally.failed, error, time.monotonic() - begin), strict=True
+            ):
+                rows[name].append(value)
+        return rows
+
+    @staticmethod
+    def _node() -> str:
+        import ray
+
+        return f"machine {ray.util.get_node_ip_address()}"
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OrtcamError | ImportError | OSError):
+        return one_line(error)
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+class _Run:
+    """A job in work."""
+
+    def __init__(self, opened: Opened, crew: Crew, on_progress: OnProgress, begin: float) -> None:
+        self._opened, self._crew, self._on_progress, self._begin = opened, crew, on_progress, begin
+        self._found: queue.Queue[dict[str, Any] | Exception | None] = queue.Queue()
+        self._stopped = threading.Event()
+
+    def run(self) -> Summary:
+        """Explain the parts.
+
+        Raises:
+            OrtcamError: a worker cannot go on, workers die again and again, or all machines are lost.
+        """
+        nodes = self._nodes()
+        workers = min(self._crew.size(nodes), len(self._opened.parts))
+        reader = threading.Thread(target=self._read, args=(workers,), name="ortcam-ray", daemon=True)
+        reader.start()
+        try:
+            return self._collect(workers)
+        finally:
+            self._stopped.set()
+            reader.join(timeout=30)
+
+    def _collect(self, workers: int) -> Summary:
+        kept = self._opened.kept
+        done, failed, explained = kept.done, kept.failed, 0
+        started = 0.0
+        progress = Progress(self._opened.photos, done, failed, 0, 0.0)
+        while (row := self._next()) is not None:
+            if row["error"]:
+                raise OrtcamError(f"{row['error']} ({done} of {self._opened.photos} photos are done)")
+            started = started or time.monotonic() - row["seconds"]
+            done, failed, explained = done + row["done"], failed + row["failed"], explained + row["done"]
+            progress = Progress(self._opened.photos, done, failed, explained, time.monotonic() - started)
+            self._on_progress(progress)
+        if done != self._opened.photos:
+            raise OrtcamError(f"{done} of {self._opened.photos} photos are done; run the same command again")
+        return Summary(progress, workers, started - self._begin)
+
+    def _next(self) -> dict[str, Any] | None:
+        """Return the next row of a worker; None at the end."""
+        lost = 0.0
+        while True:
+            try:
+                found = self._found.get(timeout=1)
+            except queue.Empty:
+                lost = 0.0 if self._crew.places(self._nodes()) else lost or time.monotonic()
+                if lost and time.monotonic() - lost > _SECONDS_WITHOUT_MACHINES:
+                    raise OrtcamError(
+                        "all machines that could run a worker are lost; run the same command again to go on"
+                    ) from None
+                continue
+            if isinstance(found, Exception):
+                raise OrtcamError(
+                    f"the workers ended ({_cause(found)}); run the same command again to go on"
+                ) from found
+            return found
+
+    def _read(self, workers: int) -> None:
+        """Let Ray run the parts, and pass on its rows."""
+        try:
+            rows = self._dataset(workers).iter_rows()
+            for row in rows:
+                self._found.put(row)
+                if self._stopped.is_set():
+                    return
+            self._found.put(None)
+        except Exception as error:  # noqa: BLE001 - raised in the caller's thread
+            self._found.put(error)
+
+    def _dataset(self, workers: int) -> Any:
+        import ray
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.wait_for_min_actors_s = _SECONDS_TO_START
+        context.max_errored_blocks = 0
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        opened, crew = self._opened, self._crew
+        work = Work(opened.job.batch, opened.folder, opened.job.columns, opened.job.retry_failed)
+        # Numbers travel, and neither photos nor maps do. They need no task of their own, so that actors may take all
+        # CPUs.
+        parts = ray.data.from_items(
+            [{"part": part} for part in opened.parts], override_num_blocks=min(len(opened.parts), _MOST_BLOCKS)
+        )
+        return parts.map_batches(
+            _Worker,
+            fn_constructor_args=(work,),
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=crew.threads,
+            num_gpus=crew.gpus_per_worker or None,
+            batch_size=1,
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
+        )
+
+    @staticmethod
+    def _nodes() -> list[Mapping[str, float]]:
+        import ray
+
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the type and the first words of the innermost error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {one_line(error, 200)}"
