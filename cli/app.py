@@ -20,6 +20,7 @@ from ortcam.cli import (
     doctor,
     evaluate,
     explain,
+    explain_many,
     export,
     inspect,
     interrupt,
@@ -41,8 +42,8 @@ app = typer.Typer(
 )
 for command in (
     export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, evaluate.evaluate,
-    debug.debug, sanity.sanity, compare.compare, reproduce.reproduce, pack.pack, page.page, serve.serve, doctor.doctor,
-    demo.demo,
+    debug.debug, sanity.sanity, compare.compare, reproduce.reproduce, pack.pack, page.page, serve.serve,
+    explain_many.explain_many, doctor.doctor, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

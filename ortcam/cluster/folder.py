@@ -140,6 +140,25 @@ class JobFolder:
         """Return the rows of a part that has results."""
         return pq.read_table(self.part(number)).replace_schema_metadata(None)
 
+    def count_attempt(self, number: int) -> int:
+        """Count an attempt to explain a part, and return the number of attempts of this run, this one included.
+
+        The count goes when the results are written, or the next run begins.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        path = self._attempts(number)
+        try:
+            with path.open("ab") as file:
+                file.write(b".")
+                return file.tell()
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+
+    def _attempts(self, number: int) -> Path:
+        return self.results / f".part-{number:08d}.attempts.tmp"
+
     def write_part(self, number: int, rows: pa.Table, failed: int) -> Tally:
         """Write the results of a part, whole or not at all; earlier results of the part are replaced.
 
@@ -153,6 +172,7 @@ class JobFolder:
             self._replace(path, lambda unfinished: pq.write_table(rows, unfinished, compression="zstd"))
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+        self._attempts(number).unlink(missing_ok=True)
         return tally
 
     def _prepare(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +91,12 @@ def open_job(job: Job) -> Opened:
 
 
 def _replaced(job: Job, model: Path) -> Job:
-    from dataclasses import replace
-
     batch = replace(job.batch, model=str(model), hashes=hash_model(model))
     return replace(job, batch=batch, output=job.output.absolute())
 
 
 def _rehearse(batch: ExplainBatch) -> None:
     """Load the model on this machine's CPU and check the options, before any photo is listed."""
-    from dataclasses import replace
-
     here = replace(batch, provider="cpu", threads=1, batch_size=None)
     with here.explainer:
         here({"path": []})

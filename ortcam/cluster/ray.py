@@ -9,9 +9,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ortcam.cluster.batch import ExplainBatch
 from ortcam.cluster.folder import Tally
 from ortcam.cluster.job import Job, Opened, open_job
 from ortcam.cluster.work import Work
@@ -24,7 +25,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of its future default
 
 _MOST_BLOCKS = 4096  # of part numbers: the pieces that workers take, and progress comes in
-_RETRIES = 3  # of a piece whose worker died
 _SECONDS_TO_START = 600  # for the first workers
 _SECONDS_WITHOUT_MACHINES = 60  # after that, a job whose machines are all lost ends
 _STORE_BYTES = 100_000_000  # of Ray's store on this machine: photos and maps never go through it
@@ -82,12 +82,14 @@ class Crew:
         wanted = places if self.workers is None else self.workers
         if 0 < wanted <= places:
             return wanted
-        each = f"{self.threads} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
+        each = f"{self.threads} CPU{'s'[: self.threads != 1]}" + (
+            f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else ""
+        )
         cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-        have = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if self.gpus_per_worker else "")
+        have = f"{cpus:g} CPU{'s'[: cpus != 1]}" + (f" and {gpus:g} GPUs" if self.gpus_per_worker else "")
         raise OptionError(
-            f"{wanted or 1} workers with {each} each do not fit: {len(nodes)} machines with {have} have places for "
-            f"{places}; give fewer --workers or --threads, or more machines"
+            f"got {wanted or 1} workers of {each} each; expected at most {places}, which fit into {have} of "
+            f"{len(nodes)} machine{'s'[: len(nodes) != 1]}; give fewer --workers or --threads, or more machines"
         )
 
 
@@ -151,7 +153,7 @@ def run(job: Job, crew: Crew, on_progress: OnProgress | None = None) -> Summary:
     begin = time.monotonic()
     if crew.address is None and not _is_started():
         crew.size([_this_machine(crew)])  # before the photos are listed
-    opened = open_job(job)
+    opened = open_job(replace(job, batch=_on_device(job.batch, crew)))
     try:
         if not opened.parts:
             kept = opened.kept
@@ -160,6 +162,20 @@ def run(job: Job, crew: Crew, on_progress: OnProgress | None = None) -> Summary:
             return _Run(opened, crew, on_progress or (lambda _: None), begin).run()
     finally:
         opened.folder.close()
+
+
+def _on_device(batch: ExplainBatch, crew: Crew) -> ExplainBatch:
+    """Return the batch with a provider that suits the workers.
+
+    Raises:
+        OptionError: the provider needs GPUs, and workers have none.
+    """
+    name = batch.provider if isinstance(batch.provider, str) else batch.provider.name
+    if crew.gpus_per_worker:
+        return batch
+    if name.lower() in ("cuda", "tensorrt"):
+        raise OptionError(f"provider is {name}, and workers have no GPUs; give --gpus-per-worker, such as 1 or 0.25")
+    return replace(batch, provider="cpu") if name == "auto" else batch
 
 
 def _is_started() -> bool:
@@ -213,7 +229,7 @@ def _connected(crew: Crew) -> Iterator[None]:
 
 
 class _Worker:
-    """What an actor of Ray Data runs: it turns part numbers into numbers of photos, or into the error that ends the job."""
+    """What an actor of Ray Data runs: it turns part numbers into numbers of photos, or the error that ends the job."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -236,7 +252,8 @@ class _Worker:
     def _node() -> str:
         import ray
 
-        return f"machine {ray.util.get_node_ip_address()}"
+        util: Any = ray.util
+        return f"machine {util.get_node_ip_address()}"
 
 
 def _said(error: Exception) -> str:
@@ -338,15 +355,14 @@ class _Run:
             num_cpus=crew.threads,
             num_gpus=crew.gpus_per_worker or None,
             batch_size=1,
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
         )
 
     @staticmethod
     def _nodes() -> list[Mapping[str, float]]:
         import ray
 
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes: Any = ray.nodes  # without types
+        return [node["Resources"] for node in nodes() if node["Alive"]]
 
 
 def _cause(error: BaseException) -> str:

@@ -10,6 +10,9 @@ import pyarrow.compute as pc
 from ortcam.cluster.batch import OK, ExplainBatch
 from ortcam.cluster.folder import JobFolder, Tally
 from ortcam.cluster.photos import Columns, PhotoList
+from ortcam.errors import OrtcamError
+
+_MOST_ATTEMPTS = 4  # at a part, in a run
 
 
 class Work:
@@ -39,6 +42,12 @@ class Work:
         if known is not None and not (self._retry and known.failed):
             return known
         photos = self._list.read(part)
+        if (attempts := self._folder.count_attempt(part)) > _MOST_ATTEMPTS:
+            first, last = photos["path"][0], photos["path"][-1]
+            raise OrtcamError(
+                f"workers died {attempts - 1} times while they explained {first} to {last}: out of memory, or by a "
+                "fault of a library; leave the photo out, or give fewer workers"
+            )
         if known is None:
             rows = self._batch(photos)
         else:
