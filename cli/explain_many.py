@@ -215,6 +215,6 @@ def _print(summary: Summary, output: Path, as_json: bool) -> None:
     console.note(f"{progress.photos} photos are in {output}/explanations{failed}")
     if progress.explained:
         console.note(
-            f"{progress.explained} explained in {_duration(progress.seconds)} by {summary.workers} worker{'s'[: summary.workers != 1]} "
+            f"{progress.explained} explained in {_duration(progress.seconds)}, workers: {summary.workers} "
             f"({progress.rate:.1f} photos/s) after a start of {summary.seconds_to_start:.0f} s"
         )

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of its future default
 
 _MOST_BLOCKS = 4096  # of part numbers: the pieces that workers take, and progress comes in
+_SECONDS_TO_ANSWER = 10  # for a cluster
 _SECONDS_TO_START = 600  # for the first workers
 _SECONDS_WITHOUT_MACHINES = 60  # after that, a job whose machines are all lost ends
 _STORE_BYTES = 100_000_000  # of Ray's store on this machine: photos and maps never go through it
@@ -218,6 +220,7 @@ def _connected(crew: Crew) -> Iterator[None]:
                 **quiet_options,
             )
         else:
+            _knock(crew.address)
             ray.init(address=crew.address, **quiet_options)
     except Exception as error:
         where = "on this machine" if crew.address is None else f"at {crew.address}"
@@ -226,6 +229,13 @@ def _connected(crew: Crew) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError if nobody listens at host:port; Ray itself would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
 
 
 class _Worker:
