@@ -46,6 +46,8 @@ PLACES = {
     "h11": ("ortcam/serving/",),
     "grpc": ("ortcam/serving/rpc.py",),
     "prometheus_client": ("ortcam/serving/metrics.py",),
+    "ray": ("ortcam/cluster/ray.py",),
+    "pyarrow": ("ortcam/cluster/",),
 }
 # What the rooms may take from the face: names that it holds itself.
 OF_THE_FACE = {"__version__", "NO_RUNTIME"}
