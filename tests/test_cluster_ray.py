@@ -234,13 +234,16 @@ run(Job(batch, [str(files / "photos")], output, per_part={PER_PART}), Crew(worke
 
 
 @contextlib.contextmanager
-def node(cwd: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A node of Ray with one CPU, in a process group of its own."""
+def node(cwd: Path, *words: str, without: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A node of Ray with one CPU, in a process group of its own; the package `without` cannot be imported there."""
     cwd.mkdir(exist_ok=True)
+    if without:
+        (cwd / f"{without}.py").write_text(f"raise ImportError('No module named {without}')")
     line = [str(Path(sys.executable).with_name("ray")), "start", "--block", *words, "--num-cpus=1"]
     line += ["--object-store-memory=80000000", "--disable-usage-stats"]
     log = (cwd / "log").open("wb")
-    started = subprocess.Popen(line, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+    environment = {**os.environ, "PYTHONPATH": str(cwd)}
+    started = subprocess.Popen(line, cwd=cwd, stdout=log, stderr=log, start_new_session=True, env=environment)
     try:
         yield started
     finally:
@@ -264,7 +267,7 @@ def listens(address: str) -> bool:
 
 
 def test_a_machine_of_two_is_killed(files: Path, tmp_path: Path, expected: pa.Table, place: Path) -> None:
-    """And before, a machine without the model ends the job with one line."""
+    """And a machine without the model, or without ONNX Runtime, ends the job with one line."""
     address, output = f"127.0.0.2:{free_port()}", tmp_path / "out"
     head = ("--head", "--node-ip-address=127.0.0.2", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
     other = (f"--address={address}", "--node-ip-address=127.0.0.3")
@@ -296,6 +299,12 @@ def test_a_machine_of_two_is_killed(files: Path, tmp_path: Path, expected: pa.Ta
             "error: machine 127.0.0.2: cannot read /proc/self/cwd/toy.onnx: no such file "
             f"(0 of {PHOTOS + 1} photos are done)\n"
         )
+        with node(tmp_path / "three", *other, without="onnxruntime"):
+            assert wait_for(lambda: "127.0.0.3" in " ".join(processes(place).values()), 60)
+            time.sleep(5)
+            done = command(*words[:4], tmp_path / "third", *options)
+            assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+            assert done.stderr.startswith("error: machine 127.0.0.3: No module named onnxruntime")
     done = command(*words[:4], tmp_path / "other", *options)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"error: Ray cannot be reached at {address}")

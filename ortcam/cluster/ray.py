@@ -19,7 +19,6 @@ from ortcam.cluster.job import Job, Opened, open_job
 from ortcam.cluster.work import Work
 from ortcam.core.native import quiet
 from ortcam.errors import OptionError, OrtcamError, one_line, whole
-from ortcam.runtime.threads import usable_processors
 
 # Usage statistics are off, and Ray's own lines too: ortcam reports progress and errors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -58,6 +57,8 @@ class Crew:
         whole("threads", self.threads)
         if self.workers is not None:
             whole("workers", self.workers)
+        if self.address is not None and self.address.startswith("ray://"):
+            raise OptionError(f"address is {self.address}, of Ray's client; expected HOST:PORT of the cluster, or auto")
         share = self.gpus_per_worker
         if share < 0 or (share > 1 and share != int(share)):
             raise OptionError(f"gpus_per_worker is {share:g}; expected a share of a GPU, such as 0.25, or whole GPUs")
@@ -186,8 +187,14 @@ def _is_started() -> bool:
     return bool(ray.is_initialized())
 
 
+def _processors() -> int:
+    from ortcam.runtime.threads import usable_processors  # late: a worker without ONNX Runtime shall say so
+
+    return usable_processors()
+
+
 def _this_machine(crew: Crew) -> dict[str, float]:
-    found: dict[str, float] = {"CPU": usable_processors()}
+    found: dict[str, float] = {"CPU": _processors()}
     if crew.gpus_per_worker:
         from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
@@ -211,7 +218,7 @@ def _connected(crew: Crew) -> Iterator[None]:
     try:
         if crew.address is None:
             # Without address="local", Ray connects to any cluster that it finds on this machine.
-            cpus = usable_processors()
+            cpus = _processors()
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -233,7 +240,7 @@ def _connected(crew: Crew) -> Iterator[None]:
 
 def _knock(address: str) -> None:
     """Raise an OSError if nobody listens at host:port; Ray itself would wait for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
 
@@ -294,7 +301,7 @@ class _Run:
             return self._collect(workers)
         finally:
             self._stopped.set()
-            reader.join(timeout=30)
+            reader.join(timeout=10)
 
     def _collect(self, workers: int) -> Summary:
         kept = self._opened.kept
