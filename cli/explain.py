@@ -105,8 +105,8 @@ def explain(
     caption: Annotated[
         bool,
         typer.Option(
-            help="Write class, probability, method, error and a colour bar under each overlay. --no-caption writes "
-            "the overlay alone."
+            help="Write class, probability, method, error and a colour bar under each overlay, of a video under "
+            "each frame, without the error. --no-caption writes the overlay alone."
         ),
     ] = True,
     boxes: Annotated[
@@ -174,7 +174,7 @@ def explain(
         return
     limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
     if clip is not None:
-        drawn = {"opacity": opacity, "colormap": colormap, "overwrite": overwrite}
+        drawn = {"opacity": opacity, "colormap": colormap, "caption": caption, "overwrite": overwrite}
         video.explain(explainer, clip, wanted, as_json, **limits, **drawn)
         return
     done: list[dict[str, Any]] = []
