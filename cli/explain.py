@@ -181,8 +181,7 @@ def explain(
     errors: list[dict[str, str]] = []
 
     def report(source: Path, error: OrtcamError) -> None:
-        shown = "standard input" if source == STDIN else source.name
-        message = str(error) if shown in str(error) else f"{shown}: {error}"
+        message = console.about("standard input" if source == STDIN else source.name, error)
         errors.append({"source": str(source), "error": message})
         console.fail(message)
         if console.debug:

@@ -157,9 +157,9 @@ def _print_result(result: SanityResult) -> None:
     for row in rows:
         table.add_row(*row)
     console.print_table(table)
-    print()
+    console.say()
     for line in result.lines():
-        print(line)
+        console.say(line)
     settings: Any = result.settings
     console.note(
         f"layer {settings['model']['layer']}, method {settings['method']['name']}, provider {settings['provider']}"

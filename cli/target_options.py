@@ -150,8 +150,7 @@ def show(explainer: Explainer, photos: Sequence[Given], as_json: bool) -> None:
             found = predict(photo.image, _MOST_LISTED)
         except OrtcamError as error:
             errors.append({"source": str(photo.source), "error": str(error)})
-            shown = photo.source.name
-            console.fail(str(error) if shown in str(error) else f"{shown}: {error}")
+            console.fail(console.about(photo.source.name, error))
             continue
         listed.append({"source": str(photo.source), "targets": [_plain(one) for one in found]})
     if as_json:
