@@ -76,6 +76,8 @@ def read(
     from ortcam.core.references import Box, Output, Region, Similarity
 
     given = [name for name, one in (("--box", boxes), ("--at", at), ("--like", like)) if one]
+    if sign not in (1, -1):
+        raise OptionError(f"--sign is {sign}; expected 1 or -1")
     if sign != 1:
         given.append("--sign")
     if len(given) > 1:
@@ -125,7 +127,9 @@ def _read_box(text: str, label: str | None, box: Any) -> Any:
         if label is not None:
             raise OptionError("--box with the number of a detection takes no --target; the detection has its class")
         return box(int(text))
-    left, top, right, bottom = _numbers(text, 4, "--box", "a number, or left,top,right,bottom")
+    left, top, right, bottom = _numbers(
+        text, 4, "--box", "the number of a detection from 0 (see --list), or left,top,right,bottom"
+    )
     return box((left, top, right, bottom), label)
 
 

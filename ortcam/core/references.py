@@ -153,6 +153,37 @@ class Detecting:
 # The targets of models that are no classifiers, as a user writes them.
 Asked = Box | Region | Similarity | Output
 
+# For messages: what a model of each task does, the targets that it has, and how they are named, in Python and on the
+# command line.
+_DOES = {
+    "classify": "is a classifier",
+    "detect": "is a detector",
+    "segment": "is a segmenter",
+    "embed": "returns an embedding",
+    "value": "returns plain values",
+}
+EXPECTED = {
+    "classify": "a class index or label (--target)",
+    "detect": "a class (--target), or a box (--box; in Python ortcam.Box)",
+    "segment": "a class (--target), or the region at a pixel (--at; in Python ortcam.Region)",
+    "embed": "a reference picture or embedding (--like; in Python ortcam.Similarity)",
+    "value": "the number of a value (--target), and --sign -1 for what lowers it (in Python ortcam.Output(0, -1))",
+}
+KINDS: dict[str, type] = {"detect": Box, "segment": Region, "embed": Similarity, "value": Output}
+_NAMES = {Box: "a box", Region: "a region", Similarity: "a reference to compare with", Output: "a value with a sign"}
+
+
+def refuse(task: str, asked: Any, model: str) -> TargetError:
+    """Return the error for a target of another kind of model.
+
+    Args:
+        task: the task of the model.
+        asked: the target.
+        model: the model's name.
+    """
+    shown = _NAMES.get(type(asked)) or repr(asked)
+    return TargetError(f"{model} {_DOES[task]}, and the target is {shown}; expected {EXPECTED[task]}")
+
 
 def plain(value: Any) -> Any:
     """Return numbers and sequences as JSON knows them."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ortcam.core.convention import Floats
-from ortcam.core.references import Asked, Box, Embedding, Output, Region, Similarity
+from ortcam.core.readers import check
+from ortcam.core.references import Asked, Embedding, Similarity, refuse
 from ortcam.core.targets import Class
 from ortcam.core.view import digest
 from ortcam.errors import OptionError, whole
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 WhichTarget = Literal["predicted", "true"] | int | str | Asked
 Only = Literal["all", "correct", "misclassified"]
-_KINDS: dict[str, type] = {"detect": Box, "segment": Region, "embed": Similarity, "value": Output}
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,14 @@ class Choice:
 
         Raises:
             OptionError: a choice that the task does not have.
+            TargetError: a target that no photo has.
         """
         task = model.contract.task
         if model.contract.classifies:
             found = next((end for end in self.ends if isinstance(end, Asked)), None)
             if found is not None:
-                raise OptionError(f"{model.name} is a classifier, and the target is {found!r}; expected a class")
+                raise refuse(task, found, model.name)
             return
-        wrong = next((end for end in self.ends if isinstance(end, Asked) and not isinstance(end, _KINDS[task])), None)
-        if wrong is not None:
-            kind, own = type(wrong).__name__, _KINDS[task].__name__
-            raise OptionError(f"the target is {kind}, and {model.name} is made for the task {task!r}; expected {own}")
         if self.only != "all":
             raise OptionError(f"only is {self.only!r}, and {model.name} is no classifier; expected all")
         if "all" in self.ends:
@@ -81,12 +78,16 @@ class Choice:
         if task == "embed" and not all(isinstance(end, Similarity) for end in self.ends):
             raise OptionError(
                 f"{model.name} returns an embedding, to compare with a reference; expected "
-                "explain=ortcam.Similarity('reference.jpg') (--like)"
+                "--like reference.jpg, in Python explain=ortcam.Similarity('reference.jpg')"
             )
         if task == "value" and "predicted" in self.ends and model.classes != 1:
             raise OptionError(
-                f"{model.name} returns several values; expected the number of one, or ortcam.Output(0, sign=-1)"
+                f"{model.name} returns several values; expected the number of one (--explain), and --sign -1 for what "
+                "lowers it (in Python ortcam.Output(0, -1))"
             )
+        for end in self.ends:
+            if end not in ("predicted", "true"):
+                check(task, end, model.classes, model.labels, model.name)
 
     def with_embeddings(self, embed: Callable[[Any], Floats]) -> Choice:
         """Return the choice with the embeddings of reference pictures: `ortcam.explain.tasks.with_embeddings`."""
