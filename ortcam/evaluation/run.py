@@ -332,7 +332,7 @@ def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict
         "scores": "probabilities and logits of the file's output, in the sense that `model.output` states"
         if run.model.contract.classifies
         else "the scores of the targets, which docs/tasks.md defines for the task that `model.output` states",
-        "flat_maps": "a flat map has no values; it is counted, and left out of means and comparisons",
-        "means": "means over photos of the values of each photo (means of ratios)",
+        "flat_maps": "a flat map has no values; it is counted, and its photo is left out of the means of all methods",
+        "means": "means of the values of each photo (means of ratios), over the photos on which every method has one",
         "intervals": f"95 %, BCa bootstrap over photos, {RESAMPLES} resamples, seed 0",
     }
