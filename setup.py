@@ -1,7 +1,7 @@
-"""What a package index shows of README.md: with DOCS_URL set, its links and pictures lead to the published documentation.
+"""What a package index shows of README.md. Everything else is in pyproject.toml.
 
-All else stands in pyproject.toml. README.md links to files of docs/, which an index does not have. DOCS_URL is the
-address that mkdocs.yml takes; each version has a folder there. Without it, links stay relative and no address is stated.
+README.md links to pages and pictures of docs/, which an index does not have. If DOCS_URL is set (the address that mkdocs.yml
+takes, with a folder for each version), the links lead there. If it is not set, they stay relative and no address is stated.
 """
 
 import os
