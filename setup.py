@@ -1,7 +1,8 @@
 """What a package index shows of README.md. Everything else is in pyproject.toml.
 
-README.md links to pages and pictures of docs/, which an index does not have. If DOCS_URL is set (the address that mkdocs.yml
-takes, with a folder for each version), the links lead there. If it is not set, they stay relative and no address is stated.
+README.md links to pages and pictures of docs/, which an index does not have. If DOCS_URL is set (the address that
+mkdocs.yml takes, with a folder for each version), the links lead there. If it is not set, the links stay relative and
+no address is stated.
 """
 
 import os
