@@ -147,7 +147,7 @@ def pack(
             "or pack it for preprocessed tensors (--no-raw, raw=False)"
         )
     if known.batch and batch_size not in (None, known.batch):
-        raise OptionError(f"batch_size is {batch_size}; {known.name} knows only batches of {known.batch}")
+        raise OptionError(f"batch_size is {batch_size}; {known.name} takes only batches of {known.batch}")
     described = chosen.describe()
     default, most, stage = DEFAULT_BATCH, shape[0], None
     if chosen.name != "score-cam":
@@ -222,7 +222,7 @@ def _choose_method(method: str | Method, preset: str | Convention | None, task: 
         raise OptionError(f"method {chosen.name} cannot be packed; expected score-cam, {', '.join(ONE_PASS)}")
     if chosen.describe().get("passes"):
         raise OptionError(
-            f"method fused runs {chosen.describe()['passes']} masked images, and is packed without; give passes=0 "
+            f"method fused runs {chosen.describe()['passes']} masked images, which cannot be packed; give passes=0 "
             "(--method-option passes=0)"
         )
     return chosen

@@ -212,7 +212,7 @@ def explain_original(
             known.append(Known(name, image, maps, explanation.provenance.photo, picture))
         on_photo()
     if not known:
-        raise DatasetError(f"no photo can be explained, of {len(photos)}; the first error: {failures[0].error}")
+        raise DatasetError(f"0 of {len(photos)} photos can be explained; the first error: {failures[0].error}")
     return known, failures
 
 

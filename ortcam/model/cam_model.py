@@ -318,7 +318,7 @@ class CamModel:
         """
         task = self.contract.task
         if not self.contract.classifies:
-            raise ModelError(f"{self.shown} is made for the task {task!r}; {what} knows only classifiers: use explain")
+            raise ModelError(f"{self.shown} is made for the task {task!r}; {what} needs a classifier: use explain")
 
     def resolve_targets(self, targets: Targets, classes: int) -> tuple[Class, ...] | None:
         """Return the targets that a user names: `ortcam.core.targets.resolve_targets`."""

@@ -37,7 +37,8 @@ class Preprocessing:
     `resize` is given, else stretched.
 
     Attributes:
-        height, width: the input size in pixels.
+        height: the input height in pixels.
+        width: the input width in pixels.
         channels: ``RGB``, ``BGR`` or ``GRAY`` (ITU-R BT.601 luma, as OpenCV and Pillow).
         resize: the length in pixels to which the shorter side of the photo is resized before the centre is cut out
             (torchvision's Resize and CenterCrop); or the (height, width) to which the photo is stretched before the
