@@ -1,4 +1,4 @@
-"""Targets of models that are no classifiers: each score and map against its formula in NumPy."""
+"""Targets of models of other tasks: each score and map against its formula in NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exporting models that are no classifiers: what the file's outputs hold, against NumPy's decoding of the source's."""
+"""Exporting models of other tasks: what the file's outputs hold, against NumPy's decoding of the source's."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Choice:
             kind, own = type(wrong).__name__, _KINDS[task].__name__
             raise OptionError(f"the target is {kind}, and {model.name} is made for the task {task!r}; expected {own}")
         if self.only != "all":
-            raise OptionError(f"only is {self.only!r}, and {model.name} is no classifier; expected all")
+            raise OptionError(f"only is {self.only!r}, and {model.name} is not a classifier; expected all")
         if "all" in self.ends:
             raise OptionError("the target to evaluate is 'all'; expected one target")
         if task == "embed" and not all(isinstance(end, Similarity) for end in self.ends):

@@ -227,7 +227,7 @@ class Debugging:
         failures: the photos that could not be predicted or explained.
         wrong: the mean map of misclassified photos.
         right: the mean map of correctly classified photos.
-        record: everything that the values depend on, as values that JSON knows.
+        record: everything that the values depend on, as plain JSON.
     """
 
     photos: tuple[Prediction, ...]

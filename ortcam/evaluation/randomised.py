@@ -105,7 +105,7 @@ def sanity(
 ) -> SanityResult:
     """Randomise the weights of a model from the scores downwards, and measure how much its maps change.
 
-    The maps of every stage explain the class that the original model predicts; of a model that is no classifier, its
+    The maps of every stage explain the class that the original model predicts; of a model of another task, its
     surest box, its largest region, or the given target, which stays the same in all stages. Every stored tensor is
     drawn on its own: an export folds batch normalisation into the convolution before it, and the draw replaces the
     folded weights. SciPy and scikit-image are needed.

@@ -58,7 +58,7 @@ class PhotoMaps:
         convention: the last steps.
         wanted: the target of the map.
         explained: its description, with its score.
-        top: the index of the most probable class; None for a model that is no classifier.
+        top: the index of the most probable class; None for a model of another task.
         overlay: uint8 [H',W',3] RGB, the map over the photo, at most 320 pixels long; None if it is not kept.
     """
 

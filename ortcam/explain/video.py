@@ -89,7 +89,7 @@ def explain_video(
         steady: the time constant of the average over explained frames, in seconds; 0 for no average.
             `ortcam.core.timeline` defines the average.
         budget, tolerance, selection: as for `explain`.
-        opacity, colormap: of the overlays.
+        opacity, colormap: for the overlays, as in `Explanation.overlay`.
         overwrite: replace an earlier output.
         on_progress: called with the stage, the frames done, and all frames as far as the file states them.
 

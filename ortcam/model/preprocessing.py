@@ -45,7 +45,9 @@ class Preprocessing:
             cut. None stretches the whole photo to the input size.
         interpolation: Pillow's filters: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` (a = -0.5) or
             ``lanczos``; all but ``nearest`` are antialiased. ``linear`` is OpenCV's INTER_LINEAR, not antialiased.
-        scale, mean, std: see above.
+        scale: the factor of every value.
+        mean: what is subtracted then, per channel.
+        std: what each channel is divided by at last.
         crop_rounding: where the cut-out begins if an odd number of pixels is left: ``even`` rounds the half to an
             even number (torchvision), ``down`` rounds it down (transformers).
         fit: ``crop`` resizes as `resize` says and cuts out the centre; ``stretch`` resizes the whole photo to the input
