@@ -1,6 +1,6 @@
 """Keep pages readable on narrow screens: a hook of MkDocs (`hooks` in mkdocs.yml; extra.css has the rules).
 
-Short names in code, such as `--input-size`, are never broken. Cells of tables with much text keep a width for several
+Short pieces of code, such as `--input-size`, are never broken. Cells of tables with much text keep a width for several
 words; the table is then scrolled.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_SHORT_CODE = re.compile(r"<code>(?=[^<\s]{1,24}</code>)")
+_SHORT_CODE = re.compile(r"<code>(?=[^<]{1,24}</code>)")
 _CELL = re.compile(r"<td>(?=(?P<text>.*?)</td>)", re.DOTALL)
 _MUCH = 60  # characters
 
