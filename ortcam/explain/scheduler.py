@@ -14,7 +14,7 @@ from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Query, Rows
 from ortcam.core.references import Reference
 from ortcam.core.targets import Wanted
-from ortcam.errors import ModelError, OrtcamError
+from ortcam.errors import NotFiniteError, OrtcamError
 from ortcam.runtime.classifier import Classifier
 from ortcam.runtime.scorer import Group, Progress
 
@@ -137,9 +137,9 @@ def _observe(asked: _Asked, scores: Scores) -> None:
         asked.work.scored += len(asked.query)
 
 
-def not_finite(model: str, what: str) -> ModelError:
+def not_finite(model: str, what: str) -> NotFiniteError:
     """Return the error of a model with NaN or infinite scores."""
-    return ModelError(f"{model} returns NaN or infinite values for {what}")
+    return NotFiniteError(f"{model} returns NaN or infinite values for {what}")
 
 
 def _shifted(on_progress: Progress, done: int, total: int) -> Progress:
