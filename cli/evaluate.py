@@ -67,8 +67,8 @@ def evaluate(
         typer.Option(
             "--explain",
             help="The class that maps explain: predicted, true, an index or a label. Default: true for metrics that "
-            "need a box or a mask, else predicted. Of a detector or segmenter, predicted is its surest box or largest "
-            "region, which is the default, and true the object that the data set states.",
+            "need a box or a mask, else predicted. For a detector or segmenter, predicted (the default) is its surest "
+            "box or largest region, and true is the object of the data set.",
             show_default=False,
         ),
     ] = None,

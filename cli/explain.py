@@ -55,8 +55,8 @@ def explain(
         typer.Option(
             "--target",
             "-t",
-            help="Explain this class: an index, a label, or all. May be repeated. Default: the top class. Of a "
-            "detector the surest box of the class, of a segmenter its region, of plain values the number.",
+            help="Explain this class: an index, a label, or all. May be repeated. Default: the top class. For a "
+            "detector: the surest box of this class; for a segmenter: its region; for plain values: the number of one.",
         ),
     ] = None,
     box: target_options.Boxes = None,

@@ -119,8 +119,8 @@ def export(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Anchors of a detector: .npy, .json or .csv, rows of cx, cy, w, h as parts of the input; of a YOLOv5 "
-            "widths and heights in pixels.",
+            help="Anchors of a detector: .npy, .json or .csv, rows of cx, cy, w, h as parts of the input; for a "
+            "YOLOv5, widths and heights in pixels.",
         ),
     ] = None,
     precision: Annotated[

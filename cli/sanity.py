@@ -41,8 +41,8 @@ def sanity(
     draw: Annotated[
         str,
         typer.Option(
-            help="Random weights: gaussian (same mean and deviation as before) or permutation (of the own values). "
-            "Integers are always permuted.",
+            help="Random weights: gaussian (same mean and deviation as before) or permutation (the same values in "
+            "another order). Integers are always permuted.",
             autocompletion=options.one_of("gaussian", "permutation"),
         ),
     ] = "gaussian",

@@ -21,7 +21,7 @@ Boxes = Annotated[
     list[str] | None,
     typer.Option(
         "--box",
-        help="Of a detector: the number of a detection (see --list), or left,top,right,bottom in pixels of the photo, "
+        help="For a detector: the number of a detection (see --list), or left,top,right,bottom in pixels of the photo, "
         "with its class as --target. May be repeated.",
         show_default=False,
     ),
@@ -30,7 +30,7 @@ At = Annotated[
     list[str] | None,
     typer.Option(
         "--at",
-        help="Of a segmenter: the region that holds the pixel x,y of the photo. May be repeated.",
+        help="For a segmenter: the region that holds the pixel x,y of the photo. May be repeated.",
         show_default=False,
     ),
 ]
@@ -38,7 +38,7 @@ Like = Annotated[
     list[Path] | None,
     typer.Option(
         "--like",
-        help="Of a model that returns an embedding: a reference picture, or an embedding as .npy. May be repeated.",
+        help="For a model that returns an embedding: a reference picture, or an embedding as .npy. May be repeated.",
         show_default=False,
     ),
 ]
@@ -46,15 +46,15 @@ LikeOne = Annotated[
     Path | None,
     typer.Option(
         "--like",
-        help="Of a model that returns an embedding: explain the similarity to this picture, or embedding as .npy.",
+        help="For a model that returns an embedding: explain the similarity to this picture, or embedding as .npy.",
         show_default=False,
     ),
 ]
 Sign = Annotated[
-    int, typer.Option("--sign", help="Of plain values: 1 for what raises the value, -1 for what lowers it.")
+    int, typer.Option("--sign", help="For plain values: 1 for what raises the value, -1 for what lowers it.")
 ]
 LeastScore = Annotated[
-    float, typer.Option("--least-score", min=0, max=1, help="Of a detector: boxes below this score do not count.")
+    float, typer.Option("--least-score", min=0, max=1, help="For a detector: boxes below this score do not count.")
 ]
 Listing = Annotated[
     bool, typer.Option("--list", help="List what the model sees, detections, regions or classes, and explain nothing.")

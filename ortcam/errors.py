@@ -40,6 +40,10 @@ class PackedModelError(ModelError):
     """A packed explainer where a model file was expected."""
 
 
+class NotFiniteError(ModelError):
+    """Scores that are NaN or infinite."""
+
+
 class LayerError(ModelError):
     """A target layer that does not exist or has no spatial map."""
 

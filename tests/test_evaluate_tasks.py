@@ -1,4 +1,4 @@
-"""Evaluation and the sanity check of models that are no classifiers: curves, places and targets by their formulas."""
+"""Evaluation and the sanity check of models of other tasks: curves, places and targets by their formulas."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_results_name_the_targets(photo: Array, tmp_path: Path) -> None:
         ("embed", {}, r"returns an embedding, .*Similarity\('reference.jpg'\)"),
         ("embed", {"explain": "cat"}, r"returns an embedding"),
         ("value", {}, "returns several values; expected the number of one"),
-        ("detect", {"only": "correct"}, "only is 'correct', and .* is no classifier; expected all"),
+        ("detect", {"only": "correct"}, "only is 'correct', and .* is not a classifier; expected all"),
         ("detect", {"explain": "all"}, "expected one target"),
         ("detect", {"explain": "horse"}, "label 'horse' is unknown"),
         ("segment", {"explain": 3}, "out of range"),

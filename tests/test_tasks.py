@@ -1,4 +1,4 @@
-"""Targets of models that are no classifiers: each score and map against its formula in NumPy."""
+"""Targets of models of other tasks: each score and map against its formula in NumPy."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "number": ("detect", Box(99), "box 99 is out of range: found are 0 "),
     "inverted": ("detect", Box((9, 9, 5, 20), "cat"), "box 9,9,5,20 is empty or inverted"),
     "outside": ("detect", Box((300, 9, 400, 20), "cat"), "lies outside the photo of 240x240"),
-    "no class": ("detect", Box((3, 9, 40, 20)), "has no class, and .* knows several; give its label"),
+    "no class": ("detect", Box((3, 9, 40, 20)), "has no class, and .* has several; give its label"),
     "three": ("detect", Box((3, 9, 40)), "expected 4 numbers"),  # type: ignore[arg-type]
     "not a number": ("detect", Box((3, 9, float("nan"), 20), "cat"), "expected 4 numbers"),
     "label": ("detect", "car", "label 'car' is unknown"),
@@ -504,5 +504,5 @@ def test_the_contract_of_a_task_is_read_back() -> None:
     contract = ortcam.CamModel(toy("detect")).contract
     assert (contract.task, contract.outputs) == ("detect", {"boxes": "boxes", "scores": "scores"})
     metadata = replace(contract, task="count").to_metadata()  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="made for the task 'count'; this ortcam knows only"):
+    with pytest.raises(ModelError, match="made for the task 'count'; this ortcam supports only"):
         Contract.from_metadata(metadata, "model.onnx")

@@ -78,11 +78,11 @@ class Detections:
             raise TargetError(f"box {shown} lies outside the photo of {width}x{height}; expected a box inside")
         if not self._is_seen(np.array(box)):
             raise TargetError(
-                f"box {shown} lies in a part that preprocessing cuts off; expected one that the model sees"
+                f"box {shown} lies in a part that preprocessing cuts off; expected a box that the model sees"
             )
         if label is None and self._scores.shape[1] > 1:
             raise TargetError(
-                f"box {shown} has no class, and {self._view.model} knows several; give its label too (--target)"
+                f"box {shown} has no class, and {self._view.model} has several; give its label too (--target)"
             )
         index = resolve_class(
             0 if label is None else label, self._scores.shape[1], self._view.labels or (), self._view.model

@@ -52,7 +52,7 @@ class Regions:
         if index is None:
             if len(self._mask) > 1:
                 raise TargetError(
-                    f"the region has no class, and {self._view.model} knows several; give its label (--target)"
+                    f"the region has no class, and {self._view.model} has several; give its label (--target)"
                 )
             index = 0
         if asked.mask is not None:
@@ -89,7 +89,7 @@ class Regions:
         cell = int(row * rows // self._view.input_size[0]), int(column * columns // self._view.input_size[1])
         if not (0 <= cell[0] < rows and 0 <= cell[1] < columns):
             raise TargetError(
-                f"at is {x:g},{y:g}, a pixel that preprocessing cuts off; expected one that the model sees"
+                f"at is {x:g},{y:g}, a pixel that preprocessing cuts off; expected a pixel that the model sees"
             )
         return cell
 

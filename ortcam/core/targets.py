@@ -33,7 +33,7 @@ class Class:
         return float(logits[self.index])
 
 
-# What a method explains: a class, or a reference of a model that is no classifier.
+# What a method explains: a class, or a reference of a model of another task.
 Wanted = Class | Reference
 # The argument of `explain`: class indices or labels, one or several, or "all"; None for the most probable classes. For
 # other models also boxes, regions, similarities and outputs.
@@ -47,11 +47,11 @@ class Target:
     Attributes:
         index: the class index; of a value, its number; of a similarity, its place among the targets.
         label: the name of the class, or None when the model file has no labels.
-        logit: its logit for the whole input; for a target that is no class, its score (`ortcam.core.references`).
-        probability: its probability for the whole input; of a detection, the score of its box; of another target that
-            is no class, its score again.
-        place: for a target that is no class, plain JSON that says which box, region, picture or value it is, with its
-            ``kind``; else None.
+        logit: its logit for the whole input; for a target that is not a class, its score (`ortcam.core.references`).
+        probability: its probability for the whole input; of a detection, the score of its box; of a target of
+            another task, its score again.
+        place: for a target of another task, plain JSON that says which box, region, picture or value it is, with its
+            ``kind``; None for a class.
     """
 
     index: int

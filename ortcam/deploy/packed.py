@@ -67,6 +67,8 @@ class PackedExplanation(Pictures):
         convention: the definition of Score-CAM, or the last steps of another method's maps; None if an older ortcam
             packed the file with a convention that is not a preset.
         seconds: wall time of the explanation.
+        input_maps: float32 [T,h_in,w_in], the maps at the model's input size; None for a file that takes photos, whose
+            maps have the photo's size.
         channels, live, seconds_scoring: None; a packed explainer does not return them.
     """
 
@@ -83,6 +85,7 @@ class PackedExplanation(Pictures):
     provider: str
     seconds: float
     provenance: Provenance
+    input_maps: NDArray[np.float32] | None = None
     channels: None = None
     live: None = None
     seconds_scoring: None = None
@@ -216,11 +219,12 @@ class PackedExplainer:
         made = answer.made
         if self.contract.classifies and self.contract.is_in_doubt(self.facts["classes"]):
             self._doubt.see(made[self.facts["scores"]])
-        maps = made["saliency"]
+        maps, input_maps = made["saliency"], None
         if not self.facts["raw"]:
-            maps = np.stack([place_map(one, crop, view.photo_size) for one in maps])
+            input_maps, maps = maps, np.stack([place_map(one, crop, view.photo_size) for one in maps])
         return PackedExplanation(
             maps=maps,
+            input_maps=input_maps,
             targets=answer.targets,
             errors=tuple(map(_as_estimate, made["error"])),
             source=Path(image) if isinstance(image, str | PathLike) else None,

@@ -31,8 +31,8 @@ class Choice:
     """Which photos and targets are evaluated.
 
     Attributes:
-        explain: what the maps explain: the ``predicted`` class, the ``true`` class, an index or a label. Of a model
-            that is no classifier: its surest box or largest region (``predicted``), the object that the data set states
+        explain: what the maps explain: the ``predicted`` class, the ``true`` class, an index or a label. For a model
+            of another task: its surest box or largest region (``predicted``), the object that the data set states
             (``true``), a label, or another target of `explain`.
         score: what is scored: the target that is ``explained``, or as `explain`.
         only: ``all`` photos, or those whose predicted class is ``correct`` or not (``misclassified``).
@@ -72,7 +72,7 @@ class Choice:
                 raise refuse(task, found, model.name)
             return
         if self.only != "all":
-            raise OptionError(f"only is {self.only!r}, and {model.name} is no classifier; expected all")
+            raise OptionError(f"only is {self.only!r}, and {model.name} is not a classifier; expected all")
         if "all" in self.ends:
             raise OptionError("the target to evaluate is 'all'; expected one target")
         if task == "embed" and not all(isinstance(end, Similarity) for end in self.ends):
@@ -115,7 +115,7 @@ class Cases:
         """Resolve all labels before the first photo.
 
         Raises:
-            TargetError, DatasetError: a label is unknown to the model. Of a model that is no classifier, an unknown
+            TargetError, DatasetError: a label is unknown to the model. For a model of another task, an unknown
                 label of a sample is an error of this sample.
         """
         self._run, self._choice = run, choice

@@ -39,7 +39,7 @@ class Result:
         controls: the names of the methods that are controls, such as ``random`` and ``centre``.
         rows: the values of each map.
         failures: the photos that could not be evaluated.
-        record: everything that the values depend on, as values that JSON knows.
+        record: everything that the values depend on, as plain JSON.
 
     Raises:
         OptionError: a name is used twice or is unknown, a method has two rows of a photo, a curve has another number of
@@ -228,7 +228,7 @@ class Result:
         return self.table()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as values that JSON knows. No number is NaN."""
+        """Return everything as plain JSON. No number is NaN."""
         return {
             "format": FORMAT,
             "record": as_json(self.record, "the record"),
@@ -344,7 +344,7 @@ class Result:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         names = [column.name for column in self.columns]
-        named = any(row.target for row in self.rows)  # of a model that is no classifier
+        named = any(row.target for row in self.rows)  # of a model of another task
         heads = ["photo", "method", "control", "explained", "scored", *(["target"] if named else []), *names, "reason"]
         writer.writerow(heads)
         for row in self.rows:

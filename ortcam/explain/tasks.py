@@ -1,4 +1,4 @@
-"""What the explainer does for models that are no classifiers: it finds the references of a photo."""
+"""What the explainer does for models of other tasks: it finds the references of a photo."""
 
 from __future__ import annotations
 

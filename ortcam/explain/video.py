@@ -90,7 +90,7 @@ def explain_video(
         steady: the time constant of the average over explained frames, in seconds; 0 for no average.
             `ortcam.core.timeline` defines the average.
         budget, tolerance, selection: as for `explain`.
-        opacity, colormap: of the overlays.
+        opacity, colormap: for the overlays, as in `Explanation.overlay`.
         caption: write class, probability and a colour bar under each frame, which makes the frames taller. Frames that
             are narrower than 168 pixels are magnified.
         overwrite: replace an earlier output.
