@@ -15,11 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import typer
 from served import Served, served
 from test_report import write_classifier
 from test_runtimes import need
 
 import ortcam
+from ortcam.cli.app import app
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.metrics import Metrics
 from ortcam.serving.questions import OUTPUTS
@@ -159,3 +161,11 @@ def test_the_tables_of_operators() -> None:
         "--max-output": defaults.output / 1e6, "--max-connections": defaults.connections, "--drain": 0,
     }  # fmt: skip
 
+
+def test_every_option_exists() -> None:
+    """The manifest and the commands of docs/serving.md use options of `ortcam serve`."""
+    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SERVING))
+    assert len(used) > 15
+    assert used - known == {"--data-binary", "--triton", "--workers"}  # of curl, of ortcam pack, of uvicorn
