@@ -76,6 +76,7 @@ def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     return known
 
 
+@pytest.mark.slow
 def test_rest(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python", server, "over REST")
     known, ours = run(code, folder, monkeypatch), cam.explain(folder / "photo.jpg", top_k=3, budget=32)
@@ -85,6 +86,7 @@ def test_rest(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: p
     assert run(code, folder, monkeypatch)["photo_of_row"].tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_grpc(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python", server, "over gRPC")
     known, ours = run(code, folder, monkeypatch), cam.explain(folder / "photo.jpg", targets=[2, 0])
@@ -93,6 +95,7 @@ def test_grpc(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: p
     assert np.array_equal(drawn, ours.overlay_at(0))
 
 
+@pytest.mark.slow
 def test_httpx(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python", server, "with httpx")
     known, ours = run(code, folder, monkeypatch), cam.explain(folder / "photo.jpg", top_k=3, budget=32)
@@ -101,6 +104,7 @@ def test_httpx(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: 
         known["explain"]((folder / "photo.jpg").read_bytes(), budget=0)
 
 
+@pytest.mark.slow
 def test_curl(server: Served, folder: Path) -> None:
     for block in blocks("bash", server):
         for line in block.splitlines():
@@ -113,6 +117,7 @@ def test_curl(server: Served, folder: Path) -> None:
                 assert json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_javascript(server: Served, folder: Path, cam: ortcam.ScoreCAM) -> None:
     need(shutil.which("node") is not None, "node")
     (code,) = blocks("javascript", server)
@@ -126,6 +131,7 @@ def test_javascript(server: Served, folder: Path, cam: ortcam.ScoreCAM) -> None:
     assert json.loads(done.stdout)[0]["picture"].startswith("data:image/png;base64,iVBOR")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", ["first protocol", "second protocol"])
 def test_kserve(title: str, server: Served, folder: Path, cam: ortcam.ScoreCAM) -> None:
     need(importlib.util.find_spec("kserve") is not None, "kserve")
