@@ -207,6 +207,12 @@ def test_what_the_server_refuses(page: Any, server: Served, photos: dict[str, Pa
     wait_until(page, "!document.querySelector('#fault').hidden")
     assert "purple" in page.inner_text("#fault")
     assert len(buttons(page)) == 3, "what was shown stays"
+    page.set_viewport_size({"width": 390, "height": 600})
+    page.locator("#wanted").scroll_into_view_if_needed()
+    page.fill("#wanted", "green")
+    page.press("#wanted", "Enter")
+    wait_until(page, "document.querySelector('#fault').textContent.includes('green')")
+    assert page.evaluate("document.querySelector('#fault').getBoundingClientRect().top >= 0"), "on the screen"
 
 
 @pytest.mark.slow
@@ -232,6 +238,7 @@ def test_a_key_is_asked_for(
         page.goto(server.url)
         wait_until(page, "!document.querySelector('#locked').hidden")
         assert page.evaluate("document.activeElement.id") == "key"
+        assert page.is_hidden("#drop")
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
         wait_until(page, "document.querySelector('#why').textContent.includes('no valid API key')")
@@ -239,6 +246,7 @@ def test_a_key_is_asked_for(
         page.click("#unlock button")
         wait_until(page, "document.querySelectorAll('#model option').length === 1")
         assert page.is_hidden("#locked")
+        assert page.is_visible("#drop")
         page.set_input_files("#file", photos["chelsea"])
         wait_for_targets(page, 4)
         page.close()
