@@ -68,7 +68,7 @@ class ExplainBatch:
 
     It returns a pyarrow.Table with the schema `SCHEMA`: a row for each row of the batch, in order. ``status`` is
     ``ok`` or ``error``; ``error_text`` is ortcam's message of one line. For the T targets of a photo, ``targets``,
-    ``labels``, ``probabilities``, ``estimated_error``, ``places`` (plain JSON for a target that is no class) and
+    ``labels``, ``probabilities``, ``estimated_error``, ``places`` (plain JSON for a target other than a class) and
     ``map`` have T entries. ``map_shape`` is [h,w] of float16 maps in C order, and [H,W,3] of PNG overlays.
 
     Attributes:

@@ -90,7 +90,7 @@ def compare(
             if grid is not None and strip is not None:
                 grid.add(strip)
         if not found:
-            raise DatasetError(f"no photo can be compared, of {len(named)}; the first error: {failures[0].error}")
+            raise DatasetError(f"0 of {len(named)} photos can be compared; the first error: {failures[0].error}")
         result = Comparison(names, bench.settings(budget), tuple(found), tuple(failures), bench.unrelated_r())
         if grid is not None and unfinished is not None:
             grid.draw(result)

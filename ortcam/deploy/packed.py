@@ -143,7 +143,7 @@ class PackedExplainer:
         if self.contract.classifies:
             self._questions = ClassQuestions(self.contract, self.facts, self.path.name)
         else:
-            self._questions = TaskQuestions(self.contract, self.facts, self._embed)
+            self._questions = TaskQuestions(self.contract, self.facts, self._embed, self.path.name)
         self._doubt = Doubt(self.facts["source"]["file"])
 
     @property
@@ -209,8 +209,7 @@ class PackedExplainer:
     def _explain(self, image: Image, words: Targets, top_k: int) -> PackedExplanation:
         begin = time.perf_counter()
         top_k = whole("top_k", top_k)
-        words = list(words) if isinstance(words, Iterator) else words
-        self._questions.check(words)
+        words = self._questions.check(list(words) if isinstance(words, Iterator) else words)
         pixels, origin = read_image(image)
         photo, feed, crop = self._prepare(pixels)
         if origin is None:
@@ -281,8 +280,7 @@ class PackedExplainer:
         """Explain photos one after the other; otherwise as `ScoreCAM.explain_batch`."""
         check_images(images)
         self._check_limits(budget, tolerance, selection)
-        targets = list(targets) if isinstance(targets, Iterator) else targets
-        self._questions.check(targets)
+        targets = self._questions.check(list(targets) if isinstance(targets, Iterator) else targets)
         for done, image in enumerate(images, 1):
             try:
                 explanation = self._explain(image, targets, top_k)

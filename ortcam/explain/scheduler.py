@@ -30,7 +30,7 @@ class InWork:
         forward: its plain pass.
         targets: the targets to explain.
         run: the method's run.
-        references: those of a model that is no classifier: the targets again; else empty.
+        references: those of a model of another task: the targets again; else empty.
         scored: the number of changed inputs that were run.
         error: the reason why it cannot be explained; None if there is none.
         result: its maps, once they are known.

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,14 @@ from ortcam.output.render import encode_png
 from ortcam.serving.answers import Answer, Explained, map_of
 from ortcam.serving.bodies import body_of, until_gone
 from ortcam.serving.desk import Call, Desk
+from ortcam.serving.page import read_page
 from ortcam.serving.protocol import InferRequest, check_parameters, read_json
 from ortcam.serving.questions import PREDICTIONS, Question, read_question, read_timeout
 from ortcam.serving.refusal import invalid
 from ortcam.serving.tensors import Tensor, show
 
 _WHOLE = ("budget", "top_k", "sign")  # parameters of a query that are numbers
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src blob: data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-}
+_FLAGS = ("caption", "overlay")  # those that are true or false
 
 
 class People:
@@ -41,8 +37,17 @@ class People:
         self._desk, self._service, self._limits = desk, desk.service, desk.limits
 
     async def page(self, request: Request, call: Call) -> Response:
-        text = (files("ortcam.serving") / "page.html").read_text(encoding="utf-8")
-        return Response(text, headers=_PAGE_HEADERS, media_type="text/html")
+        text, headers = read_page()
+        return Response(text, headers=headers, media_type="text/html")
+
+    async def describe_models(self, request: Request, call: Call) -> Response:
+        """Return what the page must know of the models and limits."""
+        models = [
+            {"name": name, "task": facts.task, "takes": sorted(facts.takes), "budgets": facts.has_budgets}
+            for name, facts in ((name, model.worker.facts) for name, model in self._service.models.items())
+        ]
+        known = {name: getattr(self._limits, name) for name in ("budget", "timeout", "body", "pixels", "targets")}
+        return Response(json.dumps({"models": models, "limits": known}), media_type="application/json")
 
     async def list_models(self, request: Request, call: Call) -> Response:
         return Response(json.dumps({"models": list(self._service.models)}), media_type="application/json")
@@ -53,11 +58,11 @@ class People:
         return Response(said, 200 if ready else 503, media_type="application/json")
 
     async def explain(self, request: Request, call: Call) -> Response:
-        """Explain the photo in the body; options are in the query."""
+        """Explain the photo in the body; options are in the query. With overlay=true, JSON holds the overlays too."""
         as_picture = _wants_picture(request.headers.get("accept", ""))
         given = _read_query(request)
         targets = [one.encode() for one in given.pop("target", [])]
-        caption = given.setdefault("caption", True)
+        caption, overlay = given.setdefault("caption", True), _flag("overlay", given.pop("overlay", False))
         async with body_of(request, self._desk) as body:
             inputs = {"image": Tensor.of_bytes("image", [body])}
             if targets:
@@ -65,12 +70,12 @@ class People:
             asked = InferRequest(inputs, parameters=given)
             question = replace(
                 read_question(asked, self._service.find(call.model).facts, self._limits),
-                outputs=("overlay",) if as_picture else ("scored",),
+                outputs=("overlay",) if as_picture or overlay else ("scored",),
             )
             made = await self._desk.answer(
                 call,
                 partial(self._service.submit, call.model, question, read_timeout(given, self._limits.timeout)),
-                partial(_draw, caption) if as_picture else partial(_describe, call.model),
+                partial(_draw, caption) if as_picture else partial(_describe, call.model, overlay),
                 until_gone(request),
             )
         return Response(made, media_type="image/png" if as_picture else "application/json")
@@ -124,7 +129,7 @@ def _read_query(request: Request) -> dict[str, Any]:
 
 
 def _typed(name: str, text: str) -> Any:
-    if name == "caption":
+    if name in _FLAGS:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
         if name in _WHOLE and len(text) < 20:
@@ -132,6 +137,12 @@ def _typed(name: str, text: str) -> Any:
         return float(text) if name == "tolerance" else text
     except ValueError:
         return text  # refused where it is read, with its value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise invalid(f"{name} is {show(value)}; expected true or false")
+    return value
 
 
 def _read_instances(head: Mapping[str, Any]) -> tuple[InferRequest, bool]:
@@ -143,9 +154,7 @@ def _read_instances(head: Mapping[str, Any]) -> tuple[InferRequest, bool]:
     if not isinstance(instances, list) or not instances:
         raise invalid("instances is missing; expected a list of photos, each {'b64': '...'}")
     given = dict(check_parameters({key: one for key, one in _parameters(head).items() if key != "targets"}))
-    overlays = given.pop("overlay", False)
-    if not isinstance(overlays, bool):
-        raise invalid(f"overlay is {show(overlays)}; expected true or false")
+    overlays = _flag("overlay", given.pop("overlay", False))
     inputs = {"image": Tensor.of_bytes("image", [_read_instance(one) for one in instances])}
     targets = _parameters(head).get("targets")
     if targets is not None:
@@ -179,13 +188,16 @@ def _draw(caption: bool, answer: Answer, question: Question) -> bytes:
     return encode_png(answer.explained[0].overlay_at(0, caption=caption))
 
 
-def _describe(model: str, answer: Answer, question: Question) -> bytes:
-    """Return an explanation in the words of its record, without files."""
+def _describe(model: str, overlay: bool, answer: Answer, question: Question) -> bytes:
+    """Return an explanation in the words of its record, without files; with overlays if they are asked for."""
     (explained,) = answer.explained
     record = explained.to_dict()
     photo = {side: record["photo"][side] for side in ("width", "height")}
     kept = {name: record[name] for name in ("crop", "method", "preset", "run", "map_correlations")}
     targets = [{name: value for name, value in one.items() if name != "overlay"} for one in record["targets"]]
+    if overlay:
+        for place, one in enumerate(targets):
+            one["overlay"] = _encoded(explained, place, question.caption)
     said = {"model": model, "layer": record["model"]["layer"], "photo": photo, **kept, "targets": targets}
     return json.dumps(said).encode()
 
@@ -216,8 +228,13 @@ def _write_explanations(answer: Answer, question: Question) -> bytes:
 def _with_map(one: Explained, place: int, size: str, overlay: bool) -> bytes:
     said: dict[str, Any] = describe_target(one.targets[place], one.errors[place], one.flat[place])
     if overlay:
-        said["overlay"] = {"b64": base64.b64encode(encode_png(one.overlay_at(place))).decode()}
+        said["overlay"] = _encoded(one, place, False)
     return json.dumps(said).encode()[:-1] + b', "saliency": ' + _rows(map_of(one, place, size)) + b"}"
+
+
+def _encoded(explained: Explained, place: int, caption: bool) -> dict[str, str]:
+    """Return an overlay as TensorFlow Serving has binary data in JSON."""
+    return {"b64": base64.b64encode(encode_png(explained.overlay_at(place, caption=caption))).decode()}
 
 
 def _rows(saliency: NDArray[np.float32]) -> bytes:
