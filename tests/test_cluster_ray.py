@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ import ray
 from cluster_toy import write_model, write_photos
 
 from ortcam.cluster.batch import ExplainBatch
-from ortcam.cluster.job import Job
+from ortcam.cluster.job import Job, open_job
 from ortcam.cluster.ray import Crew, run
+from ortcam.cluster.work import Work
 
 pytestmark = [
     pytest.mark.slow,
@@ -235,6 +237,32 @@ run(Job(batch, [str(files / "photos")], output, per_part={PER_PART}), Crew(worke
     refused = command(*words, "--top-k", 2)
     assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
     assert "it holds a job with options.top_k = 1; got 2" in refused.stderr
+
+
+def test_a_worker_is_killed_between_its_data_and_the_rename(files: Path, tmp_path: Path, expected: pa.Table) -> None:
+    output = tmp_path / "out"
+    program = f"""
+import os, signal
+from pathlib import Path
+from ortcam.cluster.batch import ExplainBatch
+from ortcam.cluster.job import Job, open_job
+from ortcam.cluster.work import Work
+files, output = Path({str(files)!r}), Path({str(output)!r})
+batch = ExplainBatch(files / "toy.onnx", budget={BUDGET}, threads=1, provider="cpu")
+opened = open_job(Job(batch, [str(files / "photos")], output, per_part={PER_PART}))
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)  # the data are written, under the temporary name
+Work(opened.job.batch, opened.folder, opened.job.columns)(7)
+"""
+    assert command(sys.executable, "-c", program).returncode == -signal.SIGKILL
+    left = {path.name.split(".")[1]: path.stat().st_size for path in (output / "explanations").iterdir()}
+    assert left.keys() == {"part-00000007"} and not parts_of(output)
+    opened = open_job(replace(job(files, output), batch=replace(job(files, output).batch, provider="cpu")))
+    work = Work(opened.job.batch, opened.folder, opened.job.columns)
+    for part in [*opened.parts, 7]:
+        work(part)
+    opened.folder.close()
+    assert rows_of(output).equals(expected)
+    assert len(parts_of(output)) == len(list((output / "explanations").iterdir()))
 
 
 @contextlib.contextmanager
