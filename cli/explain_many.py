@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from pathlib import Path
@@ -130,13 +131,15 @@ def explain_many(
     missing = [name for name in ("ray", "pyarrow", "pandas") if importlib.util.find_spec(name) is None]
     if missing:
         raise OptionError(f"{', '.join(missing)} missing, which explain-many needs: pip install 'ortcam[ray]'")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that still runs at the end would start Ray again
     if target and top_k != 1:
         raise typer.BadParameter("give either --top-k or targets, not both")
     from ortcam import Detecting
     from ortcam.cluster.batch import ExplainBatch
     from ortcam.cluster.job import Job
     from ortcam.cluster.photos import Columns
-    from ortcam.cluster.ray import Crew, run
+    from ortcam.cluster.crew import Crew
+from ortcam.cluster.ray import run
 
     batch = ExplainBatch(
         model,

@@ -19,10 +19,11 @@ import pytest
 from cluster_toy import write_model, write_photos
 
 from ortcam.cluster.batch import ExplainBatch
+from ortcam.cluster.crew import Crew
 from ortcam.cluster.folder import Tally
 from ortcam.cluster.job import Job, Opened, open_job
 from ortcam.cluster.photos import Columns, Entry, find_photos, write_list
-from ortcam.cluster.ray import Crew, Progress, run
+from ortcam.cluster.ray import Progress, run
 from ortcam.cluster.work import Work
 from ortcam.errors import ModelError, OccupiedError, OptionError, OrtcamError, OutputError, TargetError
 

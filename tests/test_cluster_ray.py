@@ -28,8 +28,9 @@ import ray
 from cluster_toy import write_model, write_photos
 
 from ortcam.cluster.batch import ExplainBatch
+from ortcam.cluster.crew import Crew
 from ortcam.cluster.job import Job, open_job
-from ortcam.cluster.ray import Crew, run
+from ortcam.cluster.ray import run
 from ortcam.cluster.work import Work
 
 pytestmark = [
@@ -207,7 +208,8 @@ import os, signal
 from pathlib import Path
 from ortcam.cluster.batch import ExplainBatch
 from ortcam.cluster.job import Job
-from ortcam.cluster.ray import Crew, run
+from ortcam.cluster.crew import Crew
+from ortcam.cluster.ray import run
 files, output = Path({str(files)!r}), Path({str(output)!r})
 batch = ExplainBatch(files / "toy.onnx", budget={BUDGET}, threads=1)
 def die(progress):

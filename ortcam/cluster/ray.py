@@ -9,16 +9,17 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ortcam.cluster.batch import ExplainBatch
+from ortcam.cluster.crew import Crew
 from ortcam.cluster.folder import Tally
 from ortcam.cluster.job import Job, Opened, open_job
 from ortcam.cluster.work import Work
 from ortcam.core.native import quiet
-from ortcam.errors import OptionError, OrtcamError, one_line, whole
+from ortcam.errors import OptionError, OrtcamError, one_line
 
 # Usage statistics are off, and Ray's own lines too: ortcam reports progress and errors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -27,73 +28,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray war
 _MOST_BLOCKS = 4096  # of part numbers: the pieces that workers take, and progress comes in
 _SECONDS_TO_ANSWER = 10  # for a cluster
 _SECONDS_TO_START = 600  # for the first workers
+_SECONDS_OF_SILENCE = 20  # of the head of a cluster; after that, the job ends
 _SECONDS_WITHOUT_MACHINES = 60  # after that, a job whose machines are all lost ends
 _STORE_BYTES = 100_000_000  # of Ray's store on this machine: photos and maps never go through it
 OnProgress = Callable[["Progress"], None]
-
-
-@dataclass(frozen=True)
-class Crew:
-    """The workers of a job.
-
-    Attributes:
-        workers: how many; None for as many as the processors, or GPUs, allow.
-        threads: CPU threads of each worker.
-        gpus_per_worker: the GPUs of a worker, or its share of one, such as 0.25; 0 for CPUs.
-        address: the address of a Ray cluster, such as ``auto`` or 10.0.0.1:6379; None to start Ray on this machine.
-    """
-
-    workers: int | None = None
-    threads: int = 1
-    gpus_per_worker: float = 0.0
-    address: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            OptionError: one is invalid.
-        """
-        whole("threads", self.threads)
-        if self.workers is not None:
-            whole("workers", self.workers)
-        if self.address is not None and self.address.startswith("ray://"):
-            raise OptionError(f"address is {self.address}, of Ray's client; expected HOST:PORT of the cluster, or auto")
-        share = self.gpus_per_worker
-        if share < 0 or (share > 1 and share != int(share)):
-            raise OptionError(f"gpus_per_worker is {share:g}; expected a share of a GPU, such as 0.25, or whole GPUs")
-
-    def places(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Return how many workers fit into nodes with these resources, ``CPU`` and ``GPU``."""
-        return sum(self._fitting(node) for node in nodes)
-
-    def _fitting(self, node: Mapping[str, float]) -> int:
-        by_cpu = int(node.get("CPU", 0) // self.threads)
-        if not self.gpus_per_worker:
-            return by_cpu
-        gpus, share = int(node.get("GPU", 0)), self.gpus_per_worker
-        by_gpu = gpus * int(1 / share + 1e-6) if share < 1 else int(gpus // share)
-        return min(by_cpu, by_gpu)
-
-    def size(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Return the number of workers.
-
-        Raises:
-            OptionError: the nodes have no place for them. Ray would wait for ever, without a word.
-        """
-        places = self.places(nodes)
-        wanted = places if self.workers is None else self.workers
-        if 0 < wanted <= places:
-            return wanted
-        each = f"{self.threads} CPU{'s'[: self.threads != 1]}" + (
-            f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else ""
-        )
-        cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-        have = f"{cpus:g} CPU{'s'[: cpus != 1]}" + (f" and {gpus:g} GPUs" if self.gpus_per_worker else "")
-        raise OptionError(
-            f"got {wanted or 1} workers of {each} each; expected at most {places}, which fit into {have} of "
-            f"{len(nodes)} machine{'s'[: len(nodes) != 1]}; give fewer --workers or --threads, or more machines"
-        )
 
 
 @dataclass(frozen=True)
@@ -321,11 +259,19 @@ class _Run:
 
     def _next(self) -> dict[str, Any] | None:
         """Return the next row of a worker; None at the end."""
-        lost = 0.0
+        lost = silent = 0.0
         while True:
             try:
                 found = self._found.get(timeout=1)
             except queue.Empty:
+                silent = 0.0 if self._answers() else silent or time.monotonic()
+                if silent:
+                    if time.monotonic() - silent > _SECONDS_OF_SILENCE:
+                        raise OrtcamError(
+                            f"the cluster at {self._crew.address} does not answer any more; run the same command "
+                            "again to go on"
+                        ) from None
+                    continue
                 lost = 0.0 if self._crew.places(self._nodes()) else lost or time.monotonic()
                 if lost and time.monotonic() - lost > _SECONDS_WITHOUT_MACHINES:
                     raise OrtcamError(
@@ -337,6 +283,14 @@ class _Run:
                     f"the workers ended ({_cause(found)}); run the same command again to go on"
                 ) from found
             return found
+
+    def _answers(self) -> bool:
+        """Return whether the head of the cluster still answers; without it, Ray ends this process after a minute."""
+        try:
+            _knock(self._crew.address or "")
+        except OSError:
+            return False
+        return True
 
     def _read(self, workers: int) -> None:
         """Let Ray run the parts, and pass on its rows."""
