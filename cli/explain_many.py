@@ -139,7 +139,7 @@ def explain_many(
     from ortcam.cluster.job import Job
     from ortcam.cluster.photos import Columns
     from ortcam.cluster.crew import Crew
-from ortcam.cluster.ray import run
+    from ortcam.cluster.ray import run
 
     batch = ExplainBatch(
         model,
