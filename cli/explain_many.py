@@ -136,9 +136,9 @@ def explain_many(
         raise typer.BadParameter("give either --top-k or targets, not both")
     from ortcam import Detecting
     from ortcam.cluster.batch import ExplainBatch
+    from ortcam.cluster.crew import Crew
     from ortcam.cluster.job import Job
     from ortcam.cluster.photos import Columns
-    from ortcam.cluster.crew import Crew
     from ortcam.cluster.ray import run
 
     batch = ExplainBatch(
