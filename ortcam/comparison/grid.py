@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ortcam.comparison.result import RECORD, TABLE, Cell, Compared, Comparison
+from ortcam.comparison.result import Cell, Compared, Comparison
 from ortcam.comparison.strips import Strip, split
 from ortcam.comparison.text import Writer
 from ortcam.core.pictures import Photo
-from ortcam.errors import OptionError
 from ortcam.model.image import decode_photo
 from ortcam.output.render import encode_png
 
@@ -155,16 +153,3 @@ def _top(cell: Cell, same_class: bool | None) -> list[Line]:
     if top is None or (top.index == cell.target.index and same_class is not False):
         return []
     return [Line(f"top class: {top.name} {top.probability:.2f}", _RED if same_class is False else _GREY)]
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether `compare` writes a file of this name."""
-    return path.is_file() and (path.name in (RECORD, TABLE) or re.fullmatch(r"grid(-\d+)?\.png", path.name) is not None)
-
-
-def require_matplotlib() -> None:
-    """Raise an OptionError if matplotlib is missing."""
-    try:
-        import matplotlib.figure as _  # noqa: F401
-    except ImportError as error:
-        raise OptionError("the grid needs matplotlib: pip install 'ortcam[evaluation]', or leave -o out") from error
