@@ -67,7 +67,8 @@ class CompareReport(PageWriter):
             OutputError: the page cannot be written.
         """
         self._file()
-        title = f"Maps compared: {', '.join(result.columns)}"
+        names = " and ".join(result.columns)
+        title = f"Maps compared: {names if len(result.columns) == 2 else f'{len(result.columns)} columns'}"
         parts = fill_template(
             "compare.html", ("page.css", "compare.css"), ("common.js", "compare.js"), title, _COLORMAP, fades=True
         )
@@ -146,7 +147,9 @@ def _row(photo: Compared, order: int) -> dict[str, Any]:
             _cell(cell, pair.similarity.r if pair else None, pair.same_class if pair else None)
             for cell, pair in zip(photo.cells, [None, *found], strict=True)
         ],
-        "pairs": [[pair.similarity.r, pair.similarity.spearman, pair.similarity.energy_in_common] for pair in photo.pairs],
+        "pairs": [
+            [pair.similarity.r, pair.similarity.spearman, pair.similarity.energy_in_common] for pair in photo.pairs
+        ],
     }
 
 
