@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ def why_occupied(folder: Path, question: Callable[[], Question] | None) -> str |
     if refused is not None or question is None or all(map(_is_page, folder.iterdir())):
         return refused
     return why_other(folder / RECORD, question(), _question_of)
+
+
+def keep_pages(folder: Path, unfinished: Path) -> None:
+    """Copy the reports in a folder to the unfinished folder that replaces it."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _is_page(path):
+            shutil.copy2(path, unfinished / path.name)
 
 
 def options_of(columns: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ortcam.comparison.bench import Bench
 from ortcam.comparison.columns import Column, open_columns
-from ortcam.comparison.folder import RECORD, TABLE, options_of, why_occupied
+from ortcam.comparison.folder import RECORD, TABLE, keep_pages, options_of, why_occupied
 from ortcam.comparison.grid import Grid
 from ortcam.comparison.result import Compared, Comparison, Repeated
 from ortcam.comparison.strips import LONGEST
@@ -112,8 +112,9 @@ def compare(
             raise DatasetError(f"no photo can be compared, of {len(named)}; the first error: {failures[0].error}")
         settings, unrelated = bench.settings(budget), bench.unrelated_r()
         result = Comparison(names, settings, tuple(found), tuple(failures), unrelated, tuple(repeated))
-        if grid is not None:
+        if folder is not None and grid is not None:
             grid.draw(result)
             result.write_json(unfinished / RECORD)
             result.write_csv(unfinished / TABLE)
+            keep_pages(Path(folder), unfinished)
     return result

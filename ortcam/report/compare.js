@@ -29,6 +29,7 @@ function captionOf(row, place) {
   const cell = row.cells[place];
   caption.append(make("span", "column", columns[place].name));
   caption.append(place ? make("span", cell.r === null || cell.r < about.low ? "r low" : "r", showR(cell.r)) : make("span", "", "reference"));
+  if (cell.flat) caption.append(make("span", "r low", "flat map"));
   const target = make("span", "target", `${cell.target} `);
   target.append(make("span", "value", `${cell.probability === null ? "score " : ""}${showValue(cell)}`));
   caption.append(target);
@@ -262,9 +263,10 @@ function prepare() {
   const tiles = [
     ["Photos", rows.length.toLocaleString("en")], ["Columns", columns.length],
     ...(pairs.length === 1 ? [["Mean r", round(pairs[0].r[0])]] : []),
-    [`Photos with r below ${about.low}`, share(count("low"))],
+    [`Photos with r below ${about.low}${columns.length > 2 ? " in a column" : ""}`, share(count("low"))],
     ...(pairs.some((pair) => pair.changed !== null) ? [["Photos with another top class", share(count("changed"))]] : []),
     ...(count("flat") ? [["Photos with a flat map", share(count("flat"))]] : []),
+    ...(about.failures.length ? [["Failed photos", about.failures.length]] : []),
   ];
   at("tiles").replaceChildren(...tiles.map(([name, text]) => pairOf(name, text)));
   at("lines").replaceChildren(...about.lines.map((text) => make("li", "", text)));
