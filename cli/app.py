@@ -28,6 +28,7 @@ from ortcam.cli import (
     preprocessing,
     reproduce,
     sanity,
+    serve,
 )
 from ortcam.core.native import own_standard_error
 from ortcam.errors import OrtcamError, one_line
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 for command in (
     export.export, inspect.inspect, preprocessing.preprocessing, explain.explain, evaluate.evaluate,
-    debug.debug, sanity.sanity, compare.compare, reproduce.reproduce, pack.pack, page.page, doctor.doctor,
+    debug.debug, sanity.sanity, compare.compare, reproduce.reproduce, pack.pack, page.page, serve.serve, doctor.doctor,
     demo.demo,
 ):  # fmt: skip
     app.command()(command)

@@ -136,7 +136,7 @@ def compare(
     errors: list[dict[str, str]] = []
 
     def report(source: Path, error: OrtcamError) -> None:
-        message = str(error) if Path(source).name in str(error) else f"{Path(source).name}: {error}"
+        message = console.about(Path(source).name, error)
         errors.append({"source": str(source), "error": message})
         console.fail(message)
         if console.debug:
@@ -199,13 +199,13 @@ def _is_inside(photo: Path, output: Path | None) -> bool:
 
 def _print_result(result: Comparison) -> None:
     count = len(result.photos)
-    print(f"{count} photo{'' if count == 1 else 's'}; each column against {result.columns[0]}")
-    print()
+    console.say(f"{count} photo{'' if count == 1 else 's'}; each column against {result.columns[0]}")
+    console.say()
     heads, rows = result.cells(wide=console.table_width() >= _WIDTH_OF_ALL)
     table = console.make_table(*heads, right=("mean r", "least r"))
     for row in rows:
         table.add_row(*row)
     console.print_table(table)
-    print()
+    console.say()
     for line in result.lines():
-        print(line)
+        console.say(line)

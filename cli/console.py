@@ -1,13 +1,20 @@
-"""Print to the screen: results to standard output, everything else to standard error."""
+"""Print to the screen: results to standard output, everything else to standard error.
+
+Names of files and labels may hold any character. Control characters in them are shown as escapes.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from ortcam.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,19 +24,36 @@ debug = False  # whether --debug was given
 
 
 def fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def note(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
+
+
+def say(line: str = "") -> None:
+    """Print a line of a result."""
+    print(printable(line))
+
+
+def about(name: str, error: Exception) -> str:
+    """Return the message of an error about a file, with the file's name before it if the message has no name."""
+    message = str(error)
+    return message if printable(Path(name).name) in message else f"{printable(name)}: {message}"
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON. It holds names as they are: control characters have the escapes of JSON."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(re.sub(r"[^\n -~]", lambda found: _in_json(found[0]), text))
+
+
+def _in_json(character: str) -> str:
+    return character if printable(character) == character else f"\\u{ord(character):04x}"
 
 
 def make_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -37,7 +61,11 @@ def make_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    class Escaped(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    table = Escaped(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for column in columns:
         number = column in right
         table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
@@ -71,11 +99,13 @@ def progress_bar(total: float) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
-        yield lambda description, done: progress.update(task, description=description or None, completed=done)
+        yield lambda description, done: progress.update(
+            task, description=printable(description) or None, completed=done
+        )

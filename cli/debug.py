@@ -96,7 +96,7 @@ def debug(
     def report(photo: str, error: OrtcamError) -> None:
         nonlocal failed
         failed = True
-        console.fail(str(error) if Path(photo).name in str(error) else f"{photo}: {error}")
+        console.fail(console.about(photo, error))
         if console.debug:
             traceback.print_exception(error)
 
@@ -131,22 +131,22 @@ def _print(found: Debugging) -> None:
     for note in found.record["dataset"]["notes"]:
         console.note(f"note: {note}")
     if found.accuracy is None:
-        print("no photo could be predicted")
+        console.say("no photo could be predicted")
         return
     right = len(found.photos) - found.misclassified
-    print(f"accuracy {found.accuracy:.1%} ({right} of {len(found.photos)} photos)")
+    console.say(f"accuracy {found.accuracy:.1%} ({right} of {len(found.photos)} photos)")
     if not found.misclassified:
-        print("no photo is misclassified")
+        console.say("no photo is misclassified")
         return
-    print(f"{found.misclassified} misclassified, {len(found.mistakes)} of them explained")
-    print()
+    console.say(f"{found.misclassified} misclassified, {len(found.mistakes)} of them explained")
+    console.say()
     pairs = console.make_table("true class", "predicted class", "photos", right=("photos",))
     for pair in found.pairs[:_SHOWN]:
         pairs.add_row(*pair.names, str(pair.count))
     console.print_table(pairs)
     if len(found.pairs) > _SHOWN:
-        print(f"and {len(found.pairs) - _SHOWN} more pairs")
-    print()
+        console.say(f"and {len(found.pairs) - _SHOWN} more pairs")
+    console.say()
     numbers = ("lead", "in common", "true class wins")
     table = console.make_table("most suspicious", "true class", "predicted class", *numbers, "flags", right=numbers[:2])
     for mistake in found.mistakes[:_SHOWN]:
@@ -160,6 +160,6 @@ def _print(found: Debugging) -> None:
             ", ".join(mistake.flags),
         )
     console.print_table(table)
-    print()
-    print(f"Order: {found.record['order']}.")
-    print("True class wins: it is the most probable class without the top region of the predicted class's map.")
+    console.say()
+    console.say(f"Order: {found.record['order']}.")
+    console.say("True class wins: it is the most probable class without the top region of the predicted class's map.")

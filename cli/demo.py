@@ -91,7 +91,7 @@ def demo(
         encode_png(draw_sheet([(e.photo, e.overlay(), _caption(e)) for e in explained if e.photo is not None]))
     )
     console.print_table(table)
-    print(f"Overlays: {sheet} and one folder per photo in {output}/. A constant channel needs no pass.")
+    console.say(f"Overlays: {sheet} and one folder per photo in {output}/. A constant channel needs no pass.")
     print("The same with your own model and photos:\n")
     print("  ortcam export torchvision:resnet50 -o model.onnx     # or timm:NAME, FILE.py:CALLABLE, FILE.onnx")
     print("  ortcam explain model.onnx photo.jpg -o explanations --top-k 3")

@@ -66,9 +66,9 @@ def doctor(
     if as_json:
         console.print_json(facts)
     else:
-        print(f"ortcam {__version__}, Python {facts['python']}, {facts['platform']}")
-        print(", ".join(f"{name} {version or '(not installed)'}" for name, version in facts["packages"].items()))
-        print(
+        console.say(f"ortcam {__version__}, Python {facts['python']}, {facts['platform']}")
+        console.say(", ".join(f"{name} {version or '(not installed)'}" for name, version in facts["packages"].items()))
+        console.say(
             "ONNX Runtime: "
             + (", ".join(f"{name} {version}" for name, version in facts["runtime_packages"].items()) or "none")
         )

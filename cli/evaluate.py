@@ -67,8 +67,8 @@ def evaluate(
         typer.Option(
             "--explain",
             help="The class that maps explain: predicted, true, an index or a label. Default: true for metrics that "
-            "need a box or a mask, else predicted. Of a detector or segmenter, predicted is its surest box or largest "
-            "region, which is the default, and true the object that the data set states.",
+            "need a box or a mask, else predicted. For a detector or segmenter, predicted (the default) is its surest "
+            "box or largest region, and true is the object of the data set.",
             show_default=False,
         ),
     ] = None,
@@ -143,7 +143,7 @@ def evaluate(
 
     def report(photo: str, error: OrtcamError) -> None:
         errors.append({"photo": photo, "error": str(error)})
-        console.fail(str(error) if Path(photo).name in str(error) else f"{photo}: {error}")
+        console.fail(console.about(photo, error))
         if console.debug:
             traceback.print_exception(error)
 
@@ -175,7 +175,8 @@ def evaluate(
     if as_json:
         console.print_json(result.to_dict())
     else:
-        print(result.table(console.table_width()))
+        for line in result.table(console.table_width()).split("\n"):
+            console.say(line)
         if output is not None:
             console.note(f"written to {output}/")
     if errors:

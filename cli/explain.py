@@ -55,8 +55,8 @@ def explain(
         typer.Option(
             "--target",
             "-t",
-            help="Explain this class: an index, a label, or all. May be repeated. Default: the top class. Of a "
-            "detector the surest box of the class, of a segmenter its region, of plain values the number.",
+            help="Explain this class: an index, a label, or all. May be repeated. Default: the top class. For a "
+            "detector: the surest box of this class; for a segmenter: its region; for plain values: the number of one.",
         ),
     ] = None,
     box: target_options.Boxes = None,
@@ -105,8 +105,8 @@ def explain(
     caption: Annotated[
         bool,
         typer.Option(
-            help="Write class, probability, method, error and a colour bar under each overlay. --no-caption writes "
-            "the overlay alone."
+            help="Write class, probability, method, error and a colour bar under each overlay, of a video under "
+            "each frame, without the error. --no-caption writes the overlay alone."
         ),
     ] = True,
     boxes: Annotated[
@@ -174,15 +174,14 @@ def explain(
         return
     limits: dict[str, Any] = {"budget": budget, "tolerance": tolerance, "selection": selection}
     if clip is not None:
-        drawn = {"opacity": opacity, "colormap": colormap, "overwrite": overwrite}
+        drawn = {"opacity": opacity, "colormap": colormap, "caption": caption, "overwrite": overwrite}
         video.explain(explainer, clip, wanted, as_json, **limits, **drawn)
         return
     done: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
 
     def report(source: Path, error: OrtcamError) -> None:
-        shown = "standard input" if source == STDIN else source.name
-        message = str(error) if shown in str(error) else f"{shown}: {error}"
+        message = console.about("standard input" if source == STDIN else source.name, error)
         errors.append({"source": str(source), "error": message})
         console.fail(message)
         if console.debug:

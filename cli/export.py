@@ -119,8 +119,8 @@ def export(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Anchors of a detector: .npy, .json or .csv, rows of cx, cy, w, h as parts of the input; of a YOLOv5 "
-            "widths and heights in pixels.",
+            help="Anchors of a detector: .npy, .json or .csv, rows of cx, cy, w, h as parts of the input; for a "
+            "YOLOv5, widths and heights in pixels.",
         ),
     ] = None,
     precision: Annotated[
@@ -214,17 +214,19 @@ def export(
         else f"{contract.task}: {' and '.join(contract.outputs)}"
     )
     shapes = [" x ".join("?" if dim is None else str(dim) for dim in layer.shape) for layer in report.layers]
-    print(f"{report.path}: target layer {report.layer} ({shapes[0]}), {described}")
+    console.say(f"{report.path}: target layer {report.layer} ({shapes[0]}), {described}")
     inner = "" if agreement.activations is None else f", target layer within {agreement.activations:.1g}"
     for other, shape in zip(report.layers[1:], shapes[1:], strict=True):
-        print(f"{report.path}: layer {other.name} ({shape})")
+        console.say(f"{report.path}: layer {other.name} ({shape})")
         inner += "" if other.error is None else f", layer {other.name} within {other.error:.1g}"
     if contract.classifies:
-        print(f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class")
+        console.say(
+            f"verified against its source: scores within {agreement.logits:.1g}{inner} (relative), same top class"
+        )
     else:
         errors = contract.verified["relative_errors"].items()
         within = ", ".join(f"{role} within {error:.1g}" for role, error in errors)
-        print(f"verified against its source: {within}{inner} (relative)")
+        console.say(f"verified against its source: {within}{inner} (relative)")
 
 
 def default_output(source: str) -> Path:

@@ -48,8 +48,8 @@ def inspect(
         return
     for kind in ("inputs", "outputs"):
         for value in facts[kind]:
-            print(f"{kind[:-1]:7} {value['name']}  {value['dtype']} {value['shape']}")
-    print(f"opset   {facts['opset']}")
+            console.say(f"{kind[:-1]:7} {value['name']}  {value['dtype']} {value['shape']}")
+    console.say(f"opset   {facts['opset']}")
     contract = facts["contract"]
     if facts["explainer"] is not None:
         _print_contract(contract)
@@ -215,14 +215,14 @@ def _describe_output(contract: dict[str, Any]) -> str:
 def _print_contract(contract: dict[str, Any]) -> None:
     for layer in contract["layers"]:
         held = "" if layer["output"] in (None, "activations") else f", output {layer['output']}"
-        print(f"layer   {layer['name']} ({layer['value']} in the source graph{held})")
+        console.say(f"layer   {layer['name']} ({layer['value']} in the source graph{held})")
     layouts = ", ".join(f"{layer['output'] or 'activations'} {layer['layout']}" for layer in contract["layers"])
     classifies = contract["task"] == "classify"
     result = f"output: {_describe_output(contract)}" if classifies else f"task: {contract['task']}"
-    print(f"layout  image {contract['image_layout']}, {layouts}; {result}")
+    console.say(f"layout  image {contract['image_layout']}, {layouts}; {result}")
     preprocessing = contract["preprocessing"]
     if preprocessing is None:
-        print("photos  no preprocessing is known: only input tensors can be explained")
+        console.say("photos  no preprocessing is known: only input tensors can be explained")
     else:
         how, resize = "stretched", preprocessing["resize"]
         if preprocessing.get("fit") == "letterbox":
@@ -232,16 +232,16 @@ def _print_contract(contract: dict[str, Any]) -> None:
         elif resize is not None:
             how = f"shorter side to {resize}, centre cut"
         scale, mean, std = f"{preprocessing['scale']:.6g}", _short(preprocessing["mean"]), _short(preprocessing["std"])
-        print(
+        console.say(
             f"photos  {preprocessing['channels']} {preprocessing['height']}x{preprocessing['width']}, {how}, "
             f"{preprocessing['interpolation']}; (value * {scale} - {mean}) / {std}"
         )
     labels = contract["labels"]
     more = "" if labels is None or len(labels) <= _FEW_LABELS else "; ..."
-    print("labels  none" if labels is None else f"labels  {len(labels)}: {'; '.join(labels[:_FEW_LABELS])}{more}")
+    console.say("labels  none" if labels is None else f"labels  {len(labels)}: {'; '.join(labels[:_FEW_LABELS])}{more}")
     source = contract["source"]
     versions = ", ".join(f"{name} {version}" for name, version in source.get("versions", {}).items())
-    print(f"source  {source.get('kind')} {source.get('name')} ({versions})")
+    console.say(f"source  {source.get('kind')} {source.get('name')} ({versions})")
     _print_verified(contract["verified"], contract["layers"])
 
 
@@ -255,11 +255,11 @@ def _print_verified(verified: dict[str, Any], layers: list[dict[str, Any]]) -> N
             inner += "" if error is None else f", {layer['name'] if several else 'target layer'} within {error:g}"
         errors = verified.get("relative_errors") or {"scores": verified["logits_relative_error"]}
         scores = ", ".join(f"{what} within {error:g}" for what, error in errors.items())
-        print(f"checked {scores}{inner} (relative) of the source, batches {verified['batches']}")
+        console.say(f"checked {scores}{inner} (relative) of the source, batches {verified['batches']}")
     for layer in layers:
         found = layer["verified"].get("places")
         if found is not None:
-            print(f"places  {layer['name'] + ': ' if several else ''}{_PLACES.get(found, 'wrong: ' + found)}")
+            console.say(f"places  {layer['name'] + ': ' if several else ''}{_PLACES.get(found, 'wrong: ' + found)}")
 
 
 def _explainer_facts(entries: dict[str, str], path: Path) -> dict[str, Any]:
@@ -273,12 +273,12 @@ def _print_explainer(facts: dict[str, Any], task: str) -> None:
 
     takes = "photos of any size" if facts["raw"] else "preprocessed tensors"
     default = facts["default_target"]
-    print(f"packed  {describe_run(facts)}, batches of {facts['batch_size']}; takes {takes}")
+    console.say(f"packed  {describe_run(facts)}, batches of {facts['batch_size']}; takes {takes}")
     if task != "embed":
         surest = {"classify": "; -1: top class", "detect": "; -1: surest box", "segment": "; -1: largest region"}
         given = "must be given" if default is None else f"{default} where it is not given"
-        print(f"target  {given}{surest.get(task, '')}")
-    print(
+        console.say(f"target  {given}{surest.get(task, '')}")
+    console.say(
         f"made    of {facts['source']['file']} (sha256 {facts['source']['sha256'][:16]}...), ortcam {facts['ortcam']}"
     )
 

@@ -110,11 +110,13 @@ def pack(
         )
         return
     size, facts = path.stat().st_size / 1e6, report.facts
-    print(f"{path}: {size:.1f} MB; {describe_run(facts)}, batches of {facts['batch_size']}")
+    console.say(f"{path}: {size:.1f} MB; {describe_run(facts)}, batches of {facts['batch_size']}")
     if report.r is not None:
-        print(f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}")
+        console.say(
+            f"checked against the engine: r = {report.r:.6f}, largest difference {report.largest_difference:.1g}"
+        )
     if folder is not None:
-        print(f"{folder}: a model for Triton; start the server with --model-repository {triton}")
+        console.say(f"{folder}: a model for Triton; start the server with --model-repository {triton}")
     task = facts.get("task", "classify")
     more = {"classify": f"; in a browser: ortcam page {path} -o site", "embed": " --like reference.jpg"}.get(task, "")
     console.note(f"to try it: ortcam explain {path} photo.jpg{more}")

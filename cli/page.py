@@ -35,7 +35,7 @@ def page(
 
     folder = write_page(explainer, output, example or [], runtime, title)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {size / 1e6:.1f} MB; any web server can serve it: python3 -m http.server -d {folder}")
+    console.say(f"{folder}: {size / 1e6:.1f} MB; any web server can serve it: python3 -m http.server -d {folder}")
     console.note(
         "for a browser, pack method cam or a budget of at most 32: a pass takes ten times as long there as on a server"
     )

@@ -159,16 +159,18 @@ def _print_results(seen: list[dict[str, Any]], sure: dict[str, float], model: Ca
             table.add_row(Path(photo["source"]).name if row == 0 else "", prediction["preprocessing"], *cells)
     console.print_table(table)
     if len(seen) > 1:
-        print()
+        console.say()
         table = console.make_table("preprocessing", f"probability of the top class, mean of {len(seen)} photos")
         for name, mean in sure.items():
             table.add_row(name, f"{mean:.1%}")
         console.print_table(table)
     console.note(
-        "A high probability proves nothing: a model can be confident and wrong, also with a wrong preprocessing.\n"
-        "Use the preprocessing that the model was trained with. If it is unknown, use the preprocessing whose classes\n"
-        "match the photos, on many photos."
+        "A high probability proves nothing: a model can be confident and wrong, also with a wrong preprocessing."
     )
+    console.note(
+        "Use the preprocessing that the model was trained with. If it is unknown, use the preprocessing whose classes"
+    )
+    console.note("match the photos, on many photos.")
     console.note(f"To set it: ortcam export {model.shown} -o {Path(model.shown).stem}.cam.onnx --preprocess NAME")
 
 

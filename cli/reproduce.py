@@ -63,8 +63,8 @@ def reproduce(
 
 def _print(found: Reproduction) -> None:
     same = {True: "the same", False: "another", None: "unknown: its hash was not recorded"}
-    print(f"model: {same[found.same_model]}")
-    print(f"photo: {same[found.same_photo]}")
+    console.say(f"model: {same[found.same_model]}")
+    console.say(f"photo: {same[found.same_photo]}")
     table = console.make_table("target", "r", "largest difference", "", right=("r", "largest difference"))
     for one, target in zip(found.maps, found.explanation.targets, strict=True):
         table.add_row(

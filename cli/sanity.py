@@ -45,8 +45,8 @@ def sanity(
     draw: Annotated[
         str,
         typer.Option(
-            help="Random weights: gaussian (same mean and deviation as before) or permutation (of the own values). "
-            "Integers are always permuted.",
+            help="Random weights: gaussian (same mean and deviation as before) or permutation (the same values in "
+            "another order). Integers are always permuted.",
             autocompletion=options.one_of("gaussian", "permutation"),
         ),
     ] = "gaussian",
@@ -158,9 +158,9 @@ def _print_result(result: SanityResult) -> None:
     for row in rows:
         table.add_row(*row)
     console.print_table(table)
-    print()
+    console.say()
     for line in result.lines():
-        print(line)
+        console.say(line)
     settings: Any = result.settings
     console.note(
         f"layer {settings['model']['layer']}, method {settings['method']['name']}, provider {settings['provider']}"

@@ -21,7 +21,7 @@ Boxes = Annotated[
     list[str] | None,
     typer.Option(
         "--box",
-        help="Of a detector: the number of a detection (see --list), or left,top,right,bottom in pixels of the photo, "
+        help="For a detector: the number of a detection (see --list), or left,top,right,bottom in pixels of the photo, "
         "with its class as --target. May be repeated.",
         show_default=False,
     ),
@@ -30,7 +30,7 @@ At = Annotated[
     list[str] | None,
     typer.Option(
         "--at",
-        help="Of a segmenter: the region that holds the pixel x,y of the photo. May be repeated.",
+        help="For a segmenter: the region that holds the pixel x,y of the photo. May be repeated.",
         show_default=False,
     ),
 ]
@@ -38,7 +38,7 @@ Like = Annotated[
     list[Path] | None,
     typer.Option(
         "--like",
-        help="Of a model that returns an embedding: a reference picture, or an embedding as .npy. May be repeated.",
+        help="For a model that returns an embedding: a reference picture, or an embedding as .npy. May be repeated.",
         show_default=False,
     ),
 ]
@@ -46,15 +46,15 @@ LikeOne = Annotated[
     Path | None,
     typer.Option(
         "--like",
-        help="Of a model that returns an embedding: explain the similarity to this picture, or embedding as .npy.",
+        help="For a model that returns an embedding: explain the similarity to this picture, or embedding as .npy.",
         show_default=False,
     ),
 ]
 Sign = Annotated[
-    int, typer.Option("--sign", help="Of plain values: 1 for what raises the value, -1 for what lowers it.")
+    int, typer.Option("--sign", help="For plain values: 1 for what raises the value, -1 for what lowers it.")
 ]
 LeastScore = Annotated[
-    float, typer.Option("--least-score", min=0, max=1, help="Of a detector: boxes below this score do not count.")
+    float, typer.Option("--least-score", min=0, max=1, help="For a detector: boxes below this score do not count.")
 ]
 Listing = Annotated[
     bool, typer.Option("--list", help="List what the model sees, detections, regions or classes, and explain nothing.")
@@ -76,6 +76,8 @@ def read(
     from ortcam.core.references import Box, Output, Region, Similarity
 
     given = [name for name, one in (("--box", boxes), ("--at", at), ("--like", like)) if one]
+    if sign not in (1, -1):
+        raise OptionError(f"--sign is {sign}; expected 1 or -1")
     if sign != 1:
         given.append("--sign")
     if len(given) > 1:
@@ -125,7 +127,9 @@ def _read_box(text: str, label: str | None, box: Any) -> Any:
         if label is not None:
             raise OptionError("--box with the number of a detection takes no --target; the detection has its class")
         return box(int(text))
-    left, top, right, bottom = _numbers(text, 4, "--box", "a number, or left,top,right,bottom")
+    left, top, right, bottom = _numbers(
+        text, 4, "--box", "the number of a detection from 0 (see --list), or left,top,right,bottom"
+    )
     return box((left, top, right, bottom), label)
 
 
@@ -150,8 +154,7 @@ def show(explainer: Explainer, photos: Sequence[Given], as_json: bool) -> None:
             found = predict(photo.image, _MOST_LISTED)
         except OrtcamError as error:
             errors.append({"source": str(photo.source), "error": str(error)})
-            shown = photo.source.name
-            console.fail(str(error) if shown in str(error) else f"{shown}: {error}")
+            console.fail(console.about(photo.source.name, error))
             continue
         listed.append({"source": str(photo.source), "targets": [_plain(one) for one in found]})
     if as_json:

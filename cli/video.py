@@ -22,7 +22,7 @@ Every = Annotated[
     typer.Option(
         "--every",
         min=1,
-        help="Of a video: explain every N-th frame; maps between them are interpolated. Default: 5.",
+        help="For a video: explain every N-th frame; maps between them are interpolated. Default: 5.",
         show_default=False,
     ),
 ]
@@ -31,7 +31,7 @@ Steady = Annotated[
     typer.Option(
         "--steady",
         min=0.0,
-        help="Of a video: average the maps over explained frames with this time constant in seconds; 0 for none. "
+        help="For a video: average the maps over explained frames with this time constant in seconds; 0 for none. "
         "Default: 0.3.",
         show_default=False,
     ),

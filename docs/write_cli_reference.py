@@ -17,7 +17,7 @@ HEAD = """# Command line
 Written by `docs/write_cli_reference.py` from what `ortcam COMMAND --help` shows.
 
 Results go to standard output, everything else to standard error. With `--json` standard output holds one JSON
-document and nothing else. Progress bars appear only on a terminal. Errors are one line, but for wrong usage, a box;
+document and nothing else. Progress bars appear only on a terminal. An error is one line; wrong usage is shown in a box.
 `--debug`, anywhere on the line, shows the traceback. `ortcam --version` prints the version.
 
 | exit code | |

@@ -51,7 +51,7 @@ def convert_frozen_graph(path: Path, options: SourceOptions) -> Converted:
         OptionError: weights were given, or the output is missing.
     """
     if options.weights is not None:
-        raise OptionError(f"weights are for models that code builds; {path} has its own")
+        raise OptionError(f"got weights, but {path} has its own; leave them out: weights are for models built by code")
     name = str(path)
     graph_def = _read(path)
     _refuse_what_cannot_run(graph_def, name, options.allow_unsafe)

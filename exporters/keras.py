@@ -46,7 +46,7 @@ def convert_keras_file(path: Path, options: SourceOptions) -> Converted:
         OptionError: weights were given; the file has its own.
     """
     if options.weights is not None:
-        raise OptionError(f"weights are for models that code builds; {path} has its own")
+        raise OptionError(f"got weights, but {path} has its own; leave them out: weights are for models built by code")
     config, version = _read_config(path)
     old = is_old(version)
     newer = modernise(config, path) if old else config

@@ -33,7 +33,7 @@ def convert_saved_model(path: Path, options: SourceOptions) -> Converted:
         OptionError: weights were given; the folder has its own.
     """
     if options.weights is not None:
-        raise OptionError(f"weights are for models that code builds; {path} has its own")
+        raise OptionError(f"got weights, but {path} has its own; leave them out: weights are for models built by code")
     name = str(path)
     loaded = _load(path, options.allow_unsafe)
     folder = path if path.is_dir() else path.parent

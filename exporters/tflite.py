@@ -55,7 +55,7 @@ def convert_tflite(path: Path, options: SourceOptions) -> Converted:
         OptionError: weights were given; the file has its own.
     """
     if options.weights is not None:
-        raise OptionError(f"weights are for models that code builds; {path} has its own")
+        raise OptionError(f"got weights, but {path} has its own; leave them out: weights are for models built by code")
     interpreter = _Interpreter(path)
     proto = _convert(path)
     foreign = ForeignGraph(

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from numbers import Integral
 
+# C0 and C1 controls, the ends of lines and paragraphs, and what turns the direction of text: a file name with them can
+# break a line, colour or clear a terminal, or read as another name.
+_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text as a terminal may show it in one line: control characters become escapes.
+
+    >>> printable("a\x1b[2J.jpg")
+    'a\\x1b[2J.jpg'
+    """
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class OrtcamError(Exception):
-    """The base of all errors that a user can correct."""
+    """The base of all errors that a user can correct. The text is one line, whatever the names in it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ImageError(OrtcamError):
@@ -21,6 +38,10 @@ class ModelError(OrtcamError):
 
 class PackedModelError(ModelError):
     """A packed explainer where a model file was expected."""
+
+
+class NotFiniteError(ModelError):
+    """Scores that are NaN or infinite."""
 
 
 class LayerError(ModelError):
@@ -58,6 +79,9 @@ class OptionError(OrtcamError):
 class OrtcamWarning(UserWarning):
     """A notice for the user that stops nothing, such as a flat map."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
     """Return ``"; nearest: a, b"`` for the choices most similar to `name`; ``""`` if none is similar.
@@ -74,7 +98,7 @@ def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
 
 def one_line(error: BaseException, most: int = 300) -> str:
     """Return the message of another library's error as a single line of at most `most` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

@@ -1,4 +1,4 @@
-"""Evaluation and the sanity check of models that are no classifiers: curves, places and targets by their formulas."""
+"""Evaluation and the sanity check of models of other tasks: curves, places and targets by their formulas."""
 
 from __future__ import annotations
 
@@ -168,13 +168,22 @@ def test_results_name_the_targets(photo: Array, tmp_path: Path) -> None:
         ("embed", {}, r"returns an embedding, .*Similarity\('reference.jpg'\)"),
         ("embed", {"explain": "cat"}, r"returns an embedding"),
         ("value", {}, "returns several values; expected the number of one"),
-        ("detect", {"only": "correct"}, "only is 'correct', and .* is no classifier; expected all"),
+        ("detect", {"only": "correct"}, "only is 'correct', and .* is not a classifier; expected all"),
         ("detect", {"explain": "all"}, "expected one target"),
         ("detect", {"explain": "horse"}, "label 'horse' is unknown"),
         ("segment", {"explain": 3}, "out of range"),
-        ("value", {"explain": 5}, "out of range"),
-        ("detect", {"explain": Similarity(np.ones(5))}, "the target is Similarity, .* expected Box"),
-        ("segment", {"score": Output(0, -1)}, "the target is Output, .* expected Region"),
+        ("value", {"explain": 5}, "target 5 is out of range; .* has 5 values, 0 to 4"),
+        ("value", {"explain": Output(7)}, "value 7 is out of range; .* returns 5, 0 to 4"),
+        (
+            "detect",
+            {"explain": Similarity(np.ones(5))},
+            "is a detector, and the target is a reference to compare with; expected a class",
+        ),
+        (
+            "segment",
+            {"score": Output(0, -1)},
+            "is a segmenter, and the target is a value with a sign; expected a class",
+        ),
         ("value", {"explain": 0, "metrics": ["gain"]}, "metric 'gain' needs a score between 0 and 1"),
         ("detect", {"metrics": ["insertion:ortcam,score=logit"]}, "takes logits, and .* has none"),
     ],

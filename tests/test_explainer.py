@@ -302,7 +302,7 @@ def test_a_transformer_of_one_image_a_batch(photos: dict[str, Path], tmp_path: P
         assert_as_engine(report.path, photos["chelsea"], tmp_path / "a.onnx", **options)
     fixed = ortcam.CamModel(report.path).batch
     if fixed is not None:
-        with pytest.raises(OptionError, match=f"knows only batches of {fixed}"):
+        with pytest.raises(OptionError, match=f"takes only batches of {fixed}"):
             ortcam.pack(report.path, tmp_path / "b.onnx", batch_size=7)
 
 

@@ -41,6 +41,11 @@ PLACES = {
     "jax": ("exporters/",),
     "flax": ("exporters/",),
     "jax2onnx": ("exporters/",),
+    "starlette": ("ortcam/serving/",),
+    "uvicorn": ("ortcam/serving/",),
+    "h11": ("ortcam/serving/",),
+    "grpc": ("ortcam/serving/rpc.py",),
+    "prometheus_client": ("ortcam/serving/metrics.py",),
 }
 # What the rooms may take from the face: names that it holds itself.
 OF_THE_FACE = {"__version__", "NO_RUNTIME"}

@@ -55,6 +55,30 @@ def test_without_a_runtime(tmp_path: Path, tiny: nn.Module) -> None:
         assert (done.returncode, done.stderr) == (1, f"error: {NO_RUNTIME}\n")
 
 
+def test_what_a_package_index_shows(tmp_path: Path) -> None:
+    """With DOCS_URL, each link of README.md leads to this version of the documentation; without it, none is made up."""
+    pytest.importorskip("setuptools", minversion="77")
+    for name in ("ortcam", "exporters", "cli"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def shown(address: str) -> str:
+        code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('.')"
+        done = run(sys.executable, "-c", code, cwd=tmp_path, DOCS_URL=address)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / f"ortcam-{ortcam.__version__}.dist-info" / "METADATA").read_text(encoding="utf-8")
+
+    published = shown("https://example.org/cam")
+    assert "Project-URL: Documentation, https://example.org/cam/\n" in published
+    for page in ("overview.jpg", "", "tasks/", "figures/#gpus", "notebooks/deploy/"):
+        assert f"](https://example.org/cam/{ortcam.__version__}/{page})" in published
+    assert "](docs/" not in published
+    unpublished = shown("")
+    assert "](docs/overview.jpg)" in unpublished
+    assert "Project-URL" not in unpublished
+
+
 @pytest.mark.slow
 def test_the_wheel_from_nothing(tmp_path: Path, resnet18_file: Path, photos: dict[str, Path]) -> None:
     python, ortcam = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "ortcam"

@@ -75,7 +75,10 @@ def change(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
     ("values", "message"),
     [
         ({"format": 3}, r"has format 3; this ortcam reads formats 1 and 2: export it again, or use a newer ortcam"),
-        ({"task": "count"}, r"for the task 'count'; this ortcam knows only 'classify', .*: use a newer ortcam"),
+        (
+            {"task": "count"},
+            r"for the task 'count'; this ortcam supports only 'classify', .*: use a newer ortcam",
+        ),
         ({"task": "count", "layers": None, "output": "boxes"}, "for the task 'count'"),
         ({"layers": []}, "metadata that cannot be read: the outputs of the layers are"),
         ({"layers": [{"name": "a"}]}, "metadata that cannot be read: .*'value'"),

@@ -236,7 +236,7 @@ def test_what_cannot_be_packed(first: Path, tmp_path: Path) -> None:
     """In one line, and no file is written."""
     path = tmp_path / "b.onnx"
     one_pass = {"cam", "recipro-cam", "ablation-cam", "eigen-cam"}
-    with pytest.raises(OptionError, match="method fused runs 16 masked images, and is packed without; give passes=0"):
+    with pytest.raises(OptionError, match="method fused runs 16 masked images, which cannot be packed; give passes=0"):
         ortcam.pack(first, path, method=ortcam.Fused())
     for name in METHODS.keys() - one_pass - {"score-cam", "fused"}:
         with pytest.raises(OptionError, match=f"method {name} cannot be packed; expected score-cam, cam, recipro-cam"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -26,7 +27,7 @@ from ortcam.core.references import suppress
 from ortcam.core.surrogate import map_of_equal_weights
 from ortcam.deploy.load import load_explainer
 from ortcam.deploy.page import write_page
-from ortcam.errors import ModelError, OptionError, TargetError
+from ortcam.errors import ModelError, OptionError, OrtcamError, TargetError
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.graph import explainer, saliency
 from ortcam.methods import make_method
@@ -347,3 +348,82 @@ def test_the_command_line(photo: Array, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OptionError, match="is made for the task 'detect', and the page shows classes"):
         write_page("packed.onnx", "site")
     assert load_explainer("packed.onnx", detecting=ortcam.Detecting(0.1)).detecting.score == 0.1  # type: ignore[attr-defined]
+
+
+# Options that the model does not have: task -> options, and what the message names.
+WRONG: dict[str, list[tuple[list[str], str]]] = {
+    "detect": [
+        (["--at", "3,3"], "the target is a region; expected a class (--target), or a box (--box"),
+        (["--like", "photo.png"], "the target is a reference to compare with; expected a class (--target)"),
+        (["--sign", "-1"], "the target is a value with a sign; expected a class (--target)"),
+        (["--target", "99"], "target 99 is out of range; detect.onnx has 3 classes, 0 to 2"),
+        (["--box", "1,1,9,9", "--target", "elk"], "'elk' is unknown to detect.onnx; its labels are cat, dog, tree"),
+    ],
+    "segment": [
+        (["--box", "0"], "the target is a box; expected a class (--target), or the region at a pixel (--at"),
+        (["--sign", "2"], "--sign is 2; expected 1 or -1"),
+        (["--box", "-1"], "--box is '-1'; expected the number of a detection from 0"),
+    ],
+    "embed": [
+        ([], "to compare with a reference; expected a reference picture or embedding (--like"),
+        (["--target", "all"], "the target is 'all'; expected a reference picture or embedding (--like"),
+        (["--box", "1,1,9,9"], "the target is a box; expected a reference picture or embedding (--like"),
+        (["--like", "missing.png"], "cannot read missing.png"),
+    ],
+    "value": [
+        ([], "value.onnx returns 5 values, 0 to 4; expected the number of a value (--target)"),
+        (["--at", "3,3"], "the target is a region; expected the number of a value (--target), and --sign -1"),
+        (["--target", "7"], "target 7 is out of range; value.onnx has 5 values, 0 to 4"),
+        (["--target", "7", "--sign", "-1"], "value 7 is out of range; value.onnx returns 5, 0 to 4"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow if task in ("detect", "embed") else ()) for task in WRONG]
+)
+def test_wrong_options_are_told_once_in_words_of_the_command_line(
+    task: str, packed: Callable[[str], Path], photo: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model file and of a packed one: one error before the first of two photos, and no object of Python in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.png", "other.png"):
+        cv2.imwrite(name, cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+    file_of(tmp_path, task).rename(f"{task}.onnx")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / f"{task}.onnx").write_bytes(packed(task).read_bytes())
+    for file in (f"{task}.onnx", f"packed/{task}.onnx"):
+        for options, message in WRONG[task]:
+            done = CliRunner().invoke(app, ["explain", file, "photo.png", "other.png", *options])
+            assert isinstance(done.exception, OrtcamError), (file, options, done.output)  # `main` prints it
+            said = str(done.exception)
+            assert message in said, (file, options)
+            assert re.search(r"\w+=|PosixPath", said) is None, said
+            assert "photo.png:" not in done.stderr
+
+
+def test_all_targets_by_one_option(packed: Callable[[str], Path], photo: Array, tmp_path: Path) -> None:
+    """`--target all` comes as a list."""
+    for task in ("detect", "segment", "value"):
+        engine = ortcam.ScoreCAM(file_of(tmp_path, task), "cpu")
+        expected = engine.explain(photo, "all")
+        for explainer_ in (engine, ortcam.PackedExplainer(packed(task), "cpu")):
+            assert [one.name for one in explainer_.explain(photo, ["all"]).targets] == [
+                one.name for one in expected.targets
+            ]
+        with pytest.raises(TargetError, match="targets has 'all' and other targets"):
+            engine.explain(photo, ["all", 1])
+    assert len(expected.targets) == 5
+
+
+def test_a_reference_is_embedded_once(packed: Callable[[str], Path], photo: Array, tmp_path: Path) -> None:
+    path = tmp_path / "reference.png"
+    cv2.imwrite(str(path), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR)[::-1])
+    target, explainer_ = Similarity(path), ortcam.PackedExplainer(packed("embed"), "cpu")
+    made = []
+    for explanation in explainer_.explain_batch([photo, photo[::-1]], target):
+        made.append(explanation)
+        path.unlink(missing_ok=True)  # it is not read again
+    assert len(made) == 2
+    assert made[1].targets[0].logit == pytest.approx(1, abs=1e-6)  # the second photo is the reference
+    assert made[0].provenance.asked.targets == ({"similarity": "reference.png"},)

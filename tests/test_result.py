@@ -313,11 +313,36 @@ def test_a_score_that_is_not_finite_has_no_value(tmp_path: Path) -> None:
 
 def test_a_summary_counts_what_has_no_value() -> None:
     summary = small().summary()
-    assert summary["good"]["insertion"].interval.mean == pytest.approx(0.75)
+    assert summary["good"]["drop"].interval.count == 4
     poor = summary["poor"]["insertion"]
     assert poor.interval == mean_interval([0.5, 0.9, 0.2])
     assert (poor.maps, poor.undefined, poor.flat) == (4, {"flat map": 1}, 1)
     assert summary["centre"]["insertion"].flat == 0
+
+
+def test_means_are_those_of_the_same_photos() -> None:
+    """A flat map of one method leaves its photo out of the means of all; a method without any value leaves out none."""
+    result = small()
+    assert result.shared_photos("insertion") == {"0.jpg", "1.jpg", "3.jpg"}
+    assert result.shared_photos("drop") == {f"{n}.jpg" for n in range(4)}
+    summary = result.summary()
+    for name, values in (("good", [0.9, 0.8, 0.6]), ("poor", [0.5, 0.9, 0.2]), ("centre", [0.4, 0.3, 0.1])):
+        assert summary[name]["insertion"].interval == mean_interval(values)
+    assert summary["good"]["insertion"].undefined == {}
+    note = "insertion: the means are those of the 3 of 4 photos on which every method has a value"
+    assert note in result.table(100)
+    np.testing.assert_allclose(mean_curve(result, "good", "insertion")[0], [0, (0.9 + 0.8 + 0.6) / 3, 1])
+    assert draw_curves(result).get_suptitle().startswith("line: mean over 3 photos")
+    rows = [each for each in result.rows if each.method != "poor"]
+    empty = small(rows=(*rows, *(row(f"{n}.jpg", "poor", None) for n in range(4))))
+    assert empty.summary()["good"]["insertion"].interval == mean_interval([0.9, 0.8, 0.7, 0.6])
+    assert "the means are those of" not in empty.table(100)
+    apart = small(rows=(row("0.jpg", "good", 0.5), row("1.jpg", "good", None), row("1.jpg", "poor", 0.5)))
+    assert apart.summary()["good"]["insertion"].interval == Interval(None, None, None, 0)
+    assert "no means, because there is no photo on which every method has a value" in apart.table(100)
+    draw_curves(apart)
+    with pytest.raises(OptionError, match="column 'size2' is unknown"):
+        result.shared_photos("size2")
 
 
 def test_methods_are_compared_on_the_photos_of_both() -> None:
@@ -351,7 +376,7 @@ def test_the_table() -> None:
     assert good[0] == "good" and poor[0] == "poor" and centre[0] == "centre (control)"
     interval = small().summary()["good"]["insertion"].interval
     assert interval.low is not None and interval.high is not None
-    assert f"0.750 ±{(interval.high - interval.low) / 2:.3f} *" in lines[4]
+    assert f"0.767 ±{(interval.high - interval.low) / 2:.3f} *" in lines[4]
     assert "0.533" in lines[5] and "*" not in lines[5].split("0.000")[0]
     assert "*" not in lines[6]
     notes = "\n".join(lines[8:])
@@ -538,7 +563,7 @@ def test_the_curves_of_the_picture(tmp_path: Path) -> None:
     figure = draw_curves(small())
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("pixels shown", "probability of the class")
-    assert axes.get_legend().get_texts()[0].get_text().startswith("0.750 ±")
+    assert axes.get_legend().get_texts()[0].get_text().startswith("0.767 ±")
     styles = [line.get_linestyle() for line in axes.get_lines()]
     assert styles == ["--", "-", "-"]  # the control, and below the methods
     for name in ("a.png", "a.svg", "a.pdf"):

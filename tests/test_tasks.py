@@ -1,4 +1,4 @@
-"""Targets of models that are no classifiers: each score and map against its formula in NumPy."""
+"""Targets of models of other tasks: each score and map against its formula in NumPy."""
 
 from __future__ import annotations
 
@@ -322,14 +322,14 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "number": ("detect", Box(99), "box 99 is out of range: found are 0 "),
     "inverted": ("detect", Box((9, 9, 5, 20), "cat"), "box 9,9,5,20 is empty or inverted"),
     "outside": ("detect", Box((300, 9, 400, 20), "cat"), "lies outside the photo of 240x240"),
-    "no class": ("detect", Box((3, 9, 40, 20)), "has no class, and .* knows several; give its label"),
+    "no class": ("detect", Box((3, 9, 40, 20)), "has no class, and .* has several; give its label"),
     "three": ("detect", Box((3, 9, 40)), "expected 4 numbers"),  # type: ignore[arg-type]
     "not a number": ("detect", Box((3, 9, float("nan"), 20), "cat"), "expected 4 numbers"),
     "label": ("detect", "car", "label 'car' is unknown"),
     "label of a number": ("detect", Box(0, "cat"), "box 0 is a detection, which has its class"),
     "NaN mask": ("segment", Region("cat", mask=np.full((240, 240), np.nan)), "mask holds float64, or NaN"),
     "strings": ("embed", Similarity(np.array(list("abcde"))), "holds <U1 of shape .*; expected one embedding"),
-    "kind": ("detect", Region("cat"), "is a detector, and the target is Region"),
+    "kind": ("detect", Region("cat"), "is a detector, and the target is a region; expected a class .--target."),
     "empty region": ("segment", Region("cat", mask=np.zeros((240, 240), np.bool_)), "region of 'cat' is empty"),
     "shape": ("segment", Region("cat", mask=np.ones((24, 24), np.bool_)), r"mask has the shape \[24, 24\]; expected"),
     "beyond": ("segment", Region(at=(240, 3)), "outside the photo of 240x240"),
@@ -337,7 +337,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "length": ("embed", Similarity(np.ones(4)), r"a vector of shape \[4\]; expected \[5\]"),
     "nothing": ("embed", None, "to compare with a reference"),
     "file": ("embed", Similarity("missing.npy"), "cannot read the reference missing.npy"),
-    "which": ("value", None, "returns 5 values; expected the number of a value"),
+    "which": ("value", None, "returns 5 values, 0 to 4; expected the number of a value"),
     "range": ("value", Output(7), "value 7 is out of range; .* returns 5, 0 to 4"),
     "sign": ("value", Output(1, sign=2), "sign is 2; expected 1 or -1"),
     "empty": ("value", [], "targets is empty"),
@@ -504,5 +504,5 @@ def test_the_contract_of_a_task_is_read_back() -> None:
     contract = ortcam.CamModel(toy("detect")).contract
     assert (contract.task, contract.outputs) == ("detect", {"boxes": "boxes", "scores": "scores"})
     metadata = replace(contract, task="count").to_metadata()  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="made for the task 'count'; this ortcam knows only"):
+    with pytest.raises(ModelError, match="made for the task 'count'; this ortcam supports only"):
         Contract.from_metadata(metadata, "model.onnx")

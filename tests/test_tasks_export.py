@@ -1,4 +1,4 @@
-"""Exporting models that are no classifiers: what the file's outputs hold, against NumPy's decoding of the source's."""
+"""Exporting models of other tasks: what the file's outputs hold, against NumPy's decoding of the source's."""
 
 from __future__ import annotations
 
@@ -821,7 +821,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         anchored, BOTH | {"boxes": "box_encodings:cxcywh-angle"}, r"expected numbers \[batch,N,5\] or \[batch,5,N\]"),
     "heads unread": (
         lambda path: head_net(path, reshaped=False), {"task": "detect"},
-        r"YOLOv5's heads, --boxes p8\+p16\+p32:yolov5 --scores p8\+p16\+p32:ob"),
+        r"the heads of a YOLOv5, --boxes p8\+p16\+p32:yolov5 --scores p8\+p16\+p32:ob"),
     "heads in another order": (
         head_net, {"task": "detect", "anchors": PUBLISHED[::-1]}, "do not grow with the strides 8, 16, 32; expected"),
     "heads without sigmoid": (head_net, HEADS | {"scores": f"{P5}:objectness"}, "expected kind objectness-logits"),

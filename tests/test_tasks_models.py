@@ -163,7 +163,7 @@ def test_a_detector_of_torchvision(tmp_path: Path) -> None:
     detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=5
     ).eval()
-    with pytest.raises(ExportError, match="expected tensors with the batch in front: of a detector that suppresses"):
+    with pytest.raises(ExportError, match="expected tensors with the batch in front: for a detector that suppresses"):
         export(detector, tmp_path / "cam.onnx", task="detect", input_size=320)
     x = torch.randn(1, 3, 320, 320)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Trained models that are no classifiers, on real photos: the models of benchmarks/tasks.py."""
+"""Trained models of other tasks, on real photos: the models of benchmarks/tasks.py."""
 
 from __future__ import annotations
 

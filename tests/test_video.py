@@ -22,8 +22,10 @@ from ortcam.core.timeline import Place, Timeline, blend
 from ortcam.deploy.load import load_explainer
 from ortcam.errors import ImageError, OccupiedError, OptionError, OrtcamError, TargetError
 from ortcam.exporters import export
+from ortcam.output.caption import Caption, draw_strip
 from ortcam.output.render import draw_overlay, place_map
 from ortcam.output.video import Video, VideoWriter
+from ortcam.output.video_caption import FrameCaptions, describe_row, without_map
 
 Array = NDArray[Any]
 HEIGHT, WIDTH, FRAMES, RATE = 48, 64, 10, 25.0
@@ -382,3 +384,59 @@ def test_a_trained_network_on_a_moving_photo(lite0_file: Path, photos: dict[str,
         errors = [difference(shown[5 * place], one) for one in overlays]
         assert errors[place] < CODEC
         assert int(np.argmin(errors)) == place
+
+
+@pytest.mark.parametrize("height", [HEIGHT, 120])
+def test_captions_stand_under_all_frames(
+    tiny_cam: ortcam.ScoreCAM, photos: dict[str, Path], tmp_path: Path, height: int
+) -> None:
+    """The strip has one height, and the caption of the explained frame whose map is shown; the frames stay."""
+    frames = pan(photos["chelsea"], FRAMES, height, 200 if height == 120 else WIDTH)
+    clip = write_clip(tmp_path / "clip.avi", frames, "FFV1")
+    bare = ortcam.explain_video(tiny_cam, clip, tmp_path / "bare.mp4", 3, every=6, steady=0)
+    done = ortcam.explain_video(tiny_cam, clip, tmp_path / "out.mp4", 3, every=6, steady=0.5, caption=True)
+    strip, shown = done.record["output"]["caption_height"], read(done.path)
+    assert bare.record["output"]["caption_height"] == 0
+    times = 1 if height == 120 else 3  # narrow frames are magnified
+    size = frames[0].shape[0] * times + strip, frames[0].shape[1] * times
+    assert {frame.shape[:2] for frame in shown} == {size}
+    assert tuple(done.record["output"][name] for name in ("height", "width")) == size
+    explained = list(tiny_cam.explain_batch(read(clip)[::6], 3))
+    method = explained[0].provenance.method
+    for number, frame in enumerate(shown):
+        one = explained[number // 6]
+        words = describe_row(one.targets[0], False, method, one.preset, 0.5)
+        assert words.score == f"{one.targets[0].probability:.1%}"
+        assert words.details[-1] == "averaged over 0.5 s"
+        expected = draw_strip(words, (frame.shape[0] - strip, size[1]), "turbo", ("0", "this video's maximum"))
+        assert strip == len(expected) + len(expected) % 2  # with an even height for the codecs
+        assert difference(frame[-strip:][: len(expected)], expected) < CODEC
+    assert explained[0].targets[0].probability != explained[1].targets[0].probability
+
+
+def test_the_captions_of_frames_have_one_height() -> None:
+    """Long captions are not cut off, and frames without a map say so."""
+    short = Caption("cat", "class 0", "3.1%", ("score-cam", "preset x"))
+    long = Caption("cat", "class 0", "100.0%", ("score-cam", "preset x", "a detail that needs further lines " * 3))
+    captions = FrameCaptions([short, long, without_map(short)], (91, 170), "turbo")
+    needed = draw_strip(long, (91, 170), "turbo", ("0", "this video's maximum"))
+    assert captions.height - len(needed) == (91 + len(needed)) % 2
+    frame = np.full((91, 170, 3), 9, np.uint8)
+    for caption in (short, long, without_map(short)):
+        made = captions.add(frame, caption)
+        assert made.shape == (*captions.size, 3)
+        np.testing.assert_array_equal(made[:91], frame)
+    np.testing.assert_array_equal(captions.add(frame, long)[91 : 91 + len(needed)], needed)
+    assert without_map(short) == Caption("cat", "class 0", "", ("no map in this frame",))
+
+
+def test_the_command_line_writes_captions(tiny_file: Path, clip: Path, tmp_path: Path) -> None:
+    heights = []
+    for name, words in (("with.mp4", []), ("without.mp4", ["--no-caption"])):
+        common = ["--every", "9", "--budget", "8", "--json", *words]
+        done = CliRunner().invoke(app, ["explain", str(tiny_file), str(clip), "-o", str(tmp_path / name), *common])
+        assert done.exit_code == 0, done.output
+        heights.append((json.loads(done.stdout)["output"]["caption_height"], read(tmp_path / name)[0].shape[0]))
+    assert heights[0][0] > 0
+    assert heights[0][1] == 3 * HEIGHT + heights[0][0]
+    assert heights[1] == (0, HEIGHT)

@@ -1,1 +1,1 @@
-"""Models that are no classifiers become model files: detectors, segmenters, embeddings and plain values."""
+"""Models of other tasks become model files: detectors, segmenters, embeddings and plain values."""

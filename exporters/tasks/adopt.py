@@ -1,4 +1,4 @@
-"""Adapt the ONNX graph of a model that is no classifier: one image input, and the outputs of a task."""
+"""Adapt the ONNX graph of a model of another task: one image input, and the outputs of a task."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def adopt_task(foreign: ForeignGraph, options: SourceOptions) -> ConvertedTask |
     proto = inliner.inline_local_functions(foreign.proto) if foreign.proto.functions else foreign.proto
     training = leave_training(proto, foreign.name)
     fill_in_size(proto, options.input_size)
-    maps = all(len(value.type.tensor_type.shape.dim) > 3 for value in proto.graph.output)  # it is no classifier
+    maps = all(len(value.type.tensor_type.shape.dim) > 3 for value in proto.graph.output)  # it is not a classifier
     is_free = foreign.run is None and (maps or options.task.is_stated)
     freed = free_input(proto, options.input_size, folder, foreign.name) if is_free else []
     session = create_session(proto, CPU, foreign.name, folder, log_severity=4)

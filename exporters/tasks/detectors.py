@@ -59,7 +59,7 @@ def plan_detector(source: RawSource, options: TaskOptions, metadata: Ultralytics
     elif boxes:
         reason = f"; boxes relative to anchors also need --anchors FILE, such as --boxes {boxes[0].name}:ssd"
     elif len(source.outputs) in (3, 4) and all(len(output.shape) in (4, 5) for output in source.outputs):
-        reason = f"; of a YOLOv5's heads, --boxes {heads}:yolov5 --scores {heads}:objectness-logits"
+        reason = f"; for the heads of a YOLOv5, --boxes {heads}:yolov5 --scores {heads}:objectness-logits"
     else:
         reason = ""
     raise ExportError(f"{source.name} returns {source.listed}; the form of its boxes is unknown: give {HOW}{reason}")
@@ -268,7 +268,7 @@ def _score_parts(
         end = last if source.classes is None else extra + source.classes
         return tuple(replace(part, begin=4, end=_end(found[part.name], part, end)) for part in boxes)
     if len(names) != len(boxes):
-        raise OptionError(f"scores names {len(names)} tensors and boxes {len(boxes)}; expected as many")
+        raise OptionError(f"scores names {len(names)} tensors and boxes {len(boxes)}; expected equal numbers")
     counts = [found[box.name].shape[2 if box.transposed else 1] for box in boxes]
     return tuple(
         replace(_score_columns(name, found[name], count), unbatched=box.unbatched)

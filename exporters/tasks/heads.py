@@ -52,7 +52,7 @@ def plan_heads(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[
     Args:
         source: the source.
         boxes: the heads, whose names the source has.
-        scores: the same heads, and ``objectness-logits``; or ``objectness`` for heads behind their sigmoid.
+        scores: the same heads, and ``objectness-logits``; or ``objectness`` for heads that end in a sigmoid.
         anchors: [levels,A,2], width and height in pixels; None for those of YOLOv5.
 
     Raises:
@@ -63,7 +63,7 @@ def plan_heads(source: RawSource, boxes: Named, scores: Named, anchors: NDArray[
         joined = "+".join(names)
         raise OptionError(
             f"scores is {'+'.join(scores.names)}:{scores.form}, but heads of format yolov5 hold their scores: expected "
-            f"{joined}:objectness-logits, or {joined}:objectness for heads behind their sigmoid"
+            f"{joined}:objectness-logits, or {joined}:objectness for heads that end in a sigmoid"
         )
     found = source.measure(names)
     if scores.form == "objectness" and not _is_within(found):

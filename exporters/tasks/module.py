@@ -58,7 +58,7 @@ def convert_task_module(loaded: LoadedModule, options: SourceOptions) -> Convert
         raise ExportError(explain_failure(module, name, list(example.shape), failure)) from failure
     if not keys:
         raise ExportError(
-            f"{name} returns {list_outputs(outputs)}; expected tensors with the batch in front: of a detector that "
+            f"{name} returns {list_outputs(outputs)}; expected tensors with the batch in front: for a detector that "
             "suppresses its detections, export the network before that, as a module that returns boxes and scores"
         )
     model, is_free = export_module(module, example, keys, options.opset, name)

@@ -54,7 +54,7 @@ class Cell:
 
     Attributes:
         target: the target of the map, with its score by the column's model.
-        predicted: the model's most probable class; None for a model that is no classifier.
+        predicted: the model's most probable class; None for a model of another task.
         error: the estimated error of the map against the exact map; None if it is unknown.
         flat: whether the map has the same value everywhere.
         scored: the number of masked inputs.
@@ -82,7 +82,7 @@ class Pair:
         first, second: the places of the columns, from 0.
         similarity: of the two maps.
         same_class: whether the two models' most probable classes are the same; None within one model, and for models
-            that are no classifiers.
+            of other tasks.
         difference: the score of the target by the second column's model minus that by the first's; None within one
             model, and for columns with different targets.
     """
@@ -146,7 +146,7 @@ class Summary:
         least_r: the least r; None if no photo has one.
         least_photo: the photo with the least r.
         same_class: the share of photos whose most probable class is the same; None within one model, and for models
-            that are no classifiers.
+            of other tasks.
         difference: the mean of the score differences; None where `Pair.difference` is.
         largest_difference: the difference with the largest absolute value.
         flat: the number of photos on which one of the two maps is flat.

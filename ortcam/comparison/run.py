@@ -109,7 +109,7 @@ def compare(
             if on_compared is not None:
                 on_compared(compared, strips[-1].pictures)
         if not found:
-            raise DatasetError(f"no photo can be compared, of {len(named)}; the first error: {failures[0].error}")
+            raise DatasetError(f"0 of {len(named)} photos can be compared; the first error: {failures[0].error}")
         settings, unrelated = bench.settings(budget), bench.unrelated_r()
         result = Comparison(names, settings, tuple(found), tuple(failures), unrelated, tuple(repeated))
         if folder is not None and grid is not None:

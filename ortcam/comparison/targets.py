@@ -81,7 +81,10 @@ class Classes:
         if not self._by_label or self._first is self._other:
             return index
         if index >= len(labels):
-            raise TargetError(f"class {index} of {self._first.name} has no label; {self._other.name} is asked by label")
+            raise TargetError(
+                f"class {index} of {self._first.name} has no label; expected one, by which the class is found in "
+                f"{self._other.name}"
+            )
         label = labels[index]
         for name in (label, *label.split(",")):
             found = find_label(name, self._other.labels or ())

@@ -69,7 +69,7 @@ class Limits:
         if convention.weight == "centred logit":
             raise OptionError(
                 "a budget predicts scores that have logarithms, and plain values have none; leave budget and tolerance "
-                "out, or give selection='top-std'"
+                "out, or give selection='top-std' (--selection top-std)"
             )
         return PredictedPlan(activations, masks, most, self.tolerance, predictors, convention.is_centred)
 

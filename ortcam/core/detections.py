@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
-from ortcam.core.references import Box, Detecting, Reference, plain, suppress
+from ortcam.core.references import Box, Detecting, Reference, plain, refuse, suppress
 from ortcam.core.targets import resolve_class
 from ortcam.core.view import MOST_SHOWN, View, numbers, rounded
 from ortcam.errors import TargetError
@@ -19,8 +19,6 @@ from ortcam.errors import TargetError
 
 class Detections:
     """The detections of a photo."""
-
-    expected = "a label, or ortcam.Box(3) or ortcam.Box((10, 20, 90, 200), 'person')"
 
     def __init__(self, results: Sequence[Floats], view: View) -> None:
         self._boxes, self._scores = results
@@ -49,9 +47,7 @@ class Detections:
                 )
             return self._detection(int(found[0]), place)
         if not isinstance(asked, Box):
-            raise TargetError(
-                f"{self._view.model} is a detector, and the target is {asked!r}; expected {self.expected}"
-            )
+            raise refuse("detect", asked, self._view.model)
         which: Any = plain(asked.which)
         if isinstance(which, bool) or not isinstance(which, Integral | Sequence):
             raise TargetError(f"box is {which!r}; expected the number of a detection, or left, top, right, bottom")
@@ -82,10 +78,12 @@ class Detections:
             raise TargetError(f"box {shown} lies outside the photo of {width}x{height}; expected a box inside")
         if not self._is_seen(np.array(box)):
             raise TargetError(
-                f"box {shown} lies in a part that preprocessing cuts off; expected one that the model sees"
+                f"box {shown} lies in a part that preprocessing cuts off; expected a box that the model sees"
             )
         if label is None and self._scores.shape[1] > 1:
-            raise TargetError(f"box {shown} has no class, and {self._view.model} knows several; give its label too")
+            raise TargetError(
+                f"box {shown} has no class, and {self._view.model} has several; give its label too (--target)"
+            )
         index = resolve_class(
             0 if label is None else label, self._scores.shape[1], self._view.labels or (), self._view.model
         )

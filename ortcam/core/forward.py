@@ -17,7 +17,7 @@ class Forward:
         activations: float32 [K,h,w] of the target layer.
         size: the model's input size (H, W).
         stages: float32 [K,h,w] each, the activations of earlier stages, where the method asked for them.
-        results: the outputs of a model that is no classifier, such as boxes and scores. Its `logits` are the scores of
+        results: the outputs of a model of another task, such as boxes and scores. Its `logits` are the scores of
             the references (`ortcam.core.references`), and `output` is empty.
     """
 

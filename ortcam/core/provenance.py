@@ -86,7 +86,7 @@ class Provenance:
         output: the kind of a classifier's output: ``logits``, ``log_probabilities``, ``probabilities`` or ``sigmoid``;
             of another model, its task.
         activation: the function that turns logits into probabilities, ``softmax`` or ``sigmoid``; a guess if the file
-            does not state it; None for a model that is no classifier.
+            does not state it; None for a model of another task.
         preprocessing: `Preprocessing.to_dict()`; None if it is unknown.
         asked: the caller's options.
         method: the name and the options of the method.

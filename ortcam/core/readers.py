@@ -11,7 +11,19 @@ import numpy as np
 
 from ortcam.core.convention import Floats
 from ortcam.core.detections import Detections
-from ortcam.core.references import Asked, Embedding, Output, Reference, Similarity, unit
+from ortcam.core.references import (
+    EXPECTED,
+    KINDS,
+    Asked,
+    Box,
+    Embedding,
+    Output,
+    Reference,
+    Region,
+    Similarity,
+    refuse,
+    unit,
+)
 from ortcam.core.regions import Regions
 from ortcam.core.targets import find_label, resolve_class
 from ortcam.core.view import View, digest
@@ -28,6 +40,60 @@ def everything(task: str, results: Sequence[Floats], view: View) -> tuple[Refere
     if isinstance(reader, _Values):
         return tuple(reader.find(Output(place), place) for place in range(len(results[0])))
     return reader.surest(max(1, sum(map(len, results))))
+
+
+def list_targets(asked: Any, labels: Sequence[str] | None) -> list[Any] | None:
+    """Return the targets that a user names, one by one; None for ``"all"``, alone or as the only one of a list.
+
+    Raises:
+        TargetError: it is no target and no list, or "all" is among other targets.
+    """
+    words: Any = asked.tolist() if hasattr(asked, "tolist") else asked
+    if isinstance(words, str | int | Asked | Reference):
+        words = [words]
+    if not isinstance(words, Iterable):
+        raise TargetError(f"targets is {asked!r}; expected a target, or a list of targets")
+    given = list(words)
+    if any(isinstance(one, str) and one == "all" for one in given) and not find_label("all", labels or ()):
+        if len(given) > 1:
+            raise TargetError("targets has 'all' and other targets; give 'all' alone, or the targets")
+        return None
+    return given
+
+
+def check(task: str, asked: Any, classes: int | None, labels: Sequence[str] | None, model: str) -> None:
+    """Refuse what no photo has: targets of another kind of model, unknown classes, and unknown values.
+
+    Args:
+        task: ``detect``, ``segment``, ``embed`` or ``value``.
+        asked: the targets as for `resolve`; not an iterator.
+        classes: the number of classes or values; None if it is unknown.
+        labels: their names; None if they are unknown.
+        model: the model's name.
+
+    Raises:
+        TargetError: no photo has such a target.
+    """
+    if asked is None:
+        if task == "embed":
+            raise _nothing_like(model)
+        if task == "value" and classes is not None and classes > 1:
+            raise _which_value(classes, model)
+        return
+    given = list_targets(asked, labels)
+    if given is None and task == "embed":
+        raise refuse(task, "all", model)
+    for one in given or ():
+        if isinstance(one, Reference):
+            continue
+        is_class = isinstance(one, str | Integral) and task != "embed"
+        if not is_class and not isinstance(one, KINDS[task]):
+            raise refuse(task, one, model)
+        if isinstance(one, Output):
+            check_value(one, classes, model)
+        named = one.label if isinstance(one, Box | Region) else one if is_class else None
+        if named is not None and classes is not None:
+            resolve_class(named, classes, labels or (), model, "values" if task == "value" else "classes")
 
 
 def resolve(task: str, asked: Any, top_k: int, results: Sequence[Floats], view: View) -> tuple[Reference, ...]:
@@ -47,16 +113,13 @@ def resolve(task: str, asked: Any, top_k: int, results: Sequence[Floats], view: 
     reader = _READERS[task](results, view)
     if asked is None:
         return reader.surest(top_k)
-    words: Any = asked.tolist() if hasattr(asked, "tolist") else asked
-    if isinstance(words, str) and words == "all" and not find_label("all", view.labels or ()):
+    given = list_targets(asked, view.labels)
+    if given is None and task != "embed":
         return everything(task, results, view)
-    if isinstance(words, str | int | Asked | Reference):
-        words = [words]
-    if not isinstance(words, Iterable):
-        raise TargetError(f"targets is {asked!r}; expected {reader.expected}")
-    given = list(words)
+    if given is None:
+        raise refuse(task, "all", view.model)
     if not given:
-        raise TargetError(f"targets is empty; expected {reader.expected}, or None for the surest")
+        raise TargetError(f"targets is empty; expected {EXPECTED[task]}, or None for the surest")
     found: list[Reference] = []
     for one in given:
         reference = replace(one, index=len(found)) if isinstance(one, Reference) else reader.find(one, len(found))
@@ -68,22 +131,16 @@ def resolve(task: str, asked: Any, top_k: int, results: Sequence[Floats], view: 
 class _Embedding:
     """The embedding of a photo."""
 
-    expected = "ortcam.Similarity('reference.jpg')"
-
     def __init__(self, results: Sequence[Floats], view: View) -> None:
         (self._vector,) = results
         self._view = view
 
     def surest(self, count: int) -> tuple[Reference, ...]:
-        raise TargetError(
-            f"{self._view.model} returns an embedding, to compare with a reference; give {self.expected} (--like)"
-        )
+        raise _nothing_like(self._view.model)
 
     def find(self, asked: Any, place: int) -> Reference:
         if not isinstance(asked, Similarity):
-            raise TargetError(
-                f"{self._view.model} returns an embedding, and the target is {asked!r}; expected {self.expected}"
-            )
+            raise refuse("embed", asked, self._view.model)
         like = asked.like if isinstance(asked.like, Embedding) else Embedding("a vector", None, np.asarray(asked.like))
         given = like.vector
         if given.shape != self._vector.shape:
@@ -100,35 +157,49 @@ class _Embedding:
 class _Values:
     """The plain values of a photo."""
 
-    expected = "the number of a value, or ortcam.Output(0, sign=-1)"
-
     def __init__(self, results: Sequence[Floats], view: View) -> None:
         (self._values,) = results
         self._view = view
 
     def surest(self, count: int) -> tuple[Reference, ...]:
         if len(self._values) > 1:
-            raise TargetError(
-                f"{self._view.model} returns {len(self._values)} values; expected {self.expected} (see: --list)"
-            )
+            raise _which_value(len(self._values), self._view.model)
         return (self.find(0, 0),)
 
     def find(self, asked: Any, place: int) -> Reference:
         if isinstance(asked, str | Integral):
-            asked = Output(resolve_class(asked, len(self._values), self._view.labels or (), self._view.model))
+            labels, count = self._view.labels or (), len(self._values)
+            asked = Output(resolve_class(asked, count, labels, self._view.model, "values"))
         if not isinstance(asked, Output):
-            raise TargetError(
-                f"{self._view.model} returns values, and the target is {asked!r}; expected {self.expected}"
-            )
-        index, count = asked.index, len(self._values)
-        if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= index < count:
-            raise TargetError(f"value {index!r} is out of range; {self._view.model} returns {count}, 0 to {count - 1}")
-        index = int(index)
-        if asked.sign not in (1, -1):
-            raise TargetError(f"sign is {asked.sign!r}; expected 1 or -1")
+            raise refuse("value", asked, self._view.model)
+        index = check_value(asked, len(self._values), self._view.model)
         vector = np.zeros(len(self._values), np.float32)
         vector[index] = asked.sign
         return Reference(place, vector, index, self._view.name_of(index), {"kind": "value", "sign": int(asked.sign)})
+
+
+def check_value(asked: Output, count: int | None, model: str) -> int:
+    """Return the number of the value that a user names, after checking it; `count` is None if it is unknown.
+
+    Raises:
+        TargetError: there is no such value, or the sign is another number.
+    """
+    index = asked.index
+    whole = isinstance(index, Integral) and not isinstance(index, bool) and index >= 0
+    if not whole or (count is not None and index >= count):
+        has = "" if count is None else f"; {model} returns {count}, 0 to {count - 1}"
+        raise TargetError(f"value {index!r} is out of range{has}")
+    if asked.sign not in (1, -1):
+        raise TargetError(f"sign is {asked.sign!r}; expected 1 or -1")
+    return int(index)
+
+
+def _nothing_like(model: str) -> TargetError:
+    return TargetError(f"{model} returns an embedding, to compare with a reference; expected {EXPECTED['embed']}")
+
+
+def _which_value(count: int, model: str) -> TargetError:
+    return TargetError(f"{model} returns {count} values, 0 to {count - 1}; expected {EXPECTED['value']}")
 
 
 _Reader = Detections | Regions | _Embedding | _Values

@@ -1,4 +1,4 @@
-"""References: what a user asks of a model that is no classifier, and the arrays that its scores are computed from.
+"""References: what a user asks of a model of another task, and the arrays that its scores are computed from.
 
 A reference is to such a model what a class is to a classifier: the t-th reference of a photo has the index t. Its score
 is computed in the scoring graph from the model's outputs and the arrays that `stack` makes (`ortcam.graph.tasks`):
@@ -61,7 +61,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """A target of a model that returns an embedding: the cosine of the photo's embedding and another.
+    """A target of a model that returns an embedding: the cosine of the photo's embedding and a reference.
 
     Attributes:
         like: a reference picture, in any form that `explain` takes; or the embedding itself, float [D].
@@ -150,8 +150,39 @@ class Detecting:
                 raise OptionError(f"{name} of detections is {value!r}; expected a number from 0 to 1")
 
 
-# The targets of models that are no classifiers, as a user writes them.
+# The targets of models of other tasks, as a user writes them.
 Asked = Box | Region | Similarity | Output
+
+# For messages: what a model of each task does, the targets that it has, and how they are named, in Python and on the
+# command line.
+_DOES = {
+    "classify": "is a classifier",
+    "detect": "is a detector",
+    "segment": "is a segmenter",
+    "embed": "returns an embedding",
+    "value": "returns plain values",
+}
+EXPECTED = {
+    "classify": "a class index or label (--target)",
+    "detect": "a class (--target), or a box (--box; in Python ortcam.Box)",
+    "segment": "a class (--target), or the region at a pixel (--at; in Python ortcam.Region)",
+    "embed": "a reference picture or embedding (--like; in Python ortcam.Similarity)",
+    "value": "the number of a value (--target), and --sign -1 for what lowers it (in Python ortcam.Output(0, -1))",
+}
+KINDS: dict[str, type] = {"detect": Box, "segment": Region, "embed": Similarity, "value": Output}
+_NAMES = {Box: "a box", Region: "a region", Similarity: "a reference to compare with", Output: "a value with a sign"}
+
+
+def refuse(task: str, asked: Any, model: str) -> TargetError:
+    """Return the error for a target of another kind of model.
+
+    Args:
+        task: the task of the model.
+        asked: the target.
+        model: the model's name.
+    """
+    shown = _NAMES.get(type(asked)) or repr(asked)
+    return TargetError(f"{model} {_DOES[task]}, and the target is {shown}; expected {EXPECTED[task]}")
 
 
 def plain(value: Any) -> Any:

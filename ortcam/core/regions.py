@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortcam.core.convention import Floats
-from ortcam.core.references import Reference, Region
+from ortcam.core.references import Reference, Region, refuse
 from ortcam.core.targets import resolve_class
 from ortcam.core.view import MOST_SHOWN, View, digest, numbers, rounded
 from ortcam.errors import TargetError
@@ -23,8 +23,6 @@ BACKGROUND = ("background", "__background__")
 class Regions:
     """The regions of a photo: where a segmenter sees its classes."""
 
-    expected = "a label, or ortcam.Region('car') or ortcam.Region(at=(x, y))"
-
     def __init__(self, results: Sequence[Floats], view: View) -> None:
         (self._mask,) = results  # [C,h,w]
         self._view = view
@@ -33,16 +31,16 @@ class Regions:
     def surest(self, count: int) -> tuple[Reference, ...]:
         present = self._present()
         if not present:
-            raise TargetError(f"{self._view.model} sees no region in the photo; give one: ortcam.Region(mask=...)")
+            raise TargetError(
+                f"{self._view.model} sees no region in the photo; in Python, ortcam.Region(mask=...) gives one"
+            )
         return tuple(self.find(index, place) for place, index in enumerate(present[:count]))
 
     def find(self, asked: Any, place: int) -> Reference:
         if isinstance(asked, str | Integral):
             asked = Region(int(asked) if isinstance(asked, Integral) else asked)
         if not isinstance(asked, Region):
-            raise TargetError(
-                f"{self._view.model} is a segmenter, and the target is {asked!r}; expected {self.expected}"
-            )
+            raise refuse("segment", asked, self._view.model)
         index = None
         if asked.label is not None:
             index = resolve_class(asked.label, len(self._mask), self._view.labels or (), self._view.model)
@@ -50,17 +48,19 @@ class Regions:
         if index is None and cell is not None:
             index = int(self._seen[cell])
             if index < 0:
-                raise TargetError(f"{self._view.model} sees no class at {asked.at}; {self._listed()}")
+                raise TargetError(f"{self._view.model} sees no class at {_point(asked)}; {self._listed()}")
         if index is None:
             if len(self._mask) > 1:
-                raise TargetError(f"the region has no class, and {self._view.model} knows several; give its label")
+                raise TargetError(
+                    f"the region has no class, and {self._view.model} has several; give its label (--target)"
+                )
             index = 0
         if asked.mask is not None:
             region = self._given(asked.mask)
         else:
             region = (self._seen == index) & self._inside()
             if cell is not None:
-                region = self._connected(region, cell, asked)
+                region = self._connected(region, cell, index, asked)
         if not region.any():
             raise TargetError(f"the region of {self._view.show(index)!r} is empty in this photo; {self._listed()}")
         vector = (region / region.sum()).astype(np.float32).reshape(-1)
@@ -89,7 +89,7 @@ class Regions:
         cell = int(row * rows // self._view.input_size[0]), int(column * columns // self._view.input_size[1])
         if not (0 <= cell[0] < rows and 0 <= cell[1] < columns):
             raise TargetError(
-                f"at is {x:g},{y:g}, a pixel that preprocessing cuts off; expected one that the model sees"
+                f"at is {x:g},{y:g}, a pixel that preprocessing cuts off; expected a pixel that the model sees"
             )
         return cell
 
@@ -120,9 +120,11 @@ class Regions:
         (rows, columns), (height, width) = self._pixels(), self._view.photo_size
         return ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
 
-    def _connected(self, region: NDArray[np.bool_], cell: tuple[int, int], asked: Region) -> NDArray[np.bool_]:
+    def _connected(
+        self, region: NDArray[np.bool_], cell: tuple[int, int], index: int, asked: Region
+    ) -> NDArray[np.bool_]:
         if not region[cell]:
-            raise TargetError(f"{asked.label!r} is not seen at {asked.at}; {self._listed()}")
+            raise TargetError(f"{self._view.show(index)!r} is not seen at {_point(asked)}; {self._listed()}")
         part = np.zeros_like(region)
         part[cell] = True
         while True:  # grow by one place in all eight directions, until nothing is new
@@ -144,6 +146,10 @@ class Regions:
             "kind": "region", "box": rounded(box), "share": float(region.mean()), "at": at, "mask_sha256": mask,
             "region": {"grid": list(region.shape), "runs": as_runs(region)},
         }  # fmt: skip
+
+
+def _point(asked: Region) -> str:
+    return ",".join(f"{float(side):g}" for side in asked.at or ())
 
 
 def as_runs(region: NDArray[np.bool_]) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortcam.core.references import Asked, Box, Output, Reference
+from ortcam.core.references import Asked, Box, Output, Reference, refuse
 from ortcam.errors import TargetError, nearest
 
 _LONGEST_SHOWN = 100  # characters of an unknown label
@@ -33,7 +33,7 @@ class Class:
         return float(logits[self.index])
 
 
-# What a method explains: a class, or a reference of a model that is no classifier.
+# What a method explains: a class, or a reference of a model of another task.
 Wanted = Class | Reference
 # The argument of `explain`: class indices or labels, one or several, or "all"; None for the most probable classes. For
 # other models also boxes, regions, similarities and outputs.
@@ -47,11 +47,11 @@ class Target:
     Attributes:
         index: the class index; of a value, its number; of a similarity, its place among the targets.
         label: the name of the class, or None when the model file has no labels.
-        logit: its logit for the whole input; for a target that is no class, its score (`ortcam.core.references`).
-        probability: its probability for the whole input; of a detection, the score of its box; of another target that
-            is no class, its score again.
-        place: for a target that is no class, plain JSON that says which box, region, picture or value it is, with its
-            ``kind``; else None.
+        logit: its logit for the whole input; for a target that is not a class, its score (`ortcam.core.references`).
+        probability: its probability for the whole input; of a detection, the score of its box; of a target of
+            another task, its score again.
+        place: for a target of another task, plain JSON that says which box, region, picture or value it is, with its
+            ``kind``; None for a class.
     """
 
     index: int
@@ -126,8 +126,9 @@ def resolve_targets(
         words = [words]
     if isinstance(words, Iterable):
         words = list(words)
-    if isinstance(words, list) and any(isinstance(word, Asked) for word in words):
-        raise TargetError(f"{model} is a classifier, which has no boxes or the like; expected class indices or labels")
+    wrong = next((word for word in words if isinstance(word, Asked)), None) if isinstance(words, list) else None
+    if wrong is not None:
+        raise refuse("classify", wrong, model)
     named = [word for word in words if isinstance(word, str)] if isinstance(words, list | tuple) else []
     if "all" in named and not find_label("all", labels or ()):
         if len(words) > 1:
@@ -146,8 +147,11 @@ def top_targets(logits: NDArray[Any], count: int) -> tuple[Class, ...]:
     return tuple(Class(int(index)) for index in np.argsort(-logits, kind="stable")[:count])
 
 
-def resolve_class(target: Any, classes: int, labels: Sequence[str], model: str) -> int:
-    """Return the index of a class that is named by its index or label; errors are those of `resolve_targets`."""
+def resolve_class(target: Any, classes: int, labels: Sequence[str], model: str, kind: str = "classes") -> int:
+    """Return the index of a class that is named by its index or label; errors are those of `resolve_targets`.
+
+    `kind` names what has the labels in messages.
+    """
     if hasattr(target, "tolist"):
         target = target.tolist()
     if isinstance(target, str) and not _is_index(target):
@@ -155,7 +159,7 @@ def resolve_class(target: Any, classes: int, labels: Sequence[str], model: str) 
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise TargetError(f"label {target!r} names the classes {matches[:5]} of {model}; give the index")
+            raise TargetError(f"label {target!r} names the {kind} {matches[:5]} of {model}; give the index")
         hint = _suggest(target, labels) if labels else ", which has no labels; give an index"
         shown = target if len(target) <= _LONGEST_SHOWN else target[:_LONGEST_SHOWN] + "..."
         raise TargetError(f"label {shown!r} is unknown to {model}{hint}")
@@ -163,7 +167,7 @@ def resolve_class(target: Any, classes: int, labels: Sequence[str], model: str) 
         raise TargetError(f"target is {target!r}; expected a class index or a label")
     index = int(target)
     if not 0 <= index < classes:
-        raise TargetError(f"target {index} is out of range; {model} has {classes} classes, 0 to {classes - 1}")
+        raise TargetError(f"target {index} is out of range; {model} has {classes} {kind}, 0 to {classes - 1}")
     return index
 
 
@@ -210,6 +214,8 @@ def _suggest(unknown: str, labels: Sequence[str]) -> str:
     inside = [synonym for synonym in synonyms if wanted and wanted in synonym.casefold()]
     inside.sort(key=lambda synonym: wanted not in re.findall(r"\w+", synonym.casefold()))
     if not inside:
-        return nearest(unknown, synonyms)
+        listed = ", ".join(map(str, labels[:_MOST_SUGGESTED]))
+        more = f" and {len(labels) - _MOST_SUGGESTED} more" if len(labels) > _MOST_SUGGESTED else ""
+        return nearest(unknown, synonyms) or f"; its labels are {listed}{more}"
     more = f" and {len(inside) - _MOST_SUGGESTED} more" if len(inside) > _MOST_SUGGESTED else ""
     return f"; labels with {unknown.strip()!r} in them: {', '.join(inside[:_MOST_SUGGESTED])}{more}"

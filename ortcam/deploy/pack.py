@@ -46,9 +46,9 @@ class PackReport:
     Attributes:
         path: the file.
         facts: the metadata entry `ortcam.explainer`: method, preset, budget, batch size, kind of input, source.
-        r: Pearson's correlation of its map with the engine's, on a synthetic photo; None where that was not run.
-        largest_difference: of the two maps, in [0,1].
-        notices: what the user should know.
+        r: Pearson's correlation of its map with the engine's, on a synthetic photo; None if it was not run.
+        largest_difference: the largest difference of the two maps, in [0,1]; None if it was not run.
+        notices: notices for the user.
     """
 
     path: Path
@@ -95,9 +95,9 @@ def pack(
     Its inputs are ``image``, a photo uint8 [H,W,3] RGB of any size (the preprocessed tensor float32 [1,C,H,W] with
     ``raw=False``), and ``target`` int64 [T], class indices, -1 for the top class. Its outputs are the model's own
     scores float32 [N], ``target_class`` int64 [T], ``saliency`` float32 [T,H,W] in [0,1], ``scored`` int64 [1], how
-    many masked images were run (with a method of one pass: how often its tail), and ``error`` float32 [T,3], the
-    `ErrorEstimate` of every map: 0 for exact maps, NaN where it is unknown. Models that are no classifiers have other
-    inputs and outputs beside ``image``, ``saliency``, ``scored`` and ``error``: see docs/explainer.md, "Other tasks".
+    many masked images were run (for a method of one pass: how many tails), and ``error`` float32 [T,3], the
+    `ErrorEstimate` of every map: 0 for exact maps, NaN where it is unknown. Models of other tasks share ``image``,
+    ``saliency``, ``scored`` and ``error``, and have other inputs and outputs: see docs/explainer.md, "Other tasks".
 
     Args:
         model: a file that ortcam exported.
@@ -107,20 +107,19 @@ def pack(
             ``Fused(passes=0)``.
         preset: the definition of Score-CAM: a name in `ortcam.PRESETS`, or a Convention; None for that of `ScoreCAM`:
             ``official`` for classifiers.
-        budget: run at most so many masked images, as `ScoreCAM.explain`; None for all, the exact map.
-        raw: put the preprocessing in.
-        batch_size: masked images a turn, or rows of the tail at once; None for 8 images, 64 MB of features, or the
+        budget: run at most this many masked images, as in `ScoreCAM.explain`; None for all, the exact map.
+        raw: pack the preprocessing too, so that the file takes photos.
+        batch_size: masked images per run, or rows of the tail per run; None for 8 images, 64 MB of features, or the
             model's own fixed batch.
-        target: a class index or label, or -1, which ``target`` is where it is not given; ``box`` and ``sign`` may be
-            left out then too. With None they must be given; runtimes for JavaScript know no inputs that may be left
-            out.
+        target: the default of the input ``target``: a class index, a label or -1. The inputs ``box`` and ``sign``
+            then have defaults too. None: these inputs are required. Runtimes for JavaScript do not support defaults.
         layer: the target layer, as for `ScoreCAM`.
         verify: explain a synthetic photo with the file and with the engine, and refuse a file that differs.
 
     Raises:
         ModelError: the model cannot be packed, or the packed file does not agree with the engine.
-        OptionError: an argument that makes no sense.
-        TargetError: a target that the model does not have.
+        OptionError: an argument is invalid.
+        TargetError: the model lacks the target.
         LayerError: the layer does not suit the method.
         OutputError: the file cannot be written.
     """
@@ -147,7 +146,7 @@ def pack(
             "or pack it for preprocessed tensors (--no-raw, raw=False)"
         )
     if known.batch and batch_size not in (None, known.batch):
-        raise OptionError(f"batch_size is {batch_size}; {known.name} knows only batches of {known.batch}")
+        raise OptionError(f"batch_size is {batch_size}; {known.name} takes only batches of {known.batch}")
     described = chosen.describe()
     default, most, stage = DEFAULT_BATCH, shape[0], None
     if chosen.name != "score-cam":
@@ -222,7 +221,7 @@ def _choose_method(method: str | Method, preset: str | Convention | None, task: 
         raise OptionError(f"method {chosen.name} cannot be packed; expected score-cam, {', '.join(ONE_PASS)}")
     if chosen.describe().get("passes"):
         raise OptionError(
-            f"method fused runs {chosen.describe()['passes']} masked images, and is packed without; give passes=0 "
+            f"method fused runs {chosen.describe()['passes']} masked images, which cannot be packed; give passes=0 "
             "(--method-option passes=0)"
         )
     return chosen

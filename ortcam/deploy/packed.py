@@ -67,6 +67,8 @@ class PackedExplanation(Pictures):
         convention: the definition of Score-CAM, or the last steps of another method's maps; None if an older ortcam
             packed the file with a convention that is not a preset.
         seconds: wall time of the explanation.
+        input_maps: float32 [T,h_in,w_in], the maps at the model's input size; None for a file that takes photos, whose
+            maps have the photo's size.
         channels, live, seconds_scoring: None; a packed explainer does not return them.
     """
 
@@ -83,6 +85,7 @@ class PackedExplanation(Pictures):
     provider: str
     seconds: float
     provenance: Provenance
+    input_maps: NDArray[np.float32] | None = None
     channels: None = None
     live: None = None
     seconds_scoring: None = None
@@ -140,7 +143,7 @@ class PackedExplainer:
         if self.contract.classifies:
             self._questions = ClassQuestions(self.contract, self.facts, self.path.name)
         else:
-            self._questions = TaskQuestions(self.contract, self.facts, self._embed)
+            self._questions = TaskQuestions(self.contract, self.facts, self._embed, self.path.name)
         self._doubt = Doubt(self.facts["source"]["file"])
 
     @property
@@ -206,8 +209,7 @@ class PackedExplainer:
     def _explain(self, image: Image, words: Targets, top_k: int) -> PackedExplanation:
         begin = time.perf_counter()
         top_k = whole("top_k", top_k)
-        words = list(words) if isinstance(words, Iterator) else words
-        self._questions.check(words)
+        words = self._questions.check(list(words) if isinstance(words, Iterator) else words)
         pixels, origin = read_image(image)
         photo, feed, crop = self._prepare(pixels)
         if origin is None:
@@ -217,11 +219,12 @@ class PackedExplainer:
         made = answer.made
         if self.contract.classifies and self.contract.is_in_doubt(self.facts["classes"]):
             self._doubt.see(made[self.facts["scores"]])
-        maps = made["saliency"]
+        maps, input_maps = made["saliency"], None
         if not self.facts["raw"]:
-            maps = np.stack([place_map(one, crop, view.photo_size) for one in maps])
+            input_maps, maps = maps, np.stack([place_map(one, crop, view.photo_size) for one in maps])
         return PackedExplanation(
             maps=maps,
+            input_maps=input_maps,
             targets=answer.targets,
             errors=tuple(map(_as_estimate, made["error"])),
             source=Path(image) if isinstance(image, str | PathLike) else None,
@@ -277,8 +280,7 @@ class PackedExplainer:
         """Explain photos one after the other; otherwise as `ScoreCAM.explain_batch`."""
         check_images(images)
         self._check_limits(budget, tolerance, selection)
-        targets = list(targets) if isinstance(targets, Iterator) else targets
-        self._questions.check(targets)
+        targets = self._questions.check(list(targets) if isinstance(targets, Iterator) else targets)
         for done, image in enumerate(images, 1):
             try:
                 explanation = self._explain(image, targets, top_k)

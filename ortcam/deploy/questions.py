@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Protocol
@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from ortcam.core.convention import Floats
 from ortcam.core.detections import Detections
 from ortcam.core.pictures import Crop
-from ortcam.core.readers import resolve
-from ortcam.core.references import Asked, Box, Reference, Region
+from ortcam.core.readers import check, list_targets, resolve
+from ortcam.core.references import Box, Reference, Region
 from ortcam.core.targets import (
     Class,
     Target,
     Targets,
     describe_references,
     describe_targets,
-    find_label,
     resolve_class,
     resolve_targets,
     top_targets,
@@ -53,11 +52,12 @@ class Answer:
 class Questions(Protocol):
     """Puts questions to a packed explainer."""
 
-    def check(self, words: Targets) -> None:
-        """Check what can be checked before there is a photo.
+    def check(self, words: Targets) -> Targets:
+        """Check what can be checked before there is a photo, and return the targets, with reference pictures embedded.
 
         Raises:
             TargetError: the model has no such target.
+            ImageError: a reference picture cannot be read.
         """
 
     def answer(self, words: Targets, top_k: int, run: Run, view: View) -> Answer:
@@ -74,8 +74,9 @@ class ClassQuestions:
     def __init__(self, contract: Contract, facts: Mapping[str, Any], name: str) -> None:
         self._contract, self._scores, self._classes, self._name = contract, facts["scores"], facts["classes"], name
 
-    def check(self, words: Targets) -> None:
+    def check(self, words: Targets) -> Targets:
         self._resolve(words)
+        return words
 
     def answer(self, words: Targets, top_k: int, run: Run, view: View) -> Answer:
         wanted = self._resolve(words)
@@ -96,22 +97,29 @@ class ClassQuestions:
 class TaskQuestions:
     """Of other models. A second run follows if the first one explained other targets than the photo has."""
 
-    def __init__(self, contract: Contract, facts: Mapping[str, Any], embed: Callable[[Any], Floats]) -> None:
+    def __init__(self, contract: Contract, facts: Mapping[str, Any], embed: Callable[[Any], Floats], name: str) -> None:
         """Begin.
 
         Args:
             contract: the contract of the model.
             facts: the facts of the packing.
             embed: returns the embedding [D] of a picture.
+            name: the name of the file in messages.
         """
+        self._labels, self._name = contract.labels, name
         self._task, self._classes, self._raw, self._embed = contract.task, facts["classes"], facts["raw"], embed
 
-    def check(self, words: Targets) -> None:
-        pass  # targets are in a photo
+    def check(self, words: Targets) -> Targets:
+        check(self._task, words, self._classes, self._labels, self._name)
+        for word in list_targets(words, self._labels) or () if words is not None else ():
+            if isinstance(word, Region) and (word.at is not None or word.mask is not None):
+                raise TargetError(
+                    f"{self._name} is packed, and explains all places of a class; expected a class (--target); "
+                    "a pixel or a mask needs the model file"
+                )
+        return with_embeddings(words, self._embed) if self._task == "embed" else words
 
     def answer(self, words: Targets, top_k: int, run: Run, view: View) -> Answer:
-        if self._task == "embed":
-            words = with_embeddings(words, self._embed)
         if not self._raw and self._task == "segment":  # the file sees no padding
             crop = view.crop
             view = replace(view, crop=Crop(0, 0, *view.input_size), photo_size=view.input_size)
@@ -133,7 +141,7 @@ class TaskQuestions:
         if self._task == "value":
             return self._inputs(resolve(self._task, words, 1, [np.zeros(self._classes, np.float32)], view), view)
         targets, boxes = [], []
-        for word in _each(words, view) or [None]:
+        for word in (None if words is None else list_targets(words, view.labels)) or [None]:
             box = np.zeros(4, np.float32)
             if isinstance(word, str | Integral):
                 targets.append(resolve_class(word, self._classes, view.labels or (), view.model))
@@ -156,13 +164,8 @@ class TaskQuestions:
         return given.class_index, self._boxes([given], view)[0]
 
     def _first_region(self, word: Any, view: View) -> int:
-        if not isinstance(word, Region) or (word.label is None and word.at is None and word.mask is None):
+        if not isinstance(word, Region) or word.label is None:
             return -1
-        if word.at is not None or word.mask is not None:
-            raise TargetError(
-                f"{view.model} is packed, and explains all places of a class; expected a label (at and mask need the "
-                "model file)"
-            )
         return resolve_class(word.label, self._classes, view.labels or (), view.model)
 
     def _inputs(self, found: Iterable[Reference], view: View) -> dict[str, NDArray[Any]]:
@@ -198,17 +201,6 @@ class TaskQuestions:
         if self._task == "segment":
             return True
         return np.allclose(made["target_box"], self._boxes(found, view), rtol=_SURE, atol=_CLOSE)
-
-
-def _each(words: Targets, view: View) -> list[Any]:
-    """Return the targets that are named, one by one; none for the surest and for ``"all"``."""
-    given: Any = words
-    given = given.tolist() if hasattr(given, "tolist") else given
-    if given is None or (isinstance(given, str) and given == "all" and not find_label("all", view.labels or ())):
-        return []
-    if isinstance(given, str | int | Asked) or not isinstance(given, Iterable):
-        return [given]
-    return list(given) if not isinstance(given, Iterator) else []
 
 
 def _placed(one: Reference, crop: Crop, size: tuple[int, int]) -> Reference:

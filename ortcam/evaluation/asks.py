@@ -36,7 +36,7 @@ class Score:
 
     Attributes:
         logit: the class's logit.
-        probability: its probability, in [0,1]; of a target that is no class, its score, as `logit`.
+        probability: its probability, in [0,1]; of a target that is not a class, its score, as `logit`.
     """
 
     logit: float

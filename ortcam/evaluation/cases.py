@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ortcam.core.convention import Floats
-from ortcam.core.references import Asked, Box, Embedding, Output, Region, Similarity
+from ortcam.core.readers import check
+from ortcam.core.references import Asked, Embedding, Similarity, refuse
 from ortcam.core.targets import Class
 from ortcam.core.view import digest
 from ortcam.errors import OptionError, whole
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 WhichTarget = Literal["predicted", "true"] | int | str | Asked
 Only = Literal["all", "correct", "misclassified"]
-_KINDS: dict[str, type] = {"detect": Box, "segment": Region, "embed": Similarity, "value": Output}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Choice:
     """Which photos and targets are evaluated.
 
     Attributes:
-        explain: what the maps explain: the ``predicted`` class, the ``true`` class, an index or a label. Of a model
-            that is no classifier: its surest box or largest region (``predicted``), the object that the data set states
+        explain: what the maps explain: the ``predicted`` class, the ``true`` class, an index or a label. For a model
+            of another task: its surest box or largest region (``predicted``), the object that the data set states
             (``true``), a label, or another target of `explain`.
         score: what is scored: the target that is ``explained``, or as `explain`.
         only: ``all`` photos, or those whose predicted class is ``correct`` or not (``misclassified``).
@@ -63,30 +63,31 @@ class Choice:
 
         Raises:
             OptionError: a choice that the task does not have.
+            TargetError: a target that no photo has.
         """
         task = model.contract.task
         if model.contract.classifies:
             found = next((end for end in self.ends if isinstance(end, Asked)), None)
             if found is not None:
-                raise OptionError(f"{model.name} is a classifier, and the target is {found!r}; expected a class")
+                raise refuse(task, found, model.name)
             return
-        wrong = next((end for end in self.ends if isinstance(end, Asked) and not isinstance(end, _KINDS[task])), None)
-        if wrong is not None:
-            kind, own = type(wrong).__name__, _KINDS[task].__name__
-            raise OptionError(f"the target is {kind}, and {model.name} is made for the task {task!r}; expected {own}")
         if self.only != "all":
-            raise OptionError(f"only is {self.only!r}, and {model.name} is no classifier; expected all")
+            raise OptionError(f"only is {self.only!r}, and {model.name} is not a classifier; expected all")
         if "all" in self.ends:
             raise OptionError("the target to evaluate is 'all'; expected one target")
         if task == "embed" and not all(isinstance(end, Similarity) for end in self.ends):
             raise OptionError(
                 f"{model.name} returns an embedding, to compare with a reference; expected "
-                "explain=ortcam.Similarity('reference.jpg') (--like)"
+                "--like reference.jpg, in Python explain=ortcam.Similarity('reference.jpg')"
             )
         if task == "value" and "predicted" in self.ends and model.classes != 1:
             raise OptionError(
-                f"{model.name} returns several values; expected the number of one, or ortcam.Output(0, sign=-1)"
+                f"{model.name} returns several values; expected the number of one (--explain), and --sign -1 for what "
+                "lowers it (in Python ortcam.Output(0, -1))"
             )
+        for end in self.ends:
+            if end not in ("predicted", "true"):
+                check(task, end, model.classes, model.labels, model.name)
 
     def with_embeddings(self, embed: Callable[[Any], Floats]) -> Choice:
         """Return the choice with the embeddings of reference pictures: `ortcam.explain.tasks.with_embeddings`."""
@@ -114,7 +115,7 @@ class Cases:
         """Resolve all labels before the first photo.
 
         Raises:
-            TargetError, DatasetError: a label is unknown to the model. Of a model that is no classifier, an unknown
+            TargetError, DatasetError: a label is unknown to the model. For a model of another task, an unknown
                 label of a sample is an error of this sample.
         """
         self._run, self._choice = run, choice

@@ -86,7 +86,7 @@ def debug(
 
     Raises:
         DatasetError: photos or labels are missing, or contradict each other.
-        OptionError: an option is invalid, or the model is no classifier.
+        OptionError: an option is invalid, or the model is not a classifier.
         TargetError: a label is unknown to the model.
         ModelError, LayerError, ProviderError: as for `ModelExplainer`.
     """

@@ -47,7 +47,7 @@ class Journal:
 
         Args:
             folder: the folder of the results.
-            header: everything that the values depend on (model, options, photos), as values that JSON knows.
+            header: everything that the values depend on (model, options, photos), as plain JSON.
             overwrite: delete earlier results in the folder. Other files are never deleted.
 
         Raises:
@@ -220,7 +220,7 @@ def finite(row: Row) -> Row:
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
-    """Return the fields of a row as values that JSON knows (`dataclasses.asdict` takes ten times as long)."""
+    """Return the fields of a row as plain JSON (`dataclasses.asdict` takes ten times as long)."""
     curves = {name: list(curve) for name, curve in row.curves.items()}
     fields = {**vars(row), "values": dict(row.values), "reasons": dict(row.reasons), "curves": curves}
     return fields if row.target else {name: value for name, value in fields.items() if name != "target"}

@@ -114,8 +114,9 @@ class Without:
 
     Attributes:
         share: the region's share of the input's pixels, in [0,1].
-        predicted, true: the probabilities of the two classes then.
-        winner: the most probable class then.
+        predicted: the probability of the predicted class, without the region.
+        true: the probability of the true class, without the region.
+        winner: the most probable class, without the region.
         true_wins: the winner is the true class.
     """
 
@@ -132,7 +133,8 @@ class Mistake:
 
     Attributes:
         prediction: the two classes.
-        predicted, true: the evidence for each.
+        predicted: the evidence for the predicted class.
+        true: the evidence for the true class.
         in_common: the share of mass in common: the sum of the minimum of both maps, each divided by its sum, in [0,1].
             None if a map is flat.
         without: the counterfactual; None if the predicted class's map is flat.
@@ -223,8 +225,9 @@ class Debugging:
         photos: the prediction of each photo, in the order of the data set.
         mistakes: the misclassified photos that were explained, the most suspicious first (`ORDER`).
         failures: the photos that could not be predicted or explained.
-        wrong, right: the mean maps of misclassified and of correctly classified photos.
-        record: everything that the values depend on, as values that JSON knows.
+        wrong: the mean map of misclassified photos.
+        right: the mean map of correctly classified photos.
+        record: everything that the values depend on, as plain JSON.
     """
 
     photos: tuple[Prediction, ...]

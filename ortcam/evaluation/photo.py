@@ -48,7 +48,7 @@ class Case:
 
     Attributes:
         sample: the sample.
-        explained, scored: classes; of a model that is no classifier, references among those of the photo.
+        explained, scored: classes; of a model of another task, references among those of the photo.
         is_true: the explained target is the object that the data set states; of a classifier it does not matter.
     """
 
@@ -185,7 +185,7 @@ class OpenPhoto:
     """A photo after its plain pass.
 
     Attributes:
-        references: the targets of a model that is no classifier; None of a classifier.
+        references: the targets of a model of another task; None of a classifier.
     """
 
     def __init__(self, run: PhotoRun, job: Job, group: Group) -> None:

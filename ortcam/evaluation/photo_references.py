@@ -1,4 +1,4 @@
-"""The references of a photo that is evaluated, of a model that is no classifier, and their places in the photo."""
+"""The references of a photo that is evaluated, of a model of another task, and their places in the photo."""
 
 from __future__ import annotations
 

@@ -88,20 +88,23 @@ def encode(figure: Figure, suffix: str) -> bytes:
 def mean_curve(result: Result, method: str, column: str) -> NDArray[np.float64]:
     """Return the mean scores over photos and the bounds of their bootstrap 95 % intervals, float64 [3,points].
 
+    The photos are those of `Result.shared_photos`, as in the table.
     The bounds are NaN for a single photo; without a curve there are 0 points.
     """
-    curves = [row.curves[column] for row in result.rows if row.method == method and column in row.curves]
+    shared = result.shared_photos(column)
+    rows_of = [row for row in result.rows if row.method == method and row.photo in shared]
+    curves = [row.curves[column] for row in rows_of if column in row.curves]
     points = mean_intervals([list(scores) for scores in zip(*curves, strict=True)], resamples=_RESAMPLES)
     rows = [[point.mean for point in points], [point.low for point in points], [point.high for point in points]]
     return np.array(rows, dtype=np.float64)  # NaN for None
 
 
 def _title(result: Result, columns: tuple[Column, ...]) -> str:
-    names = {column.name for column in columns}
-    photos = list(dict.fromkeys(row.photo for row in result.rows if names & row.curves.keys()))
-    if len(photos) == 1:
-        return f"one photo: {photos[0]}"
-    line = f"mean over {len(photos)} photos"
+    shared = [result.shared_photos(column.name) for column in columns]
+    least, most = min(map(len, shared)), max(map(len, shared))
+    if least == most == 1:
+        return f"one photo: {next(iter(shared[0]))}"
+    line = f"mean over {most if least == most else f'{least} to {most}'} photos"
     return f"line: {line}; band: its 95 % bootstrap interval" if _bands(result) else line
 
 

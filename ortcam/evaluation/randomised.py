@@ -111,7 +111,7 @@ def sanity(
 ) -> SanityResult:
     """Randomise the weights of a model from the scores downwards, and measure how much its maps change.
 
-    The maps of every stage explain the class that the original model predicts; of a model that is no classifier, its
+    The maps of every stage explain the class that the original model predicts; of a model of another task, its
     surest box, its largest region, or the given target, which stays the same in all stages. Every stored tensor is
     drawn on its own: an export folds batch normalisation into the convolution before it, and the draw replaces the
     folded weights. SciPy and scikit-image are needed.
@@ -124,8 +124,8 @@ def sanity(
         preset: the definition of Score-CAM; None for ``official``.
         budget: the number of masked inputs per map; ``exact`` for all of them. None for 32 with Score-CAM, and for
             what the method runs by itself otherwise, and for plain values, which are run exactly.
-        target: a class index or label to explain in every photo; None for each photo's top class. Of a model that is
-            no classifier, a target as for `ModelExplainer.explain`; None for its surest box or largest region.
+        target: a class index or label to explain in every photo; None for each photo's top class. For a model of
+            another task, a target as for `ModelExplainer.explain`; None for its surest box or largest region.
         mode: ``cascading``: each stage adds layers to those of the stages before it. ``independent``: each stage
             randomises one layer alone.
         draw: ``gaussian``: values with the mean and standard deviation of the tensor that they replace (integers are

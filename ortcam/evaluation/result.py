@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import combinations
 from os import PathLike
@@ -18,50 +18,13 @@ from ortcam.core.files import replace_files
 from ortcam.errors import OptionError, OutputError, nearest
 from ortcam.evaluation.journal import RESULTS, as_json, finite, row_from_dict, row_to_dict
 from ortcam.evaluation.rows import Column, Failure, Row
-from ortcam.evaluation.statistics import Interval, mean_intervals, paired_intervals
+from ortcam.evaluation.statistics import Comparison, Summary, mean_intervals, paired_intervals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1
-FLAT = "flat map"  # the reason in `Row.reasons` for a map without any contrast
 _ALL_PAIRS = 8  # up to this number of methods, every pair is compared in the JSON
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A value of a method over all photos.
-
-    Attributes:
-        interval: the mean over the maps with a value, and its bootstrap 95 % interval.
-        maps: the number of maps of the method, with and without a value.
-        undefined: the number of maps without a value, by reason.
-    """
-
-    interval: Interval
-    maps: int
-    undefined: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def flat(self) -> int:
-        """The number of flat maps."""
-        return self.undefined.get(FLAT, 0)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two methods compared in one value, photo by photo.
-
-    Attributes:
-        difference: the mean of first minus second over the photos on which both have a value, with its bootstrap 95 %
-            interval.
-        better, worse: the number of photos on which the first method is better, or worse; equal values count in
-            neither. None if neither a higher nor a lower value is better.
-    """
-
-    difference: Interval
-    better: int | None
-    worse: int | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +39,7 @@ class Result:
         controls: the names of the methods that are controls, such as ``random`` and ``centre``.
         rows: the values of each map.
         failures: the photos that could not be evaluated.
-        record: everything that the values depend on, as values that JSON knows.
+        record: everything that the values depend on, as plain JSON.
 
     Raises:
         OptionError: a name is used twice or is unknown, a method has two rows of a photo, a curve has another number of
@@ -173,6 +136,24 @@ class Result:
                     found.setdefault((row.method, name), {})[row.photo] = value
         return found
 
+    def shared_photos(self, column: str) -> frozenset[str]:
+        """Return the photos on which every method has a value in a column; a method without any value does not count.
+
+        Raises:
+            OptionError: the column is unknown.
+        """
+        self.column(column)
+        return self._shared[column]
+
+    @cached_property
+    def _shared(self) -> dict[str, frozenset[str]]:
+        shared: dict[str, frozenset[str]] = {}
+        for column in self.columns:
+            known = [frozenset(self._values.get((method, column.name), {})) for method in self.methods]
+            some = [photos for photos in known if photos]
+            shared[column.name] = some[0].intersection(*some[1:]) if some else frozenset()
+        return shared
+
     def summary(self) -> dict[str, dict[str, Summary]]:
         """Return the mean, its interval and the counts, by method and then by column."""
         return {method: dict(columns) for method, columns in self._summary.items()}
@@ -180,7 +161,11 @@ class Result:
     @cached_property
     def _summary(self) -> dict[str, dict[str, Summary]]:
         keys = [(method, column.name) for method in self.methods for column in self.columns]
-        intervals = mean_intervals([list(self._values.get(key, {}).values()) for key in keys])
+        samples = [self._values.get((method, name), {}) for method, name in keys]
+        intervals = mean_intervals([
+            [value for photo, value in found.items() if photo in self._shared[name]]
+            for (_, name), found in zip(keys, samples, strict=True)
+        ])  # fmt: skip
         maps = Counter(row.method for row in self.rows)
         undefined = {key: Counter[str]() for key in keys}
         for row in self.rows:
@@ -243,7 +228,7 @@ class Result:
         return self.table()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as values that JSON knows. No number is NaN."""
+        """Return everything as plain JSON. No number is NaN."""
         return {
             "format": FORMAT,
             "record": as_json(self.record, "the record"),
@@ -359,7 +344,7 @@ class Result:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         names = [column.name for column in self.columns]
-        named = any(row.target for row in self.rows)  # of a model that is no classifier
+        named = any(row.target for row in self.rows)  # of a model of another task
         heads = ["photo", "method", "control", "explained", "scored", *(["target"] if named else []), *names, "reason"]
         writer.writerow(heads)
         for row in self.rows:

@@ -36,7 +36,7 @@ class Row:
         values: a number for each column by its name; None if the value is undefined.
         reasons: for each value that is None, the reason in a few words, such as ``flat map``.
         curves: the scores at the points of each curve, by the name of its column.
-        target: for a target that is no class, its name, such as ``cat at 10,20,90,200``; else empty.
+        target: for a target that is not a class, its name, such as ``cat at 10,20,90,200``; else empty.
     """
 
     photo: str

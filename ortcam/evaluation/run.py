@@ -65,7 +65,7 @@ def evaluate(
 ) -> Result:
     """Evaluate maps on photos.
 
-    Of a model that is no classifier, the score that is measured is that of its target (docs/tasks.md). The place of a
+    For a model of another task, the score that is measured is that of its target (docs/tasks.md). The place of a
     box or of a region is the target itself; that of another target is what the data set states.
 
     Args:
@@ -77,7 +77,7 @@ def evaluate(
         maps: maps that were made elsewhere, by a name for each set: a folder of .npy files, a mapping from the names of
             the photos, or a function of name and class.
         explain: the class that maps explain: ``predicted``, ``true``, an index or a label. None for the true class if
-            a metric compares the map with a box or a mask, else the predicted class. Of a model that is no classifier:
+            a metric compares the map with a box or a mask, else the predicted class. For a model of another task:
             ``predicted`` for its surest box or largest region, ``true`` for the object that the data set states (of
             several boxes of a class, the one that scores highest), a label, or a target of `ModelExplainer.explain`;
             None for ``predicted``.
@@ -332,7 +332,7 @@ def _header(run: PhotoRun, dataset: Dataset, choice: Choice, same: bool) -> dict
         "scores": "probabilities and logits of the file's output, in the sense that `model.output` states"
         if run.model.contract.classifies
         else "the scores of the targets, which docs/tasks.md defines for the task that `model.output` states",
-        "flat_maps": "a flat map has no values; it is counted, and left out of means and comparisons",
-        "means": "means over photos of the values of each photo (means of ratios)",
+        "flat_maps": "a flat map has no values; it is counted, and its photo is left out of the means of all methods",
+        "means": "means of the values of each photo (means of ratios), over the photos on which every method has one",
         "intervals": f"95 %, BCa bootstrap over photos, {RESAMPLES} resamples, seed 0",
     }

@@ -58,7 +58,7 @@ class PhotoMaps:
         convention: the last steps.
         wanted: the target of the map.
         explained: its description, with its score.
-        top: the index of the most probable class; None for a model that is no classifier.
+        top: the index of the most probable class; None for a model of another task.
         overlay: uint8 [H',W',3] RGB, the map over the photo, at most 320 pixels long; None if it is not kept.
     """
 
@@ -212,7 +212,7 @@ def explain_original(
             known.append(Known(name, image, maps, explanation.provenance.photo, picture))
         on_photo()
     if not known:
-        raise DatasetError(f"no photo can be explained, of {len(photos)}; the first error: {failures[0].error}")
+        raise DatasetError(f"0 of {len(photos)} photos can be explained; the first error: {failures[0].error}")
     return known, failures
 
 

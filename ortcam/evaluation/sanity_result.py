@@ -87,7 +87,7 @@ class Stage:
         control: the same of the plain sum of the activations, which depends on no class and on no layer above.
         probability: the mean probability of the explained class.
         same_class: the number of photos whose most probable class is still the explained one; None for
-            a model that is no classifier.
+            a model of another task.
         flat: the number of photos without similarity because the stage's map is flat.
         flat_original: the number of photos without similarity because the original model's map is flat.
         failed: the number of photos without similarity because of an error, such as scores that are not finite.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -17,6 +17,7 @@ from ortcam.errors import OptionError, whole
 #   log-normal                                      87 % / 90 %
 #   hits with probability 0.9                       93 % / 90 %
 #   uniform                                         94 % / 95 %
+FLAT = "flat map"  # the reason in `Row.reasons` for a map without any contrast
 RESAMPLES = 10_000  # the bounds of two seeds then differ by about 1 % of the interval's width
 _ROUNDING = 1e-12
 _CHUNK = 1 << 22  # most counts, or resampled means, in memory at once: 32 MiB
@@ -52,6 +53,43 @@ class Paired:
     interval: Interval
     above: int
     below: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A value of a method over all photos.
+
+    Attributes:
+        interval: the mean over the photos on which every method has a value (`Result.shared_photos`), and its bootstrap
+            95 % interval. So the means of all methods are those of the same photos.
+        maps: the number of maps of the method, with and without a value.
+        undefined: the number of maps without a value, by reason.
+    """
+
+    interval: Interval
+    maps: int
+    undefined: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def flat(self) -> int:
+        """The number of flat maps."""
+        return self.undefined.get(FLAT, 0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods compared in one value, photo by photo.
+
+    Attributes:
+        difference: the mean of first minus second over the photos on which both have a value, with its bootstrap 95 %
+            interval.
+        better, worse: the number of photos on which the first method is better, or worse; equal values count in
+            neither. None if neither a higher nor a lower value is better.
+    """
+
+    difference: Interval
+    better: int | None
+    worse: int | None
 
 
 def mean_interval(values: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES) -> Interval:

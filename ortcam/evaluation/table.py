@@ -111,6 +111,7 @@ def _notes(result: Result) -> Iterator[str]:
     if len(methods) > 1 and any(result.best(column, methods) for column in result.columns):
         yield "* the best mean among the methods that are not controls"
     yield from _compare_with_controls(result, methods)
+    yield from _shared_photos(result)
     missing = list(_missing_values(result))
     yield from missing[:_MOST_NOTES]
     if len(missing) > _MOST_NOTES:
@@ -152,6 +153,20 @@ def _compare_with_controls(result: Result, methods: list[str]) -> Iterator[str]:
             control = best[column.name][0]
             which = "no method is" if len(unclear) == len(methods) else f"{', '.join(unclear)}: not"
             yield f"{column.name}: {which} clearly better than the control {control}, photo by photo (95 %)"
+
+
+def _shared_photos(result: Result) -> Iterator[str]:
+    """Yield a line for columns whose means leave out photos on which some method has a value, and another has none."""
+    counts: dict[int, list[str]] = {}
+    for column in result.columns:
+        shared = len(result.shared_photos(column.name))
+        if any(len(result.values(method, column.name)) > shared for method in result.methods):
+            counts.setdefault(shared, []).append(column.name)
+    noun = "sample" if _shares_photos(result) else "photo"
+    for count, names in counts.items():
+        where = "" if len(names) == len(result.columns) else f"{', '.join(names)}: "
+        mean = f"the means are those of the {count} of {len(result.photos)} {noun}s"
+        yield f"{where}{mean if count else f'no means, because there is no {noun}'} on which every method has a value"
 
 
 def _missing_values(result: Result) -> Iterator[str]:

@@ -28,7 +28,7 @@ from ortcam.explain.jobs import Job, prepare
 from ortcam.explain.recording import Request, provenance_of
 from ortcam.explain.scheduler import InWork, not_finite, run_together
 from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
-from ortcam.explain.tasks import describe_everything, find_references, view_of, with_embeddings
+from ortcam.explain.tasks import check_targets, describe_everything, find_references, view_of, with_embeddings
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -208,9 +208,7 @@ class ModelExplainer:
         """
         check_images(images)
         request = self._request(targets, top_k, budget, tolerance, selection)
-        if self.model.classes is not None and self.model.contract.classifies:
-            # An unknown class is reported once, before the first photo.
-            self.model.resolve_targets(request.targets, self.model.classes)
+        check_targets(self.model, request.targets)
         done, process, classifier = 0, os.getpid(), self._running.get()
         beside = classifier.frees_processor
         at_once, decoders = (_GROUPS_AT_ONCE, classifier.workers.count) if beside else (1, 1)

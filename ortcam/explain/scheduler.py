@@ -14,7 +14,7 @@ from ortcam.core.method import MapResult, Scores
 from ortcam.core.query import Change, Query, Rows
 from ortcam.core.references import Reference
 from ortcam.core.targets import Wanted
-from ortcam.errors import ModelError, OrtcamError
+from ortcam.errors import NotFiniteError, OrtcamError
 from ortcam.runtime.classifier import Classifier
 from ortcam.runtime.scorer import Group, Progress
 
@@ -30,7 +30,7 @@ class InWork:
         forward: its plain pass.
         targets: the targets to explain.
         run: the method's run.
-        references: those of a model that is no classifier: the targets again; else empty.
+        references: those of a model of another task: the targets again; else empty.
         scored: the number of changed inputs that were run.
         error: the reason why it cannot be explained; None if there is none.
         result: its maps, once they are known.
@@ -137,9 +137,9 @@ def _observe(asked: _Asked, scores: Scores) -> None:
         asked.work.scored += len(asked.query)
 
 
-def not_finite(model: str, what: str) -> ModelError:
+def not_finite(model: str, what: str) -> NotFiniteError:
     """Return the error of a model with NaN or infinite scores."""
-    return ModelError(f"{model} returns NaN or infinite values for {what}")
+    return NotFiniteError(f"{model} returns NaN or infinite values for {what}")
 
 
 def _shifted(on_progress: Progress, done: int, total: int) -> Progress:

@@ -35,7 +35,7 @@ class ScoreCAM(ModelExplainer):
 
         Args:
             model, provider, batch_size, threads, layer, detecting: as for `ModelExplainer`.
-            preset: a name in `ortcam.PRESETS`, or a Convention; None for ``official``. A model that is no classifier
+            preset: a name in `ortcam.PRESETS`, or a Convention; None for ``official``. A model of another task
                 has ``centred``, and ``centred-values`` for plain values.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What the explainer does for models that are no classifiers: it finds the references of a photo."""
+"""What the explainer does for models of other tasks: it finds the references of a photo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
 from ortcam.core.pictures import Crop, Photo
-from ortcam.core.readers import everything, resolve
+from ortcam.core.readers import check, everything, resolve
 from ortcam.core.references import (
     Box,
     Detecting,
@@ -35,6 +35,18 @@ def view_of(model: CamModel, photo: Photo | None, crop: Crop, size: tuple[int, i
     """Return what is known of a photo beside its results; `size` is that of the model's input."""
     photo_size = (crop.bottom, crop.right) if photo is None else photo.shape[:2]
     return View(crop, size, photo_size, model.labels, model.name, detecting)
+
+
+def check_targets(model: CamModel, targets: Targets) -> None:
+    """Refuse what no photo has, once for all photos: an unknown class or value, or another kind of target.
+
+    Raises:
+        TargetError: no photo has such a target.
+    """
+    if not model.contract.classifies:
+        check(model.contract.task, targets, model.classes, model.labels, model.name)
+    elif model.classes is not None:
+        model.resolve_targets(targets, model.classes)
 
 
 def find_references(
@@ -80,6 +92,8 @@ def with_embeddings(targets: Targets, embed: Callable[[Any], Floats]) -> Targets
 
 def _with_embedding(asked: Similarity, embed: Callable[[Any], Floats]) -> Similarity:
     like = asked.like
+    if isinstance(like, Embedding):
+        return asked
     if isinstance(like, str | os.PathLike):
         path = Path(like)
         return Similarity(Embedding(path.name, path, read_vector(path) if path.suffix == ".npy" else embed(path)))

@@ -21,7 +21,7 @@ from ortcam.errors import OptionError, OutputError, TargetError, whole
 from ortcam.explain.ahead import read_ahead
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.explain.video_maps import FEWEST_AHEAD, Drawing, Scan
-from ortcam.output.render import check_style
+from ortcam.output.render import Style
 from ortcam.output.video import Video, VideoWriter, check_output
 from ortcam.output.video_record import build_record, check_free, record_of, write_record
 
@@ -69,6 +69,7 @@ def explain_video(
     selection: Selecting = "predict",
     opacity: float = 0.6,
     colormap: str = "turbo",
+    caption: bool = False,
     overwrite: bool = False,
     on_progress: OnVideoProgress | None = None,
 ) -> ExplainedVideo:
@@ -89,7 +90,9 @@ def explain_video(
         steady: the time constant of the average over explained frames, in seconds; 0 for no average.
             `ortcam.core.timeline` defines the average.
         budget, tolerance, selection: as for `explain`.
-        opacity, colormap: of the overlays.
+        opacity, colormap: for the overlays, as in `Explanation.overlay`.
+        caption: write class, probability and a colour bar under each frame, which makes the frames taller. Frames that
+            are narrower than 168 pixels are magnified.
         overwrite: replace an earlier output.
         on_progress: called with the stage, the frames done, and all frames as far as the file states them.
 
@@ -102,7 +105,7 @@ def explain_video(
     """
     begin = time.perf_counter()
     every, steady = whole("every", every), _checked_steady(steady)
-    check_style(opacity, colormap)
+    style = Style(opacity, colormap, caption)
     path, target = Path(output), _only(targets)
     check_output(path)
     source = Video(video)
@@ -113,12 +116,12 @@ def explain_video(
         try:
             choice = {"chosen": "given"} if target is not None else _choose(explainer, source, every, tell)
             wanted = choice.pop("target", target)
-            scan, maps = Scan(source, every), unfinished / "maps.raw"
+            scan, maps = Scan(source, every, steady), unfinished / "maps.raw"
             scan.run(explainer, wanted, limits, maps, lambda done: tell("explaining", done, source.expected))
-            drawing = Drawing(scan, maps, steady, opacity, colormap)
-            with VideoWriter(unfinished / path.name, source.size, source.rate) as writer:
+            drawing = Drawing(scan, maps, steady, style)
+            with VideoWriter(unfinished / path.name, drawing.size, source.rate) as writer:
                 _write(source, drawing, writer, lambda done: tell("writing", done, scan.read))
-            scale = drawing.scale
+            scale, captions = drawing.scale, drawing.captions
             del drawing  # Windows deletes no file that is mapped
             for file in (maps, maps.with_suffix(".steady")):
                 file.unlink()
@@ -128,7 +131,7 @@ def explain_video(
                 asked=Asked.targets_of(target),
                 chosen=_describe(scan, choice),
                 steadiness={"every": every, "steady": steady, "scale": scale, "cuts": scan.timeline.cuts},
-                output={"name": path.name, **writer.to_dict()},
+                output={"name": path.name, **writer.to_dict(), "caption_height": captions.height if captions else 0},
                 frames=scan.rows,
                 duration=time.perf_counter() - begin,
             )  # fmt: skip

@@ -18,12 +18,14 @@ from ortcam.core.timeline import Place, Timeline, blend
 from ortcam.errors import OrtcamError, OrtcamWarning
 from ortcam.explain.ahead import read_ahead
 from ortcam.output.explanation import Explanation, Pictures
-from ortcam.output.render import draw_box, draw_overlay, place_map, resize_map
+from ortcam.output.render import Style, draw_box, draw_overlay, place_map, resize_map
 from ortcam.output.video import Video
+from ortcam.output.video_caption import FrameCaptions, describe_row, without_map
 from ortcam.output.video_record import describe_frame
 
 if TYPE_CHECKING:
     from ortcam.explain.protocol import Explainer
+    from ortcam.output.caption import Caption
 
 _PACKED_SIDE = 128  # pixels of the longer side of a packed explainer's map in the file of maps
 FEWEST_AHEAD = 4  # frames that are decoded ahead
@@ -36,18 +38,20 @@ class Scan:
         first: the first explanation; None before there is one.
         rows: the record of each explained frame.
         boxes: the box of each explained frame, [4] in pixels; None if it has none.
+        captions: the caption of each explained frame; None if it has no map.
         timeline: the explained frames and the cuts.
         read: the number of frames that were read.
         seconds: the time of the last frame.
     """
 
-    def __init__(self, video: Video, every: int) -> None:
+    def __init__(self, video: Video, every: int, steady: float) -> None:
         self.first: Pictures | None = None
         self.rows: list[dict[str, Any]] = []
         self.boxes: list[Floats | None] = []
+        self.captions: list[Caption | None] = []
         self.timeline = Timeline()
         self.read, self.seconds = 0, 0.0
-        self._video, self._every = video, every
+        self._video, self._every, self._steady = video, every, steady
         self._shape: tuple[int, ...] = ()
 
     def run(
@@ -102,10 +106,14 @@ class Scan:
         line = self.timeline
         row = len(line.has_map)
         self.rows.append(describe_frame(line.numbers[row], line.seconds[row], explanation, error))
+        self.captions.append(None if explanation is None else self._caption(explanation))
         place = None if explanation is None else explanation.targets[0].place
         box = None if place is None else place.get("box")
         self.boxes.append(None if box is None else np.asarray(box, np.float32))
         line.add(explanation is not None, self.boxes[-1])
+
+    def _caption(self, one: Pictures) -> Caption:
+        return describe_row(one.targets[0], one.flat[0], one.provenance.method, one.preset, self._steady)
 
     def _pictures(self) -> Generator[Photo, None, None]:
         frames = self._video.frames(lambda number: number % self._every == 0, find_cuts=True)
@@ -125,24 +133,30 @@ class Drawing:
 
     Attributes:
         scale: the largest value of the averaged maps of the video; it is drawn as 1.
+        captions: writes the captions; None if there are none.
+        size: (H, W) of the drawn frames.
     """
 
-    def __init__(self, scan: Scan, file: Path, steady: float, opacity: float, colormap: str) -> None:
+    def __init__(self, scan: Scan, file: Path, steady: float, style: Style) -> None:
         """Average the maps.
 
         Args:
             scan: the explained frames.
             file: the file of their maps. The averages are written beside it.
             steady: the time constant in seconds.
-            opacity, colormap: as for `draw_overlay`.
+            style: colours, and whether there is a caption.
         """
         assert scan.first is not None
-        self._first, self._scan, self._style = scan.first, scan, (opacity, colormap)
+        self._first, self._scan, self._style = scan.first, scan, style
         averages = file.with_suffix(".steady")
         self._maps = scan.maps(averages, "w+")
         scan.timeline.average(scan.maps(file), steady, self._maps)
         rows = [row for row, has_map in enumerate(scan.timeline.has_map) if has_map]
         self.scale = max(0.0, *(float(self._maps[row].max()) for row in rows))
+        known = [caption for caption in scan.captions if caption is not None]
+        self._bare, size = without_map(known[0]), self._first.photo_size
+        self.captions = FrameCaptions([*known, self._bare], size, style.colormap) if style.caption else None
+        self.size = size if self.captions is None else self.captions.size
 
     def saliency(self, place: Place) -> Floats:
         """Return the map of a frame, float32 [H,W] in [0,1] at the frame's size."""
@@ -157,11 +171,17 @@ class Drawing:
         return placed
 
     def draw(self, number: int, picture: Photo) -> Photo:
-        """Return a frame with its map and box, uint8 [H,W,3] RGB; the frame itself if it has no map."""
+        """Return a frame with its map, box and caption, uint8 [H,W,3] RGB; without map and box if it has no map."""
         place = self._scan.timeline.find(number)
-        if place is None:
-            return picture
-        drawn = draw_overlay(picture, self.saliency(place), self._first.crop, *self._style)
+        drawn = picture if place is None else self._draw_map(picture, place)
+        if self.captions is None:
+            return drawn
+        caption = None if place is None else self._scan.captions[place.first]
+        return self.captions.add(drawn, caption or self._bare)
+
+    def _draw_map(self, picture: Photo, place: Place) -> Photo:
+        style = self._style
+        drawn = draw_overlay(picture, self.saliency(place), self._first.crop, style.opacity, style.colormap)
         box = self._box(place)
         return drawn if box is None else draw_box(drawn, box.tolist())
 

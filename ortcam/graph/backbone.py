@@ -1,4 +1,4 @@
-"""Find the target layer of a model that is no classifier: the last map of its backbone at a coarse grid.
+"""Find the target layer of a model of another task: the last map of its backbone at a coarse grid.
 
 All paths of a detector or segmenter meet at no layer, or at a fine one behind the pyramid. The layer is therefore the
 last tensor at the coarsest grid of at least 7 x 7 before upsampling, the pyramid and the heads.

@@ -10,7 +10,7 @@ ROWS = (
 )
 COLUMNS = "ortcam.columns"  # [w,W]; for grids [S,1,w,W]
 TARGETS = "ortcam.targets"  # int64 [B,T]
-REFERENCES = "ortcam.references"  # [P,R,T]: the references of each photo, of a model that is no classifier
+REFERENCES = "ortcam.references"  # [P,R,T]: the references of each photo, of a model of another task
 REFERENCE_CLASSES = "ortcam.reference_classes"  # [P,C,T]: 1 at the class of a reference, else 0
 BASELINE = "ortcam.baseline"  # [1,C,H,W], or [1,H,W,C]; an axis may be 1
 NOISE = "ortcam.noise"  # [H+S,W+S]: a plane of random numbers

@@ -1,4 +1,4 @@
-"""The targets of packed models that are no classifiers: their inputs, the references of the photo, and their outputs.
+"""The targets of packed models of other tasks: their inputs, the references of the photo, and their outputs.
 
 | task | inputs beside the image | outputs beside the maps |
 |---|---|---|

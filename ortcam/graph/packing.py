@@ -33,7 +33,7 @@ class Packing:
             convention holds only the last steps of a map, and the batch size is the number of rows of a tail.
         stage: the earlier stage that the method changes; None if it changes none.
         sequence: the tokens that the target layer is taken from, if the method changes features; else None.
-        references: the lengths R and C of the references of a model that is no classifier (`CamModel.reference_sizes`).
+        references: the lengths R and C of the references of a model of another task (`CamModel.reference_sizes`).
         cells: (h, w) of a segmenter's mask.
     """
 

@@ -50,7 +50,7 @@ class Changes:
         count: the number of rows.
         targets: int64 [T].
         scored: the names of the scores that are returned side by side (`ortcam.graph.names`).
-        references: further inputs of a scoring graph that hold the targets, of a model that is no classifier.
+        references: further inputs of a scoring graph that hold the targets, of a model of another task.
     """
 
     features: Value

@@ -1,4 +1,4 @@
-"""TaskAsking: what packed models that are no classifiers share; `ortcam.graph.packed_tasks` has the tasks.
+"""TaskAsking: what packed models of other tasks share; `ortcam.graph.packed_tasks` has the tasks.
 
 The references are those of `ortcam.core.references`. They are found after the plain pass; then the nodes of
 `ortcam.graph.tasks` score masked images.

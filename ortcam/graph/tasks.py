@@ -1,4 +1,4 @@
-"""Write the scores of models that are no classifiers: outputs and references -> LOGITS [B,T].
+"""Write the scores of models of other tasks: outputs and references -> LOGITS [B,T].
 
 `ortcam.core.references` defines them.
 

@@ -47,21 +47,21 @@ class CamModel:
     It can be pickled: a file is read again where it is needed, bytes are kept.
 
     Attributes:
-        source: where it came from.
-        contract: of the model as it runs: what the file states, where another layer is chosen, of that layer alone.
-        stated: what its metadata states, whatever layer is chosen.
+        source: the file, the bytes or the proto that was given.
+        contract: the contract of the model as it runs; if another layer is chosen, it states this layer alone.
+        stated: the contract in the file's metadata, whichever layer is chosen.
         input_shape: the dimensions of `image` without the batch; None where the size is free.
         batch: the batch size when the file fixes one, else None.
         activations_shape: the dimensions of `activations` without the batch; None where the size is free.
         results: the names of the outputs that hold the results of the task.
         result_shapes: their dimensions without the batch; None where a size is free.
         classes: how many classes the model has, 2 for a single score; for the task ``value``, how many values. None
-            where the file does not say, and for embeddings.
+            if the file does not say, and for embeddings.
         has_external_data: whether weights lie in other files.
         fingerprints: the file, and after it the files of external weights, for their hashes.
         is_kept: whether the cache may keep what is prepared from it; false for a model that runs once.
         stages: earlier feature maps that a run returns beside the target layer, as `activations.1`, ...
-        sequence: the tokens that the target layer is taken from, where a run returns them too.
+        sequence: the tokens that the target layer is taken from, if a run returns them too.
     """
 
     def __init__(self, model: str | PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto) -> None:
@@ -71,7 +71,7 @@ class CamModel:
             model: the path of the file, its bytes, or an onnx.ModelProto; the last two without external weights.
 
         Raises:
-            ModelError: the file is missing, no ONNX model, or exposes no target layer; a PackedModelError where it
+            ModelError: the file is missing, is not an ONNX model, or exposes no target layer; `PackedModelError` if it
                 is a packed explainer.
         """
         self.source = ModelSource(model)
@@ -303,22 +303,22 @@ class CamModel:
     def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> tuple[Photo | None, Tensor, Crop]:
         """Turn a path, a photo or an input tensor into (photo, input tensor [1,...], the crop the model sees).
 
-        The photo is None where an input tensor came and no preprocessing is known to undo.
+        The photo is None for an input tensor whose preprocessing is unknown or cannot be undone.
 
         Raises:
-            ImageError: it is none of these, or does not fit the model.
+            ImageError: the image is of another type, or does not fit the model.
         """
         return self.contract.prepare(image, self.input_shape, self.shown, max_pixels)
 
     def require_classes(self, what: str) -> None:
-        """Refuse a model that is no classifier.
+        """Refuse a model of another task.
 
         Raises:
             ModelError: it is one of another task.
         """
         task = self.contract.task
         if not self.contract.classifies:
-            raise ModelError(f"{self.shown} is made for the task {task!r}; {what} knows only classifiers: use explain")
+            raise ModelError(f"{self.shown} is made for the task {task!r}; {what} needs a classifier: use explain")
 
     def resolve_targets(self, targets: Targets, classes: int) -> tuple[Class, ...] | None:
         """Return the targets that a user names: `ortcam.core.targets.resolve_targets`."""

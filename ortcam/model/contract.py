@@ -309,7 +309,7 @@ def _refuse_unknown(values: dict[str, Any], name: str) -> None:
         )
     if task not in get_args(Task):
         raise ModelError(
-            f"{name} is made for the task {task!r}; this ortcam knows only {', '.join(map(repr, get_args(Task)))}: "
+            f"{name} is made for the task {task!r}; this ortcam supports only {', '.join(map(repr, get_args(Task)))}: "
             "use a newer ortcam"
         )
 

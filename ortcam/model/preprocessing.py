@@ -37,14 +37,17 @@ class Preprocessing:
     `resize` is given, else stretched.
 
     Attributes:
-        height, width: the input size in pixels.
+        height: the input height in pixels.
+        width: the input width in pixels.
         channels: ``RGB``, ``BGR`` or ``GRAY`` (ITU-R BT.601 luma, as OpenCV and Pillow).
         resize: the length in pixels to which the shorter side of the photo is resized before the centre is cut out
             (torchvision's Resize and CenterCrop); or the (height, width) to which the photo is stretched before the
             cut. None stretches the whole photo to the input size.
         interpolation: Pillow's filters: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` (a = -0.5) or
             ``lanczos``; all but ``nearest`` are antialiased. ``linear`` is OpenCV's INTER_LINEAR, not antialiased.
-        scale, mean, std: see above.
+        scale: the factor of every value.
+        mean: what is subtracted then, per channel.
+        std: what each channel is divided by at last.
         crop_rounding: where the cut-out begins if an odd number of pixels is left: ``even`` rounds the half to an
             even number (torchvision), ``down`` rounds it down (transformers).
         fit: ``crop`` resizes as `resize` says and cuts out the centre; ``stretch`` resizes the whole photo to the input

@@ -129,13 +129,31 @@ def add_caption(overlay: Photo, caption: Caption, colormap: str) -> Photo:
     Returns:
         uint8 [H',W',3] RGB.
     """
-    height, width = overlay.shape[:2]
+    return add_strip(overlay, draw_strip(caption, overlay.shape[:2], colormap))
+
+
+def draw_strip(caption: Caption, size: tuple[int, ...], colormap: str, scale: tuple[str, str] = SCALE) -> Photo:
+    """Return the strip that `add_caption` sets under an overlay, uint8 [h,W',3] RGB.
+
+    Args:
+        caption: the words.
+        size: (H, W) of the overlay.
+        colormap: the overlay's colours.
+        scale: the words at the ends of the colour bar.
+    """
+    height, width = size
     letters = max(_LEAST_LETTERS, min(round(width / 44), round(height / 9)))
-    strip = _Strip(max(width, _LEAST_WIDTH), letters)
+    strip = _Strip(max(width, _LEAST_WIDTH), letters, scale)
     strip.write(caption, colormap)
-    made = np.full((height + strip.height, strip.width, 3), 255, np.uint8)
+    return strip.picture[: strip.height]
+
+
+def add_strip(overlay: Photo, strip: Photo) -> Photo:
+    """Return a picture with an overlay and, under it, a strip that is at least as wide; white beside the overlay."""
+    height, width = overlay.shape[:2]
+    made = np.full((height + len(strip), strip.shape[1], 3), 255, np.uint8)
     made[:height, :width] = overlay
-    made[height:] = strip.picture[: strip.height]
+    made[height:] = strip
     return made
 
 
@@ -162,9 +180,9 @@ def title_lines(caption: Caption, width: int, size: int, font: Font) -> list[str
 class _Strip:
     """The strip under an overlay: words, and a colour bar under them or to their right."""
 
-    def __init__(self, width: int, letters: int) -> None:
-        """Begin a strip that is `width` pixels wide, with letters of about `letters` pixels."""
-        self.width, self.letters = width, letters
+    def __init__(self, width: int, letters: int, scale: tuple[str, str]) -> None:
+        """Begin a strip that is `width` pixels wide, with letters of about `letters` pixels and the ends of its bar."""
+        self.width, self.letters, self.scale = width, letters, scale
         self.small = max(11, round(letters * 0.82))
         self.edge = round(letters * 0.6)
         self.height = self.edge
@@ -213,7 +231,7 @@ class _Strip:
         colours = np.rint(colour_table(colormap)[levels] * cover + 255 * (1 - cover)).astype(np.uint8)
         self.picture[top - 1 : top + thick + 1, left - 1 : left + width + 1] = 190
         self.picture[top : top + thick, left : left + width] = colours
-        first, last = SCALE
+        first, last = self.scale
         baseline = top + thick + round(self.small * 1.15)
         self.font.draw(self.picture, first, left, baseline, self.small, _GREY)
         right = left + width - self.font.width(last, self.small)

@@ -335,7 +335,7 @@ class Explanation(Pictures):
         channels: K, all channels of the target layer.
         live: the number of channels that vary in space; None if the method does not use them.
         scored: the number of masked inputs that were run: one for each distinct mask, or fewer with a budget.
-        layer, provider: the target layer, and the execution provider.
+        layer: the target layer; `provider` is the execution provider.
         seconds: wall time of the explanation; for photos that were explained together, the photo's share. On CUDA it
             includes waiting for another group of photos in `explain_batch`.
         seconds_scoring: the part of `seconds` that chose and ran the masked inputs.

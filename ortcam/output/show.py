@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ortcam.core.measures import MapMeasures, measure_map
 from ortcam.core.pictures import Photo
-from ortcam.errors import OptionError
+from ortcam.errors import OptionError, printable
 from ortcam.output.caption import SCALE, Caption, add_caption, describe, magnify, show_error, show_method, show_share
 from ortcam.output.render import (
     Style,
@@ -56,7 +56,7 @@ def one_line(explanation: Pictures) -> str:
     error = show_error(explanation.error, method)
     line = f"<{type(explanation).__name__} of {what}: {named}{f' and {more} more' if more > 0 else ''}"
     how = f"{show_method(method, explanation.preset)}, layer {explanation.layer}{error and f', {error}'}"
-    return " ".join(f"{line}; {how}>".split())
+    return printable(" ".join(f"{line}; {how}>".split()))
 
 
 def draw(

@@ -286,7 +286,7 @@ const MEANINGS = () => [
   ["Contrast", "What speaks for one class rather than the other: max(0, a / sum(a) - b / sum(b)), divided by its maximum, with the maps a and b of the two classes. If nearly all evidence is in common, the contrast magnifies small differences."],
   ["Evidence in common", "The sum of the minimum of both maps, each divided by its sum. At 100 % both classes use the same places."],
   ["Top region", "The pixels where the predicted class's map has at least half of its maximum. They are replaced by 0 in the preprocessed input, as in the deletion metric. The true class wins if it is then the most probable of all classes."],
-  ["Densest ninth", "The photo is divided into three rows and three columns. It is the part with the largest share of the predicted class's map; a constant map has 11 %."],
+  ["Densest ninth", "The photo is divided into three rows and three columns. The densest ninth has the largest share of the predicted class's map; a constant map has 11 %."],
   ["Mean maps", `Each map is brought to a grid of 16 x 16 cells and divided by its sum, so that each photo counts alike. What preprocessing cut off counts as 0. At most ${about.most_correct} correctly classified photos are explained.`],
   ["Explained photos", `At most ${about.most} misclassified photos are explained: those whose predicted class is furthest ahead of the true class.`],
   ...Object.entries(about.flags).map(([flag, text]) => [`Flag: ${FLAGS[flag](null)}`, `${text[0].toUpperCase()}${text.slice(1)}.`]),

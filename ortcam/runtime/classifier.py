@@ -100,7 +100,7 @@ class Classifier:
         return self._whole.forward(tensors)
 
     def with_references(self, group: Group, references: Sequence[Sequence[Reference]]) -> Group:
-        """Return a group whose photos have references, of a model that is no classifier."""
+        """Return a group whose photos have references, of a model of another task."""
         vectors, classes = stack(references, self._setup.model.reference_sizes[1])
         arrays = {names.REFERENCES: vectors, names.REFERENCE_CLASSES: classes}
         return replace(group, references={name: arrays[name] for name in group.references})

@@ -44,7 +44,7 @@ class Group:
         features: float32 [P*K,h,w] each, the activations of all photos, of the target layer and of earlier stages.
         passes: the plain pass of every photo.
         other_tokens: float32 [P,O,D], the tokens that are no patches, if the layer is taken from a sequence.
-        references: the inputs that hold the references of the photos, of a model that is no classifier.
+        references: the inputs that hold the references of the photos, of a model of another task.
         on_device: arrays that are on the device already: photos, features, banks of masks.
     """
 

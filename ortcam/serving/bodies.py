@@ -1,0 +1,64 @@
+"""Read the body of a request within the limits of the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from ortcam.serving.desk import Desk
+from ortcam.serving.refusal import Kind, Refusal, invalid
+
+
+@asynccontextmanager
+async def body_of(request: Request, desk: Desk) -> AsyncIterator[bytes]:
+    """Read a body, and count its bytes as pending inside the block.
+
+    Raises:
+        Refusal: the body is too large, too slow or encoded, or the client has left.
+    """
+    limits, counted = desk.limits, 0
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Refusal(Kind.UNSUPPORTED, f"Content-Encoding is {encoding[:40]!r}; expected a body without compression")
+    said = request.headers.get("content-length")
+    if said is not None and int(said) > limits.body:
+        raise Refusal(Kind.TOO_LARGE, f"the request has {int(said)} bytes; at most {limits.body} are taken")
+    try:
+        if said is not None:
+            counted = int(said)
+            desk.reserve(counted)
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(limits.read_timeout):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limits.body:
+                        raise Refusal(
+                            Kind.TOO_LARGE, f"the request has over {limits.body} bytes, the most that is taken"
+                        )
+                    if size > counted:
+                        desk.reserve(size - counted)
+                        counted = size
+                    parts.append(part)
+        except TimeoutError as error:
+            raise Refusal(
+                Kind.SLOW, f"the request did not arrive within {limits.read_timeout:g} s; send it faster"
+            ) from error
+        except ClientDisconnect as error:
+            raise Refusal(Kind.GONE, "the client has left") from error
+        body = b"".join(parts)
+        parts.clear()
+        if not body:
+            raise invalid("the request has no body; expected a photo, or JSON")
+        yield body
+    finally:
+        desk.release(counted)
+
+
+async def until_gone(request: Request) -> None:
+    """Return when the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

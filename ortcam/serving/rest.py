@@ -1,0 +1,152 @@
+"""The REST door: the Open Inference Protocol, KServe's first protocol, a bare photo, metrics, and a page."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+import ortcam
+from ortcam.serving import metrics
+from ortcam.serving.answers import Answer, to_tensors
+from ortcam.serving.bodies import body_of, until_gone
+from ortcam.serving.desk import Call, Desk, request_id
+from ortcam.serving.metadata import EXTENSIONS, describe_model
+from ortcam.serving.people import People
+from ortcam.serving.protocol import InferRequest, read_infer, write_answer
+from ortcam.serving.questions import Question
+from ortcam.serving.refusal import Kind, Refusal
+from ortcam.serving.service import VERSION
+
+Handler = Callable[[Request, Call], Awaitable[Response]]
+_LENGTH = "Inference-Header-Content-Length"
+_log = logging.getLogger("ortcam.serving")
+
+
+def make_app(desk: Desk, page: bool = True) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        desk: answers questions.
+        page: whether ``/`` shows a page for people.
+    """
+    door, people = _Rest(desk), People(desk)
+    model = "/v2/models/{name}"
+    versions = (model, model + "/versions/{version}")
+    routes = [
+        _route(desk, "/v2", door.server, open_to_all=True),
+        _route(desk, "/v2/health/live", door.live, open_to_all=True),
+        _route(desk, "/v2/health/ready", door.ready, open_to_all=True),
+        *(_route(desk, path, door.model) for path in versions),
+        *(_route(desk, path + "/ready", door.model_ready) for path in versions),
+        *(_route(desk, path + "/infer", door.infer, "POST") for path in versions),
+        _route(desk, "/v1/models", people.list_models),
+        _route(desk, "/v1/models/{name}:predict", people.predict, "POST"),
+        _route(desk, "/v1/models/{name}:explain", people.explain_instances, "POST"),
+        _route(desk, "/v1/models/{name}", people.model_ready),
+        _route(desk, "/models/{name}/explain", people.explain, "POST"),
+        _route(desk, "/metrics", door.metrics),
+        *([_route(desk, "/", people.page, open_to_all=True)] if page else []),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _not_served})
+
+
+def _route(desk: Desk, path: str, handler: Handler, method: str = "GET", open_to_all: bool = False) -> Route:
+    """Return a route whose refusals and faults are answered in the form of the protocol."""
+
+    async def endpoint(request: Request) -> Response:
+        call, refusal = Call("rest", request_id(request.headers.get("x-request-id"))), None
+        try:
+            if not open_to_all:
+                desk.check_key(request.headers.get("authorization"))
+            name = request.path_params.get("name")
+            if name is not None:
+                desk.service.find(name, request.path_params.get("version"))
+                call.model = name
+            response = await handler(request, call)
+        except Refusal as error:
+            refusal, response = error, refused(error)
+        except Exception:  # noqa: BLE001 - a fault in ortcam, which the client must not see
+            _log.exception("request %s failed", call.id)
+            refusal = Refusal(Kind.FAILED, f"the server failed; its log has the reason at request {call.id}")
+            response = refused(refusal)
+        response.headers["X-Request-Id"] = call.id
+        if method == "POST" or refusal is not None:
+            desk.told(call, response.status_code, refusal)
+        return response
+
+    return Route(path, endpoint, methods=[method])
+
+
+def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return an answer of JSON."""
+    return Response(json.dumps(value), status, headers, "application/json")
+
+
+def refused(refusal: Refusal) -> Response:
+    """Return the answer to a request that is refused, in the form of the protocol."""
+    after = refusal.retry_after
+    headers = {} if after is None else {"Retry-After": str(int(after + 0.999))}
+    if refusal.kind == Kind.UNAUTHORISED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if refusal.kind in (Kind.TOO_LARGE, Kind.SLOW):  # the rest of the request is not read
+        headers["Connection"] = "close"
+    return as_json({"error": str(refusal)}, refusal.kind.http, headers)
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method, path = request.method[:10], request.url.path[:100]
+    said = f"{method} {path!r} is not served; see GET /v2" if error.status_code in (404, 405) else error.detail
+    return as_json({"error": said}, error.status_code, dict(error.headers or {}))
+
+
+class _Rest:
+    """The handlers of the Open Inference Protocol."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._service = desk, desk.service
+
+    async def server(self, request: Request, call: Call) -> Response:
+        return as_json({"name": "ortcam", "version": ortcam.__version__, "extensions": list(EXTENSIONS)})
+
+    async def live(self, request: Request, call: Call) -> Response:
+        return as_json({"live": True})
+
+    async def ready(self, request: Request, call: Call) -> Response:
+        return as_json({"ready": self._service.ready}, 200 if self._service.ready else 503)
+
+    async def model(self, request: Request, call: Call) -> Response:
+        return as_json(describe_model(call.model, self._service.find(call.model)))
+
+    async def model_ready(self, request: Request, call: Call) -> Response:
+        return as_json({"name": call.model, "ready": self._service.ready}, 200 if self._service.ready else 503)
+
+    async def metrics(self, request: Request, call: Call) -> Response:
+        return Response(self._desk.metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    async def infer(self, request: Request, call: Call) -> Response:
+        async with body_of(request, self._desk) as body:
+            header = request.headers.get(_LENGTH)
+            asked = await self._desk.compute(read_infer, body, header, self._desk.limits.json)
+            text, length = await self._desk.answer(
+                call,
+                partial(self._service.ask, call.model, None, asked),
+                partial(_write, call.model, asked),
+                until_gone(request),
+            )
+        if length is None:
+            return Response(text, media_type="application/json")
+        return Response(text, headers={_LENGTH: str(length)}, media_type="application/octet-stream")
+
+
+def _write(model: str, asked: InferRequest, answer: Answer, question: Question) -> tuple[bytes, int | None]:
+    return write_answer(model, VERSION, asked, to_tensors(answer, question))

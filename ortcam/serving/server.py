@@ -1,0 +1,279 @@
+"""Run a server: both doors in one event loop, signals, and the watch over the files of models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ortcam.errors import OptionError
+from ortcam.serving.desk import Desk
+from ortcam.serving.limits import ServingLimits
+from ortcam.serving.metrics import Metrics
+from ortcam.serving.rest import make_app
+from ortcam.serving.service import Service
+from ortcam.serving.watching import Watch
+
+_HEADER_BYTES = 32_768
+_KEEP_ALIVE = 75  # seconds: longer than the idle time of the usual proxies
+_SECONDS_TO_SEND = 30  # after the last answer, for clients that read slowly
+_WATCH_EVERY = 1.0
+_log = logging.getLogger("ortcam.serving")
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Where a server listens, and how.
+
+    Attributes:
+        host: the address.
+        port: of the REST door; 0 for any free port.
+        grpc_port: of the gRPC door; None for no such door.
+        page: whether ``/`` shows a page for people.
+        keys: the keys of clients; none to let everybody in.
+        drain: seconds to go on listening, not ready, after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    grpc_port: int | None = None
+    page: bool = True
+    keys: frozenset[bytes] = frozenset()
+    drain: float = 0.0
+
+
+def run(service: Service, doors: Doors, folder: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; then answer all requests that were taken, and return.
+
+    Args:
+        service: the models.
+        doors: where to listen.
+        folder: the folder whose models are loaded when their files appear or change.
+
+    Raises:
+        OptionError: an address or port cannot be had.
+    """
+    listener = _listen(doors.host, doors.port)
+    try:
+        asyncio.run(_Running(service, doors, listener, folder).run())
+    finally:
+        listener.close()
+        service.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        OptionError: the address or port cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OptionError(f"host is {host!r} ({error.strerror}); expected an address of this machine") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        said = getattr(error, "strerror", None) or error
+        raise OptionError(f"cannot listen on {host}:{port}: {said}; give another --port or --host") from error
+    return listener
+
+
+class _Running:
+    """A server that runs."""
+
+    def __init__(self, service: Service, doors: Doors, listener: socket.socket, folder: Path | None) -> None:
+        self._service, self._doors, self._listener = service, doors, listener
+        self._desk = Desk(service, Metrics(service), doors.keys)
+        self._watch = Watch(service, folder)
+        self._stop, self._reload = asyncio.Event(), asyncio.Event()
+        self._signals = 0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C ends the loop
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
+            loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        limits = self._service.limits
+        config = uvicorn.Config(
+            make_app(self._desk, self._doors.page),
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=_SECONDS_TO_SEND,
+            h11_max_incomplete_event_size=_HEADER_BYTES,
+        )
+        _Connection.limits = limits
+        rest = _Uvicorn(config)
+        self._desk.unsent = rest.unsent
+        rpc, rpc_port = None, None
+        if self._doors.grpc_port is not None:
+            from ortcam.serving.rpc import make_server  # late: grpc takes time and memory
+
+            try:
+                rpc, rpc_port = make_server(self._desk, _bracketed(self._doors.host), self._doors.grpc_port)
+            except RuntimeError as error:
+                raise OptionError(
+                    f"cannot listen on {self._doors.host}:{self._doors.grpc_port}; give another --grpc-port"
+                ) from error
+            await rpc.start()
+        serving = asyncio.create_task(rest.serve([self._listener]))
+        watching = asyncio.create_task(self._watch_files())
+        port = self._listener.getsockname()[1]
+        also = "" if rpc_port is None else f", gRPC on {_bracketed(self._doors.host)}:{rpc_port}"
+        _log.info("listening: REST on http://%s:%d%s", _bracketed(self._doors.host), port, also)
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await self._end(rest, rpc, serving)
+        for task in (watching, stopping):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _end(self, rest: _Uvicorn, rpc: Any, serving: asyncio.Task[None]) -> None:
+        """Answer what was taken, and close the doors."""
+        self._service.leaving = True  # health says so, and new requests are refused
+        _log.info("shutting down: %d photos wait", sum(one.worker.waiting for one in self._service.models.values()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._doors.drain):
+                await asyncio.Event().wait()
+        ended = asyncio.create_task(asyncio.to_thread(self._service.close))
+        again = asyncio.create_task(self._until_told_again())
+        await asyncio.wait({ended, again}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            _log.warning("ended by a second signal; requests that wait are lost")
+            os._exit(1)
+        again.cancel()
+        rest.should_exit = True
+        if rpc is not None:
+            await rpc.stop(_SECONDS_TO_SEND)
+        await serving
+        self._desk.close()
+        _log.info("ended")
+
+    async def _until_told_again(self) -> None:
+        while self._signals < 2:
+            await asyncio.sleep(0.1)
+
+    def _on_stop(self, name: str) -> None:
+        self._signals += 1
+        _log.info("%s received", name)
+        self._stop.set()
+
+    async def _watch_files(self) -> None:
+        """Load changed models when SIGHUP asks for it, and those of the watched folder every second."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH_EVERY):
+                    await self._reload.wait()
+            try:
+                if self._reload.is_set():
+                    self._reload.clear()
+                    await asyncio.to_thread(self._service.reload)
+                await asyncio.to_thread(self._watch.look)
+            except Exception:  # noqa: BLE001 - a fault in ortcam or a library; the models that are loaded go on
+                _log.exception("models cannot be loaded again")
+
+
+def _bracketed(host: str) -> str:
+    """Return an address as URLs have it."""
+    return f"[{host}]" if ":" in host else host
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its handlers of signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def unsent(self) -> int:
+        """Return the bytes of answers that clients have not read yet."""
+        return sum(one.transport.get_write_buffer_size() for one in self.server_state.connections)
+
+
+class _Connection(H11Protocol):
+    """A connection of the REST door. Their number is limited, and a client must send and read in time."""
+
+    limits = ServingLimits()
+    _timer: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            _say(transport, 503, "the server has too many connections; try again", "Retry-After: 1\r\n")
+            return
+        self._wait_for_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:  # in the midst of the head of a request
+            self._wait_for_request()
+        else:
+            self._forget()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = self._reading or self.loop.call_later(self.limits.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reading()
+
+    def _forget_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        self._forget_reading()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        _say(self.transport, 400, "the request is not valid HTTP")
+
+    def _wait_for_request(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.limits.read_timeout, self._on_slow)
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_slow(self) -> None:
+        if not self.transport.is_closing():
+            _say(self.transport, 408, f"no request came within {self.limits.read_timeout:g} s")
+
+
+def _say(transport: asyncio.Transport, status: int, message: str, more: str = "") -> None:
+    """Send an answer outside a request, and close the connection."""
+    body = json.dumps({"error": message})
+    reason = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[status]
+    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    transport.write(f"{head}{more}Connection: close\r\n\r\n{body}".encode())
+    transport.close()

@@ -1,0 +1,221 @@
+"""Tensors of the Open Inference Protocol: the datatypes, and their binary and JSON forms.
+
+https://github.com/open-inference/open-inference-protocol
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortcam.errors import nearest
+from ortcam.serving.refusal import invalid
+
+DTYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+_MOST_DIMENSIONS = 8
+_LARGEST = 2**31 - 1
+_VALUES_AT_ONCE = 4096  # written as JSON in one go: other threads run in between
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor by its name.
+
+    Attributes:
+        name: its name.
+        datatype: BYTES, or a key of `DTYPES`.
+        shape: its shape.
+        values: an array of that shape; of BYTES, a flat list.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    values: NDArray[Any] | list[bytes]
+
+    @classmethod
+    def of_array(cls, name: str, values: NDArray[Any]) -> Tensor:
+        """Return the tensor of an array."""
+        return cls(name, _NAMES[values.dtype.type], values.shape, values)
+
+    @classmethod
+    def of_bytes(cls, name: str, values: Sequence[bytes]) -> Tensor:
+        """Return a BYTES tensor with one dimension."""
+        return cls(name, "BYTES", (len(values),), list(values))
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The values of a tensor that is not BYTES."""
+        assert isinstance(self.values, np.ndarray)
+        return self.values
+
+    @property
+    def items(self) -> list[bytes]:
+        """The values of a BYTES tensor."""
+        assert isinstance(self.values, list)
+        return self.values
+
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def check_head(name: Any, datatype: Any, shape: Any) -> tuple[int, ...]:
+    """Check the name, datatype and shape of an input, and return the shape.
+
+    Raises:
+        Refusal: one of them is invalid.
+    """
+    if not isinstance(name, str) or not name:
+        raise invalid(f"an input has the name {show(name)}; expected text")
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in DTYPES):
+        known = ["BYTES", *DTYPES]
+        hint = nearest(datatype, known) if isinstance(datatype, str) else ""
+        raise invalid(
+            f"input {show(name)} has the unknown datatype {show(datatype)}{hint}; expected {', '.join(known)}"
+        )
+    sizes = list(shape) if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else None
+    right = sizes is not None and all(type(one) is int and 0 <= one <= _LARGEST for one in sizes)
+    if sizes is None or not right or len(sizes) > _MOST_DIMENSIONS:
+        raise invalid(f"input {show(name)} has the shape {show(shape)}; expected at most 8 whole numbers from 0")
+    return tuple(sizes)
+
+
+def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> Tensor:
+    """Return the tensor of binary values: little-endian numbers, row by row; BYTES each after its length, uint32.
+
+    Raises:
+        Refusal: the bytes do not have the shape.
+    """
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        items = list(_split(name, raw, count))
+        if len(items) != count:
+            raise invalid(f"input {show(name)} has {len(items)} values; its shape {list(shape)} has {count}")
+        return Tensor(name, datatype, shape, items)
+    dtype = np.dtype(DTYPES[datatype]).newbyteorder("<")
+    if len(raw) != count * dtype.itemsize:
+        raise invalid(
+            f"input {show(name)} has {len(raw)} bytes; {datatype} of shape {list(shape)} has {count * dtype.itemsize}"
+        )
+    values = np.frombuffer(raw, dtype).reshape(shape)
+    return Tensor(name, datatype, shape, values.astype(values.dtype.newbyteorder("="), copy=False))
+
+
+def _split(name: str, raw: bytes | memoryview, most: int) -> Iterator[bytes]:
+    at, count = 0, 0
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        if at + 4 > len(raw) or end > len(raw):
+            raise invalid(
+                f"value {count} of input {show(name)} ends beyond its data; expected its length (4 bytes, "
+                "little-endian) and as many bytes"
+            )
+        count += 1
+        if count > most:
+            raise invalid(f"input {show(name)} has more than the {most} values of its shape")
+        yield bytes(raw[at + 4 : end])
+        at = end
+
+
+def from_values(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Tensor:
+    """Return the tensor of values that JSON or a list of numbers holds, flat or nested.
+
+    Values of BYTES are text. `ortcam.serving.questions` reads a picture in text as base64, because no picture is text.
+
+    Raises:
+        Refusal: the values do not have the shape or the datatype.
+    """
+    if not isinstance(data, list):
+        raise invalid(f"input {show(name)} has data {show(data)}; expected a list of values")
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        texts = list(_flat(data))
+        if not all(isinstance(one, str | bytes) for one in texts):
+            raise invalid(f"input {show(name)} is BYTES and has a value that is not text")
+        if len(texts) != count:
+            raise invalid(f"input {show(name)} has {len(texts)} values; its shape {list(shape)} has {count}")
+        items = [one if isinstance(one, bytes) else one.encode("utf-8", "surrogatepass") for one in texts]
+        return Tensor(name, datatype, shape, items)
+    try:
+        given = np.asarray(data)
+    except ValueError as error:
+        raise invalid(f"input {show(name)} has rows of different lengths") from error
+    if given.size != count or (given.ndim > 1 and given.shape != shape):
+        raise invalid(f"input {show(name)} has values of shape {list(given.shape)}; its shape is {list(shape)}")
+    return Tensor(name, datatype, shape, _cast(name, datatype, given).reshape(shape))
+
+
+def _cast(name: str, datatype: str, given: NDArray[Any]) -> NDArray[Any]:
+    dtype = np.dtype(DTYPES[datatype])
+    kinds = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
+    if given.size and given.dtype.kind not in kinds:
+        raise invalid(f"input {show(name)} is {datatype} and has other values")
+    if dtype.kind in "ui" and given.size:
+        bounds = np.iinfo(dtype)
+        if int(given.min()) < bounds.min or int(given.max()) > bounds.max:
+            raise invalid(f"input {show(name)} is {datatype} and has values out of its range")
+    with np.errstate(over="ignore"):
+        return given.astype(dtype)
+
+
+def _flat(data: list[Any]) -> Iterator[Any]:
+    for one in data:
+        if isinstance(one, list):
+            yield from _flat(one)
+        else:
+            yield one
+
+
+def to_raw(tensor: Tensor) -> bytes:
+    """Return the binary form of a tensor."""
+    if tensor.datatype == "BYTES":
+        return b"".join(len(one).to_bytes(4, "little") + one for one in tensor.items)
+    array = tensor.array
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def to_json(tensor: Tensor) -> bytes:
+    """Return the values of a tensor as a flat JSON list: null for NaN, which JSON lacks; base64 for pictures."""
+    if tensor.datatype == "BYTES":
+        return json.dumps([_as_text(one) for one in tensor.items]).encode()
+    flat, parts = tensor.array.reshape(-1), []
+    for at in range(0, flat.size, _VALUES_AT_ONCE):
+        some = flat[at : at + _VALUES_AT_ONCE]
+        values: list[Any] = some.tolist()
+        if some.dtype.kind == "f" and not np.isfinite(some).all():
+            values = [one if math.isfinite(one) else None for one in values]
+        parts.append(json.dumps(values, separators=(",", ":"))[1:-1])
+    return ("[" + ",".join(parts) + "]").encode()
+
+
+def _as_text(item: bytes) -> str:
+    try:
+        return item.decode("utf-8")
+    except UnicodeDecodeError:  # the first byte of a PNG file is never text
+        return base64.b64encode(item).decode()
+
+
+def show(value: Any) -> str:
+    """Return a value of a client for a message, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

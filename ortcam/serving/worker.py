@@ -1,0 +1,378 @@
+"""Worker: one model's queue, and the two threads that work it off: one decodes photos ahead, one explains."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ortcam.core.references import Similarity
+from ortcam.core.targets import Target
+from ortcam.deploy.packed import PackedExplainer
+from ortcam.errors import ImageError, ModelError, OrtcamError
+from ortcam.explain.explainer import ModelExplainer
+from ortcam.model.pixels import read_image
+from ortcam.runtime.session import RUNTIME_ERRORS
+from ortcam.serving.answers import Answer, Explained
+from ortcam.serving.limits import ServingLimits
+from ortcam.serving.questions import Facts, Question, check_photo
+from ortcam.serving.refusal import Kind, Refusal
+
+Served = ModelExplainer | PackedExplainer
+_AHEAD = 2  # requests that are decoded while another is explained
+_TOGETHER = 16  # photos that are explained together
+_LEARN = 0.3  # the share of a new time in the expected time
+_log = logging.getLogger("ortcam.serving")
+
+
+@dataclass(eq=False)
+class Work:
+    """A question in work.
+
+    Attributes:
+        question: the question.
+        deadline: when its answer is late, in seconds of time.monotonic.
+        answer: the answer, or a Refusal.
+        gone: set when nobody waits for the answer.
+    """
+
+    question: Question
+    deadline: float
+    answer: Future[Answer] = field(default_factory=Future)
+    gone: threading.Event = field(default_factory=threading.Event)
+
+    def why_over(self, seconds: float = 0.0) -> Refusal | None:
+        """Return why no work of that many seconds should be done; None if it should."""
+        if self.gone.is_set():
+            return Refusal(Kind.GONE, "the client has left")
+        if time.monotonic() + seconds > self.deadline:
+            return Refusal(Kind.LATE, "the answer would be late; ask for a smaller budget, or wait longer")
+        return None
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, if there is no answer yet."""
+        with contextlib.suppress(InvalidStateError):  # nobody waits any more
+            self.answer.set_exception(error)
+
+    def finish(self, answer: Answer) -> None:
+        """Answer, if there is no answer yet."""
+        with contextlib.suppress(InvalidStateError):
+            self.answer.set_result(answer)
+
+
+class Costs:
+    """The expected seconds per photo of questions, learned from those that were answered."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[Any, ...], float] = {}
+
+    def learn(self, question: Question, seconds: float) -> None:
+        before = self._seconds.get(question.cost, seconds)
+        if question.cost not in self._seconds and len(self._seconds) >= 1000:  # of a client that varies its options
+            self._seconds.clear()
+        self._seconds[question.cost] = before + _LEARN * (seconds - before)
+
+    def of(self, question: Question) -> float:
+        """Return the expected seconds of a question; 0 if nothing is known."""
+        return self._seconds.get(question.cost, 0.0) * len(question.images)
+
+
+class Worker:
+    """Explains the questions for one model, in the order of their arrival."""
+
+    def __init__(self, name: str, explainer: Served, facts: Facts, limits: ServingLimits) -> None:
+        """Start the threads.
+
+        Args:
+            name: the name of the model.
+            explainer: explains; `close` closes it.
+            facts: what questions must know of the model.
+            limits: the limits of the server.
+        """
+        self.name, self.explainer, self.facts = name, explainer, facts
+        self._limits, self._costs = limits, Costs()
+        self._waiting: deque[Work] = deque()
+        self._decoded: deque[Work] = deque()
+        self._decoding: Work | None = None
+        self._running: list[Work] = []
+        self._begun, self._closing, self._no_more = 0.0, False, False
+        self._changed = threading.Condition()
+        self._gathers = explainer.provider != "cpu" and isinstance(explainer, ModelExplainer)
+        self._threads = [
+            threading.Thread(target=self._run, args=(loop,), name=f"ortcam-{what}-{name}", daemon=True)
+            for what, loop in (("decode", self._decode_all), ("explain", self._explain_all))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """The number of photos that wait."""
+        with self._changed:
+            return self._count_waiting()
+
+    def _count_waiting(self) -> int:
+        before = [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
+        return sum(len(work.question.images) for work in before)
+
+    def submit(self, work: Work) -> None:
+        """Take a question into the queue; its `answer` follows.
+
+        Raises:
+            Refusal: the queue is full, the answer would be late, or the worker is closing.
+        """
+        photos, known = len(work.question.images), self._costs.of(work.question)
+        with self._changed:
+            if self._closing:
+                raise Refusal(Kind.LEAVING, f"model {self.name} is shutting down; try again", 1.0)
+            waiting, before = self._count_waiting(), self._seconds_before()
+            if waiting and waiting + photos > self._limits.queue:
+                raise Refusal(
+                    Kind.BUSY,
+                    f"model {self.name} is busy: {waiting} photos wait, at most {self._limits.queue} may",
+                    max(1.0, before),
+                )
+            late = work.why_over(before + known)
+            if late is not None:
+                raise late
+            self._waiting.append(work)
+            self._changed.notify_all()
+
+    def _seconds_before(self) -> float:
+        """Return the expected seconds until a new question begins."""
+        ahead = [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
+        running = sum(self._costs.of(work.question) for work in self._running if not work.answer.done())
+        left = max(0.0, running - (time.monotonic() - self._begun)) if running else 0.0
+        return left + sum(self._costs.of(work.question) for work in ahead if not work.gone.is_set())
+
+    def close(self, wait: bool = True) -> None:
+        """Refuse new questions, answer all that were taken, and close the explainer.
+
+        Args:
+            wait: return when this is done.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+    def _run(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException:  # noqa: BLE001 - a fault in ortcam: nobody may wait for ever
+            _log.exception("the worker of model %s ended", self.name)
+            with self._changed:
+                self._closing = self._no_more = True
+                left = [*self._waiting, *self._decoded, *self._running, *([self._decoding] if self._decoding else [])]
+                self._waiting.clear()
+                self._decoded.clear()
+                self._changed.notify_all()
+            for work in left:
+                work.fail(Refusal(Kind.FAILED, f"model {self.name} failed"))
+
+    # Decoding
+
+    def _decode_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._may_decode() or (self._closing and not self._waiting))
+                if not self._waiting:
+                    self._no_more = True
+                    self._changed.notify_all()
+                    return
+                work = self._decoding = self._waiting.popleft()
+            ready = self._decode(work)
+            with self._changed:
+                self._decoding = None
+                if ready is not None:
+                    self._decoded.append(ready)
+                self._changed.notify_all()
+
+    def _may_decode(self) -> bool:
+        ahead = sum(len(work.question.images) for work in self._decoded)
+        most = _TOGETHER if self._gathers else _AHEAD
+        return bool(self._waiting) and ahead < most
+
+    def _decode(self, work: Work) -> Work | None:
+        over = work.why_over(self._costs.of(work.question))
+        if over is not None:
+            work.fail(over)
+            return None
+        question, limits = work.question, self._limits
+        try:
+            images = []
+            for number, image in enumerate(question.images):
+                pixels = _decoded(image, limits.pixels, f"image {number}" if len(question.images) > 1 else "image")
+                size = (pixels.shape[0], pixels.shape[1]) if pixels.ndim == 3 else self._size_of(pixels.shape)
+                check_photo(question, size, self.facts, limits)
+                images.append(pixels)
+            targets = question.targets and tuple(_with_picture(one, limits.pixels) for one in question.targets)
+        except OrtcamError as error:
+            work.fail(error)
+            return None
+        except Exception as error:  # noqa: BLE001 - of a library; the next question is another
+            _log.exception("model %s: a photo cannot be decoded", self.name)
+            work.fail(Refusal(Kind.FAILED, f"a photo cannot be decoded ({type(error).__name__})"))
+            return None
+        work.question = replace(question, images=tuple(images), targets=targets)
+        return work
+
+    def _size_of(self, shape: Sequence[int]) -> tuple[int, int]:
+        height, width = self.facts.input_size
+        return height or shape[-2], width or shape[-1]
+
+    # Explaining
+
+    def _explain_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._decoded or self._no_more)
+                if not self._decoded:
+                    break
+                if self._gathers and sum(len(one.question.images) for one in self._decoded) < _TOGETHER:
+                    self._changed.wait_for(lambda: self._no_more, self._limits.gather)
+                together = self._running = self._take()
+                self._begun = time.monotonic()
+            self._explain(together)
+            with self._changed:
+                self._running = []
+                self._changed.notify_all()
+        self.explainer.close()
+
+    def _take(self) -> list[Work]:
+        """Take the first decoded question, and others that can be explained together with it."""
+        first = self._decoded.popleft()
+        key, photos, found, others = first.question.together, len(first.question.images), [first], deque[Work]()
+        while self._decoded:
+            one = self._decoded.popleft()
+            fits = key is not None and one.question.together == key
+            if fits and photos + len(one.question.images) <= _TOGETHER:
+                found.append(one)
+                photos += len(one.question.images)
+            else:
+                others.append(one)
+        self._decoded = others
+        return found
+
+    def _explain(self, together: list[Work]) -> None:
+        works = []
+        for work in together:
+            over = work.why_over(self._costs.of(work.question))
+            if over is None:
+                works.append(work)
+            else:
+                work.fail(over)
+        if not works:
+            return
+        try:
+            if works[0].question.wants_maps or isinstance(self.explainer, PackedExplainer):
+                self._explain_works(works)
+            else:
+                self._predict(works)
+        except _Over:
+            for work in works:
+                work.fail(work.why_over() or Refusal(Kind.GONE, "the client has left"))
+        except OrtcamError as error:
+            for work in works:
+                work.fail(error)
+        except Exception as error:  # noqa: BLE001 - of a library, or a fault; the next question is another
+            _log.exception("model %s failed", self.name)
+            said = ModelError("the model cannot be run") if isinstance(error, RUNTIME_ERRORS) else error
+            for work in works:
+                work.fail(Refusal(Kind.FAILED, f"model {self.name} failed ({type(said).__name__})"))
+
+    def _explain_works(self, works: list[Work]) -> None:
+        """Explain the photos of questions that can be explained together."""
+        first = works[0].question
+        failed: deque[OrtcamError] = deque()
+        explained = self.explainer.explain_batch(
+            [image for work in works for image in work.question.images],
+            list(first.targets) if first.targets is not None else None,
+            top_k=first.top_k,
+            on_error=lambda _, error: failed.append(error),
+            on_progress=lambda _: _check(works),
+            budget=first.budget,
+            tolerance=first.tolerance,
+        )
+        outcomes = _in_order(explained, failed)
+        for work in works:
+            begin = time.monotonic()
+            found = [next(outcomes) for _ in work.question.images]
+            self._finish(work, found, time.monotonic() - begin)
+
+    def _finish(self, work: Work, found: list[Explained | OrtcamError], seconds: float) -> None:
+        explained = []
+        for number, one in enumerate(found):
+            if isinstance(one, OrtcamError):
+                message = f"image {number}: {one}" if len(found) > 1 else str(one)
+                work.fail(type(one)(message))
+                return
+            explained.append(one)
+        self._costs.learn(work.question, seconds / len(found))
+        work.finish(Answer([one.targets for one in explained], explained, seconds))
+
+    def _predict(self, works: list[Work]) -> None:
+        assert isinstance(self.explainer, ModelExplainer)
+        for work in works:
+            begin = time.monotonic()
+            try:
+                targets = [self._targets_of(image, work.question) for image in work.question.images]
+            except OrtcamError as error:
+                work.fail(error)
+                continue
+            seconds = time.monotonic() - begin
+            self._costs.learn(work.question, seconds / len(targets))
+            work.finish(Answer(targets, [], seconds))
+
+    def _targets_of(self, image: Any, question: Question) -> Sequence[Target]:
+        """Return the surest targets of an image, or the named classes, without a map."""
+        assert isinstance(self.explainer, ModelExplainer)
+        if question.targets is None:
+            return self.explainer.predict(image, question.top_k)
+        model = self.explainer.model
+        every = self.explainer.predict(image, 1_000_000)  # all classes
+        wanted = model.resolve_targets(question.targets, len(every)) or ()
+        by_index = {target.index: target for target in every}
+        return [by_index[one.index] for one in wanted]
+
+
+class _Over(Exception):  # noqa: N818 - no error
+    """Nobody waits for the rest of a group."""
+
+
+def _check(works: Sequence[Work]) -> None:
+    """Stop the work on a group whose clients have all left, or whose answers are all late."""
+    if all(work.answer.done() or work.why_over() is not None for work in works):
+        raise _Over
+
+
+def _in_order(explained: Iterator[Explained], failed: deque[OrtcamError]) -> Iterator[Explained | OrtcamError]:
+    """Yield the explanations and errors of photos in their order."""
+    for one in explained:
+        while failed:  # photos before this one
+            yield failed.popleft()
+        yield one
+    yield from failed
+
+
+def _decoded(image: Any, most_pixels: int, name: str) -> Any:
+    if not isinstance(image, bytes):
+        return image
+    try:
+        return read_image(image, most_pixels)[0]
+    except ImageError as error:
+        raise ImageError(str(error).replace("image", name, 1)) from error
+
+
+def _with_picture(target: Any, most_pixels: int) -> Any:
+    if isinstance(target, Similarity) and isinstance(target.like, bytes):
+        return Similarity(_decoded(target.like, most_pixels, "like"))
+    return target
