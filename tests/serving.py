@@ -1,0 +1,119 @@
+"""A server as a process, for tests, and the models and photos that it serves."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import onnx
+from conftest import Tiny
+from numpy.typing import NDArray
+from test_tasks import toy
+
+import ortcam
+from ortcam.exporters import export
+
+Array = NDArray[Any]
+ORTCAM = Path(sys.executable).with_name("ortcam")
+SECONDS = 30.0  # for whatever should take less than one
+CLIENT = httpx.Client(timeout=SECONDS, verify=False, trust_env=False)
+LABELS = [f"class {number}" for number in range(10)]
+
+
+@dataclass
+class Server:
+    """A server that runs.
+
+    Attributes:
+        process: its process.
+        rest: the URL of its REST door.
+        rpc: the address of its gRPC door.
+        lines: the lines that it has logged.
+    """
+
+    process: subprocess.Popen[str]
+    rest: str = ""
+    rpc: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def host(self) -> str:
+        return self.rest.removeprefix("http://")
+
+
+@contextmanager
+def serving(*words: str | Path) -> Iterator[Server]:
+    """Run ``ortcam serve`` at free ports; after the block it must end by itself, and well."""
+    command = [str(ORTCAM), "serve", *map(str, words), "--port", "0", "--grpc-port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server, listening = Server(process), threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            server.lines.append(line.rstrip("\n"))
+            found = re.search(r"REST on (http://\S+), gRPC on ([^\s\"]+)", line)
+            if found is not None:
+                server.rest, server.rpc = found[1], found[2]
+                listening.set()
+        listening.set()  # it has ended
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        assert listening.wait(SECONDS) and server.rest, server.lines
+        yield server
+        process.terminate()
+        assert process.wait(SECONDS) == 0, server.lines
+    finally:
+        process.kill()
+        process.wait()
+        reader.join(SECONDS)
+
+
+def make_models(folder: Path) -> None:
+    """Write a classifier with labels, one without labels and preprocessing, a packed one, and a toy of each task."""
+    export(Tiny().eval(), folder / "tiny.onnx", preprocess="imagenet", input_size=64, labels=LABELS)
+    export(Tiny().eval(), folder / "bare.onnx", input_size=64, output_kind="logits")
+    ortcam.pack(folder / "tiny.onnx", folder / "packed.onnx", budget=8, verify=False)
+    ortcam.pack(folder / "tiny.onnx", folder / "tensors.onnx", budget=8, raw=False, verify=False)
+    for task in ("detect", "segment", "embed", "value"):
+        onnx.save(toy(task), folder / f"{task}.onnx")
+
+
+def jpeg(photo: Path, width: int, height: int) -> bytes:
+    """Return a small JPEG file of a photo."""
+    small = cv2.resize(cv2.imread(str(photo)), (width, height), interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", small)
+    assert done
+    return data.tobytes()
+
+
+def counts(server: Server) -> dict[str, float]:
+    """Return the metrics, as Prometheus reads them, by name and labels: ``name{door=rest,model=tiny}``."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    text = CLIENT.get(f"{server.rest}/metrics").raise_for_status().text
+    return {
+        f"{one.name}{{{','.join(f'{key}={value}' for key, value in sorted(one.labels.items()))}}}": one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+
+
+def rows_of(explanation: Any, size: str = "input") -> Array:
+    """Return the maps of an explanation, float32 [T,h,w]."""
+    if size == "photo":
+        return np.stack([explanation.map_at(place) for place in range(len(explanation.targets))])
+    maps: Array = explanation.input_maps
+    return maps
