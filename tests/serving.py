@@ -99,11 +99,11 @@ def jpeg(photo: Path, width: int, height: int) -> bytes:
     return data.tobytes()
 
 
-def counts(server: Server) -> dict[str, float]:
+def counts(server: Server, headers: dict[str, str] | None = None) -> dict[str, float]:
     """Return the metrics, as Prometheus reads them, by name and labels: ``name{door=rest,model=tiny}``."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    text = CLIENT.get(f"{server.rest}/metrics").raise_for_status().text
+    text = CLIENT.get(f"{server.rest}/metrics", headers=headers).raise_for_status().text
     return {
         f"{one.name}{{{','.join(f'{key}={value}' for key, value in sorted(one.labels.items()))}}}": one.value
         for family in text_string_to_metric_families(text)

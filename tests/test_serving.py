@@ -121,7 +121,12 @@ def test_tritonclient(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> 
         assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny", "1")
         assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
         answer = client.infer(
-            "tiny", [image, target], outputs=outputs, parameters={"size": "photo"}, request_id="mine", timeout=20_000_000
+            "tiny",
+            [image, target],
+            outputs=outputs,
+            parameters={"size": "photo"},
+            request_id="mine",
+            timeout=20_000_000,
         )
         with pytest.raises(tritonclient.http.InferenceServerException, match="'tin' is unknown; nearest: tiny") as info:
             client.infer("tin", [image])
@@ -142,6 +147,7 @@ def test_tritonclient_on_asyncio(folder: Path, server: Server, engine: ortcam.Sc
 
     async def all_at_once() -> list[Array]:
         async with tritonclient.http.aio.InferenceServerClient(server.host) as client:
+
             async def one(name: str, klass: int) -> Array:
                 image = tritonclient.http.InferInput("image", [1], "BYTES")
                 image.set_data_from_numpy(np.array([(folder / name).read_bytes()], dtype=object), binary_data=True)
@@ -170,7 +176,7 @@ def test_kserves_client(folder: Path, server: Server, engine: ortcam.ScoreCAM) -
     (explained,) = found["explained"]["explanations"]
     (target,) = explained["targets"]
     assert np.array_equal(np.array(target["saliency"], np.float32)[None], rows_of(expected))
-    assert (target["index"], target["label"], explained["scored"]) == (3, "class 3", 16)
+    assert (target["index"], target["label"], explained["scored"]) == (3, "class 3", expected.scored)
     (predicted,) = found["predicted"]["predictions"]
     assert predicted["targets"][0]["probability"] == pytest.approx(expected.targets[0].probability)
     assert "saliency" not in predicted["targets"][0]
@@ -201,7 +207,8 @@ def test_a_bare_photo_with_curl(folder: Path, server: Server, engine: ortcam.Sco
     assert [one["index"] for one in said["targets"]] == [one.index for one in expected.targets]
     assert said["targets"][1]["probability"] == record["targets"][1]["probability"]
     assert (said["layer"], said["photo"]) == (record["model"]["layer"], {"width": 90, "height": 60})
-    assert said["run"]["scored"] == 16
+    assert said["run"]["channels"] == record["run"]["channels"]
+    assert said["run"]["channels"]["scored"] == expected.scored
 
 
 def test_targets_in_both_datatypes(folder: Path, server: Server) -> None:
