@@ -18,15 +18,17 @@ import numpy as np
 import onnx
 from conftest import Tiny
 from numpy.typing import NDArray
-from test_tasks import toy
+from test_tasks import read_photo, toy
 
 import ortcam
 from ortcam.exporters import export
+from ortcam.output.render import encode_png
 
 Array = NDArray[Any]
 ORTCAM = Path(sys.executable).with_name("ortcam")
 SECONDS = 30.0  # for whatever should take less than one
 CLIENT = httpx.Client(timeout=SECONDS, verify=False, trust_env=False)
+TASKS = ("detect", "segment", "embed", "value")
 LABELS = [f"class {number}" for number in range(10)]
 
 
@@ -81,14 +83,24 @@ def serving(*words: str | Path) -> Iterator[Server]:
         reader.join(SECONDS)
 
 
-def make_models(folder: Path) -> None:
-    """Write a classifier with labels, one without labels and preprocessing, a packed one, and a toy of each task."""
+def make_files(folder: Path, photos: dict[str, Path]) -> None:
+    """Write small models, and two photos of one size.
+
+    tiny: a classifier with labels; bare: one without labels and preprocessing; packed, tensors: tiny, packed to take
+    photos or tensors; and a toy of each other task, with its packed file.
+    """
     export(Tiny().eval(), folder / "tiny.onnx", preprocess="imagenet", input_size=64, labels=LABELS)
     export(Tiny().eval(), folder / "bare.onnx", input_size=64, output_kind="logits")
     ortcam.pack(folder / "tiny.onnx", folder / "packed.onnx", budget=8, verify=False)
     ortcam.pack(folder / "tiny.onnx", folder / "tensors.onnx", budget=8, raw=False, verify=False)
-    for task in ("detect", "segment", "embed", "value"):
+    for task in TASKS:
         onnx.save(toy(task), folder / f"{task}.onnx")
+        ortcam.pack(folder / f"{task}.onnx", folder / f"{task}-packed.onnx", verify=False)
+    (folder / "cat.jpg").write_bytes(jpeg(photos["chelsea"], 90, 60))
+    (folder / "cup.jpg").write_bytes(jpeg(photos["coffee"], 90, 60))
+    cat = read_photo(photos["chelsea"])[60:180]  # the toys see what their targets name
+    (folder / "cat.png").write_bytes(encode_png(np.ascontiguousarray(cat)))
+    (folder / "mirrored.png").write_bytes(encode_png(np.ascontiguousarray(cat[:, ::-1])))
 
 
 def jpeg(photo: Path, width: int, height: int) -> bytes:

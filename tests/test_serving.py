@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tritonclient.http
 import tritonclient.http.aio
-from serving import CLIENT, LABELS, SECONDS, Array, Server, counts, jpeg, make_models, rows_of, serving
+from serving import CLIENT, LABELS, SECONDS, Array, Server, counts, jpeg, rows_of, serving
 
 import ortcam
 
@@ -25,24 +25,14 @@ BUDGET = 12  # of the 16 channels of the model
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, Path]) -> Path:
-    """Models and two photos of one size."""
-    folder = tmp_path_factory.mktemp("served")
-    make_models(folder)
-    (folder / "cat.jpg").write_bytes(jpeg(photos["chelsea"], 90, 60))
-    (folder / "cup.jpg").write_bytes(jpeg(photos["coffee"], 90, 60))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    with serving(folder / "tiny.onnx", f"bare.model-2={folder / 'bare.onnx'}") as server:
+def server(served: Path) -> Iterator[Server]:
+    with serving(served / "tiny.onnx", f"bare.model-2={served / 'bare.onnx'}") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> ortcam.ScoreCAM:
-    return ortcam.ScoreCAM(folder / "tiny.onnx")
+def engine(served: Path) -> ortcam.ScoreCAM:
+    return ortcam.ScoreCAM(served / "tiny.onnx")
 
 
 def ask(server: Server, head: dict[str, Any], binary: bytes = b"", model: str = "tiny", **headers: str) -> Any:
@@ -90,8 +80,8 @@ def as_forms(data: bytes, engine: ortcam.ScoreCAM) -> dict[str, tuple[dict[str, 
     }  # fmt: skip
 
 
-def test_every_form_of_a_photo_has_the_map_of_explain(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
-    data = (folder / "cat.jpg").read_bytes()
+def test_every_form_of_a_photo_has_the_map_of_explain(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+    data = (served / "cat.jpg").read_bytes()
     for form, (image, binary) in as_forms(data, engine).items():
         expected = engine.explain(engine.model.prepare(data)[1] if "tensor" in form else data, budget=BUDGET)
         made = outputs_of(ask(server, {"inputs": [image], "parameters": {"budget": BUDGET}}, binary))
@@ -107,9 +97,9 @@ def test_every_form_of_a_photo_has_the_map_of_explain(folder: Path, server: Serv
         assert np.array_equal(made["error"], np.array([[error.expected, error.low, error.high]], np.float32))
 
 
-def test_tritonclient(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+def test_tritonclient(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
     """Two photos and two labels, binary both ways, at the size of the photo."""
-    photos = [(folder / name).read_bytes() for name in ("cat.jpg", "cup.jpg")]
+    photos = [(served / name).read_bytes() for name in ("cat.jpg", "cup.jpg")]
     expected = [engine.explain(photo, ["class 7", "class 2"]) for photo in photos]
     image = tritonclient.http.InferInput("image", [2], "BYTES")
     image.set_data_from_numpy(np.array(photos, dtype=object))
@@ -142,7 +132,7 @@ def test_tritonclient(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> 
         assert np.array_equal(one, expected[place // 2].overlay_at(place % 2))
 
 
-def test_tritonclient_on_asyncio(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+def test_tritonclient_on_asyncio(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
     """Several requests at once; each answer belongs to its question."""
 
     async def all_at_once() -> list[Array]:
@@ -150,7 +140,7 @@ def test_tritonclient_on_asyncio(folder: Path, server: Server, engine: ortcam.Sc
 
             async def one(name: str, klass: int) -> Array:
                 image = tritonclient.http.InferInput("image", [1], "BYTES")
-                image.set_data_from_numpy(np.array([(folder / name).read_bytes()], dtype=object), binary_data=True)
+                image.set_data_from_numpy(np.array([(served / name).read_bytes()], dtype=object), binary_data=True)
                 target = tritonclient.http.InferInput("target", [1], "INT64")
                 target.set_data_from_numpy(np.array([klass]), binary_data=False)
                 answer = await client.infer("tiny", [image, target], parameters={"budget": BUDGET})
@@ -160,15 +150,15 @@ def test_tritonclient_on_asyncio(folder: Path, server: Server, engine: ortcam.Sc
 
     asked = [(name, klass) for klass in range(4) for name in ("cat.jpg", "cup.jpg")]
     for (name, klass), found in zip(asked, asyncio.run(all_at_once()), strict=True):
-        assert np.array_equal(found, rows_of(engine.explain(folder / name, klass, budget=BUDGET)))
+        assert np.array_equal(found, rows_of(engine.explain(served / name, klass, budget=BUDGET)))
 
 
-def test_kserves_client(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+def test_kserves_client(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
     script = Path(__file__).with_name("kserve_client.py")
-    command = [sys.executable, str(script), server.rest, "tiny", str(folder / "cat.jpg")]
+    command = [sys.executable, str(script), server.rest, "tiny", str(served / "cat.jpg")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert ran.returncode == 0, ran.stderr
-    found, expected = json.loads(ran.stdout), engine.explain(folder / "cat.jpg", 3)
+    found, expected = json.loads(ran.stdout), engine.explain(served / "cat.jpg", 3)
     assert found["states"] == [True] * 4
     for saliency, labels in found["maps"].values():
         assert np.array_equal(np.array(saliency, np.float32).reshape(1, 64, 64), rows_of(expected))
@@ -191,18 +181,18 @@ def curl(*words: str) -> bytes:
     return ran.stdout
 
 
-def test_a_bare_photo_with_curl(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+def test_a_bare_photo_with_curl(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
     """A picture for `Accept: image/png`, else the record of the explanation without its maps."""
-    url, body = f"{server.rest}/models/tiny/explain", f"@{folder / 'cat.jpg'}"
+    url, body = f"{server.rest}/models/tiny/explain", f"@{served / 'cat.jpg'}"
     picture = curl("-H", "Accept: image/png", "--data-binary", body, f"{url}?target=class%204&budget={BUDGET}")
-    expected = engine.explain(folder / "cat.jpg", 4, budget=BUDGET)
+    expected = engine.explain(served / "cat.jpg", 4, budget=BUDGET)
     drawn = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert np.array_equal(drawn, expected.overlay(4, caption=True))
     plain = curl("-H", "Accept: image/png", "--data-binary", body, f"{url}?target=4&budget={BUDGET}&caption=false")
     drawn = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert np.array_equal(drawn, expected.overlay(4))
     said = json.loads(curl("--data-binary", body, f"{url}?top_k=3"))
-    expected = engine.explain(folder / "cat.jpg", top_k=3)
+    expected = engine.explain(served / "cat.jpg", top_k=3)
     record = expected.to_dict()
     assert [one["index"] for one in said["targets"]] == [one.index for one in expected.targets]
     assert said["targets"][1]["probability"] == record["targets"][1]["probability"]
@@ -211,9 +201,9 @@ def test_a_bare_photo_with_curl(folder: Path, server: Server, engine: ortcam.Sco
     assert said["run"]["channels"]["scored"] == expected.scored
 
 
-def test_targets_in_both_datatypes(folder: Path, server: Server) -> None:
+def test_targets_in_both_datatypes(served: Path, server: Server) -> None:
     """Class indices as numbers or as text, and labels; a wrong one is told."""
-    image = in_base64((folder / "cat.jpg").read_bytes())
+    image = in_base64((served / "cat.jpg").read_bytes())
     forms: list[tuple[str, list[Any]]] = [("INT64", [5, 1]), ("INT32", [5, 1]), ("BYTES", ["5", "class 1"])]
     for datatype, data in forms:
         target = {"name": "target", "datatype": datatype, "shape": [2], "data": data}
@@ -225,8 +215,8 @@ def test_targets_in_both_datatypes(folder: Path, server: Server) -> None:
     assert "clas 1" in refused.json()["error"] and "class 1" in refused.json()["error"]
 
 
-def test_predictions_run_no_masked_input(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
-    photos = [(folder / name).read_bytes() for name in ("cat.jpg", "cup.jpg")]
+def test_predictions_run_no_masked_input(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+    photos = [(served / name).read_bytes() for name in ("cat.jpg", "cup.jpg")]
     before = counts(server)
     asked = {
         "inputs": [in_base64(*photos)], "parameters": {"top_k": 2},
@@ -243,8 +233,8 @@ def test_predictions_run_no_masked_input(folder: Path, server: Server, engine: o
     assert after["ortcam_photos_total{model=tiny}"] - before.get("ortcam_photos_total{model=tiny}", 0) == 2
 
 
-def test_metrics_count_what_was_asked(folder: Path, server: Server) -> None:
-    image = in_base64((folder / "cat.jpg").read_bytes())
+def test_metrics_count_what_was_asked(served: Path, server: Server) -> None:
+    image = in_base64((served / "cat.jpg").read_bytes())
     before = counts(server)
     for budget in (3, 5):
         outputs_of(ask(server, {"inputs": [image], "parameters": {"budget": budget}}))
@@ -268,9 +258,9 @@ def test_metrics_count_what_was_asked(folder: Path, server: Server) -> None:
     assert after["ortcam_ready{}"] == 1
 
 
-def test_a_model_without_preprocessing_takes_tensors(folder: Path, server: Server) -> None:
+def test_a_model_without_preprocessing_takes_tensors(served: Path, server: Server) -> None:
     """Its metadata says so; a client that follows it gets the map, and a photo is refused."""
-    engine = ortcam.ScoreCAM(folder / "bare.onnx")
+    engine = ortcam.ScoreCAM(served / "bare.onnx")
     said = CLIENT.get(f"{server.rest}/v2/models/bare.model-2/versions/1").json()
     assert said["inputs"][0] == {"name": "image", "datatype": "FP32", "shape": [-1, 3, 64, 64]}
     assert said["inputs"][1] == {"name": "target", "datatype": "INT64", "shape": [-1]}
@@ -285,15 +275,15 @@ def test_a_model_without_preprocessing_takes_tensors(folder: Path, server: Serve
     assert (refused.status_code, "takes tensors" in refused.json()["error"]) == (400, True)
 
 
-def test_a_broken_photo_of_several_is_named(folder: Path, server: Server) -> None:
-    good = (folder / "cat.jpg").read_bytes()
+def test_a_broken_photo_of_several_is_named(served: Path, server: Server) -> None:
+    good = (served / "cat.jpg").read_bytes()
     refused = ask(server, {"inputs": [in_base64(good, good[:40], good)]})
     assert refused.status_code == 400
     assert refused.json()["error"].startswith("image 1 ")
 
 
-def test_maps_of_two_sizes_are_no_tensor(folder: Path, server: Server, photos: dict[str, Path]) -> None:
-    image = in_base64((folder / "cat.jpg").read_bytes(), jpeg(photos["coffee"], 60, 90))
+def test_maps_of_two_sizes_are_no_tensor(served: Path, server: Server, photos: dict[str, Path]) -> None:
+    image = in_base64((served / "cat.jpg").read_bytes(), jpeg(photos["coffee"], 60, 90))
     refused = ask(server, {"inputs": [image], "parameters": {"size": "photo"}})
     assert refused.status_code == 400
     assert "90x60" in refused.json()["error"] and "60x90" in refused.json()["error"]
@@ -301,12 +291,12 @@ def test_maps_of_two_sizes_are_no_tensor(folder: Path, server: Server, photos: d
     assert made["saliency"].shape == (2, 64, 64)
 
 
-def test_keys_and_log_lines(folder: Path, tmp_path: Path) -> None:
+def test_keys_and_log_lines(served: Path, tmp_path: Path) -> None:
     """Health needs no key; all else does. Log lines are JSON with the id of the request, which the answer has too."""
     (tmp_path / "keys").write_text("first\n\n  second \n")
-    photo = (folder / "cat.jpg").read_bytes()
+    photo = (served / "cat.jpg").read_bytes()
     body = {"inputs": [in_base64(photo)], "outputs": [{"name": "label"}]}
-    with serving(folder / "tiny.onnx", "--api-key-file", tmp_path / "keys", "--log", "json") as server:
+    with serving(served / "tiny.onnx", "--api-key-file", tmp_path / "keys", "--log", "json") as server:
         client = httpx.Client(base_url=server.rest, timeout=SECONDS, verify=False)
         for path in ("/v2", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
@@ -342,4 +332,4 @@ def test_keys_and_log_lines(folder: Path, tmp_path: Path) -> None:
     assert 0 < line["seconds"] < SECONDS
     refusals = [one for one in lines if one.get("status") == 401]
     assert len(refusals) == 5 * len(asked) + 1 and all("no valid API key" in one["reason"] for one in refusals)
-    assert not any(word in "".join(server.lines) for word in ("third", "second ", str(folder)))
+    assert not any(word in "".join(server.lines) for word in ("third", "second ", str(served)))

@@ -10,40 +10,24 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from serving import CLIENT, SECONDS, Array, Server, make_models, rows_of, serving
-from test_tasks import read_photo
+from serving import CLIENT, SECONDS, TASKS, Array, Server, rows_of, serving
 
 import ortcam
 from ortcam import Box, Output, Similarity
 from ortcam.deploy.load import load_explainer
 from ortcam.errors import OptionError
-from ortcam.output.render import encode_png
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.protocol import InferRequest
 from ortcam.serving.service import Service
 from ortcam.serving.tensors import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:the map of:ortcam.OrtcamWarning")  # some of the many maps are flat
-TASKS = ("detect", "segment", "embed", "value")
 DTYPES = {"FP32": np.float32, "INT64": np.int64, "BYTES": np.object_}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, Path]) -> Path:
-    """Models, packed files of the tasks, and two photos."""
-    folder = tmp_path_factory.mktemp("served")
-    make_models(folder)
-    for task in TASKS:
-        ortcam.pack(folder / f"{task}.onnx", folder / f"{task}-packed.onnx", verify=False)
-    cat = read_photo(photos["chelsea"])[60:180]
-    (folder / "cat.png").write_bytes(encode_png(np.ascontiguousarray(cat)))
-    (folder / "mirrored.png").write_bytes(encode_png(np.ascontiguousarray(cat[:, ::-1])))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    with serving("--watch", folder) as server:
+def server(served: Path) -> Iterator[Server]:
+    with serving("--watch", served) as server:
         yield server
 
 
@@ -133,10 +117,10 @@ def questions(task: str, like: bytes) -> list[tuple[dict[str, Array], dict[str, 
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_tasks(task: str, folder: Path, server: Server) -> None:
+def test_tasks(task: str, served: Path, server: Server) -> None:
     """Boxes, regions, embeddings and values: the engine's maps; also several photos and the size of the photo."""
-    data, like = (folder / "cat.png").read_bytes(), (folder / "mirrored.png").read_bytes()
-    engine, packed = ortcam.ScoreCAM(folder / f"{task}.onnx"), ortcam.PackedExplainer(folder / f"{task}-packed.onnx")
+    data, like = (served / "cat.png").read_bytes(), (served / "mirrored.png").read_bytes()
+    engine, packed = ortcam.ScoreCAM(served / f"{task}.onnx"), ortcam.PackedExplainer(served / f"{task}-packed.onnx")
     for inputs, parameters, targets in questions(task, like):
         asked = {"image": text(data), **inputs}
         for found in answers(server, task, asked, **parameters):
@@ -152,10 +136,10 @@ def test_tasks(task: str, folder: Path, server: Server) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_predictions_of_tasks(task: str, folder: Path, server: Server) -> None:
+def test_predictions_of_tasks(task: str, served: Path, server: Server) -> None:
     """Scores of the targets that are named, and of the surest, without a map."""
-    data, like = (folder / "cat.png").read_bytes(), (folder / "mirrored.png").read_bytes()
-    engine = ortcam.ScoreCAM(folder / f"{task}.onnx")
+    data, like = (served / "cat.png").read_bytes(), (served / "mirrored.png").read_bytes()
+    engine = ortcam.ScoreCAM(served / f"{task}.onnx")
     outputs = ("target_class", "label", "probability")
     for inputs, parameters, targets in questions(task, like):
         expected = engine.explain(data, targets).targets
@@ -166,10 +150,10 @@ def test_predictions_of_tasks(task: str, folder: Path, server: Server) -> None:
         assert np.array_equal(found["probability"], scores, equal_nan=True)
 
 
-def test_boxes_of_detectors(folder: Path, server: Server) -> None:
+def test_boxes_of_detectors(served: Path, server: Server) -> None:
     """In pixels of the photo; of the surest detections too."""
-    data = (folder / "cat.png").read_bytes()
-    expected = ortcam.ScoreCAM(folder / "detect.onnx").explain(data, top_k=2)
+    data = (served / "cat.png").read_bytes()
+    expected = ortcam.ScoreCAM(served / "detect.onnx").explain(data, top_k=2)
     outputs = ("target_box", "saliency")
     for found in answers(server, "detect", {"image": text(data)}, outputs, top_k=2):
         boxes = [(one.place or {})["box"] for one in expected.targets]
@@ -177,17 +161,17 @@ def test_boxes_of_detectors(folder: Path, server: Server) -> None:
         assert np.array_equal(found["saliency"], rows_of(expected))
 
 
-def test_packed_files(folder: Path, server: Server) -> None:
+def test_packed_files(served: Path, server: Server) -> None:
     """A file that takes photos answers at their size, one that takes tensors at the model's or the photo's."""
-    data = (folder / "cat.png").read_bytes()
-    photos, tensors = (ortcam.PackedExplainer(folder / f"{name}.onnx") for name in ("packed", "tensors"))
+    data = (served / "cat.png").read_bytes()
+    photos, tensors = (ortcam.PackedExplainer(served / f"{name}.onnx") for name in ("packed", "tensors"))
     target = {"target": text("class 2", "class 5")}
     for found in answers(server, "packed", {"image": text(data), **target}):
         same(found, photos.explain(data, ["class 2", "class 5"]), "photo")
     for size in ("input", "photo"):
         for found in answers(server, "tensors", {"image": text(data), **target}, size=size):
             same(found, tensors.explain(data, ["class 2", "class 5"]), size)
-    tensor = ortcam.ScoreCAM(folder / "tiny.onnx").model.prepare(data)[1]
+    tensor = ortcam.ScoreCAM(served / "tiny.onnx").model.prepare(data)[1]
     for found in answers(server, "tensors", {"image": tensor, **target}):
         same(found, tensors.explain(tensor, ["class 2", "class 5"]))
     for model in ("packed", "tensors", "tiny"):
@@ -203,19 +187,19 @@ def test_packed_files(folder: Path, server: Server) -> None:
 
 
 @pytest.mark.parametrize("method", ["cam", "fused", "rise"])
-def test_methods(method: str, folder: Path) -> None:
+def test_methods(method: str, served: Path) -> None:
     """Their maps, without a network. A budget that a method lacks is refused, and is not a fault of the server."""
 
     def load(path: Path) -> Any:
         return load_explainer(path, method)
 
-    data = (folder / "cat.png").read_bytes()
+    data = (served / "cat.png").read_bytes()
     service = Service(load)
     try:
-        service.load("tiny", folder / "tiny.onnx")
+        service.load("tiny", served / "tiny.onnx")
         image = {"image": Tensor.of_bytes("image", [data]), "target": Tensor.of_bytes("target", [b"class 4"])}
         answer = service.ask("tiny", None, InferRequest(image)).answer.result(SECONDS)
-        expected = load(folder / "tiny.onnx").explain(data, "class 4")
+        expected = load(served / "tiny.onnx").explain(data, "class 4")
         assert np.array_equal(answer.explained[0].input_maps, expected.input_maps)
         assert expected.input_maps.std() > 0.05, "a map this flat would prove nothing"
         assert answer.explained[0].scored == expected.scored
@@ -224,10 +208,10 @@ def test_methods(method: str, folder: Path) -> None:
             with pytest.raises(OptionError, match="leave budget"):
                 few.result(SECONDS)
         else:
-            scored = load(folder / "tiny.onnx").explain(data, "class 4", budget=4).scored
+            scored = load(served / "tiny.onnx").explain(data, "class 4", budget=4).scored
             assert few.result(SECONDS).explained[0].scored == scored < expected.scored
             limited = Service(load, ServingLimits(budget=4))
-            limited.load("tiny", folder / "tiny.onnx")
+            limited.load("tiny", served / "tiny.onnx")
             assert limited.ask("tiny", None, InferRequest(image)).answer.result(SECONDS).explained[0].scored == scored
             limited.close()
     finally:
@@ -235,14 +219,14 @@ def test_methods(method: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_options_of_the_command_line(folder: Path) -> None:
+def test_the_options_of_the_command_line(served: Path) -> None:
     """A method, its options and a budget for requests that name none."""
-    data = (folder / "cat.png").read_bytes()
-    with serving(folder / "tiny.onnx", "--method", "fused", "--method-option", "passes=0") as server:
+    data = (served / "cat.png").read_bytes()
+    with serving(served / "tiny.onnx", "--method", "fused", "--method-option", "passes=0") as server:
         found = answers(server, "tiny", {"image": text(data)})[0]
-        fused = load_explainer(folder / "tiny.onnx", ortcam.methods.make_method("fused", {"passes": "0"}))
+        fused = load_explainer(served / "tiny.onnx", ortcam.methods.make_method("fused", {"passes": "0"}))
         same(found, fused.explain(data))
-    with serving(folder / "tiny.onnx", "--budget", "5") as server:
+    with serving(served / "tiny.onnx", "--budget", "5") as server:
         found = answers(server, "tiny", {"image": text(data)})[0]
-        same(found, ortcam.ScoreCAM(folder / "tiny.onnx").explain(data, budget=5))
+        same(found, ortcam.ScoreCAM(served / "tiny.onnx").explain(data, budget=5))
         assert found["scored"].tolist() == [5]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
-from serving import CLIENT, LABELS, SECONDS, Array, Server, counts, jpeg, make_models, rows_of, serving
+from serving import CLIENT, LABELS, SECONDS, Array, Server, counts, rows_of, serving
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import ortcam
@@ -25,24 +25,16 @@ KEY = (("authorization", "Bearer secret"),)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, Path]) -> Path:
-    """Models, a photo and a key."""
-    folder = tmp_path_factory.mktemp("served")
-    make_models(folder)
-    (folder / "cat.jpg").write_bytes(jpeg(photos["chelsea"], 90, 60))
-    (folder / "keys").write_text("secret\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    with serving(folder / "tiny.onnx", "--api-key-file", folder / "keys") as server:
+def server(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("secret\n")
+    with serving(served / "tiny.onnx", "--api-key-file", keys) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> ortcam.ScoreCAM:
-    return ortcam.ScoreCAM(folder / "tiny.onnx")
+def engine(served: Path) -> ortcam.ScoreCAM:
+    return ortcam.ScoreCAM(served / "tiny.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +83,9 @@ def input_of(name: str, values: Array, datatype: str) -> Any:
     return made
 
 
-def test_tritonclient(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+def test_tritonclient(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
     """Every form of a photo; two targets by label; the outputs that are asked for, in their order."""
-    data = (folder / "cat.jpg").read_bytes()
+    data = (served / "cat.jpg").read_bytes()
     pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     tensor = engine.model.prepare(data)[1]
     target = input_of("target", np.array([b"class 8", b"class 1"], dtype=object), "BYTES")
@@ -125,9 +117,9 @@ def test_tritonclient(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> 
             assert answer.get_response().id == "mine"
 
 
-def test_tritonclient_on_asyncio(folder: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
+def test_tritonclient_on_asyncio(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
     """Several calls at once; each answer belongs to its question."""
-    image = input_of("image", np.array([(folder / "cat.jpg").read_bytes()], dtype=object), "BYTES")
+    image = input_of("image", np.array([(served / "cat.jpg").read_bytes()], dtype=object), "BYTES")
 
     async def all_at_once() -> list[Array]:
         async with tritonclient.grpc.aio.InferenceServerClient(server.rpc) as client:
@@ -138,7 +130,7 @@ def test_tritonclient_on_asyncio(folder: Path, server: Server, engine: ortcam.Sc
             return [one.as_numpy("saliency") for one in await asyncio.gather(*calls)]
 
     for number, found in enumerate(asyncio.run(all_at_once())):
-        assert np.array_equal(found, rows_of(engine.explain(folder / "cat.jpg", number)))
+        assert np.array_equal(found, rows_of(engine.explain(served / "cat.jpg", number)))
 
 
 def ask(stub: Any, *inputs: tuple[str, str, list[int], dict[str, Any]], **parameters: Any) -> Any:
@@ -152,9 +144,9 @@ def ask(stub: Any, *inputs: tuple[str, str, list[int], dict[str, Any]], **parame
     return stub.ModelInfer(request, metadata=KEY, timeout=SECONDS)
 
 
-def test_values_that_are_no_raw_bytes(folder: Path, stub: Any, engine: ortcam.ScoreCAM) -> None:
+def test_values_that_are_no_raw_bytes(served: Path, stub: Any, engine: ortcam.ScoreCAM) -> None:
     """Photos, pixels, tensors, class indices and labels as lists of numbers or bytes. Answers are always raw."""
-    data = (folder / "cat.jpg").read_bytes()
+    data = (served / "cat.jpg").read_bytes()
     pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     tensor = engine.model.prepare(data)[1]
     photo = ("image", "BYTES", [1], {"bytes_contents": [data]})
@@ -198,8 +190,8 @@ def failing(call: Any, *arguments: Any, **options: Any) -> tuple[str, str]:
     return info.value.code().name, info.value.details()
 
 
-def test_statuses(folder: Path, server: Server, stub: Any) -> None:
-    data = (folder / "cat.jpg").read_bytes()
+def test_statuses(served: Path, server: Server, stub: Any) -> None:
+    data = (served / "cat.jpg").read_bytes()
     unknown = service_pb2.ModelReadyRequest(name="tinny")
     assert failing(stub.ModelReady, unknown, metadata=KEY) == ("NOT_FOUND", "model 'tinny' is unknown; nearest: tiny")
     version = service_pb2.ModelMetadataRequest(name="tiny", version="2")
@@ -234,10 +226,10 @@ def counts_of(server: Server) -> dict[str, float]:
     return counts(server, {"Authorization": "Bearer secret"})
 
 
-def test_request_ids_and_metrics(folder: Path, server: Server, stub: Any) -> None:
+def test_request_ids_and_metrics(served: Path, server: Server, stub: Any) -> None:
     """The id of the client is in the trailing metadata and in the log; without one there is a new one."""
     request = service_pb2.ModelInferRequest(model_name="tiny")
-    image = {"bytes_contents": [(folder / "cat.jpg").read_bytes()] * 2}
+    image = {"bytes_contents": [(served / "cat.jpg").read_bytes()] * 2}
     request.inputs.add(name="image", datatype="BYTES", shape=[2], contents=image)
     request.parameters["budget"].int64_param = 5
     before = counts_of(server)
