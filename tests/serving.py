@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from test_tasks import read_photo, toy
 
 import ortcam
 from ortcam.exporters import export
+from ortcam.model.contract import Contract
 from ortcam.output.render import encode_png
 
 Array = NDArray[Any]
@@ -90,7 +91,10 @@ def make_files(folder: Path, photos: dict[str, Path]) -> None:
     photos or tensors; and a toy of each other task, with its packed file.
     """
     export(Tiny().eval(), folder / "tiny.onnx", preprocess="imagenet", input_size=64, labels=LABELS)
-    export(Tiny().eval(), folder / "bare.onnx", input_size=64, output_kind="logits")
+    bare = onnx.load(folder / "tiny.onnx")
+    contract = Contract.from_metadata({one.key: one.value for one in bare.metadata_props}, "tiny")
+    onnx.helper.set_model_props(bare, replace(contract, preprocessing=None, labels=None).to_metadata())
+    onnx.save(bare, folder / "bare.onnx")
     ortcam.pack(folder / "tiny.onnx", folder / "packed.onnx", budget=8, verify=False)
     ortcam.pack(folder / "tiny.onnx", folder / "tensors.onnx", budget=8, raw=False, verify=False)
     for task in TASKS:

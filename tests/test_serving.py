@@ -153,6 +153,7 @@ def test_tritonclient_on_asyncio(served: Path, server: Server, engine: ortcam.Sc
         assert np.array_equal(found, rows_of(engine.explain(served / name, klass, budget=BUDGET)))
 
 
+@pytest.mark.slow  # importing it takes two seconds
 def test_kserves_client(served: Path, server: Server, engine: ortcam.ScoreCAM) -> None:
     script = Path(__file__).with_name("kserve_client.py")
     command = [sys.executable, str(script), server.rest, "tiny", str(served / "cat.jpg")]

@@ -16,6 +16,7 @@ import ortcam
 from ortcam import Box, Output, Similarity
 from ortcam.deploy.load import load_explainer
 from ortcam.errors import OptionError
+from ortcam.methods import make_method
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.protocol import InferRequest
 from ortcam.serving.service import Service
@@ -191,7 +192,7 @@ def test_methods(method: str, served: Path) -> None:
     """Their maps, without a network. A budget that a method lacks is refused, and is not a fault of the server."""
 
     def load(path: Path) -> Any:
-        return load_explainer(path, method)
+        return load_explainer(path, make_method(method, {"masks": "64"} if method == "rise" else {}))
 
     data = (served / "cat.png").read_bytes()
     service = Service(load)
@@ -224,7 +225,7 @@ def test_the_options_of_the_command_line(served: Path) -> None:
     data = (served / "cat.png").read_bytes()
     with serving(served / "tiny.onnx", "--method", "fused", "--method-option", "passes=0") as server:
         found = answers(server, "tiny", {"image": text(data)})[0]
-        fused = load_explainer(served / "tiny.onnx", ortcam.methods.make_method("fused", {"passes": "0"}))
+        fused = load_explainer(served / "tiny.onnx", make_method("fused", {"passes": "0"}))
         same(found, fused.explain(data))
     with serving(served / "tiny.onnx", "--budget", "5") as server:
         found = answers(server, "tiny", {"image": text(data)})[0]
