@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ortcam.core.budget import Limits
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import OptionError, OrtcamError, nearest
 from ortcam.explain.explainer import ModelExplainer
@@ -180,8 +181,18 @@ def facts_of(explainer: Served) -> Facts:
     takes = {"photos"} if raw and known else {"photos", "tensors"} if known else {"tensors"}
     size = (shape[1], shape[2]) if contract.image_layout == "NCHW" else (shape[0], shape[1])
     sizes = ("photo",) if packed and raw else ("input", "photo")
-    budgets = isinstance(explainer, ModelExplainer) and explainer.method.name == "score-cam"
-    return Facts(contract.task, shape, size, frozenset(takes), sizes, bool(contract.labels), budgets)
+    return Facts(contract.task, shape, size, frozenset(takes), sizes, bool(contract.labels), _has_budgets(explainer))
+
+
+def _has_budgets(explainer: Served) -> bool:
+    """Return whether the method of an explainer takes a budget."""
+    if isinstance(explainer, PackedExplainer):
+        return False
+    try:
+        explainer.method.check(Limits(1))
+    except OptionError:
+        return False
+    return True
 
 
 def _contract(explainer: Served) -> Contract:

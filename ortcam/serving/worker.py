@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ortcam.core.references import Similarity
-from ortcam.core.targets import Target
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ImageError, ModelError, OrtcamError
 from ortcam.explain.explainer import ModelExplainer
@@ -324,24 +323,15 @@ class Worker:
         for work in works:
             begin = time.monotonic()
             try:
-                targets = [self._targets_of(image, work.question) for image in work.question.images]
+                question = work.question
+                wanted = None if question.targets is None else list(question.targets)
+                targets = [self.explainer.predict(one, question.top_k, targets=wanted) for one in question.images]
             except OrtcamError as error:
                 work.fail(error)
                 continue
             seconds = time.monotonic() - begin
             self._costs.learn(work.question, seconds / len(targets))
             work.finish(Answer(targets, [], seconds))
-
-    def _targets_of(self, image: Any, question: Question) -> Sequence[Target]:
-        """Return the surest targets of an image, or the named classes, without a map."""
-        assert isinstance(self.explainer, ModelExplainer)
-        if question.targets is None:
-            return self.explainer.predict(image, question.top_k)
-        model = self.explainer.model
-        every = self.explainer.predict(image, 1_000_000)  # all classes
-        wanted = model.resolve_targets(question.targets, len(every)) or ()
-        by_index = {target.index: target for target in every}
-        return [by_index[one.index] for one in wanted]
 
 
 class _Over(Exception):  # noqa: N818 - no error
