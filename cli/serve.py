@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -105,6 +106,8 @@ def serve(
         raise OptionError(f"{', '.join(missing)} missing, which the server needs: pip install 'ortcam[serve]'")
     if log not in ("text", "json"):
         raise typer.BadParameter(f"--log is {log!r}; expected text or json")
+    # OpenCV reads this when it is loaded. It holds for all formats, also for those whose headers ortcam does not read.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(round(max_pixels * 1e6))
     keys = frozenset[bytes]() if api_key_file is None else _read_keys(api_key_file)
     from ortcam import load_explainer
     from ortcam.methods import make_method

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http
 import json
 import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,10 @@ from ortcam.errors import OptionError
 from ortcam.serving.desk import Desk
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.metrics import Metrics
-from ortcam.serving.rest import make_app
+from ortcam.serving.rest import HEADER_BYTES, make_app
 from ortcam.serving.service import Service
 from ortcam.serving.watching import Watch
 
-_HEADER_BYTES = 32_768
 _KEEP_ALIVE = 75  # seconds: longer than the idle time of the usual proxies
 _SECONDS_TO_SEND = 30  # after the last answer, for clients that read slowly
 _WATCH_EVERY = 1.0
@@ -123,11 +124,10 @@ class _Running:
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=_SECONDS_TO_SEND,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
+            h11_max_incomplete_event_size=HEADER_BYTES,
         )
         _Connection.limits = limits
         rest = _Uvicorn(config)
-        self._desk.unsent = rest.unsent
         rpc, rpc_port = None, None
         if self._doors.grpc_port is not None:
             from ortcam.serving.rpc import make_server  # late: grpc takes time and memory
@@ -209,10 +209,6 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def unsent(self) -> int:
-        """Return the bytes of answers that clients have not read yet."""
-        return sum(one.transport.get_write_buffer_size() for one in self.server_state.connections)
-
 
 class _Connection(H11Protocol):
     """A connection of the REST door. Their number is limited, and a client must send and read in time."""
@@ -230,10 +226,37 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:  # in the midst of the head of a request
+        if self.conn.their_state is h11.IDLE or self._drops_body:  # IDLE: in the midst of the head of a request
             self._wait_for_request()
         else:
             self._forget()
+
+    @property
+    def _drops_body(self) -> bool:
+        """Whether the answer is sent, and the body is still coming."""
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._drops_body:
+            self._wait_for_request()
+
+    def eof_received(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE:
+            _say(self.transport, 400, "the body ends before its stated length; send as many bytes as Content-Length")
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # the answer is on its way already
+            self.transport.close()
+            return
+        error = sys.exc_info()[1]  # uvicorn does not pass it on
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            _say(self.transport, 431, f"the headers have over {HEADER_BYTES} bytes; expected fewer or shorter ones")
+        else:
+            _say(self.transport, 400, "the request is not valid HTTP")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a request to upgrade is answered as any other."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -253,9 +276,6 @@ class _Connection(H11Protocol):
         self._forget_reading()
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str) -> None:
-        _say(self.transport, 400, "the request is not valid HTTP")
-
     def _wait_for_request(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(self.limits.read_timeout, self._on_slow)
@@ -266,14 +286,17 @@ class _Connection(H11Protocol):
             self._timer = None
 
     def _on_slow(self) -> None:
-        if not self.transport.is_closing():
+        self._timer = None
+        if self._drops_body:
+            self.transport.close()
+        elif not self.transport.is_closing():
             _say(self.transport, 408, f"no request came within {self.limits.read_timeout:g} s")
 
 
 def _say(transport: asyncio.Transport, status: int, message: str, more: str = "") -> None:
     """Send an answer outside a request, and close the connection."""
     body = json.dumps({"error": message})
-    reason = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[status]
+    reason = http.HTTPStatus(status).phrase
     head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     transport.write(f"{head}{more}Connection: close\r\n\r\n{body}".encode())
     transport.close()

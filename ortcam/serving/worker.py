@@ -21,10 +21,11 @@ from ortcam.runtime.session import RUNTIME_ERRORS
 from ortcam.serving.answers import Answer, Explained
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.questions import Facts, Question, check_photo
-from ortcam.serving.refusal import Kind, Refusal
+from ortcam.serving.refusal import Kind, Refusal, forget
 
 Served = ModelExplainer | PackedExplainer
 _AHEAD = 2  # requests that are decoded while another is explained
+_TIMES_PIXELS = 4  # the photos of a request together, in the largest photos that are taken
 _TOGETHER = 16  # photos that are explained together
 _LEARN = 0.3  # the share of a new time in the expected time
 _log = logging.getLogger("ortcam.serving")
@@ -56,6 +57,7 @@ class Work:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, if there is no answer yet."""
+        forget(error)
         with contextlib.suppress(InvalidStateError):  # nobody waits any more
             self.answer.set_exception(error)
 
@@ -207,11 +209,15 @@ class Worker:
             return None
         question, limits = work.question, self._limits
         try:
-            images = []
+            images, together = [], 0
             for number, image in enumerate(question.images):
                 pixels = _decoded(image, limits.pixels, f"image {number}" if len(question.images) > 1 else "image")
                 size = (pixels.shape[0], pixels.shape[1]) if pixels.ndim == 3 else self._size_of(pixels.shape)
                 check_photo(question, size, self.facts, limits)
+                together += size[0] * size[1]
+                if together > _TIMES_PIXELS * limits.pixels:
+                    most = f"{_TIMES_PIXELS * limits.pixels / 1e6:g} million"
+                    raise Refusal(Kind.TOO_LARGE, f"the photos have over {most} pixels together; send fewer at once")
                 images.append(pixels)
             targets = question.targets and tuple(_with_picture(one, limits.pixels) for one in question.targets)
         except OrtcamError as error:
