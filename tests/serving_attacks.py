@@ -164,7 +164,7 @@ class Reply:
 
     status: int
     headers: dict[str, str]
-    body: bytes
+    body: bytearray
 
     @property
     def json(self) -> Any:
@@ -221,9 +221,15 @@ class Wire:
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         status = int(first.split(" ")[1])
         size = 0 if head_only or status < 200 else int(headers["content-length"])
-        while len(self._read) < size:
-            self._more()
-        return Reply(status, headers, self._take(size))
+        body = bytearray(size)
+        got = min(size, len(self._read))
+        body[:got] = self._take(got)
+        while got < size:
+            count = self._socket.recv_into(memoryview(body)[got:])
+            if not count:
+                raise EOFError(f"the server hung up after {got} of {size} bytes")
+            got += count
+        return Reply(status, headers, body)
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._read[:size])
