@@ -566,7 +566,7 @@ BROKEN: dict[str, tuple[bytes, int, str]] = {
         "1001 headers",
     ),
     "a header of 100 kB": (b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431, "at most 200 of"),
-    "a head without an end": (b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 400_000, 431, "expected fewer or shorter"),
+    "a head without an end": (b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 33_000, 431, "expected fewer or shorter"),
     "two lengths": (post("Content-Length: 3\r\nContent-Length: 4\r\n", b"abcd"), 400, "not valid HTTP"),
     "a negative length": (post("Content-Length: -1\r\n", b""), 400, "not valid HTTP"),
     "a length that is text": (post("Content-Length: many\r\n", b""), 400, "not valid HTTP"),
