@@ -66,7 +66,9 @@ def serve(
     timeout: Annotated[
         float, typer.Option(min=0.001, help="Seconds in which a request is answered, or refused with 504.")
     ] = 30.0,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds to go on listening, not ready, after SIGTERM.")] = 0.0,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds to go on taking requests after SIGTERM, while readiness says no.")
+    ] = 0.0,
     max_body: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 20.0,
     max_pixels: Annotated[float, typer.Option(min=0.001, help="Largest photo, in millions of pixels.")] = 25.0,
     max_images: Annotated[int, typer.Option(min=1, help="Most photos in a request.")] = 16,

@@ -44,7 +44,7 @@ class Doors:
         grpc_port: of the gRPC door; None for no such door.
         page: whether ``/`` shows a page for people.
         keys: the keys of clients; none to let everybody in.
-        drain: seconds to go on listening, not ready, after SIGTERM.
+        drain: seconds to go on taking requests after SIGTERM, while readiness says no.
     """
 
     host: str = "127.0.0.1"
@@ -74,7 +74,7 @@ def run(service: Service, doors: Doors, folder: Path | None = None) -> None:
         service.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
     """Return a listening socket.
 
     Raises:
@@ -92,7 +92,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         said = getattr(error, "strerror", None) or error
-        raise OptionError(f"cannot listen on {host}:{port}: {said}; give another --port or --host") from error
+        raise OptionError(f"cannot listen on {host}:{port}: {said}; give another {option} or --host") from error
     return listener
 
 
@@ -104,7 +104,6 @@ class _Running:
         self._desk = Desk(service, Metrics(service), doors.keys)
         self._watch = Watch(service, folder)
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
-        self._signals = 0
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -132,6 +131,7 @@ class _Running:
         if self._doors.grpc_port is not None:
             from ortcam.serving.rpc import make_server  # late: grpc takes time and memory
 
+            _listen(self._doors.host, self._doors.grpc_port, "--grpc-port").close()  # grpc says less, in more lines
             try:
                 rpc, rpc_port = make_server(self._desk, _bracketed(self._doors.host), self._doors.grpc_port)
             except RuntimeError as error:
@@ -146,26 +146,18 @@ class _Running:
         _log.info("listening: REST on http://%s:%d%s", _bracketed(self._doors.host), port, also)
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await self._end(rest, rpc, serving)
         for task in (watching, stopping):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self._end(rest, rpc, serving)
 
     async def _end(self, rest: _Uvicorn, rpc: Any, serving: asyncio.Task[None]) -> None:
         """Answer what was taken, and close the doors."""
-        self._service.leaving = True  # health says so, and new requests are refused
+        self._service.draining = True  # health says so; those who ask it stop sending requests
         _log.info("shutting down: %d photos wait", sum(one.worker.waiting for one in self._service.models.values()))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._doors.drain):
-                await asyncio.Event().wait()
-        ended = asyncio.create_task(asyncio.to_thread(self._service.close))
-        again = asyncio.create_task(self._until_told_again())
-        await asyncio.wait({ended, again}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            _log.warning("ended by a second signal; requests that wait are lost")
-            os._exit(1)
-        again.cancel()
+        await asyncio.sleep(self._doors.drain)
+        await asyncio.to_thread(self._service.close)
         rest.should_exit = True
         if rpc is not None:
             await rpc.stop(_SECONDS_TO_SEND)
@@ -173,13 +165,11 @@ class _Running:
         self._desk.close()
         _log.info("ended")
 
-    async def _until_told_again(self) -> None:
-        while self._signals < 2:
-            await asyncio.sleep(0.1)
-
     def _on_stop(self, name: str) -> None:
-        self._signals += 1
         _log.info("%s received", name)
+        if self._stop.is_set():
+            _log.warning("ended by a second signal; requests that wait are lost")
+            os._exit(1)
         self._stop.set()
 
     async def _watch_files(self) -> None:

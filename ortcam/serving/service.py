@@ -59,7 +59,8 @@ class Service:
         self.limits = limits or ServingLimits()
         self._load, self._models = load, dict[str, Model]()
         self._loading = threading.Lock()
-        self.leaving = False
+        self._replaced: list[Worker] = []  # which may have questions still
+        self.draining = self.leaving = False
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -68,8 +69,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken: there is a model, and the server is not shutting down."""
-        return bool(self._models) and not self.leaving
+        """Whether clients should send requests: there is a model, and the server is not shutting down."""
+        return bool(self._models) and not self.draining and not self.leaving
 
     def load(self, name: str, path: Path) -> None:
         """Load a model, or a new file for a model. Requests that wait are answered by the file that took them.
@@ -94,6 +95,7 @@ class Service:
             self._models[name] = Model(path, state, worker)
             if before is not None:
                 before.worker.close(wait=False)
+                self._replaced = [*(one for one in self._replaced if one.alive), before.worker]
         done = "replaced" if before is not None else "loaded"
         seconds = time.perf_counter() - begin
         _log.info("model %s %s from %s in %.1f s, on %s", name, done, path.name, seconds, explainer.provider)
@@ -164,10 +166,12 @@ class Service:
     def close(self) -> None:
         """Refuse new questions, answer all that were taken, and release the models."""
         self.leaving = True
-        for model in self._models.values():
-            model.worker.close(wait=False)
-        for model in self._models.values():
-            model.worker.close()
+        with self._loading:
+            workers = [*self._replaced, *(model.worker for model in self._models.values())]
+        for worker in workers:
+            worker.close(wait=False)
+        for worker in workers:
+            worker.close()
 
 
 def facts_of(explainer: Served) -> Facts:

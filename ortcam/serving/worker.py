@@ -113,6 +113,11 @@ class Worker:
             thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether a question may be in work."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    @property
     def waiting(self) -> int:
         """The number of photos that wait."""
         with self._changed:
