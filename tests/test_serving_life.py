@@ -309,6 +309,32 @@ def test_no_work_for_a_client_that_was_killed(files: Path, photo: bytes, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_full_queue_refuses_before_the_body_comes(files: Path, photo: bytes, tmp_path: Path) -> None:
+    """And the connection goes on, whether or not the body is sent after all."""
+    with (
+        serving(tmp_path / "log", f"m={files / 'old.onnx'}", "--queue", "1") as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        asked = explain_two(server, photo, pool)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LONG)
+        with contextlib.closing(connection):
+            for target in ("/models/m/explain", "/v1/models/m:explain", "/v2/models/m/infer"):
+                connection.putrequest("POST", target)
+                connection.putheader("Content-Length", "15000000")
+                connection.endheaders()
+                answer = connection.getresponse()
+                assert (answer.status, answer.read().count(b"m is busy: 1 photos wait, at most 1 may")) == (503, 1)
+                assert int(answer.headers["Retry-After"]) >= 1
+                connection.send(b"0" * 15_000_000)
+            connection.request("GET", "/v2/health/live")
+            assert connection.getresponse().status == 200
+        with pytest.raises(grpc.RpcError) as refused:
+            server.call(photo, {"budget": 8})
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+        assert [one.result(LONG)[0] for one in asked] == [200, 200]
+
+
+@pytest.mark.slow
 def test_a_slow_sender_holds_up_nobody(files: Path, photo: bytes, tmp_path: Path) -> None:
     with serving(tmp_path / "log", "-c", LIMITED, files / "old.onnx") as server:
         head = b"POST /models/m/explain HTTP/1.1\r\nHost: server\r\n"

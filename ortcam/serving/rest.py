@@ -80,6 +80,8 @@ def _route(desk: Desk, path: str, handler: Handler, method: str = "GET", open_to
             if name is not None:
                 desk.service.find(name, request.path_params.get("version"))
                 call.model = name
+                if method == "POST":
+                    desk.service.check_room(name)  # before the body is read
             response = await handler(request, call)
         except Refusal as error:
             refusal, response = error, refused(error)

@@ -154,6 +154,7 @@ class _Rpc:
 
     async def infer(self, request: Any, context: Any, call: Call) -> bytes:
         self._find(request.model_name, request.model_version, call)
+        self._service.check_room(call.model)
         size = request.ByteSize()
         self._desk.reserve(size)
         try:

@@ -139,6 +139,19 @@ class Service:
         question = read_question(request, self.find(name, version).facts, self.limits)
         return self.submit(name, question, read_timeout(request.parameters, self.limits.timeout))
 
+    def check_room(self, name: str) -> None:
+        """Check that a photo can be taken now: what would be refused need not be read.
+
+        Raises:
+            Refusal: the model is unknown, busy or shutting down.
+        """
+        self._find_open(name).check_room()
+
+    def _find_open(self, name: str) -> Worker:
+        if self.leaving:
+            raise Refusal(Kind.LEAVING, "the server is shutting down; try another one", 1.0)
+        return self.find(name)
+
     def submit(self, name: str, question: Question, timeout: float | None = None) -> Work:
         """Take a question.
 
@@ -152,9 +165,7 @@ class Service:
         """
         work = Work(question, time.monotonic() + min(timeout or self.limits.timeout, self.limits.timeout))
         for attempt in (1, 2):
-            worker = self.find(name)
-            if self.leaving:
-                raise Refusal(Kind.LEAVING, "the server is shutting down; try another one", 1.0)
+            worker = self._find_open(name)
             try:
                 worker.submit(work)
                 break

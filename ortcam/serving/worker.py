@@ -127,23 +127,33 @@ class Worker:
         before = [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
         return sum(len(work.question.images) for work in before)
 
+    def check_room(self, photos: int = 1) -> None:
+        """Check that photos can be taken now.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        with self._changed:
+            waiting = self._count_waiting()
+            if waiting and waiting + photos > self._limits.queue:
+                raise Refusal(
+                    Kind.BUSY,
+                    f"model {self.name} is busy: {waiting} photos wait, at most {self._limits.queue} may",
+                    max(1.0, self._seconds_before()),
+                )
+
     def submit(self, work: Work) -> None:
         """Take a question into the queue; its `answer` follows.
 
         Raises:
             Refusal: the queue is full, the answer would be late, or the worker is closing.
         """
-        photos, known = len(work.question.images), self._costs.of(work.question)
+        known = self._costs.of(work.question)
         with self._changed:
             if self._closing:
                 raise Refusal(Kind.LEAVING, f"model {self.name} is shutting down; try again", 1.0)
-            waiting, before = self._count_waiting(), self._seconds_before()
-            if waiting and waiting + photos > self._limits.queue:
-                raise Refusal(
-                    Kind.BUSY,
-                    f"model {self.name} is busy: {waiting} photos wait, at most {self._limits.queue} may",
-                    max(1.0, before),
-                )
+            self.check_room(len(work.question.images))
+            before = self._seconds_before()
             late = work.why_over(before + known)
             if late is not None:
                 raise late
