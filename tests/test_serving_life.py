@@ -29,8 +29,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ortcam
 from ortcam.model.contract import Contract, ExposedLayer, Preprocessing
+from ortcam.serving.limits import ServingLimits
 from ortcam.serving.messages import message
 from ortcam.serving.questions import Question
+from ortcam.serving.refusal import Refusal
 from ortcam.serving.service import Service
 
 ORTCAM = str(Path(sys.executable).with_name("ortcam"))
@@ -404,6 +406,28 @@ def test_close_waits_for_a_replaced_file(files: Path, photo: bytes) -> None:
     service.close()
     assert all(work.answer.done() for work in works)
     assert [work.answer.result().targets[0][0].label for work in works] == ["old"] * 4 + ["new"]
+
+
+def test_who_has_left_holds_no_place(files: Path, photo: bytes) -> None:
+    """Clients that give up do not keep a queue full, behind a photo that takes long."""
+    service = Service(ortcam.load_explainer, ServingLimits(queue=3))
+    service.load("m", files / "old.onnx")
+    try:
+        first = service.submit("m", Question((photo,)))
+        until(lambda: service.find("m").waiting == 0)
+        left = [service.submit("m", Question((photo,))) for _ in range(3)]
+        with pytest.raises(Refusal, match="busy: 3 photos wait"):
+            service.submit("m", Question((photo,)))
+        for work in left:
+            work.gone.set()
+        stays = service.submit("m", Question((photo,), budget=8))
+        assert service.find("m").waiting == 1 and not first.answer.done()
+        assert stays.answer.result(LONG).targets[0][0].label == "old"
+        for work in left:
+            with pytest.raises(Refusal, match="left"):
+                work.answer.result(LONG)
+    finally:
+        service.close()
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ class Worker:
 
     def _count_waiting(self) -> int:
         before = [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
-        return sum(len(work.question.images) for work in before)
+        return sum(len(work.question.images) for work in before if not work.gone.is_set())
 
     def check_room(self, photos: int = 1) -> None:
         """Check that photos can be taken now.
@@ -152,6 +152,7 @@ class Worker:
         with self._changed:
             if self._closing:
                 raise Refusal(Kind.LEAVING, f"model {self.name} is shutting down; try again", 1.0)
+            self._drop_gone()
             self.check_room(len(work.question.images))
             before = self._seconds_before()
             late = work.why_over(before + known)
@@ -159,6 +160,12 @@ class Worker:
                 raise late
             self._waiting.append(work)
             self._changed.notify_all()
+
+    def _drop_gone(self) -> None:
+        """Let the photos go that nobody waits for: their bytes count no more."""
+        for work in [one for one in self._waiting if one.gone.is_set()]:
+            self._waiting.remove(work)
+            work.fail(Refusal(Kind.GONE, "the client has left"))
 
     def _seconds_before(self) -> float:
         """Return the expected seconds until a new question begins."""
