@@ -224,7 +224,10 @@ def measure_throughput(server: Server, folder: Path, quick: bool) -> dict[str, A
         show(f"throughput, budget {budget}: latency at half load")
         half = server.load(mode="open", rate=rate / 2, seconds=10 * seconds, requests=requests, seed=SEED)
         check(half)
-        made[f"budget {budget}"] = {"runs": runs, "at_half_load": {"rate": rate / 2, **spread(latencies(half))}}
+        made[f"budget {budget}"] = {
+            "runs": runs,
+            "at_half_load": {"rate": rate / 2, "unexpected": len(half["unexpected"]), **spread(latencies(half))},
+        }
     return made
 
 
@@ -257,13 +260,15 @@ def run_clients(server: Server, requests: list[Any], clients: int, seconds: floa
         "per_second": count / spent,
         "cpu_per_photo": (server.cpu_seconds - cpu) / count,
         "cpu_per_photo_of_the_load": done["cpu_seconds"] / count,
+        "unexpected": len(done["unexpected"]),
         **spread(latencies(done)),
     }
 
 
 def check(load: dict[str, Any]) -> None:
-    if load["unexpected"]:
-        raise SystemExit("unexpected answers:\n" + "\n".join(load["unexpected"]))
+    """Say which answers were not the expected ones; the measurement goes on."""
+    for one in load["unexpected"]:
+        show(f"unexpected: {one}")
 
 
 def latencies(load: dict[str, Any], *statuses: int) -> list[float]:
@@ -308,6 +313,7 @@ def measure_overload(server: Server, folder: Path, quick: bool) -> dict[str, Any
         "statuses": dict(Counter(str(one[2]) for one in load["done"])),
         "seconds_of_answers": spread(latencies(load, 200)),
         "seconds_of_refusals": spread(latencies(load, 503)),
+        "unexpected": len(load["unexpected"]) + len(asked_result["unexpected"]),
         "taken_and_too_late": sum(1 for took in latencies(load, 504) if took > TAKEN),
         "seconds_of_health": spread(latencies(asked_result)),
         "mib_first_and_last_sixth": [statistics.mean(first), statistics.mean(last)],
