@@ -135,13 +135,10 @@ class Worker:
             Refusal: the queue is full.
         """
         with self._changed:
-            waiting = self._count_waiting()
-            if waiting and waiting + photos > self._limits.queue:
-                raise Refusal(
-                    Kind.BUSY,
-                    f"model {self.name} is busy: {waiting} photos wait, at most {self._limits.queue} may",
-                    max(1.0, self._seconds_before()),
-                )
+            waiting, most = self._count_waiting(), self._limits.queue
+            if waiting and waiting + photos > most:
+                message = f"model {self.name} is busy: {waiting} photos wait, at most {most} may"
+                raise Refusal(Kind.BUSY, message, max(1.0, self._seconds_before()))
 
     def submit(self, work: Work) -> None:
         """Take a question into the queue; its `answer` follows.
