@@ -304,6 +304,7 @@ def measure_overload(server: Server, folder: Path, quick: bool) -> dict[str, Any
     check(load)
     check(asked_result)
     in_time = sum(1 for at, took, status, _ in load["done"] if status == 200 and at + took <= seconds)
+    late = latencies(load, 504)
     first = [mib for at, mib in memory if at <= seconds / 6]
     last = [mib for at, mib in memory if seconds * 5 / 6 <= at <= seconds]
     return {
@@ -312,9 +313,9 @@ def measure_overload(server: Server, folder: Path, quick: bool) -> dict[str, Any
         "answered_per_second": in_time / seconds,
         "statuses": dict(Counter(str(one[2]) for one in load["done"])),
         "seconds_of_answers": spread(latencies(load, 200)),
-        "seconds_of_refusals": spread(latencies(load, 503)),
+        "seconds_of_refusals": spread([*latencies(load, 503), *(took for took in late if took <= TAKEN)]),
         "unexpected": len(load["unexpected"]) + len(asked_result["unexpected"]),
-        "taken_and_too_late": sum(1 for took in latencies(load, 504) if took > TAKEN),
+        "taken_and_too_late": sum(1 for took in late if took > TAKEN),
         "seconds_of_health": spread(latencies(asked_result)),
         "mib_first_and_last_sixth": [statistics.mean(first), statistics.mean(last)],
         "cores_of_the_server": cpu / spent,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http
 import json
 import logging
@@ -67,6 +68,8 @@ def run(service: Service, doors: Doors, folder: Path | None = None) -> None:
         OptionError: an address or port cannot be had.
     """
     listener = _listen(doors.host, doors.port)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: full collections take milliseconds then, and come often
     try:
         asyncio.run(_Running(service, doors, listener, folder).run())
     finally:
