@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import re
-import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 import httpx
 import numpy as np
+import onnx
 import pytest
 from serving import Server, serving
 from test_report import ENDS, LABELS, wait_until, write_classifier
 from test_runtimes import RUNTIMES, browser, need  # noqa: F401 - a fixture
+from test_serving_life import classifier as wide_classifier
 
 import ortcam
 
@@ -259,19 +262,32 @@ def test_a_server_that_refuses_for_now(
     photos: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """A server that shuts down answers 503, and then not at all: the page waits, asks again, and says so."""
-    with serving(f"toy={model}", "--drain", "2") as server:
+    """A full server answers 503: the page waits, asks again, and shows the map. It says that a server is gone."""
+    onnx.save(wide_classifier(0), tmp_path / "wide.onnx")
+    body, over = photos["chelsea"].read_bytes(), threading.Event()
+    with serving(f"wide={tmp_path / 'wide.onnx'}", "--queue", "1") as server, ThreadPoolExecutor(6) as crowd:
+
+        def ask() -> None:
+            while not over.is_set():
+                httpx.post(f"{server.rest}/models/wide/explain", content=body, timeout=60)
+
         page = browser.new_page(bypass_csp=True)
         page.goto(server.rest)
         wait_until(page, "document.querySelectorAll('#model option').length === 1")
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(page, "fetch('v2/health/ready').then((answer) => answer.status === 503)")
-        page.set_input_files("#file", photos["chelsea"])
-        wait_until(page, "!document.querySelector('#busy').hidden")
-        said = page.inner_text("#busy p")
-        assert said.startswith("The server is busy: the server is shutting down; try another one. The page asks again")
+        for _ in range(6):
+            crowd.submit(ask)
+        try:
+            page.set_input_files("#file", photos["chelsea"])
+            wait_until(page, "!document.querySelector('#busy').hidden")
+            said = page.inner_text("#busy p")
+        finally:
+            over.set()
+        assert re.match(r"The server is busy: model wide is busy: \d photos? waits?.* The page asks again", said), said
         page.click("#again")
+        wait_for_targets(page, 2)
+        server.process.terminate()
         assert server.process.wait(30) == 0
+        page.set_input_files("#file", photos["coffee"])
         wait_until(page, "!document.querySelector('#fault').hidden")
         assert "the server cannot be reached" in page.inner_text("#fault")
         assert page.is_visible("#fault button")
