@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,10 +40,25 @@ def compare(
         typer.Option(
             "--output",
             "-o",
-            help="Write grid.png, comparison.json and comparison.csv to this folder.",
+            help="Write grid.png, comparison.json and comparison.csv to this folder. The same comparison is replaced.",
             show_default=False,
         ),
     ] = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Write a page with all photos to this .html file, to search, sort and filter. Without -o, nothing "
+            "else is written.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace a comparison of other photos, models or options, and another report."
+        ),
+    ] = False,
     layer: Annotated[
         list[str] | None,
         typer.Option(
@@ -104,7 +120,7 @@ def compare(
 
     Examples:
 
-      ortcam compare float.onnx int8.onnx photos/ -o out
+      ortcam compare float.onnx int8.onnx photos/ -o out --report report.html
 
       ortcam compare model.onnx photos/ --layer layer3 --layer layer4
 
@@ -115,6 +131,7 @@ def compare(
     from ortcam.comparison import compare as run
     from ortcam.comparison import cross
     from ortcam.core.references import Detecting
+    from ortcam.report.comparing import CompareReport
 
     errors: list[dict[str, str]] = []
 
@@ -140,7 +157,8 @@ def compare(
         raise OptionError(f"all photos lie in the output folder {output}; expected another folder for the results")
     if errors and not photos:
         raise typer.Exit(1)
-    with console.progress_bar(1.0) as advance:
+    page = None if report_file is None else CompareReport(report_file, overwrite)
+    with page or nullcontext(), console.progress_bar(1.0) as advance:
         result = run(
             columns,
             [photo.source for photo in photos],
@@ -150,15 +168,22 @@ def compare(
             threads=threads,
             detecting=Detecting(least_score),
             folder=output,
+            overwrite=overwrite,
+            on_compared=None if page is None else page.add,
             on_error=report,
             on_progress=advance,
         )
+        if page is not None:
+            page.write(result)
     if as_json:
-        console.print_json({**result.to_dict(), "directory": None if output is None else str(output), "errors": errors})
+        places = {"directory": output, "report": report_file}
+        written = {name: None if path is None else str(path) for name, path in places.items()}
+        console.print_json({**result.to_dict(), **written, "errors": errors})
     else:
         _print_result(result)
-        if output is not None:
-            console.note(f"written to {output}/")
+        written_to = [*([] if output is None else [f"{output}/"]), *([] if report_file is None else [str(report_file)])]
+        if written_to:
+            console.note(f"written to {' and '.join(written_to)}")
     if errors:
         raise typer.Exit(1)
 

@@ -27,10 +27,14 @@ def sanity(
         typer.Option(
             "--output",
             "-o",
-            help="Write sanity.json, per-photo.csv, curve.png and strip.png to this folder.",
+            help="Write sanity.json, per-photo.csv, curve.png and strip.png to this folder. A result of the same "
+            "model, photos and options is replaced.",
             show_default=False,
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a result of another model, other photos or options.")
+    ] = False,
     mode: Annotated[
         str,
         typer.Option(
@@ -93,7 +97,6 @@ def sanity(
     """
     from ortcam.core.references import Detecting
     from ortcam.evaluation.randomised import sanity as check
-    from ortcam.evaluation.sanity_result import check_directory
 
     errors: list[dict[str, str]] = []
 
@@ -103,8 +106,6 @@ def sanity(
         if console.debug:
             traceback.print_exception(error)
 
-    if output is not None:
-        check_directory(output)
     if STDIN in photos:
         raise typer.BadParameter("photos is '-'; expected files or folders")
     found = find_photos(photos, report)
@@ -130,9 +131,9 @@ def sanity(
             on_error=report,
             on_progress=advance,
             detecting=Detecting(least_score),
+            folder=output,
+            overwrite=overwrite,
         )
-    if output is not None:
-        result.save(output)
     if as_json:
         console.print_json({**result.to_dict(), "directory": None if output is None else str(output), "errors": errors})
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -65,7 +66,9 @@ def serve(
     timeout: Annotated[
         float, typer.Option(min=0.001, help="Seconds in which a request is answered, or refused with 504.")
     ] = 30.0,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds to go on listening, not ready, after SIGTERM.")] = 0.0,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds to go on taking requests after SIGTERM, while readiness says no.")
+    ] = 0.0,
     max_body: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 20.0,
     max_pixels: Annotated[float, typer.Option(min=0.001, help="Largest photo, in millions of pixels.")] = 25.0,
     max_images: Annotated[int, typer.Option(min=1, help="Most photos in a request.")] = 16,
@@ -105,6 +108,8 @@ def serve(
         raise OptionError(f"{', '.join(missing)} missing, which the server needs: pip install 'ortcam[serve]'")
     if log not in ("text", "json"):
         raise typer.BadParameter(f"--log is {log!r}; expected text or json")
+    # OpenCV reads this when it is loaded. It holds for all formats, also for those whose headers ortcam does not read.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(round(max_pixels * 1e6))
     keys = frozenset[bytes]() if api_key_file is None else _read_keys(api_key_file)
     from ortcam import load_explainer
     from ortcam.methods import make_method

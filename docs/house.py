@@ -19,7 +19,8 @@ FLOORS = tuple(
     tuple(line.split())
     for line in (
         "cli",
-        "serving cluster report comparison exporters",
+        "serving cluster report exporters",
+        "comparison exporters",
         "deploy evaluation exporters",
         "explain",
         "runtime methods output",

@@ -1,11 +1,12 @@
-"""Quantise EfficientNet-Lite0, compare it with its float model on 37 photos, and draw docs/compare.jpg.
+"""Quantise EfficientNet-Lite0, compare it with its float model on 37 photos, and draw the pictures of docs/compare.md.
 
     python docs/write_compare_figures.py             exact maps: some minutes on two cores
     python docs/write_compare_figures.py --budget 32 half a minute
 
-Prints the table and the verdict of docs/compare.md; the picture shows the four photos with the least r. The photos come
-with foolbox, scikit-image, scikit-learn and matplotlib. ONNX Runtime quantises statically (QDQ, int8, weights per
-channel) and calibrates with the same photos.
+Prints the table and the verdict. docs/compare.jpg shows the four photos with the least r, docs/compare-report.jpg the
+report with a budget of 32 in a browser (Playwright, with an installed Chromium). The photos come with foolbox,
+scikit-image, scikit-learn and matplotlib. ONNX Runtime quantises statically (QDQ, int8, weights per channel) and
+calibrates with the same photos.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any
 
 import cv2
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from write_report_pictures import take_picture
 
 from ortcam import CamModel
 from ortcam.cli.demo import load_efficientnet_lite0
 from ortcam.comparison import Column, compare
 from ortcam.exporters import export
+from ortcam.report import CompareReport
 
 ROOT = Path(__file__).parents[1]
 PICTURE = Path(__file__).parent / "compare.jpg"
 SHOWN = 4
+BUDGET = 32  # of the report
 
 
 class Calibration(CalibrationDataReader):  # type: ignore[misc]
@@ -53,12 +57,16 @@ def main() -> None:
     calibration = Calibration(CamModel(models[0]), photos)
     quantize_static(models[0], models[1], calibration, quant_format=QuantFormat.QDQ, per_channel=True)
     columns = [Column(model) for model in models]
-    result = compare(columns, photos, budget=budget, folder=folder / "all")
+    result = compare(columns, photos, budget=budget)
     print(result.table())
     least = {name for name, _ in result.summaries[0].lowest[:SHOWN]}
-    compare(columns, [photo for photo in photos if photo.name in least], budget=budget, folder=folder / "least")
+    shown = [photo for photo in photos if photo.name in least]
+    compare(columns, shown, budget=budget, folder=folder / "least", overwrite=True)
     page = cv2.imread(str(folder / "least" / "grid.png"))
     cv2.imwrite(str(PICTURE), page, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    with CompareReport(folder / "report.html") as report:
+        report.write(compare(columns, photos, budget=BUDGET, on_compared=report.add))
+    take_picture(folder / "report.html", PICTURE.with_name("compare-report.jpg"))
 
 
 if __name__ == "__main__":

@@ -83,6 +83,9 @@ class OrtcamWarning(UserWarning):
         return printable(super().__str__())
 
 
+_LONGEST = 200  # characters of a name that are compared: the time grows with their square
+
+
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
     """Return ``"; nearest: a, b"`` for the choices most similar to `name`; ``""`` if none is similar.
 
@@ -92,7 +95,7 @@ def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
     folded: dict[str, str] = {}
     for choice in choices:
         folded.setdefault(choice.lower(), choice)
-    matches = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.5)
+    matches = difflib.get_close_matches(name[:_LONGEST].lower(), folded, n=most, cutoff=0.5)
     return "; nearest: " + ", ".join(folded[match] for match in matches) if matches else ""
 
 

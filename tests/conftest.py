@@ -141,6 +141,16 @@ def resnet18_file(resnet18: nn.Module, models: Path) -> Path:
     return export(resnet18, models / "resnet18.onnx", preprocess="imagenet", input_size=96).path
 
 
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, Path]) -> Path:
+    """A folder of small models and photos for tests of the server."""
+    from serving import make_files
+
+    folder = tmp_path_factory.mktemp("served")
+    make_files(folder, photos)
+    return folder
+
+
 @pytest.fixture
 def in_table(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Give what a test showed to docs/models.md, which is written from the results: pytest --junitxml.

@@ -28,7 +28,6 @@ from ortcam.cli.app import app
 from ortcam.comparison import Column, Comparison, compare, cross
 from ortcam.comparison.grid import Grid
 from ortcam.comparison.result import Summary
-from ortcam.comparison.text import Writer
 from ortcam.comparison.verdict import judge
 from ortcam.core.pictures import Crop
 from ortcam.core.references import suppress
@@ -37,6 +36,7 @@ from ortcam.evaluation.statistics import Interval, mean_interval
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.model.contract import Contract, ExposedLayer
 from ortcam.model.preprocessing import Preprocessing
+from ortcam.output.text import AsciiFont, as_drawn, fit, make_font, wrap
 
 Array = np.ndarray[Any, Any]
 SIDE, CELLS, CHANNELS, CLASSES = 24, 6, 16, 4
@@ -426,7 +426,7 @@ def test_the_files_of_a_comparison(files: Path, tmp_path: Path, monkeypatch: pyt
     enlarged = np.repeat(np.repeat(first, 3, axis=0), 3, axis=1)  # 90 pixels to 270 of 280
     best = cv2.minMaxLoc(cv2.matchTemplate(page[:600], enlarged, cv2.TM_SQDIFF))[0] / enlarged.size
     assert best < 20, "squared levels that JPEG changes; another photo differs by thousands"
-    compare([Column(model) for model in models[:2]], pictures(files)[:1], folder=out)
+    compare([Column(model) for model in models[:2]], pictures(files)[:1], folder=out, overwrite=True)
     assert not (out / "grid-2.png").exists(), "an earlier comparison is replaced"
 
 
@@ -441,20 +441,29 @@ def test_pages_have_a_bounded_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["short", "a very long name " * 9, "$x^2$ <b>tag</b> " * 9, "猫の写真 " * 20, "\udcff broken", "Wörter ÄÖÜ ß " * 9],
+    [
+        "short",
+        "a very long name " * 9,
+        "$x^2$ <b>tag</b> " * 9,
+        "猫の写真 " * 20,
+        "\udcff broken",
+        "Wörter ÄÖÜ ß " * 9,
+        "שלום",
+    ],
 )
-def test_lines_fit_below_a_picture(text: str) -> None:
+@pytest.mark.parametrize("font", [make_font(), AsciiFont()])
+def test_lines_fit_below_a_picture(text: str, font: Any) -> None:
     """What is drawn, in black on white, stays within the width; letters without a font are written as numbers."""
-    writer = Writer()
-    writer.add(0, 0, writer.fit(text, 200), "black")
-    for number, line in enumerate(writer.wrap(text, 200, 3)):
-        writer.add(0, 20 + 20 * number, line, "black", bold=True)
-    drawn = writer.draw(np.full((90, 400, 3), 255, np.uint8))
-    assert writer.draw(np.zeros((115, 229, 3), np.uint8)).shape == (115, 229, 3), "sizes that are no whole inches / 100"
-    columns = np.flatnonzero((drawn < 128).any(axis=(0, 2)))
+    sheet = np.full((90, 400, 3), 255, np.uint8)
+    shown = as_drawn(text, font)
+    font.draw(sheet, fit(shown, 200, 13, font), 0, 20, 13, (0, 0, 0))
+    for number, line in enumerate(wrap(shown, 200, 13, font, bold=True)[:3]):
+        font.draw(sheet, line, 0, 40 + 20 * number, 13, (0, 0, 0), bold=True)
+    columns = np.flatnonzero((sheet < 128).any(axis=(0, 2)))
     assert 10 < columns.max() <= 200
-    assert writer.fit("short", 200) == "short"
-    assert writer.fit("a_name_that_is_far_too_long_for_its_picture.jpg", 200, keeps_end=True).endswith(".jpg")
+    assert fit("short", 200, 13, font) == "short"
+    assert fit("a_name_that_is_far_too_long_for_its_picture.jpg", 200, 13, font, keeps_end=True).endswith(".jpg")
+    assert as_drawn("\udcff", font) == "U+DCFF"
 
 
 # --- Command line ---

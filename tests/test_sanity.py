@@ -538,6 +538,34 @@ def test_the_folder_has_everything(cascade: Any, tmp_path: Path) -> None:
     assert cascade.to_json(tmp_path / "one.json").read_text() == (folder / "sanity.json").read_text()
 
 
+def test_a_result_is_not_replaced_by_one_of_another_question(small: Path, pair: list[Path], tmp_path: Path) -> None:
+    """It is refused before the first map is made; photos that failed are tried again."""
+    out, photos = tmp_path / "out", [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, photo in zip(photos, pair, strict=True):
+        path.write_bytes(photo.read_bytes())
+    options: dict[str, Any] = {"steps": 1, "method": "recipro-cam", "folder": out}
+    started = list[str]()
+
+    def told(text: str, _: float) -> None:
+        started.append(text)
+
+    first = sanity(small, photos, **options)
+    assert json.loads((first.save(out) / "sanity.json").read_text())["seed"] == 0, "the same again"
+    for given, message in (
+        ({"seed": 1}, "it holds results with seed = 0; expected 1; give another folder, or overwrite=True"),
+        ({"photos": photos[:1]}, "it holds results of other photos"),
+    ):
+        with pytest.raises(ortcam.errors.OccupiedError, match=message):
+            sanity(small, **{"photos": photos, **options, **given}, on_progress=told)
+    photos[0].write_bytes(pair[1].read_bytes())
+    with pytest.raises(ortcam.errors.OccupiedError, match=r"it holds results of another photo a\.png"):
+        sanity(small, photos, **options, on_progress=told)
+    assert started == []
+    sanity(small, photos, **options, overwrite=True)
+    with pytest.raises(ortcam.errors.OccupiedError, match="another photo"):
+        first.save(out)
+
+
 def test_the_table_says_what_the_result_says(cascade: Any) -> None:
     text = cascade.table()
     lines = text.splitlines()

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import typer
-from served import Served, served
+from serving import Server, serving
 from test_report import write_classifier
 from test_runtimes import need
 
@@ -50,8 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, Path]) ->
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Served]:
-    with served(folder / "log", f"cats={folder / 'model.onnx'}") as one:
+def server(folder: Path) -> Iterator[Server]:
+    with serving(f"cats={folder / 'model.onnx'}") as one:
         yield one
 
 
@@ -60,12 +60,12 @@ def cam(folder: Path) -> ortcam.ScoreCAM:
     return ortcam.ScoreCAM(folder / "model.onnx")
 
 
-def blocks(language: str, server: Served, title: str = "") -> list[str]:
+def blocks(language: str, server: Server, title: str = "") -> list[str]:
     """Return the blocks of docs/clients.md in a language, with the addresses of a server."""
     fence = rf'```{language} title="{title}[^"]*"' if title else rf"```{language}"
     found = re.findall(rf"^{fence}\n(.*?)^```", CLIENTS, re.MULTILINE | re.DOTALL)
     assert found
-    addresses = {"localhost:8080": server.url.removeprefix("http://"), "localhost:8081": server.rpc}
+    addresses = {"localhost:8080": server.rest.removeprefix("http://"), "localhost:8081": server.rpc}
     return [re.sub("localhost:808[01]", lambda one: addresses[one[0]], block) for block in found]
 
 
@@ -77,7 +77,7 @@ def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 
 @pytest.mark.slow
-def test_rest(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rest(server: Server, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python", server, "over REST")
     known, ours = run(code, folder, monkeypatch), cam.explain(folder / "photo.jpg", top_k=3, budget=32)
     assert known["classes"].tolist() == [one.index for one in ours.targets]
@@ -87,7 +87,7 @@ def test_rest(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_grpc(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpc(server: Server, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python", server, "over gRPC")
     known, ours = run(code, folder, monkeypatch), cam.explain(folder / "photo.jpg", targets=[2, 0])
     assert np.array_equal(known["maps"], [ours.map_at(0), ours.map_at(1)])
@@ -96,7 +96,7 @@ def test_grpc(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_httpx(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_httpx(server: Server, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python", server, "with httpx")
     known, ours = run(code, folder, monkeypatch), cam.explain(folder / "photo.jpg", top_k=3, budget=32)
     assert known["best"]["label"] == ours.targets[0].label
@@ -105,7 +105,7 @@ def test_httpx(server: Served, folder: Path, cam: ortcam.ScoreCAM, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_curl(server: Served, folder: Path) -> None:
+def test_curl(server: Server, folder: Path) -> None:
     for block in blocks("bash", server):
         for line in block.splitlines():
             done = subprocess.run(["bash", "-c", line.replace("curl", "curl -sSf", 1)], cwd=folder, timeout=30,
@@ -118,12 +118,12 @@ def test_curl(server: Served, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_javascript(server: Served, folder: Path, cam: ortcam.ScoreCAM) -> None:
+def test_javascript(server: Server, folder: Path, cam: ortcam.ScoreCAM) -> None:
     need(shutil.which("node") is not None, "node")
     (code,) = blocks("javascript", server)
     call = f"""
         const photo = new Blob([require("fs").readFileSync("photo.jpg")]);
-        explain("{server.url}", "cats", photo).then((found) => console.log(JSON.stringify(found)));
+        explain("{server.rest}", "cats", photo).then((found) => console.log(JSON.stringify(found)));
     """
     done = subprocess.run(["node", "-e", code + call], cwd=folder, timeout=30, capture_output=True, text=True)
     ours = cam.explain(folder / "photo.jpg", top_k=3, budget=32)
@@ -133,7 +133,7 @@ def test_javascript(server: Served, folder: Path, cam: ortcam.ScoreCAM) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("title", ["first protocol", "second protocol"])
-def test_kserve(title: str, server: Served, folder: Path, cam: ortcam.ScoreCAM) -> None:
+def test_kserve(title: str, server: Server, folder: Path, cam: ortcam.ScoreCAM) -> None:
     need(importlib.util.find_spec("kserve") is not None, "kserve")
     (code,) = blocks("python", server, title)
     last = "print(__import__('json').dumps({name: globals()[name] for name in ('maps',) if name in globals()} or "

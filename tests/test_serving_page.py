@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import re
-import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 import httpx
 import numpy as np
+import onnx
 import pytest
-from served import Served, served
+from serving import Server, serving
 from test_report import ENDS, LABELS, wait_until, write_classifier
 from test_runtimes import RUNTIMES, browser, need  # noqa: F401 - a fixture
+from test_serving_life import classifier as wide_classifier
 
 import ortcam
 
@@ -28,8 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("log") / "log", f"toy={model}", f"twin={model}", "--max-targets", "3") as one:
+def server(model: Path) -> Iterator[Server]:
+    with serving(f"toy={model}", f"twin={model}", "--max-targets", "3") as one:
         yield one
 
 
@@ -43,22 +46,22 @@ def pixels_of(png: bytes) -> np.ndarray[Any, Any]:
 
 
 def test_one_request_gives_numbers_and_overlays(
-    server: Served, engine: ortcam.ScoreCAM, photos: dict[str, Path]
+    server: Server, engine: ortcam.ScoreCAM, photos: dict[str, Path]
 ) -> None:
     photo, explanation = photos["chelsea"], engine.explain(photos["chelsea"], top_k=2, budget=8)
     options = {"top_k": "2", "budget": "8", "overlay": "true", "caption": "false"}
-    found = httpx.post(f"{server.url}/models/toy/explain", params=options, content=photo.read_bytes()).json()
+    found = httpx.post(f"{server.rest}/models/toy/explain", params=options, content=photo.read_bytes()).json()
     assert [one["label"] for one in found["targets"]] == [one.label for one in explanation.targets]
     for place, one in enumerate(found["targets"]):
         assert np.array_equal(pixels_of(base64.b64decode(one["overlay"]["b64"])), explanation.overlay_at(place))
-    without = httpx.post(f"{server.url}/models/toy/explain?budget=8", content=photo.read_bytes()).json()
+    without = httpx.post(f"{server.rest}/models/toy/explain?budget=8", content=photo.read_bytes()).json()
     assert "overlay" not in without["targets"][0]
-    refused = httpx.post(f"{server.url}/models/toy/explain?overlay=2", content=photo.read_bytes())
+    refused = httpx.post(f"{server.rest}/models/toy/explain?overlay=2", content=photo.read_bytes())
     assert (refused.status_code, refused.json()["error"]) == (400, "overlay is '2'; expected true or false")
 
 
-def test_what_the_page_asks_for_first(server: Served) -> None:
-    said = httpx.get(f"{server.url}/models").json()
+def test_what_the_page_asks_for_first(server: Server) -> None:
+    said = httpx.get(f"{server.rest}/models").json()
     assert said["models"][0] == {
         "name": "toy", "task": "classify", "takes": ["photos", "tensors"], "budgets": True
     }  # fmt: skip
@@ -67,8 +70,8 @@ def test_what_the_page_asks_for_first(server: Served) -> None:
     }  # fmt: skip
 
 
-def test_only_the_script_of_the_page_runs(server: Served) -> None:
-    policy = httpx.get(f"{server.url}/").headers["Content-Security-Policy"]
+def test_only_the_script_of_the_page_runs(server: Server) -> None:
+    policy = httpx.get(f"{server.rest}/").headers["Content-Security-Policy"]
     assert "unsafe" not in policy
     assert re.search(r"script-src 'sha256-[^']+';", policy)
 
@@ -77,15 +80,15 @@ def test_only_the_script_of_the_page_runs(server: Served) -> None:
 
 
 @pytest.fixture
-def page(server: Served, browser: Any) -> Iterator[Any]:  # noqa: F811
+def page(server: Server, browser: Any) -> Iterator[Any]:  # noqa: F811
     """The page; it must not fail, and ask only its server. Playwright's own scripts need bypass_csp."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900}, bypass_csp=True)
     faults: list[str] = []
     opened.on("pageerror", lambda fault: faults.append(str(fault)))
     opened.on("dialog", lambda dialog: faults.append(dialog.message) or dialog.dismiss())
-    known = (server.url, "data:", "blob:")
+    known = (server.rest, "data:", "blob:")
     opened.on("request", lambda request: request.url.startswith(known) or faults.append(request.url))
-    opened.goto(server.url)
+    opened.goto(server.rest)
     wait_until(opened, "document.querySelectorAll('#model option').length === 2")
     yield opened
     opened.close()
@@ -193,9 +196,9 @@ def test_a_large_photo_is_made_smaller(page: Any, photos: dict[str, Path], tmp_p
 
 
 @pytest.mark.slow
-def test_what_the_server_refuses(page: Any, server: Served, photos: dict[str, Path], tmp_path: Path) -> None:
+def test_what_the_server_refuses(page: Any, server: Server, photos: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("no photo")
-    said = httpx.post(f"{server.url}/models/toy/explain", content=b"no photo").json()["error"]
+    said = httpx.post(f"{server.rest}/models/toy/explain", content=b"no photo").json()["error"]
     page.set_input_files("#file", tmp_path / "notes.jpg")
     wait_until(page, "!document.querySelector('#fault').hidden")
     assert page.inner_text("#fault") == f"This photo cannot be explained: {said}."
@@ -233,9 +236,9 @@ def test_a_key_is_asked_for(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "keys").write_text(KEY + "\n")
-    with served(tmp_path / "log", f"toy={model}", "--api-key-file", tmp_path / "keys") as server:
+    with serving(f"toy={model}", "--api-key-file", tmp_path / "keys") as server:
         page = browser.new_page(bypass_csp=True)
-        page.goto(server.url)
+        page.goto(server.rest)
         wait_until(page, "!document.querySelector('#locked').hidden")
         assert page.evaluate("document.activeElement.id") == "key"
         assert page.is_hidden("#drop")
@@ -259,19 +262,32 @@ def test_a_server_that_refuses_for_now(
     photos: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """A server that shuts down answers 503, and then not at all: the page waits, asks again, and says so."""
-    with served(tmp_path / "log", f"toy={model}", "--drain", "2") as server:
+    """A full server answers 503: the page waits, asks again, and shows the map. It says that a server is gone."""
+    onnx.save(wide_classifier(0), tmp_path / "wide.onnx")
+    body, over = photos["chelsea"].read_bytes(), threading.Event()
+    with serving(f"wide={tmp_path / 'wide.onnx'}", "--queue", "1") as server, ThreadPoolExecutor(6) as crowd:
+
+        def ask() -> None:
+            while not over.is_set():
+                httpx.post(f"{server.rest}/models/wide/explain", content=body, timeout=60)
+
         page = browser.new_page(bypass_csp=True)
-        page.goto(server.url)
+        page.goto(server.rest)
         wait_until(page, "document.querySelectorAll('#model option').length === 1")
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(page, "fetch('v2/health/ready').then((answer) => answer.status === 503)")
-        page.set_input_files("#file", photos["chelsea"])
-        wait_until(page, "!document.querySelector('#busy').hidden")
-        said = page.inner_text("#busy p")
-        assert said.startswith("The server is busy: the server is shutting down; try another one. The page asks again")
+        for _ in range(6):
+            crowd.submit(ask)
+        try:
+            page.set_input_files("#file", photos["chelsea"])
+            wait_until(page, "!document.querySelector('#busy').hidden")
+            said = page.inner_text("#busy p")
+        finally:
+            over.set()
+        assert re.match(r"The server is busy: model wide is busy: \d photos? waits?.* The page asks again", said), said
         page.click("#again")
+        wait_for_targets(page, 2)
+        server.process.terminate()
         assert server.process.wait(30) == 0
+        page.set_input_files("#file", photos["coffee"])
         wait_until(page, "!document.querySelector('#fault').hidden")
         assert "the server cannot be reached" in page.inner_text("#fault")
         assert page.is_visible("#fault button")
@@ -281,7 +297,7 @@ def test_a_server_that_refuses_for_now(
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_is_accessible(
-    server: Served,
+    server: Server,
     browser: Any,  # noqa: F811
     photos: dict[str, Path],
     width: int,
@@ -290,7 +306,7 @@ def test_the_page_is_accessible(
     axe = RUNTIMES / "node_modules" / "axe-core" / "axe.min.js"
     need(axe.is_file(), "axe-core")
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme, bypass_csp=True)
-    page.goto(server.url)
+    page.goto(server.rest)
     page.set_input_files("#file", photos["chelsea"])
     wait_for_targets(page, 3)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no need to scroll sideways"
@@ -305,11 +321,11 @@ def test_the_page_is_accessible(
 
 
 @pytest.mark.slow
-def test_the_page_runs_under_its_policy(server: Served, browser: Any, photos: dict[str, Path]) -> None:  # noqa: F811
+def test_the_page_runs_under_its_policy(server: Server, browser: Any, photos: dict[str, Path]) -> None:  # noqa: F811
     page = browser.new_page()
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
-    page.goto(server.url)
+    page.goto(server.rest)
     page.set_input_files("#file", photos["chelsea"])
     page.wait_for_selector("#targets button")
     assert told == []

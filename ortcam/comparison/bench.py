@@ -20,13 +20,12 @@ from ortcam.comparison.targets import Classes, Watched, carry_over, same_target
 from ortcam.core.budget import Limits
 from ortcam.core.convention import Floats
 from ortcam.core.forward import Forward
-from ortcam.core.provenance import Provenance, now
+from ortcam.core.provenance import Origin, Provenance, now
 from ortcam.core.references import Asked, Box, Detecting
 from ortcam.core.targets import Wanted, top_targets
 from ortcam.errors import ModelError, OptionError, OrtcamWarning
 from ortcam.explain.explainer import ModelExplainer
 from ortcam.model.cam_model import CamModel
-from ortcam.model.pixels import read_image
 from ortcam.output.explanation import Explanation
 from ortcam.output.render import resize_map
 from ortcam.runtime.providers import ProviderLike
@@ -95,11 +94,11 @@ class _Group:
         _, probabilities = contract.read_output(forward.output)
         return Predicted(index, labels[index] if index < len(labels) else None, float(probabilities[index]))
 
-    def describe(self, one: Opened, known: Provenance) -> dict[str, Any]:
-        """Return what decides the maps of one of the columns; `known` is of one of its explanations."""
+    def describe(self, one: Opened, known: Provenance | None) -> dict[str, Any]:
+        """Return what decides the maps of one of the columns; `known` is of one of its explanations, if it has any."""
         model, method, target = self.model, one.contestant.method, one.column.target
         fingerprint, *external = model.fingerprints
-        return {
+        described: dict[str, Any] = {
             "name": one.name,
             "model": {
                 "name": model.name,
@@ -110,22 +109,23 @@ class _Group:
                 ],
                 "task": model.contract.task,
                 "layer": model.contract.layer,
-                "output": known.output,
-                "activation": known.activation,
             },
-            "preprocessing": known.preprocessing,
-            "method": known.method,
+            "method": method.describe(),
             "preset": asdict(method.convention),
             **self._limits,
             "target": target.to_json() if isinstance(target, Asked) else target,
             "detecting": asdict(self.explainer.detecting) if model.contract.task == "detect" else None,
-            "run": {
-                "provider": self.explainer.provider,
+            "run": {"provider": self.explainer.provider},
+        }
+        if known is not None:
+            described["model"] |= {"output": known.output, "activation": known.activation}
+            described["run"] |= {
                 "provider_options": dict(known.provider_options),
                 "device_id": known.device_id,
                 "batch_size": known.batch_size,
-            },
-        }
+            }
+            described |= {"preprocessing": known.preprocessing, "method": known.method}
+        return described
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Bench:
             next(at for at, key in enumerate(self._keys) if _is_same(one.column.target, key)) for one in opened
         ]
         self._check_classes(opened[0].model)
-        self._groups, self._known = list[_Group](), list[Provenance]()
+        self._groups, self._known = list[_Group](), list[Provenance | None]()
         for place, one in enumerate(opened):
             group = next((each for each in self._groups if opened[each.columns[0]].shares_passes(one)), None)
             if group is not None:
@@ -189,29 +189,28 @@ class Bench:
                         classes.of(wanted.index)
 
     def compare(
-        self, name: str, image: Any, report: Callable[[float], None], side: int | None
-    ) -> tuple[Compared, Strip | None]:
+        self, name: str, pixels: Any, origin: Origin | None, report: Callable[[float], None], sides: Sequence[int]
+    ) -> tuple[Compared, list[Strip]]:
         """Explain a photo by every column, and compare the maps.
 
         Args:
             name: the photo's name.
-            image: as for `ModelExplainer.explain`.
+            pixels, origin: the photo, as `read_image` returns it.
             report: called with the part of this photo's work that is done, in [0,1].
-            side: the longer side of its pictures in pixels; None to draw none.
+            sides: the longer sides of its pictures in pixels, one for each strip.
 
         Raises:
             OrtcamError: a column cannot explain the photo.
         """
-        pixels, origin = read_image(image)
         maps = self._explain(pixels, report)
         self._known = [one.explanation.provenance for one in maps]
         area = common_area([one.explanation.crop for one in maps])
-        strip = None if side is None else Strip(maps[0].explanation, side)
+        strips = [Strip(maps[0].explanation, side) for side in sides]
         samples = list[Samples | None]()
         for one in maps:  # one map at the photo's size at a time
             saliency = one.explanation.map_at(one.place)
             samples.append(None if area is None else sample(saliency, area))
-            if strip is not None:
+            for strip in strips:
                 strip.add(one.explanation, one.place, saliency)
         if samples[0] is not None and len(self._small) < _UNRELATED:
             self._small.append(resize_map(samples[0].values.astype(np.float32), _SIDE, _SIDE))
@@ -220,7 +219,7 @@ class Bench:
             self._pair(one, other, cells, samples) for one, other in itertools.combinations(range(len(maps)), 2)
         )
         origin = maps[0].explanation.provenance.photo if origin is None else origin
-        return Compared(name, origin, maps[0].explanation.photo_size, cells, pairs), strip
+        return Compared(name, origin, maps[0].explanation.photo_size, cells, pairs), strips
 
     def _pair(self, one: int, other: int, cells: Sequence[Cell], samples: Sequence[Samples | None]) -> Pair:
         a, b = samples[one], samples[other]
@@ -292,16 +291,18 @@ class Bench:
 
     def settings(self, budget: int | None) -> dict[str, Any]:
         """Return what a reader needs to repeat the comparison; a photo was compared before."""
-        groups = {place: group for group in self._groups for place in group.columns}
         return {
             "created": now(),
             "versions": {"ortcam": __version__, "onnxruntime": RUNTIME_VERSION, "numpy": np.__version__},
             "budget": budget,
-            "columns": [
-                groups[at].describe(one, known)
-                for at, (one, known) in enumerate(zip(self._opened, self._known, strict=True))
-            ],
+            "columns": self.describe(),
         }
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what decides the maps of each column; before the first photo, as far as it is known."""
+        groups = {place: group for group in self._groups for place in group.columns}
+        known = self._known or [None] * len(self._opened)
+        return [groups[at].describe(*pair) for at, pair in enumerate(zip(self._opened, known, strict=True))]
 
 
 def _is_same(one: Any, other: Any) -> bool:

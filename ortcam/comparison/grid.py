@@ -1,9 +1,7 @@
-"""Draw a comparison as pages: photos down, columns across. Matplotlib writes the text."""
+"""Draw a comparison as pages: photos down, columns across."""
 
 from __future__ import annotations
 
-import gc
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ortcam.comparison.result import RECORD, TABLE, Cell, Compared, Comparison
+from ortcam.comparison.result import Cell, Compared, Comparison
 from ortcam.comparison.strips import Strip, split
-from ortcam.comparison.text import Writer
 from ortcam.core.pictures import Photo
-from ortcam.errors import OptionError
 from ortcam.model.image import decode_photo
 from ortcam.output.render import encode_png
+from ortcam.output.text import Colour, as_drawn, fit, make_font, wrap
 
 ROWS = 20  # photos on a page
 MOST_PAGES = 50
@@ -26,7 +23,9 @@ _SIDES = (150, 280)  # the smallest and the largest side of a picture
 _GAP, _MARGIN = 12, 18
 _LINE = 17  # pixels
 _LOW = 0.8  # an r below it is red
-_BLACK, _GREY, _RED = "#1b1b1b", "#666666", "#b3261e"
+_LETTERS, _BASELINE = 13, 13  # pixels: the height of letters, and from the top of a line to its baseline
+_MOST_LINES = 4  # of a head, and of the legend
+_BLACK, _GREY, _RED = (27, 27, 27), (95, 95, 95), (179, 38, 30)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Line:
     """A line of text below a picture."""
 
     text: str
-    colour: str = _GREY
+    colour: Colour = _GREY
     bold: bool = False
     keeps_end: bool = False
 
@@ -48,6 +47,7 @@ class Grid:
         self._strips = folder / ".strips"
         self._strips.mkdir()
         self._count = 0
+        self._font = make_font()
         across = len(columns) + 1
         fits = (_WIDTH - 2 * _MARGIN + _GAP) // across - _GAP
         self.side = int(np.clip(fits, *_SIDES))
@@ -62,8 +62,6 @@ class Grid:
         order = sorted(range(len(result.photos)), key=lambda at: result.photos[at].rank)[: ROWS * MOST_PAGES]
         pages = [order[begin : begin + ROWS] for begin in range(0, len(order), ROWS)]
         for number, page in enumerate(pages, 1):
-            if number > 1:
-                gc.collect()  # matplotlib's objects refer to each other, and hold 20 MB of the last page
             title = _title(result, number, len(pages))
             rows = [(result.photos[at], self._read(at)) for at in page]
             name = "grid.png" if number == 1 else f"grid-{number}.png"
@@ -75,12 +73,12 @@ class Grid:
         return split(row, len(self._columns) + 1)
 
     def _page(self, title: str, rows: Sequence[tuple[Compared, Sequence[Photo]]]) -> Photo:
-        writer, side = Writer(), self.side
+        side = self.side
         heads = ["photo", *self._columns]
-        lines = [writer.wrap(head, side, 4) for head in heads]
+        lines = [self._wrap(head, side, bold=True) for head in heads]
         captions = [list(_captions(photo)) for photo, _ in rows]
         width = 2 * _MARGIN + len(heads) * (side + _GAP) - _GAP
-        legend = writer.wrap(title, width - 2 * _MARGIN, 4)
+        legend = self._wrap(title, width - 2 * _MARGIN)
         top = _MARGIN + len(legend) * _LINE + 10
         begin = top + max(map(len, lines)) * _LINE + 8
         heights = [
@@ -89,19 +87,31 @@ class Grid:
         ]
         sheet: Photo = np.full((begin + sum(heights) + _MARGIN, width, 3), 255, np.uint8)
         for number, word in enumerate(legend):
-            writer.add(_MARGIN, _MARGIN + number * _LINE, word, _GREY)
+            self._write(sheet, _MARGIN, _MARGIN + number * _LINE, Line(word), width - 2 * _MARGIN)
         for place, words in enumerate(lines):
             for number, word in enumerate(words):
-                writer.add(_left(place, side), top + number * _LINE, word, _BLACK, bold=True)
+                self._write(
+                    sheet, _left(place, side), top + number * _LINE, Line(word, _BLACK, keeps_end=True, bold=True), side
+                )
         for (_, pictures), texts, height in zip(rows, captions, heights, strict=True):
             for place, (picture, caption) in enumerate(zip(pictures, texts, strict=True)):
                 left = _left(place, side)
                 sheet[begin : begin + picture.shape[0], left : left + picture.shape[1]] = picture
                 for number, line in enumerate(caption):
-                    text = writer.fit(line.text, side, line.keeps_end)
-                    writer.add(left, begin + picture.shape[0] + 5 + number * _LINE, text, line.colour, line.bold)
+                    self._write(sheet, left, begin + picture.shape[0] + 5 + number * _LINE, line, side)
             begin += height
-        return writer.draw(sheet)
+        return sheet
+
+    def _wrap(self, text: str, width: int, bold: bool = False) -> list[str]:
+        """Break a text into at most `_MOST_LINES` lines; the last one may be too long."""
+        lines = wrap(as_drawn(text, self._font), width, _LETTERS, self._font, bold)
+        last = " ".join(lines[_MOST_LINES - 1 :])
+        return [*lines[: _MOST_LINES - 1], *([last] if last else [])]
+
+    def _write(self, sheet: Photo, left: int, top: int, line: Line, width: int) -> None:
+        """Write a line, shortened to a width in pixels; `left` and `top` are its corner in pixels of the sheet."""
+        text = fit(as_drawn(line.text, self._font), width, _LETTERS, self._font, line.keeps_end, line.bold)
+        self._font.draw(sheet, text, left, top + _BASELINE, _LETTERS, line.colour, line.bold)
 
 
 def _left(place: int, side: int) -> int:
@@ -155,16 +165,3 @@ def _top(cell: Cell, same_class: bool | None) -> list[Line]:
     if top is None or (top.index == cell.target.index and same_class is not False):
         return []
     return [Line(f"top class: {top.name} {top.probability:.2f}", _RED if same_class is False else _GREY)]
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether `compare` writes a file of this name."""
-    return path.is_file() and (path.name in (RECORD, TABLE) or re.fullmatch(r"grid(-\d+)?\.png", path.name) is not None)
-
-
-def require_matplotlib() -> None:
-    """Raise an OptionError if matplotlib is missing."""
-    try:
-        import matplotlib.figure as _  # noqa: F401
-    except ImportError as error:
-        raise OptionError("the grid needs matplotlib: pip install 'ortcam[evaluation]', or leave -o out") from error

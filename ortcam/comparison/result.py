@@ -12,17 +12,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ortcam.comparison.folder import FORMAT
 from ortcam.comparison.measures import DEFINITIONS, Similarity
 from ortcam.comparison.verdict import Verdict, judge
 from ortcam.core.files import replace_files
 from ortcam.core.provenance import Origin
 from ortcam.core.selection import ErrorEstimate
 from ortcam.core.targets import Target
+from ortcam.evaluation.dataset_files import and_more
 from ortcam.evaluation.rows import Failure
 from ortcam.evaluation.statistics import Interval, mean_intervals
 
-FORMAT = 1
-RECORD, TABLE = "comparison.json", "comparison.csv"
 _LOWEST = 5  # photos in a summary
 _MOST_LOOKS = 3  # columns for which photos are named below the table
 _LONGEST_NAME = 28  # characters of a photo's name in the table
@@ -124,6 +124,19 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """A photo that was given twice, and counts once.
+
+    Attributes:
+        photo: its second name.
+        same_as: the name under which it is compared.
+    """
+
+    photo: str
+    same_as: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """One column against the first, over all photos.
 
@@ -165,6 +178,7 @@ class Comparison:
         photos: the photos that every column explained, in the order given.
         failures: the photos that a column could not explain.
         unrelated_r: the mean r of the first column's maps of different photos; None with fewer than two photos.
+        repeated: the photos whose file has the same bytes as an earlier one.
     """
 
     columns: tuple[str, ...]
@@ -172,6 +186,7 @@ class Comparison:
     photos: tuple[Compared, ...]
     failures: tuple[Failure, ...]
     unrelated_r: float | None
+    repeated: tuple[Repeated, ...] = ()
 
     @cached_property
     def summaries(self) -> tuple[Summary, ...]:
@@ -261,6 +276,9 @@ class Comparison:
             lines.append(f"the budget alone moves a map by about 1 - r = {mean:.2g} (mean of the estimated errors)")
         if self.unrelated_r is not None:
             lines.append(f"scale: maps of different photos have a mean r of {self.unrelated_r:.2f}")
+        if self.repeated:
+            twice = [f"{one.photo} (the same file as {one.same_as})" for one in self.repeated]
+            lines.append(f"photos given twice count once: {and_more(twice)}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -275,6 +293,7 @@ class Comparison:
                 "verdicts": [asdict(verdict) for verdict in self.verdicts],
                 "unrelated_r": self.unrelated_r,
                 "failures": [asdict(failure) for failure in self.failures],
+                "repeated": [asdict(one) for one in self.repeated],
             }
         )
         return plain

@@ -11,6 +11,7 @@ from ortcam.core.pictures import Crop, Photo
 from ortcam.output.explanation import Explanation
 from ortcam.output.render import draw_overlay, draw_place, encode_jpeg, resize_map, shrink_photo
 
+LONGEST = 448  # pixels of the longer side of a picture in a report
 _QUALITY = 93  # of JPEG
 
 
@@ -26,7 +27,7 @@ class Strip:
         if times > 1:  # a tiny photo keeps its pixels
             photo = np.repeat(np.repeat(photo, times, axis=0), times, axis=1)
         self._small: Photo = shrink_photo(photo, side)
-        self._pictures: list[Photo] = [self._small]
+        self.pictures: list[Photo] = [self._small]
 
     def add(self, explanation: Explanation, place: int, saliency: Floats) -> None:
         """Draw the map of a target, float32 [H,W] at the photo's size, over the photo."""
@@ -35,11 +36,11 @@ class Strip:
         crop = explanation.crop.resized(size, (height, width))
         crop = Crop(crop.top, crop.left, max(crop.bottom, crop.top + 1), max(crop.right, crop.left + 1))
         overlay = draw_overlay(self._small, resize_map(saliency, height, width), crop)
-        self._pictures.append(draw_place(overlay, explanation.targets[place].place or {}, crop, size))
+        self.pictures.append(draw_place(overlay, explanation.targets[place].place or {}, crop, size))
 
     def encode(self) -> bytes:
         """Return all pictures in a row as a JPEG file."""
-        return encode_jpeg(np.concatenate(self._pictures, axis=1), _QUALITY)
+        return encode_jpeg(np.concatenate(self.pictures, axis=1), _QUALITY)
 
 
 def split(row: Photo, count: int) -> Sequence[Photo]:

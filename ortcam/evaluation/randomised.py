@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import combinations, islice
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
@@ -20,6 +21,7 @@ from ortcam.core.convention import Convention, default_preset
 from ortcam.core.provenance import now
 from ortcam.core.references import Asked, Detecting
 from ortcam.errors import ModelError, OptionError, OrtcamError, whole
+from ortcam.evaluation.earlier import Question, hash_photos
 from ortcam.evaluation.samples import name_photos
 from ortcam.evaluation.sanity_maps import Explaining, Known, PhotoMaps, explain_original, explain_stage
 from ortcam.evaluation.sanity_result import (
@@ -33,6 +35,8 @@ from ortcam.evaluation.sanity_result import (
     Stage,
     Strip,
     Summary,
+    check_directory,
+    options_of,
     summarise,
 )
 from ortcam.evaluation.sanity_verdict import judge
@@ -102,6 +106,8 @@ def sanity(
     on_error: Callable[[Any, OrtcamError], None] | None = None,
     on_progress: Callable[[str, float], None] | None = None,
     detecting: Detecting | None = None,
+    folder: str | PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> SanityResult:
     """Randomise the weights of a model from the scores downwards, and measure how much its maps change.
 
@@ -133,9 +139,13 @@ def sanity(
             is raised.
         on_progress: called with the current stage in words, and the part of the work that is done, in [0,1].
         detecting: which boxes of a detector count, as for `ModelExplainer`.
+        folder: where `SanityResult.save` writes the result; None for nowhere. An earlier result of the same model,
+            photos and options is replaced.
+        overwrite: replace any earlier result. Other files are never deleted.
 
     Raises:
-        OptionError: an option is invalid, or SciPy or scikit-image is missing.
+        OptionError: an option is invalid, or SciPy or scikit-image is missing; with `folder`, matplotlib.
+        OccupiedError: the folder holds another result, or other files.
         DatasetError: no photo was given, or none can be explained.
         ModelError: the file cannot be used, or no layer of it has weights.
     """
@@ -155,12 +165,16 @@ def sanity(
         if not layers:
             raise ModelError(f"{original.shown} stores no weights of a layer; expected convolutions or products")
         plans = _plan(layers, mode, steps)
+        settings = _settings(explainer, explaining, layers)
+        settings |= {"mode": mode, "draw": draw, "seed": int(seed), "steps": steps}
+        settings["target"] = target.to_json() if isinstance(target, Asked) else target
+        if folder is not None:  # before the work
+            check_directory(folder, None if overwrite else Question(options_of(settings), hash_photos(named)))
         progress = _Progress(on_progress, len(plans), len(named))
         progress.begin("original model")
         known, failures = explain_original(
             explaining, explainer, named, target, _PICTURES, on_error, progress.photo_done
         )
-        settings = _settings(explainer, explaining, known, plans, layers)
     explaining = replace(explaining, batch_size=explainer.batch_size)
     base = original.take_file()
     load_weights(base, original.external_data_directory)
@@ -173,10 +187,8 @@ def sanity(
         stages.append(_describe(number, plan, compared, original.contract.classifies))
         for kept, found, row in zip(overlays, maps, compared, strict=False):
             kept.append(row.problem if row.problem or isinstance(found, str) else found.overlay)
-    settings |= {"mode": mode, "draw": draw, "seed": int(seed), "steps": steps}
-    settings["target"] = target.to_json() if isinstance(target, Asked) else target
-    settings |= {"parameters": count_parameters(base)}
-    return SanityResult(
+    settings |= {"photos": _photos(known), "parameters": count_parameters(base)}
+    result = SanityResult(
         settings=settings,
         stages=tuple(stages),
         rows=tuple(rows),
@@ -189,6 +201,9 @@ def sanity(
             if one.picture is not None and one.maps.overlay is not None
         ),
     )
+    if folder is not None:
+        result.save(folder, overwrite)
+    return result
 
 
 class _Progress:
@@ -295,10 +310,7 @@ def _unrelated(known: Sequence[Known]) -> dict[str, Summary | None]:
     return _summaries([one.maps.compare(other.maps) for one, other in pairs])
 
 
-def _settings(
-    explainer: ModelExplainer, explaining: Explaining, known: Sequence[Known], plans: Sequence[_Plan],
-    layers: Sequence[WeightedLayer],
-) -> dict[str, Any]:  # fmt: skip
+def _settings(explainer: ModelExplainer, explaining: Explaining, layers: Sequence[WeightedLayer]) -> dict[str, Any]:
     """Return what a reader needs to repeat the run."""
     packages = ("numpy", "onnx", "scipy", "scikit-image")
     return {
@@ -314,22 +326,26 @@ def _settings(
         },
         "method": {**explaining.method.describe(), "convention": asdict(explaining.method.convention)},
         "budget": explaining.budget,
+        "detecting": asdict(explainer.detecting) if explainer.model.contract.task == "detect" else None,
         "definitions": _DEFINITIONS,
         "provider": explainer.provider,
         "batch_size": explainer.batch_size,
         "layers": [asdict(layer) for layer in layers],
         "above": sum(not layer.changes_activations for layer in layers),
-        "photos": [
-            {
-                "name": one.name,
-                "sha256": one.origin.sha256,
-                "path": None if one.origin.path is None else str(one.origin.path),
-                "explained": one.maps.explained.index,
-                "label": one.maps.explained.label,
-                "probability": one.maps.explained.probability,
-                "flat": one.maps.is_flat,
-                **({} if one.maps.explained.place is None else {"place": dict(one.maps.explained.place)}),
-            }
-            for one in known
-        ],
     }
+
+
+def _photos(known: Sequence[Known]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": one.name,
+            "sha256": one.origin.sha256,
+            "path": None if one.origin.path is None else str(one.origin.path),
+            "explained": one.maps.explained.index,
+            "label": one.maps.explained.label,
+            "probability": one.maps.explained.probability,
+            "flat": one.maps.is_flat,
+            **({} if one.maps.explained.place is None else {"place": dict(one.maps.explained.place)}),
+        }
+        for one in known
+    ]

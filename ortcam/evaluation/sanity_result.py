@@ -15,6 +15,7 @@ import numpy as np
 from ortcam.core.files import only, replace_directory, replace_files
 from ortcam.core.pictures import Photo
 from ortcam.errors import OccupiedError, OutputError
+from ortcam.evaluation.earlier import Question, why_other
 from ortcam.evaluation.rows import Failure
 from ortcam.evaluation.similarity import Similarity
 
@@ -241,19 +242,24 @@ class SanityResult:
             _write_json(self.to_dict(), folder / path.name)
         return path
 
-    def save(self, directory: str | PathLike[str]) -> Path:
+    def save(self, directory: str | PathLike[str], overwrite: bool = False) -> Path:
         """Write sanity.json, per-photo.csv, curve.png and strip.png to a directory, whole or not at all.
 
-        An earlier result in the directory is replaced; a directory with other files is not.
+        An earlier result of the same model, photos and options is replaced.
+
+        Args:
+            directory: the directory to write.
+            overwrite: replace any earlier result. Other files are never deleted.
 
         Raises:
-            OccupiedError: the directory holds other files.
+            OccupiedError: the directory holds another result, or other files.
             OutputError: it cannot be written.
             OptionError: matplotlib is missing.
         """
         from ortcam.evaluation import sanity_pictures
 
-        with replace_directory(Path(directory), only(_is_ours)) as folder:
+        question = None if overwrite else question_of(self.to_dict())
+        with replace_directory(Path(directory), lambda folder: _why_occupied(folder, question)) as folder:
             _write_json(self.to_dict(), folder / "sanity.json")
             _write_rows(self.rows, folder / "per-photo.csv")
             sanity_pictures.draw_curve(self, folder / "curve.png")
@@ -287,11 +293,15 @@ def _mean(summary: Summary | None) -> str:
     return "-" if summary is None else f"{summary.mean:.2f}"
 
 
-def check_directory(directory: str | PathLike[str]) -> None:
+def check_directory(directory: str | PathLike[str], question: Question | None = None) -> None:
     """Raise the error that `SanityResult.save` would raise after the run.
 
+    Args:
+        directory: the directory to write.
+        question: that of the run; None if any earlier result may be replaced.
+
     Raises:
-        OccupiedError: the directory holds other files.
+        OccupiedError: the directory holds the result of another question, or other files.
         OutputError: the name is a file.
         OptionError: matplotlib is missing.
     """
@@ -300,15 +310,30 @@ def check_directory(directory: str | PathLike[str]) -> None:
     sanity_pictures.require_matplotlib()
     path = Path(directory)
     if path.is_dir():
-        reason = only(_is_ours)(path)
+        reason = _why_occupied(path, question) if any(path.iterdir()) else None
         if reason is not None:
             raise OccupiedError(f"cannot write {directory}: {reason}")
     elif path.exists():
         raise OutputError(f"cannot write {directory}: it is a file; give the name of a directory")
 
 
-def _is_ours(path: Path) -> bool:
-    return path.name in FILES
+def options_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the values of a result, from its settings."""
+    keys = ("method", "budget", "detecting", "mode", "draw", "seed", "steps", "target", "provider")
+    return {"model": record["model"]["sha256"], "layer": record["model"]["layer"], **{key: record[key] for key in keys}}
+
+
+def question_of(record: Mapping[str, Any]) -> Question:
+    """Return the question of a record."""
+    photos = {one["name"]: one["sha256"] for one in record["photos"]}
+    return Question(options_of(record), {**photos, **{one["photo"]: None for one in record["failures"]}})
+
+
+def _why_occupied(folder: Path, question: Question | None) -> str | None:
+    refused = only(lambda path: path.name in FILES)(folder)
+    if refused is not None or question is None:
+        return refused
+    return why_other(folder / FILES[0], question, question_of)
 
 
 def _plain(measures: Mapping[str, Summary | None]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ortcam.explain.jobs import Job, prepare
 from ortcam.explain.recording import Request, provenance_of
 from ortcam.explain.scheduler import InWork, not_finite, run_together
 from ortcam.explain.signatures import BEHIND_THE_NAMES, OnError, check_images, names_from_the_third
-from ortcam.explain.tasks import check_targets, describe_everything, find_references, view_of, with_embeddings
+from ortcam.explain.tasks import check_targets, describe_asked, find_references, view_of, with_embeddings
 from ortcam.model.cam_model import CamModel, ModelLike
 from ortcam.output.explanation import Explanation, warn_of_flat_maps
 from ortcam.runtime.classifier import Classifier, Setup
@@ -241,19 +241,21 @@ class ModelExplainer:
                             "this explain_batch began before a fork; call explain_batch again in the child"
                         )
 
-    def predict(self, image: Image, top_k: int = 1) -> tuple[Target, ...]:
-        """Return the most probable classes of an image, without a map; of a detector, segmenter or plain values, the
-        surest boxes, regions or all values. Images and errors are those of `explain`.
+    def predict(self, image: Image, top_k: int = 1, *, targets: Targets = None) -> tuple[Target, ...]:
+        """Return the targets of an image without a map; if they are None, the `top_k` most probable classes; of a
+        detector, segmenter or plain values, the surest boxes, regions or all values. Images, targets and errors are
+        those of `explain`.
         """
+        asked = self._request(targets, top_k, None, None, "predict")
         photo, tensor, crop = self.model.prepare(image)
         plain = self._running.get().forward(tensor).passes[0]
         if not all(np.isfinite(one).all() for one in (plain.logits, *plain.results)):
             raise not_finite(self.model.name, "this image")
-        count = whole("top_k", top_k)
         if self.model.contract.classifies:
-            return self._describe(top_targets(plain.logits, count), plain)
+            found = self.model.resolve_targets(asked.targets, len(plain.logits))
+            return self._describe(found or top_targets(plain.logits, asked.top_k), plain)
         view = view_of(self.model, photo, crop, plain.size, self.detecting)
-        return describe_everything(self.model.contract.task, plain.results, view, count)
+        return describe_asked(self.model.contract.task, asked.targets, asked.top_k, plain, view)
 
     def rehearse(self) -> tuple[int, tuple[int, int, int]]:
         """Run a plain and a masked pass on a grey photo, to check that this file can be explained.

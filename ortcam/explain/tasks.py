@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,17 @@ def find_references(
     return replace(forward, logits=score(task, forward.results, found)), found
 
 
-def describe_everything(task: str, results: Sequence[Floats], view: View, count: int) -> tuple[Target, ...]:
-    """Return the first detections, regions or values of a photo, at most `count`.
+def describe_asked(task: str, targets: Targets, top_k: int, forward: Forward, view: View) -> tuple[Target, ...]:
+    """Return the targets that a user asks for, with their scores; of None the first `top_k`, the surest first.
 
     Raises:
-        TargetError: there are none.
+        TargetError: there are none, or as `ortcam.core.readers.resolve`.
     """
-    references = everything(task, results, view)[:count]
-    return describe_references(references, score(task, results, references))
+    if targets is None:
+        found = everything(task, forward.results, view)[:top_k]
+    else:
+        found = resolve(task, targets, top_k, forward.results, view)
+    return describe_references(found, score(task, forward.results, found))
 
 
 def with_embeddings(targets: Targets, embed: Callable[[Any], Floats]) -> Targets:

@@ -146,6 +146,8 @@ def _decode(data: bytes, name: str, flags: int) -> NDArray[Any] | None:
         with _silent_opencv(), native.quiet():
             return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):  # OPENCV_IO_MAX_IMAGE_PIXELS, which `ortcam serve` sets
+            raise ImageError(f"{name} has more pixels than are read; make it smaller first") from error
         raise ImageError(f"{name} cannot be decoded: {one_line(error)}") from error
 
 
@@ -307,9 +309,35 @@ def _refuse_large(size: tuple[int, ...] | None, name: str, max_pixels: int) -> N
 
 
 def _size_in_header(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a PNG or JPEG header, without decoding; None for other files."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+    """Return (height, width) from the header of a PNG, JPEG, WebP, GIF or BMP file, without decoding; else None."""
+    if data.startswith(png.MAGIC) and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return _little(data, 8), _little(data, 6)
+    if data[:2] == b"BM":
+        if _little(data, 14, 4) == 12:  # of OS/2
+            return _little(data, 20), _little(data, 18)
+        height, width = _little(data, 22, 4), _little(data, 18, 4)
+        return min(height, 2**32 - height), min(width, 2**32 - width)  # negative: the rows are from top to bottom
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _webp_size(data)
+    return _jpeg_size(data)
+
+
+def _little(data: bytes, at: int, size: int = 2) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Return (height, width) of a WebP file: with properties, without loss, or with loss."""
+    if data[12:16] == b"VP8X":
+        return _little(data, 27, 3) + 1, _little(data, 24, 3) + 1
+    if data[12:16] == b"VP8L":
+        return (_little(data, 21, 4) >> 14 & 0x3FFF) + 1, (_little(data, 21) & 0x3FFF) + 1
+    return _little(data, 28) & 0x3FFF, _little(data, 26) & 0x3FFF
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     at = 2 if data.startswith(b"\xff\xd8") else len(data)
     while at + 9 <= len(data) and data[at] == 0xFF:  # JPEG segments up to the frame header
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")

@@ -76,7 +76,8 @@ def draw_overlay(
     check_style(opacity, colormap)
     inside = crop.inside
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
-    overlay: Photo = np.repeat((grey // 2 + 24)[:, :, None], 3, axis=2).astype(np.uint8)
+    # np.repeat would hold up all other threads.
+    overlay: Photo = np.asarray(cv2.cvtColor(grey // 2 + 24, cv2.COLOR_GRAY2RGB), np.uint8)
     levels = np.rint(np.clip(saliency[inside], 0, 1) * 255).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
     cover = (np.float32(opacity) * np.sqrt(levels.astype(np.float32) / 255))[:, :, None]

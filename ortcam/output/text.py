@@ -23,18 +23,21 @@ if TYPE_CHECKING:
         def draws(self, text: str) -> bool:
             """Return whether every character of a text is drawn as itself."""
 
-        def width(self, text: str, size: int) -> int:
+        def width(self, text: str, size: int, bold: bool = False) -> int:
             """Return the width of a text in pixels; `size` is the height of a line's letters in pixels."""
 
-        def draw(self, picture: Photo, text: str, left: int, baseline: int, size: int, colour: Colour) -> None:
+        def draw(
+            self, picture: Photo, text: str, left: int, baseline: int, size: int, colour: Colour, bold: bool = False
+        ) -> None:
             """Draw a text into a picture, uint8 [H,W,3]."""
 
 
 Colour = tuple[int, int, int]
+_WEIGHTS = (400, 700)  # of letters, and of bold ones
 # What a decomposition into a letter and its accents leaves as it is.
 _SPELLED = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d"}
-    | {0x131: "i", 0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-"}
+    | {0x131: "i", 0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-", 0xB7: "|"}
 )
 
 
@@ -62,12 +65,14 @@ class UnicodeFont:
         self.draw(canvas, character, 8, 34, 24, (255, 255, 255))
         return canvas
 
-    def width(self, text: str, size: int) -> int:
-        left, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), self._face, size, 400)
+    def width(self, text: str, size: int, bold: bool = False) -> int:
+        left, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), self._face, size, _WEIGHTS[bold])
         return int(left + width)
 
-    def draw(self, picture: Photo, text: str, left: int, baseline: int, size: int, colour: Colour) -> None:
-        cv2.putText(picture, text, (left, baseline), colour, self._face, size, 400)
+    def draw(
+        self, picture: Photo, text: str, left: int, baseline: int, size: int, colour: Colour, bold: bool = False
+    ) -> None:
+        cv2.putText(picture, text, (left, baseline), colour, self._face, size, _WEIGHTS[bold])
 
 
 class AsciiFont:
@@ -76,12 +81,14 @@ class AsciiFont:
     def draws(self, text: str) -> bool:
         return text.isascii() and text.isprintable()
 
-    def width(self, text: str, size: int) -> int:
-        (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size / 30, self._thickness(size))
+    def width(self, text: str, size: int, bold: bool = False) -> int:
+        (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size / 30, self._thickness(size) + bold)
         return int(width)
 
-    def draw(self, picture: Photo, text: str, left: int, baseline: int, size: int, colour: Colour) -> None:
-        thickness = self._thickness(size)
+    def draw(
+        self, picture: Photo, text: str, left: int, baseline: int, size: int, colour: Colour, bold: bool = False
+    ) -> None:
+        thickness = self._thickness(size) + bold
         where, scale = (left, baseline), size / 30  # its capitals are 22 pixels high at scale 1
         cv2.putText(picture, text, where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
 
@@ -104,18 +111,46 @@ def spell(text: str, font: Font) -> str | None:
     return plain if font.draws(plain) else None
 
 
-def wrap(text: str, width: int, size: int, font: Font) -> list[str]:
+def wrap(text: str, width: int, size: int, font: Font, bold: bool = False) -> list[str]:
     """Break a text into lines of at most `width` pixels: between words, and inside words that are longer."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
-        if font.width(longer, size) <= width:
+        if font.width(longer, size, bold) <= width:
             lines[-1] = longer
             continue
         if lines[-1]:
             lines.append("")
         for character in word:
-            if lines[-1] and font.width(lines[-1] + character, size) > width:
+            if lines[-1] and font.width(lines[-1] + character, size, bold) > width:
                 lines.append("")
             lines[-1] += character
     return lines
+
+
+def as_drawn(text: str, font: Font) -> str:
+    """Return a text as `spell` does, with the numbers of characters that are still missing: U+4E2D."""
+    whole = spell(text, font)
+    if whole is not None:
+        return whole
+    parts = [spell(one, font) or f"U+{ord(one):04X} " if one.strip() else " " for one in text]
+    return "".join(parts).rstrip()
+
+
+def fit(text: str, width: int, size: int, font: Font, keeps_end: bool = False, bold: bool = False) -> str:
+    """Shorten a text to `width` pixels: in its middle if its end matters, as in a file's name; else at its end."""
+    if font.width(text, size, bold) <= width:
+        return text
+    low, high = 0, len(text)  # letters that are kept
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = font.width(_cut(text, middle, keeps_end), size, bold) <= width
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return _cut(text, low, keeps_end)
+
+
+def _cut(text: str, kept: int, keeps_end: bool) -> str:
+    if not keeps_end:
+        return f"{text[:kept].rstrip()}..."
+    end = min(kept // 2 + 2, kept)
+    return f"{text[: kept - end]}...{text[len(text) - end :]}" if kept else "..."

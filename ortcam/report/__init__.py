@@ -1,6 +1,6 @@
 """Write a report of explained photos: one HTML file without a network, a contact sheet, and a table.
 
-`DebugReport` is the report of a classifier's mistakes.
+`DebugReport` is the report of a classifier's mistakes, `CompareReport` that of a comparison.
 
 >>> from ortcam.report import Report
 >>> with Report("report.html") as report:          # doctest: +SKIP
@@ -14,12 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ortcam.report.comparing import CompareReport
     from ortcam.report.debugging import DebugReport
     from ortcam.report.report import Report
 
-__all__ = ["DebugReport", "Report"]
+__all__ = ["CompareReport", "DebugReport", "Report"]
 
-_HOME = {"DebugReport": "debugging", "Report": "report"}
+_HOME = {"CompareReport": "comparing", "DebugReport": "debugging", "Report": "report"}
 
 
 def __getattr__(name: str) -> Any:

@@ -43,31 +43,7 @@ function badges(row, made = make("ul", "badges")) {
   return made;
 }
 
-// ---- Pictures: a block of base64 for each photo, below this script; it may not have arrived yet ----
-const waiting = new Map();
-function show(images, number, first = 0) {
-  let found = null;
-  try {
-    found = JSON.parse(at(`p${number}`).textContent);
-  } catch (fault) {  // its block, or the end of it, has not arrived
-    waiting.set(images[0], [images, number, first]);
-    return;
-  }
-  waiting.delete(images[0]);
-  images.forEach((image, place) => { if (found[first + place]) image.src = `data:image/jpeg;base64,${found[first + place]}`; });
-}
-const showWaiting = () => { for (const [images, number, first] of [...waiting.values()]) show(images, number, first); };
-const timer = setInterval(showWaiting, 100);
-addEventListener("DOMContentLoaded", () => { clearInterval(timer); showWaiting(); });
-const near = new IntersectionObserver((seen) => {
-  for (const { target, isIntersecting } of seen) {
-    const images = [...target.querySelectorAll("img")];
-    if (!isIntersecting) {  // many photos do not stay in memory
-      waiting.delete(images[0]);
-      for (const image of images) image.removeAttribute("src");
-    } else if (!images[0].hasAttribute("src")) show(images, Number(target.dataset.row));
-  }
-}, { rootMargin: "900px 0px" });
+const bring = (card) => show([...card.querySelectorAll("img")], Number(card.dataset.row));
 
 // ---- Cards ----
 const cards = new Map();
@@ -198,11 +174,6 @@ function enlarge(number, order = chosen) {
   at("facts").replaceChildren(...facts.filter(([, text]) => text).map(([name, text]) => pairOf(name, text)));
   if (!large.open) large.showModal();
 }
-function pairOf(name, text) {
-  const pair = make("div");
-  pair.append(make("dt", "", name), make("dd", "", text));
-  return pair;
-}
 function step(by) {
   const next = large.order[large.order.indexOf(shown) + by];
   if (next === undefined) return;
@@ -254,7 +225,7 @@ function prepare() {
     const flags = row.flags.map((flag) => FLAGS[flag](row)).join(", ") || "no flag";
     button.append(frame, make("span", "text", `${row.true.name} taken for ${row.predicted.name}`), make("span", "text soft", `${percent(row.predicted.probability, 0)} sure; ${flags}`));
     button.onclick = () => enlarge(number, [...rows.keys()]);
-    show([image], number, 1);
+    show([image], number, [1]);
     item.append(button);
     return item;
   }));

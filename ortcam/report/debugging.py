@@ -5,23 +5,18 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ortcam.core.files import replace_files
-from ortcam.errors import OptionError, OutputError
 from ortcam.output.render import Style, colour_table, encode_png
 from ortcam.report.contrasts import encode_mistake
 from ortcam.report.entries import as_cell
-from ortcam.report.files import check_free
-from ortcam.report.parts import as_script, fill_template
+from ortcam.report.parts import fill_template
+from ortcam.report.writer import MOST_BYTES, PageWriter
 
 if TYPE_CHECKING:
     from ortcam.evaluation.mistakes import Debugging, MeanMap, Mistake, Prediction
@@ -40,15 +35,14 @@ _SHOWN = (
     "most", "most_correct", "failures",
 )  # fmt: skip
 _GENERATOR = '<meta name="generator" content="ortcam debug">'
-_MOST_BYTES = 180_000  # of a photo's pictures on the page
 _MARKS = {TABLE: ",".join(COLUMNS), RECORD: '"kind": "ortcam debug"'}
 
 
-class DebugReport:
+class DebugReport(PageWriter):
     """The report of a classifier's mistakes, a context manager.
 
-    It writes the page, and beside it `debug.json` and `debug.csv`. The files appear together when the block ends, and
-    not at all if the block raises or `write` was not called. Pictures wait on the disk.
+    `write` writes the page, and beside it `debug.json` and `debug.csv`. The files appear together. Pictures wait on the
+    disk until then.
 
     >>> from ortcam.evaluation import debug
     >>> with DebugReport("report.html") as report:                                           # doctest: +SKIP
@@ -58,6 +52,8 @@ class DebugReport:
         path: the path of the page.
     """
 
+    _command = "debug"
+
     def __init__(
         self,
         path: str | PathLike[str],
@@ -65,7 +61,7 @@ class DebugReport:
         colormap: str = "turbo",
         overwrite: bool = False,
     ) -> None:
-        """Check the path; nothing is written before the block begins.
+        """Check the path; nothing is written before `write`.
 
         Args:
             path: the page, a name that ends in .html. An earlier report is replaced.
@@ -78,34 +74,7 @@ class DebugReport:
             OutputError: the path is a directory.
         """
         self._style = Style(opacity, colormap)
-        self.path = Path(path)
-        if self.path.suffix.lower() not in (".html", ".htm"):
-            raise OptionError(f"the report is {self.path}; expected a name that ends in .html, such as report.html")
-        beside = {self.path.with_name(name): mark for name, mark in _MARKS.items()}
-        check_free({self.path: _GENERATOR, **beside}, "no report of ortcam debug wrote it", overwrite)
-        self._stack = ExitStack()
-        self._blocks: dict[str, tuple[int, int]] = {}  # where the pictures of a photo begin and end
-        self._pictures: IO[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        """Begin to write.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        with self._writing(), ExitStack() as stack:
-            self._folder = stack.enter_context(replace_files(self.path))
-            self._pictures = stack.enter_context(tempfile.TemporaryFile(dir=self._folder))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Let the files appear, unless the block raised."""
-        self._pictures = None
-        with self._writing():
-            self._stack.__exit__(kind, error, traceback)
+        super().__init__(path, _GENERATOR, _MARKS, overwrite)
 
     def add(self, mistake: Mistake, explanation: Explanation) -> None:
         """Add the pictures of a mistake; the arguments are those of `debug`'s `on_explained`.
@@ -114,39 +83,30 @@ class DebugReport:
             OptionError: the report is not open.
             OutputError: the disk is full, or the like.
         """
-        file, begin = self._file(), self._file().tell()
-        pictures = ",".join(f'"{data}"' for data in encode_mistake(explanation, self._style, _MOST_BYTES))
-        with self._writing():
-            file.write(f"[{pictures}]".encode())
-        self._blocks[mistake.prediction.photo] = begin, file.tell()
+        self._keep(mistake.prediction.photo, encode_mistake(explanation, self._style, MOST_BYTES))
 
     def write(self, found: Debugging) -> None:
-        """Write the files; they appear when the block ends.
+        """Write the files, whole or not at all.
 
         Raises:
             OptionError: the report is not open.
             OutputError: the files cannot be written.
         """
-        file = self._file()
-        head, middle, end = fill_template(
+        self._file()
+        parts = fill_template(
             "debug.html", ("page.css", "debug.css"), ("common.js", "debug.js"),
             f"Mistakes of {found.record['model']['name']}", self._style.colormap,
         )  # fmt: skip
-        with self._writing():
+        with self._writing(), replace_files(self.path) as folder:
             record = json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n"
-            (self._folder / RECORD).write_text(record, encoding="utf-8")
-            self._write_table(found)
-            with (self._folder / self.path.name).open("wb") as page:
-                page.write(head.encode() + as_script(_data(found, self._style.colormap)) + middle.encode())
-                for number, mistake in enumerate(found.mistakes):
-                    begin, after = self._blocks.get(mistake.prediction.photo, (0, 0))
-                    file.seek(begin)
-                    page.write(f'<script type="application/json" id="p{number}">'.encode())
-                    page.write((file.read(after - begin) or b"[]") + b"</script>\n")
-                page.write(end.encode())
+            (folder / RECORD).write_text(record, encoding="utf-8")
+            self._write_table(found, folder)
+            photos = [mistake.prediction.photo for mistake in found.mistakes]
+            self._write_page(folder, parts, _data(found, self._style.colormap), photos)
 
-    def _write_table(self, found: Debugging) -> None:
-        with (self._folder / TABLE).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    @staticmethod
+    def _write_table(found: Debugging, folder: Path) -> None:
+        with (folder / TABLE).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
             explained = {one.prediction.photo: (number, one) for number, one in enumerate(found.mistakes, 1)}
@@ -158,20 +118,6 @@ class DebugReport:
             for photo, error in failed.items():
                 cells = {"photo": photo, "failure": error}
                 table.writerow([as_cell(cells.get(column)) for column in COLUMNS])
-
-    def _file(self) -> IO[bytes]:
-        if self._pictures is None:
-            raise OptionError(
-                f"the report {self.path} is not open; use it as: with DebugReport({self.path.name!r}) as report:"
-            )
-        return self._pictures
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
 def _cells(one: Prediction, mistake: Mistake | None) -> dict[str, Any]:

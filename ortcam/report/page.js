@@ -24,33 +24,6 @@ const FLAGS = {
   cropped: (row) => row ? `${percent(row.cut, 0)} cut off` : "part of the photo cut off",
 };
 
-// ---- Pictures: a block of base64 for each photo, below this script; it may not have arrived yet ----
-const waiting = new Map();
-function pictures(number) {
-  const block = at(`p${number}`);
-  if (!block) return null;
-  try {
-    return JSON.parse(block.textContent).map((data) => `data:image/jpeg;base64,${data}`);
-  } catch (fault) {
-    return null;  // its end has not arrived
-  }
-}
-function show(images, row) {
-  const found = pictures(row.photo);
-  if (!found) {
-    waiting.set(images[0], [images, row]);
-    return;
-  }
-  waiting.delete(images[0]);
-  images[0].src = found[0];
-  images[1].src = found[1 + row.place];
-}
-function showWaiting() {
-  for (const [images, row] of [...waiting.values()]) show(images, row);
-}
-const timer = setInterval(showWaiting, 100);
-addEventListener("DOMContentLoaded", () => { clearInterval(timer); showWaiting(); });
-
 function drawMarks(frame, row) {
   if (!row.maximum || frame.querySelector("svg")) return;
   const draw = (tag, attributes) => {
@@ -67,19 +40,10 @@ function drawMarks(frame, row) {
   frame.append(svg);
 }
 
-const near = new IntersectionObserver((seen) => {
-  for (const { target, isIntersecting } of seen) isIntersecting ? bring(target) : remove(target);
-}, { rootMargin: "900px 0px" });
 function bring(card) {
-  const row = rows[card.dataset.row], images = card.querySelectorAll("img");
-  if (images[0].hasAttribute("src")) return;
+  const row = rows[card.dataset.row], images = [...card.querySelectorAll("img")];
   drawMarks(images[1].parentElement, row);
-  show(images, row);
-}
-function remove(card) {  // a thousand photos do not stay in memory
-  const images = card.querySelectorAll("img");
-  waiting.delete(images[0]);
-  for (const image of images) image.removeAttribute("src");
+  show(images, row.photo, [0, 1 + row.place]);
 }
 
 // ---- Cards ----
@@ -214,7 +178,7 @@ function enlarge(number) {
   images[0].alt = `Photo ${row.name}`;
   images[1].alt = `Overlay for ${row.target}`;
   for (const image of images) image.removeAttribute("src");
-  show(images, row);
+  show(images, row.photo, [0, 1 + row.place]);
   images[1].parentElement.querySelector("svg")?.remove();
   drawMarks(images[1].parentElement, row);
   badges(row, at("large-flags"));
@@ -234,11 +198,7 @@ function enlarge(number) {
     ["Cut off, not seen by the model", `${percent(row.cut)} of the photo`],
     ["Run", `${row.provider}, ${brief(row.seconds)} s`],
   ];
-  at("facts").replaceChildren(...facts.filter(([, text]) => text).map(([name, text]) => {
-    const pair = make("div");
-    pair.append(make("dt", "", name), make("dd", "", text));
-    return pair;
-  }));
+  at("facts").replaceChildren(...facts.filter(([, text]) => text).map(([name, text]) => pairOf(name, text)));
   if (!large.open) large.showModal();
 }
 function step(by) {
@@ -254,20 +214,7 @@ large.addEventListener("close", () => {
   card.querySelector("button").focus();
 });
 
-// Arrows move from photo to photo in the list.
-list.addEventListener("keydown", (event) => {
-  const buttons = [...list.querySelectorAll(".open")], here = buttons.indexOf(event.target);
-  if (here < 0) return;
-  const top = (button) => button.closest("li").offsetTop;
-  const first = buttons.findIndex((button) => top(button) === top(event.target));
-  let end = here;
-  while (end < buttons.length && top(buttons[end]) === top(event.target)) end++;
-  const across = end - first;
-  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
-  if (by === undefined || !buttons[here + by]) return;
-  event.preventDefault();
-  buttons[here + by].focus();
-});
+moveByArrows();
 
 // ---- Controls ----
 function countBy(values) {

@@ -24,12 +24,11 @@ async def body_of(request: Request, desk: Desk) -> AsyncIterator[bytes]:
     if encoding not in ("", "identity"):
         raise Refusal(Kind.UNSUPPORTED, f"Content-Encoding is {encoding[:40]!r}; expected a body without compression")
     said = request.headers.get("content-length")
+    if said is not None and "transfer-encoding" in request.headers:
+        raise invalid("the request has Content-Length and Transfer-Encoding; expected one of them")
     if said is not None and int(said) > limits.body:
         raise Refusal(Kind.TOO_LARGE, f"the request has {int(said)} bytes; at most {limits.body} are taken")
     try:
-        if said is not None:
-            counted = int(said)
-            desk.reserve(counted)
         parts, size = [], 0
         try:
             async with asyncio.timeout(limits.read_timeout):
@@ -39,9 +38,8 @@ async def body_of(request: Request, desk: Desk) -> AsyncIterator[bytes]:
                         raise Refusal(
                             Kind.TOO_LARGE, f"the request has over {limits.body} bytes, the most that is taken"
                         )
-                    if size > counted:
-                        desk.reserve(size - counted)
-                        counted = size
+                    desk.reserve(len(part))  # what has come, not what was announced: that costs a client nothing
+                    counted = size
                     parts.append(part)
         except TimeoutError as error:
             raise Refusal(

@@ -69,7 +69,7 @@ class Desk:
         self._keys = keys
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="ortcam-encode")
         self._pending, self._encoding = 0, 0
-        self.unsent: Callable[[], int] = lambda: 0  # bytes of answers that clients have not read yet
+        self.sending = 0  # bytes of answers that are being sent
 
     def close(self) -> None:
         """End the threads that encode answers."""
@@ -97,7 +97,7 @@ class Desk:
         Raises:
             Refusal: the requests that are being read or wait are too large together.
         """
-        if self._pending + self.unsent() + size > self.limits.pending:
+        if self._pending + self.sending + size > self.limits.pending:
             raise Refusal(Kind.BUSY, "the requests and answers in work are too large together; try again", 1.0)
         self._pending += size
         self.metrics.pending_bytes.set(self._pending)

@@ -16,13 +16,13 @@ class ServingLimits:
         body: bytes of a request.
         json: bytes of the JSON part of a request; JSON is parsed in one go, during which nothing else runs.
         pending: bytes of all requests that are being read or wait, and of answers that are being sent.
-        pixels: pixels of a photo.
+        pixels: pixels of a photo; the photos of a request together may have four times as many.
         images: photos in a request.
         targets: targets (classes, boxes, ...) of a photo.
         output: bytes of the maps and overlays of an answer.
         connections: open connections of the REST door, and concurrent calls of the gRPC door.
         read_timeout: seconds in which a client must send a request.
-        write_timeout: seconds in which a client must read an answer.
+        write_timeout: seconds in which a client must read some more of an answer.
         gather: seconds to wait for more photos that are explained together, on devices where that pays.
     """
 

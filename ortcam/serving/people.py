@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,10 +23,11 @@ from ortcam.serving.page import read_page
 from ortcam.serving.protocol import InferRequest, check_parameters, read_json
 from ortcam.serving.questions import PREDICTIONS, Question, read_question, read_timeout
 from ortcam.serving.refusal import invalid
-from ortcam.serving.tensors import Tensor, show
+from ortcam.serving.tensors import Tensor, show, spell
 
-_WHOLE = ("budget", "top_k", "sign")  # parameters of a query that are numbers
+_WHOLE = ("budget", "top_k", "sign", "timeout")  # parameters of a query that are whole numbers
 _FLAGS = ("caption", "overlay")  # those that are true or false
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class People:
@@ -90,8 +90,7 @@ class People:
 
     async def _instances(self, request: Request, call: Call, outputs: tuple[str, ...] | None) -> Response:
         async with body_of(request, self._desk) as body:
-            head = await self._desk.compute(read_json, body, self._limits.json)
-            asked, overlays = _read_instances(head)
+            asked, overlays = await self._desk.compute(_read_instances, body, self._limits.json)
             question = read_question(asked, self._service.find(call.model).facts, self._limits)
             maps = ("saliency", "overlay") if overlays else ("saliency",)
             question = replace(question, outputs=outputs or maps)
@@ -132,9 +131,9 @@ def _typed(name: str, text: str) -> Any:
     if name in _FLAGS:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        if name in _WHOLE and len(text) < 20:
+        if name in _WHOLE and _NUMBER.fullmatch(text):
             return int(text)
-        return float(text) if name == "tolerance" else text
+        return float(text) if name == "tolerance" and text.isascii() and "_" not in text else text
     except ValueError:
         return text  # refused where it is read, with its value
 
@@ -145,8 +144,9 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
-def _read_instances(head: Mapping[str, Any]) -> tuple[InferRequest, bool]:
-    """Return the request of an object of KServe's first protocol, and whether overlays are asked for."""
+def _read_instances(body: bytes, most_json: int) -> tuple[InferRequest, bool]:
+    """Return the request of a body of KServe's first protocol, and whether overlays are asked for."""
+    head = read_json(body, most_json)
     for name in head:
         if name not in ("instances", "parameters", "signature_name"):
             raise invalid(f"{show(name)} is unknown; expected instances and parameters")
@@ -213,30 +213,23 @@ def _plain(target: Target) -> dict[str, Any]:
 
 
 def _write_explanations(answer: Answer, question: Question) -> bytes:
-    """Return explanations with their maps as lists of rows."""
-    overlays = "overlay" in question.outputs
-    photos = []
-    for one in answer.explained:
-        targets = [
-            _with_map(one, place, question.size, overlays)
-            for place in range(len(one.targets))
-        ]  # fmt: skip
-        photos.append(b'{"scored": %d, "targets": [%s]}' % (one.scored, b", ".join(targets)))
-    return b'{"explanations": [' + b", ".join(photos) + b"]}"
-
-
-def _with_map(one: Explained, place: int, size: str, overlay: bool) -> bytes:
-    said: dict[str, Any] = describe_target(one.targets[place], one.errors[place], one.flat[place])
-    if overlay:
-        said["overlay"] = _encoded(one, place, False)
-    return json.dumps(said).encode()[:-1] + b', "saliency": ' + _rows(map_of(one, place, size)) + b"}"
+    """Return explanations with their maps as lists of rows; a row at a time, so that other threads run in between."""
+    made = [b'{"explanations": [']
+    for number, one in enumerate(answer.explained):
+        made.append((b", " if number else b"") + b'{"scored": %d, "targets": [' % one.scored)
+        for place, target in enumerate(one.targets):
+            said: dict[str, Any] = describe_target(target, one.errors[place], one.flat[place])
+            if "overlay" in question.outputs:
+                said["overlay"] = _encoded(one, place, False)
+            made.append((b", " if place else b"") + json.dumps(said).encode()[:-1] + b', "saliency": [')
+            rows = map_of(one, place, question.size)
+            made += [(b",[" if row else b"[") + spell(values) + b"]" for row, values in enumerate(rows)]
+            made.append(b"]}")
+        made.append(b"]}")
+    made.append(b"]}")
+    return b"".join(made)
 
 
 def _encoded(explained: Explained, place: int, caption: bool) -> dict[str, str]:
     """Return an overlay as TensorFlow Serving has binary data in JSON."""
     return {"b64": base64.b64encode(encode_png(explained.overlay_at(place, caption=caption))).decode()}
-
-
-def _rows(saliency: NDArray[np.float32]) -> bytes:
-    """Return a map as JSON, a row at a time: other threads run in between."""
-    return ("[" + ",".join(json.dumps(row.tolist(), separators=(",", ":")) for row in saliency) + "]").encode()

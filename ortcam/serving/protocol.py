@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ortcam.serving.refusal import Kind, Refusal, invalid
-from ortcam.serving.tensors import Tensor, check_head, from_raw, from_values, show, to_json, to_raw
+from ortcam.serving.tensors import Tensor, check_head, from_raw, from_values, json_parts, raw_parts, show
 
 Parameters = Mapping[str, bool | int | float | str]
-_MOST_TENSORS = 32  # of a request, and of asked outputs
+MOST_TENSORS = 32  # of a request, and of asked outputs
+_MOST_VALUES, _MOST_KEYS = 300_000, 10_000  # of a JSON: its commas and colons, also those in texts
+_MOST_ID = 1000  # characters of the client's id of a request
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,19 @@ def read_json(text: bytes | memoryview, most: int) -> dict[str, Any]:
     """Return the JSON object of a client, as strict JSON: no NaN, no key twice.
 
     Raises:
-        Refusal: it is no JSON object, or has more than `most` bytes.
+        Refusal: it is no JSON object, has more than `most` bytes, or too many values. No other thread runs while it is
+            parsed.
     """
     if len(text) > most:
         raise Refusal(Kind.TOO_LARGE, f"the JSON has {len(text)} bytes; at most {most} are taken: send binary data")
+    text = bytes(text)
+    if text.count(b",") > _MOST_VALUES or text.count(b":") > _MOST_KEYS:
+        raise Refusal(
+            Kind.TOO_LARGE,
+            f"the JSON has over {_MOST_VALUES} values, or over {_MOST_KEYS} keys; send numbers as binary data",
+        )
     try:
-        value = json.loads(bytes(text), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
     except RecursionError as error:
         raise invalid("the JSON is nested too deeply") from error
     except ValueError as error:  # also of bytes that are no UTF-8, and numbers of thousands of digits
@@ -104,10 +113,20 @@ def read_infer(body: bytes, header_length: str | None, most_json: int) -> InferR
     parameters = check_parameters(head.get("parameters", {}))
     by_default = parameters.get("binary_data_output", False) is True
     outputs = tuple(_read_output(one, by_default) for one in _list(head, "outputs"))
-    name = head.get("id", "")
-    if not isinstance(name, str):
-        raise invalid(f"id is {show(name)}; expected text")
-    return InferRequest(inputs, outputs, parameters, name, by_default)
+    return InferRequest(inputs, outputs, parameters, check_id(head.get("id", "")), by_default)
+
+
+def check_id(given: Any) -> str:
+    """Check and return the client's id of a request.
+
+    Raises:
+        Refusal: it is no text, or too long.
+    """
+    if not isinstance(given, str):
+        raise invalid(f"id is {show(given)}; expected text")
+    if len(given) > _MOST_ID:
+        raise invalid(f"id has {len(given)} characters; expected at most {_MOST_ID}")
+    return given
 
 
 def unique(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -138,8 +157,8 @@ def _list(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     found = head.get(key, [])
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise invalid(f"{key} is {show(found)}; expected a list of objects")
-    if len(found) > _MOST_TENSORS:
-        raise invalid(f"the request has {len(found)} {key}; expected at most {_MOST_TENSORS}")
+    if len(found) > MOST_TENSORS:
+        raise invalid(f"the request has {len(found)} {key}; expected at most {MOST_TENSORS}")
     return found
 
 
@@ -215,13 +234,16 @@ def write_answer(
     """
     binary = {output.name: output.binary for output in request.outputs}
     head = {"model_name": model, "model_version": version, **({"id": request.id} if request.id else {})}
-    outputs, tail = [], list[bytes]()
-    for tensor in tensors:
-        said = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    # Parts are joined once, at the end: `bytes.join` lets other threads run.
+    text, tail = [json.dumps(head).encode()[:-1], b', "outputs": ['], list[bytes]()
+    for place, tensor in enumerate(tensors):
+        said: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        text.append(b", " if place else b"")
         if binary.get(tensor.name, request.binary):
-            tail.append(to_raw(tensor))
-            outputs.append(json.dumps({**said, "parameters": {"binary_data_size": len(tail[-1])}}).encode())
+            parts = list(raw_parts(tensor))
+            tail += parts
+            text.append(json.dumps({**said, "parameters": {"binary_data_size": sum(map(len, parts))}}).encode())
         else:
-            outputs.append(json.dumps(said).encode()[:-1] + b', "data": ' + to_json(tensor) + b"}")
-    text = json.dumps(head).encode()[:-1] + b', "outputs": [' + b", ".join(outputs) + b"]}"
-    return b"".join([text, *tail]), len(text) if tail else None
+            text += [json.dumps(said).encode()[:-1], b', "data": ', *json_parts(tensor), b"}"]
+    text.append(b"]}")
+    return b"".join(text + tail), sum(map(len, text)) if tail else None

@@ -18,7 +18,7 @@ from ortcam.errors import nearest
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.protocol import InferRequest
 from ortcam.serving.refusal import Kind, Refusal, invalid
-from ortcam.serving.tensors import Tensor, show
+from ortcam.serving.tensors import JSON_BYTES, Tensor, show
 
 # The outputs by name: datatype and shape. N photos have R targets in all, in the order of the photos.
 OUTPUTS = {
@@ -34,6 +34,7 @@ OUTPUTS = {
 }
 PREDICTIONS = ("target_class", "label", "probability", "image_index")  # need no map
 USUAL = ("target_class", "label", "probability", "saliency", "scored", "error")
+_LONGEST_LABEL = 1000  # bytes
 _BOXED = ("detect", "segment")  # tasks whose targets have a box
 INPUTS = ("image", "target", "box", "like")
 # Parameters of other servers that ortcam has no use for; clients send them unasked.
@@ -77,6 +78,7 @@ class Question:
         size: the size of the maps.
         caption: whether overlays have a caption.
         outputs: the names of the outputs, in order.
+        value_bytes: the bytes of a value of a map in the answer, which are more in JSON.
     """
 
     images: tuple[Any, ...]
@@ -87,6 +89,7 @@ class Question:
     size: Literal["input", "photo"] = "input"
     caption: bool = False
     outputs: tuple[str, ...] = USUAL
+    value_bytes: int = 4
 
     @property
     def wants_maps(self) -> bool:
@@ -131,7 +134,9 @@ def read_question(request: InferRequest, facts: Facts, limits: ServingLimits) ->
     size = options.setdefault("size", facts.sizes[0])
     if size not in facts.sizes:
         raise invalid(f"size is {size}; this packed file makes maps of size {' or '.join(facts.sizes)}")
-    return Question(images, targets, outputs=_read_outputs(request, facts), **options)
+    binary = {output.name: output.binary for output in request.outputs}.get("saliency", request.binary)
+    each = 4 if binary else JSON_BYTES
+    return Question(images, targets, outputs=_read_outputs(request, facts), value_bytes=each, **options)
 
 
 def read_options(given: Mapping[str, Any], limits: ServingLimits) -> dict[str, Any]:
@@ -182,16 +187,18 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
 def _read_images(tensor: Tensor, facts: Facts, limits: ServingLimits) -> list[Any]:
     found: list[Any]
     if tensor.datatype == "BYTES":
+        _check_images(len(tensor.items), limits)
         found = [picture_bytes(one) for one in tensor.items]
     elif tensor.datatype == "UINT8":
         shape = tensor.shape
         if len(shape) not in (3, 4) or shape[-1] != 3:
             raise invalid(f"image is UINT8 of shape {list(shape)}; expected RGB photos [H,W,3] or [N,H,W,3]")
-        found = [tensor.array] if len(shape) == 3 else list(tensor.array)
         if 0 in shape[-3:]:
             raise invalid(f"image has no pixels (shape {list(shape)})")
+        _check_images(1 if len(shape) == 3 else shape[0], limits)
+        found = [tensor.array] if len(shape) == 3 else list(tensor.array)
     elif tensor.datatype in ("FP16", "FP32", "FP64"):
-        found = _read_tensors(tensor, facts)
+        found = _read_tensors(tensor, facts, limits)
     else:
         raise invalid(f"image is {tensor.datatype}; expected BYTES (JPEG, PNG, ...), UINT8 or FP32")
     kind = "tensors" if tensor.datatype.startswith("FP") else "photos"
@@ -199,12 +206,15 @@ def _read_images(tensor: Tensor, facts: Facts, limits: ServingLimits) -> list[An
         raise invalid(f"image is {tensor.datatype}; this model takes {' and '.join(facts.takes)}, not {kind}")
     if tensor.datatype != "BYTES" and math.prod(tensor.shape[-3:]) > 3 * limits.pixels:
         raise Refusal(Kind.TOO_LARGE, f"image has shape {list(tensor.shape)}; at most {limits.pixels} pixels are taken")
-    if not 1 <= len(found) <= limits.images:
-        raise invalid(f"image has {len(found)} photos; expected 1 to {limits.images}")
     return found
 
 
-def _read_tensors(tensor: Tensor, facts: Facts) -> list[NDArray[Any]]:
+def _check_images(count: int, limits: ServingLimits) -> None:
+    if not 1 <= count <= limits.images:
+        raise invalid(f"image has {count} photos; expected 1 to {limits.images}")
+
+
+def _read_tensors(tensor: Tensor, facts: Facts, limits: ServingLimits) -> list[NDArray[Any]]:
     wanted = facts.input_shape
     shown = ["N", *(dim or "any" for dim in wanted)]
     fits = len(tensor.shape) == len(wanted) + 1 and all(
@@ -212,6 +222,7 @@ def _read_tensors(tensor: Tensor, facts: Facts) -> list[NDArray[Any]]:
     )
     if not fits:
         raise invalid(f"image has shape {list(tensor.shape)}; expected the input tensor [{', '.join(map(str, shown))}]")
+    _check_images(tensor.shape[0], limits)
     with np.errstate(over="ignore"):
         values = tensor.array.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
@@ -232,6 +243,9 @@ def picture_bytes(item: bytes) -> bytes:
 def _read_targets(
     inputs: Mapping[str, Tensor], facts: Facts, limits: ServingLimits, sign: int
 ) -> tuple[Any, ...] | None:
+    for name in inputs:
+        if name != "image":
+            _check_targets(inputs[name], limits)
     targets = _read_words(inputs["target"], facts) if "target" in inputs else None
     if "like" in inputs and facts.task != "embed":
         raise invalid("the input like belongs to models that return an embedding")
@@ -247,13 +261,21 @@ def _read_targets(
         targets = _read_boxes(inputs["box"], targets)
     elif facts.task == "value" and targets is not None:
         targets = [Value(one, sign) if isinstance(one, int) else one for one in targets]
-    if targets is not None and not 1 <= len(targets) <= limits.targets:
-        raise invalid(f"the request has {len(targets)} targets; expected 1 to {limits.targets}")
     return None if targets is None else tuple(targets)
+
+
+def _check_targets(tensor: Tensor, limits: ServingLimits) -> None:
+    each_a_row = tensor.name != "target" and tensor.datatype != "BYTES" and tensor.shape
+    count = tensor.shape[0] if each_a_row else math.prod(tensor.shape)
+    if not 1 <= count <= limits.targets:
+        raise invalid(f"input {tensor.name} has {count} targets; expected 1 to {limits.targets}")
 
 
 def _read_words(tensor: Tensor, facts: Facts) -> list[Any]:
     if tensor.datatype == "BYTES":
+        longest = max(map(len, tensor.items))
+        if longest > _LONGEST_LABEL:
+            raise invalid(f"a target has {longest} bytes; expected a label of at most {_LONGEST_LABEL}")
         try:
             words = [one.decode("utf-8") for one in tensor.items]
         except UnicodeDecodeError as error:
@@ -313,12 +335,12 @@ def check_photo(question: Question, photo: tuple[int, int], facts: Facts, limits
     """
     height, width = facts.input_size
     pixels = photo[0] * photo[1] if question.size == "photo" else (height or photo[0]) * (width or photo[1])
-    size = 4 * pixels if "saliency" in question.outputs else 0
+    size = question.value_bytes * pixels if "saliency" in question.outputs else 0
     size += 3 * photo[0] * photo[1] if "overlay" in question.outputs else 0
     total = size * question.rows * len(question.images)
     if total > limits.output:
         raise Refusal(
             Kind.TOO_LARGE,
             f"the answer would have {total / 1e6:.0f} MB; at most {limits.output / 1e6:.0f} MB are sent: "
-            "ask for fewer targets or photos, or for size input",
+            "ask for fewer targets or photos, for size input, or for binary data",
         )

@@ -17,6 +17,7 @@ class Kind(Enum):
     TOO_LARGE = 413, "INVALID_ARGUMENT"
     UNSUPPORTED = 415, "INVALID_ARGUMENT"
     GONE = 499, "CANCELLED"  # the client left; nobody reads this answer
+    HEADERS = 431, "INVALID_ARGUMENT"  # too many or too long
     FAILED = 500, "INTERNAL"
     BUSY = 503, "RESOURCE_EXHAUSTED"
     LEAVING = 503, "UNAVAILABLE"  # the server is shutting down
@@ -42,6 +43,18 @@ class Refusal(OrtcamError):  # noqa: N818 - what the server does, which is not a
     def __init__(self, kind: Kind, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.retry_after = kind, retry_after
+
+
+def forget(error: BaseException) -> None:
+    """Drop the frames that an error and its causes have passed.
+
+    The frames hold bodies and photos. A frame that holds its own error is freed only by the garbage collector, which
+    counts objects and not megabytes.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
 
 
 def invalid(message: str) -> Refusal:

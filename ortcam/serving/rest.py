@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 import ortcam
 from ortcam.serving import metrics
@@ -23,10 +25,13 @@ from ortcam.serving.metadata import EXTENSIONS, describe_model
 from ortcam.serving.people import People
 from ortcam.serving.protocol import InferRequest, read_infer, write_answer
 from ortcam.serving.questions import Question
-from ortcam.serving.refusal import Kind, Refusal
+from ortcam.serving.refusal import Kind, Refusal, forget
 from ortcam.serving.service import VERSION
 
 Handler = Callable[[Request, Call], Awaitable[Response]]
+HEADER_BYTES = 32_768  # of all headers of a request
+_HEADERS = 200  # the most of a request
+_PART = 262_144  # bytes of an answer that are sent in one go
 _LENGTH = "Inference-Header-Content-Length"
 _log = logging.getLogger("ortcam.serving")
 
@@ -57,7 +62,9 @@ def make_app(desk: Desk, page: bool = True) -> Starlette:
         _route(desk, "/metrics", door.metrics),
         *([_route(desk, "/", people.page, open_to_all=True)] if page else []),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _not_served})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_served})
+    app.router.redirect_slashes = False  # an answer without the form of the protocol, at a host that the client names
+    return app
 
 
 def _route(desk: Desk, path: str, handler: Handler, method: str = "GET", open_to_all: bool = False) -> Route:
@@ -66,25 +73,65 @@ def _route(desk: Desk, path: str, handler: Handler, method: str = "GET", open_to
     async def endpoint(request: Request) -> Response:
         call, refusal = Call("rest", request_id(request.headers.get("x-request-id"))), None
         try:
+            _check_headers(request)
             if not open_to_all:
                 desk.check_key(request.headers.get("authorization"))
             name = request.path_params.get("name")
             if name is not None:
                 desk.service.find(name, request.path_params.get("version"))
                 call.model = name
+                if method == "POST":
+                    desk.service.check_room(name)  # before the body is read
             response = await handler(request, call)
         except Refusal as error:
             refusal, response = error, refused(error)
+            forget(error)
         except Exception:  # noqa: BLE001 - a fault in ortcam, which the client must not see
             _log.exception("request %s failed", call.id)
             refusal = Refusal(Kind.FAILED, f"the server failed; its log has the reason at request {call.id}")
             response = refused(refusal)
         response.headers["X-Request-Id"] = call.id
+        if refusal is not None and "expect" in request.headers:  # a client that was not told to go on sends no body
+            response.headers["Connection"] = "close"
         if method == "POST" or refusal is not None:
             desk.told(call, response.status_code, refusal)
-        return response
+        return _InParts(response, desk)
 
     return Route(path, endpoint, methods=[method])
+
+
+def _check_headers(request: Request) -> None:
+    """Check the headers; h11 counts only the bytes of headers that come in several pieces.
+
+    Raises:
+        Refusal: there are too many, or they are too long.
+    """
+    headers = request.scope["headers"]
+    size = sum(len(name) + len(value) + 4 for name, value in headers)
+    if len(headers) > _HEADERS or size > HEADER_BYTES:
+        raise Refusal(
+            Kind.HEADERS,
+            f"the request has {len(headers)} headers of {size} bytes; at most {_HEADERS} of {HEADER_BYTES} are taken",
+        )
+
+
+class _InParts(Response):
+    """Sends an answer in parts: others have their turn in between, and a client that does not read is noticed."""
+
+    def __init__(self, whole: Response, desk: Desk) -> None:
+        self._whole, self._desk = whole, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole, body = self._whole, memoryview(self._whole.body)
+        await send({"type": "http.response.start", "status": whole.status_code, "headers": whole.raw_headers})
+        self._desk.sending += len(body)
+        try:
+            for at in range(0, max(1, len(body)), _PART):
+                part = bytes(body[at : at + _PART])
+                await send({"type": "http.response.body", "body": part, "more_body": at + _PART < len(body)})
+                await asyncio.sleep(0)
+        finally:
+            self._desk.sending -= len(body)
 
 
 def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -98,7 +145,7 @@ def refused(refusal: Refusal) -> Response:
     headers = {} if after is None else {"Retry-After": str(int(after + 0.999))}
     if refusal.kind == Kind.UNAUTHORISED:
         headers["WWW-Authenticate"] = "Bearer"
-    if refusal.kind in (Kind.TOO_LARGE, Kind.SLOW):  # the rest of the request is not read
+    if refusal.kind == Kind.SLOW:  # the rest of the request is not read
         headers["Connection"] = "close"
     return as_json({"error": str(refusal)}, refusal.kind.http, headers)
 

@@ -16,11 +16,11 @@ from ortcam.serving.answers import Answer, to_tensors
 from ortcam.serving.desk import Call, Desk, request_id
 from ortcam.serving.messages import SERVICE, message
 from ortcam.serving.metadata import EXTENSIONS, describe_model
-from ortcam.serving.protocol import InferRequest, Output, Parameters, check_parameters, unique
+from ortcam.serving.protocol import MOST_TENSORS, InferRequest, Output, Parameters, check_id, check_parameters, unique
 from ortcam.serving.questions import Question, read_question, read_timeout
-from ortcam.serving.refusal import Kind, Refusal, invalid
+from ortcam.serving.refusal import Kind, Refusal, forget, invalid
 from ortcam.serving.service import VERSION
-from ortcam.serving.tensors import Tensor, check_head, from_raw, from_values, show, to_raw
+from ortcam.serving.tensors import Tensor, check_head, from_raw, from_values, raw_parts, show
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -36,6 +36,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_RAW_OUTPUT = bytes([6 << 3 | 2])  # the tag of raw_output_contents: field 6, bytes with their length
 _METADATA_BYTES = 16_384
 _SMALL = 65_536  # bytes of a message that is parsed at once
 _log = logging.getLogger("ortcam.serving")
@@ -85,7 +86,7 @@ def _unary(desk: Desk, name: str, handler: Handler) -> Callable[[bytes, Any], Aw
     """
     kind = message(f"{name}Request")
 
-    async def method(data: bytes, context: Any) -> bytes:
+    async def answer(data: bytes, context: Any) -> bytes | Refusal:
         given = dict(context.invocation_metadata() or ())
         asked = given.get("x-request-id")
         call, refusal = Call("grpc", request_id(asked if isinstance(asked, str) else None)), None
@@ -102,6 +103,7 @@ def _unary(desk: Desk, name: str, handler: Handler) -> Callable[[bytes, Any], Aw
             made: bytes = response if isinstance(response, bytes) else response.SerializeToString()
         except Refusal as error:
             refusal = error
+            forget(error)
         except asyncio.CancelledError:
             desk.told(call, "CANCELLED", Refusal(Kind.GONE, "the client has left"))
             raise
@@ -111,9 +113,14 @@ def _unary(desk: Desk, name: str, handler: Handler) -> Callable[[bytes, Any], Aw
         if name == "ModelInfer" or refusal is not None:
             desk.told(call, "OK" if refusal is None else refusal.kind.grpc, refusal)
         context.set_trailing_metadata((("x-request-id", call.id),))
-        if refusal is not None:
-            await context.abort(getattr(grpc.StatusCode, refusal.kind.grpc), str(refusal))
-        return made
+        return made if refusal is None else refusal
+
+    async def method(data: bytes, context: Any) -> bytes:
+        made = await answer(data, context)
+        del data  # the frame of an abort lives until the garbage collector runs
+        if isinstance(made, Refusal):
+            await context.abort(getattr(grpc.StatusCode, made.kind.grpc), str(made))
+        return made  # type: ignore[return-value] # abort raises
 
     return method
 
@@ -147,6 +154,7 @@ class _Rpc:
 
     async def infer(self, request: Any, context: Any, call: Call) -> bytes:
         self._find(request.model_name, request.model_version, call)
+        self._service.check_room(call.model)
         size = request.ByteSize()
         self._desk.reserve(size)
         try:
@@ -174,9 +182,12 @@ def _read(request: Any) -> InferRequest:
         raise invalid(f"the request has {len(request.inputs)} inputs and {len(raw)} raw_input_contents")
     if not request.inputs:
         raise invalid("the request has no inputs; expected the input image")
-    inputs = unique(_read_input(given, raw[place] if raw else None) for place, given in enumerate(request.inputs[:32]))
+    for name, given in (("inputs", request.inputs), ("outputs", request.outputs)):
+        if len(given) > MOST_TENSORS:
+            raise invalid(f"the request has {len(given)} {name}; expected at most {MOST_TENSORS}")
+    inputs = unique(_read_input(given, raw[place] if raw else None) for place, given in enumerate(request.inputs))
     outputs = tuple(Output(one.name, True) for one in request.outputs)
-    return InferRequest(inputs, outputs, _read_parameters(request.parameters), request.id)
+    return InferRequest(inputs, outputs, _read_parameters(request.parameters), check_id(request.id), True)
 
 
 def _read_input(given: Any, raw: bytes | None) -> Tensor:
@@ -207,9 +218,19 @@ def _write(model: str, name: str, answer: Answer, question: Question) -> bytes:
 
 
 def _as_message(model: str, name: str, tensors: Iterable[Tensor]) -> bytes:
-    response = message("ModelInferResponse")(model_name=model, model_version=VERSION, id=name)
+    response, contents = message("ModelInferResponse")(model_name=model, model_version=VERSION, id=name), list[bytes]()
     for tensor in tensors:
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        response.raw_output_contents.append(to_raw(tensor))
-    made: bytes = response.SerializeToString()
-    return made
+        parts = list(raw_parts(tensor))
+        contents += [_RAW_OUTPUT, _varint(sum(map(len, parts))), *parts]
+    # Fields may stand in any order. protobuf would copy large values twice, during which no other thread runs.
+    return b"".join([response.SerializeToString(), *contents])
+
+
+def _varint(number: int) -> bytes:
+    """Return a length as protobuf writes it: seven bits a byte, the lowest first."""
+    made = bytearray()
+    while number >= 128:
+        made.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*made, number])

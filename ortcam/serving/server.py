@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import http
 import json
 import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +25,10 @@ from ortcam.errors import OptionError
 from ortcam.serving.desk import Desk
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.metrics import Metrics
-from ortcam.serving.rest import make_app
+from ortcam.serving.rest import HEADER_BYTES, make_app
 from ortcam.serving.service import Service
 from ortcam.serving.watching import Watch
 
-_HEADER_BYTES = 32_768
 _KEEP_ALIVE = 75  # seconds: longer than the idle time of the usual proxies
 _SECONDS_TO_SEND = 30  # after the last answer, for clients that read slowly
 _WATCH_EVERY = 1.0
@@ -43,7 +45,7 @@ class Doors:
         grpc_port: of the gRPC door; None for no such door.
         page: whether ``/`` shows a page for people.
         keys: the keys of clients; none to let everybody in.
-        drain: seconds to go on listening, not ready, after SIGTERM.
+        drain: seconds to go on taking requests after SIGTERM, while readiness says no.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +68,8 @@ def run(service: Service, doors: Doors, folder: Path | None = None) -> None:
         OptionError: an address or port cannot be had.
     """
     listener = _listen(doors.host, doors.port)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: full collections take milliseconds then, and come often
     try:
         asyncio.run(_Running(service, doors, listener, folder).run())
     finally:
@@ -73,7 +77,7 @@ def run(service: Service, doors: Doors, folder: Path | None = None) -> None:
         service.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
     """Return a listening socket.
 
     Raises:
@@ -91,7 +95,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         said = getattr(error, "strerror", None) or error
-        raise OptionError(f"cannot listen on {host}:{port}: {said}; give another --port or --host") from error
+        raise OptionError(f"cannot listen on {host}:{port}: {said}; give another {option} or --host") from error
     return listener
 
 
@@ -103,7 +107,6 @@ class _Running:
         self._desk = Desk(service, Metrics(service), doors.keys)
         self._watch = Watch(service, folder)
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
-        self._signals = 0
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,15 +126,15 @@ class _Running:
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=_SECONDS_TO_SEND,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
+            h11_max_incomplete_event_size=HEADER_BYTES,
         )
         _Connection.limits = limits
         rest = _Uvicorn(config)
-        self._desk.unsent = rest.unsent
         rpc, rpc_port = None, None
         if self._doors.grpc_port is not None:
             from ortcam.serving.rpc import make_server  # late: grpc takes time and memory
 
+            _listen(self._doors.host, self._doors.grpc_port, "--grpc-port").close()  # grpc says less, in more lines
             try:
                 rpc, rpc_port = make_server(self._desk, _bracketed(self._doors.host), self._doors.grpc_port)
             except RuntimeError as error:
@@ -146,26 +149,18 @@ class _Running:
         _log.info("listening: REST on http://%s:%d%s", _bracketed(self._doors.host), port, also)
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await self._end(rest, rpc, serving)
         for task in (watching, stopping):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self._end(rest, rpc, serving)
 
     async def _end(self, rest: _Uvicorn, rpc: Any, serving: asyncio.Task[None]) -> None:
         """Answer what was taken, and close the doors."""
-        self._service.leaving = True  # health says so, and new requests are refused
+        self._service.draining = True  # health says so; those who ask it stop sending requests
         _log.info("shutting down: %d photos wait", sum(one.worker.waiting for one in self._service.models.values()))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._doors.drain):
-                await asyncio.Event().wait()
-        ended = asyncio.create_task(asyncio.to_thread(self._service.close))
-        again = asyncio.create_task(self._until_told_again())
-        await asyncio.wait({ended, again}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            _log.warning("ended by a second signal; requests that wait are lost")
-            os._exit(1)
-        again.cancel()
+        await asyncio.sleep(self._doors.drain)
+        await asyncio.to_thread(self._service.close)
         rest.should_exit = True
         if rpc is not None:
             await rpc.stop(_SECONDS_TO_SEND)
@@ -173,13 +168,11 @@ class _Running:
         self._desk.close()
         _log.info("ended")
 
-    async def _until_told_again(self) -> None:
-        while self._signals < 2:
-            await asyncio.sleep(0.1)
-
     def _on_stop(self, name: str) -> None:
-        self._signals += 1
         _log.info("%s received", name)
+        if self._stop.is_set():
+            _log.warning("ended by a second signal; requests that wait are lost")
+            os._exit(1)
         self._stop.set()
 
     async def _watch_files(self) -> None:
@@ -209,10 +202,6 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def unsent(self) -> int:
-        """Return the bytes of answers that clients have not read yet."""
-        return sum(one.transport.get_write_buffer_size() for one in self.server_state.connections)
-
 
 class _Connection(H11Protocol):
     """A connection of the REST door. Their number is limited, and a client must send and read in time."""
@@ -230,10 +219,37 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:  # in the midst of the head of a request
+        if self.conn.their_state is h11.IDLE or self._drops_body:  # IDLE: in the midst of the head of a request
             self._wait_for_request()
         else:
             self._forget()
+
+    @property
+    def _drops_body(self) -> bool:
+        """Whether the answer is sent, and the body is still coming."""
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._drops_body:
+            self._wait_for_request()
+
+    def eof_received(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE:
+            _say(self.transport, 400, "the body ends before its stated length; send as many bytes as Content-Length")
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # the answer is on its way already
+            self.transport.close()
+            return
+        error = sys.exc_info()[1]  # uvicorn does not pass it on
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            _say(self.transport, 431, f"the headers have over {HEADER_BYTES} bytes; expected fewer or shorter ones")
+        else:
+            _say(self.transport, 400, "the request is not valid HTTP")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a request to upgrade is answered as any other."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -253,9 +269,6 @@ class _Connection(H11Protocol):
         self._forget_reading()
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str) -> None:
-        _say(self.transport, 400, "the request is not valid HTTP")
-
     def _wait_for_request(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(self.limits.read_timeout, self._on_slow)
@@ -266,14 +279,17 @@ class _Connection(H11Protocol):
             self._timer = None
 
     def _on_slow(self) -> None:
-        if not self.transport.is_closing():
+        self._timer = None
+        if self._drops_body:
+            self.transport.close()
+        elif not self.transport.is_closing():
             _say(self.transport, 408, f"no request came within {self.limits.read_timeout:g} s")
 
 
 def _say(transport: asyncio.Transport, status: int, message: str, more: str = "") -> None:
     """Send an answer outside a request, and close the connection."""
     body = json.dumps({"error": message})
-    reason = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[status]
+    reason = http.HTTPStatus(status).phrase
     head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     transport.write(f"{head}{more}Connection: close\r\n\r\n{body}".encode())
     transport.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ortcam.core.budget import Limits
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import OptionError, OrtcamError, nearest
 from ortcam.explain.explainer import ModelExplainer
@@ -58,7 +59,8 @@ class Service:
         self.limits = limits or ServingLimits()
         self._load, self._models = load, dict[str, Model]()
         self._loading = threading.Lock()
-        self.leaving = False
+        self._replaced: list[Worker] = []  # which may have questions still
+        self.draining = self.leaving = False
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -67,8 +69,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken: there is a model, and the server is not shutting down."""
-        return bool(self._models) and not self.leaving
+        """Whether clients should send requests: there is a model, and the server is not shutting down."""
+        return bool(self._models) and not self.draining and not self.leaving
 
     def load(self, name: str, path: Path) -> None:
         """Load a model, or a new file for a model. Requests that wait are answered by the file that took them.
@@ -93,6 +95,7 @@ class Service:
             self._models[name] = Model(path, state, worker)
             if before is not None:
                 before.worker.close(wait=False)
+                self._replaced = [*(one for one in self._replaced if one.alive), before.worker]
         done = "replaced" if before is not None else "loaded"
         seconds = time.perf_counter() - begin
         _log.info("model %s %s from %s in %.1f s, on %s", name, done, path.name, seconds, explainer.provider)
@@ -136,6 +139,19 @@ class Service:
         question = read_question(request, self.find(name, version).facts, self.limits)
         return self.submit(name, question, read_timeout(request.parameters, self.limits.timeout))
 
+    def check_room(self, name: str) -> None:
+        """Check that a photo can be taken now: what would be refused need not be read.
+
+        Raises:
+            Refusal: the model is unknown, busy or shutting down.
+        """
+        self._find_open(name).check_room()
+
+    def _find_open(self, name: str) -> Worker:
+        if self.leaving:
+            raise Refusal(Kind.LEAVING, "the server is shutting down; try another one", 1.0)
+        return self.find(name)
+
     def submit(self, name: str, question: Question, timeout: float | None = None) -> Work:
         """Take a question.
 
@@ -149,9 +165,7 @@ class Service:
         """
         work = Work(question, time.monotonic() + min(timeout or self.limits.timeout, self.limits.timeout))
         for attempt in (1, 2):
-            worker = self.find(name)
-            if self.leaving:
-                raise Refusal(Kind.LEAVING, "the server is shutting down; try another one", 1.0)
+            worker = self._find_open(name)
             try:
                 worker.submit(work)
                 break
@@ -163,10 +177,12 @@ class Service:
     def close(self) -> None:
         """Refuse new questions, answer all that were taken, and release the models."""
         self.leaving = True
-        for model in self._models.values():
-            model.worker.close(wait=False)
-        for model in self._models.values():
-            model.worker.close()
+        with self._loading:
+            workers = [*self._replaced, *(model.worker for model in self._models.values())]
+        for worker in workers:
+            worker.close(wait=False)
+        for worker in workers:
+            worker.close()
 
 
 def facts_of(explainer: Served) -> Facts:
@@ -180,8 +196,18 @@ def facts_of(explainer: Served) -> Facts:
     takes = {"photos"} if raw and known else {"photos", "tensors"} if known else {"tensors"}
     size = (shape[1], shape[2]) if contract.image_layout == "NCHW" else (shape[0], shape[1])
     sizes = ("photo",) if packed and raw else ("input", "photo")
-    budgets = isinstance(explainer, ModelExplainer) and explainer.method.name == "score-cam"
-    return Facts(contract.task, shape, size, frozenset(takes), sizes, bool(contract.labels), budgets)
+    return Facts(contract.task, shape, size, frozenset(takes), sizes, bool(contract.labels), _has_budgets(explainer))
+
+
+def _has_budgets(explainer: Served) -> bool:
+    """Return whether the method of an explainer takes a budget."""
+    if isinstance(explainer, PackedExplainer):
+        return False
+    try:
+        explainer.method.check(Limits(1))
+    except OptionError:
+        return False
+    return True
 
 
 def _contract(explainer: Served) -> Contract:

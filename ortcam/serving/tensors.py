@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,11 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 _MOST_DIMENSIONS = 8
 _LARGEST = 2**31 - 1
+_SHOWN = 60  # characters of a client's value in a message
+_MOST_TEXTS = 10_000  # of a BYTES tensor
 _VALUES_AT_ONCE = 4096  # written as JSON in one go: other threads run in between
+_BYTES_AT_ONCE = 1_000_000  # likewise, of binary values
+JSON_BYTES = 13  # of a float32 in JSON, at the most on average
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memo
     """
     count = math.prod(shape)
     if datatype == "BYTES":
+        _check_texts(name, count)
         items = list(_split(name, raw, count))
         if len(items) != count:
             raise invalid(f"input {show(name)} has {len(items)} values; its shape {list(shape)} has {count}")
@@ -119,6 +125,11 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memo
         )
     values = np.frombuffer(raw, dtype).reshape(shape)
     return Tensor(name, datatype, shape, values.astype(values.dtype.newbyteorder("="), copy=False))
+
+
+def _check_texts(name: str, count: int) -> None:
+    if count > _MOST_TEXTS:
+        raise invalid(f"input {show(name)} has {count} values; expected at most {_MOST_TEXTS} BYTES")
 
 
 def _split(name: str, raw: bytes | memoryview, most: int) -> Iterator[bytes]:
@@ -149,7 +160,8 @@ def from_values(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> 
         raise invalid(f"input {show(name)} has data {show(data)}; expected a list of values")
     count = math.prod(shape)
     if datatype == "BYTES":
-        texts = list(_flat(data))
+        _check_texts(name, count)
+        texts = list(_flat(name, data))
         if not all(isinstance(one, str | bytes) for one in texts):
             raise invalid(f"input {show(name)} is BYTES and has a value that is not text")
         if len(texts) != count:
@@ -178,34 +190,60 @@ def _cast(name: str, datatype: str, given: NDArray[Any]) -> NDArray[Any]:
         return given.astype(dtype)
 
 
-def _flat(data: list[Any]) -> Iterator[Any]:
+def _flat(name: str, data: list[Any], depth: int = 1) -> Iterator[Any]:
+    if depth > _MOST_DIMENSIONS:
+        raise invalid(f"input {show(name)} has lists in more than {_MOST_DIMENSIONS} lists; expected a flat list")
     for one in data:
         if isinstance(one, list):
-            yield from _flat(one)
+            yield from _flat(name, one, depth + 1)
         else:
             yield one
 
 
 def to_raw(tensor: Tensor) -> bytes:
     """Return the binary form of a tensor."""
+    return b"".join(raw_parts(tensor))
+
+
+def raw_parts(tensor: Tensor) -> Iterator[bytes]:
+    """Yield the binary form of a tensor in parts."""
     if tensor.datatype == "BYTES":
-        return b"".join(len(one).to_bytes(4, "little") + one for one in tensor.items)
-    array = tensor.array
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        for item in tensor.items:
+            yield len(item).to_bytes(4, "little")
+            yield item
+        return
+    flat = tensor.array.reshape(-1)
+    count = max(1, _BYTES_AT_ONCE // flat.itemsize)
+    for at in range(0, flat.size, count):
+        some = flat[at : at + count]
+        yield some.astype(some.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def to_json(tensor: Tensor) -> bytes:
     """Return the values of a tensor as a flat JSON list: null for NaN, which JSON lacks; base64 for pictures."""
+    return b"".join(json_parts(tensor))
+
+
+def json_parts(tensor: Tensor) -> Iterator[bytes]:
+    """Yield what `to_json` returns in parts."""
     if tensor.datatype == "BYTES":
-        return json.dumps([_as_text(one) for one in tensor.items]).encode()
-    flat, parts = tensor.array.reshape(-1), []
+        yield json.dumps([_as_text(one) for one in tensor.items]).encode()
+        return
+    flat = tensor.array.reshape(-1)
+    yield b"["
     for at in range(0, flat.size, _VALUES_AT_ONCE):
-        some = flat[at : at + _VALUES_AT_ONCE]
-        values: list[Any] = some.tolist()
-        if some.dtype.kind == "f" and not np.isfinite(some).all():
-            values = [one if math.isfinite(one) else None for one in values]
-        parts.append(json.dumps(values, separators=(",", ":"))[1:-1])
-    return ("[" + ",".join(parts) + "]").encode()
+        yield (b"," if at else b"") + spell(flat[at : at + _VALUES_AT_ONCE])
+    yield b"]"
+
+
+def spell(some: NDArray[Any]) -> bytes:
+    """Return the numbers of a row [N] in JSON, without brackets; nine digits state a float32 exactly."""
+    values: list[Any] = some.tolist()
+    if some.dtype == np.float32 and np.isfinite(some).all():
+        return ("%.9g," * len(values) % tuple(values))[:-1].encode()
+    if some.dtype.kind == "f":
+        values = [one if math.isfinite(one) else None for one in values]
+    return json.dumps(values, separators=(",", ":"))[1:-1].encode()
 
 
 def _as_text(item: bytes) -> str:
@@ -216,6 +254,36 @@ def _as_text(item: bytes) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a value of a client for a message, at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Return a value of a client for a message, at most 60 characters.
+
+    Only its beginning is turned into text: the whole can be megabytes, or nested too deeply for `repr`.
+    """
+    text = "".join(islice(_spell(value), _SHOWN + 1))
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _spell(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the pieces of a value as `repr` spells it, none of them empty."""
+    if isinstance(value, str | bytes | memoryview):
+        short = value[: _SHOWN + 1]
+        yield from repr(bytes(short) if isinstance(short, memoryview) else short)
+    elif isinstance(value, list | dict) and depth > _SHOWN:
+        yield "..."
+    elif isinstance(value, list):
+        yield "["
+        for place, one in enumerate(value):
+            yield from ", " if place else ""
+            yield from _spell(one, depth + 1)
+        yield "]"
+    elif isinstance(value, dict):
+        yield "{"
+        for place, (key, one) in enumerate(value.items()):
+            yield from ", " if place else ""
+            yield from _spell(key, depth + 1)
+            yield from ": "
+            yield from _spell(one, depth + 1)
+        yield "}"
+    elif type(value) is int and abs(value) >= 10**_SHOWN:  # Python refuses to print thousands of digits
+        yield f"{'-' if value < 0 else ''}over 1e{_SHOWN}"
+    else:
+        yield from repr(value)

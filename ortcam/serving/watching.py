@@ -28,9 +28,9 @@ class Watch:
             loaded = self._service.models.get(path.stem)
             if loaded is not None and loaded.path != path:
                 continue  # the name belongs to a file that was named
-            known = self._tried.get(path) or (None if loaded is None else loaded.state)
+            known = (self._tried.get(path), None if loaded is None else loaded.state)
             settled = self._seen.get(path) == state
-            if state is None or state == known:
+            if state is None or state in known:
                 continue
             self._seen[path] = state
             if settled:
@@ -41,6 +41,6 @@ class Watch:
 def model_files(folder: Path) -> list[Path]:
     """Return the model files of a folder by name; none of a folder that cannot be read."""
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".onnx" and not path.name.startswith("."))
+        return sorted(path for path in folder.glob("[!.]*.onnx") if path.is_file())
     except OSError:
         return []

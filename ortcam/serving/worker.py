@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ortcam.core.references import Similarity
-from ortcam.core.targets import Target
 from ortcam.deploy.packed import PackedExplainer
 from ortcam.errors import ImageError, ModelError, OrtcamError
 from ortcam.explain.explainer import ModelExplainer
@@ -22,11 +21,13 @@ from ortcam.runtime.session import RUNTIME_ERRORS
 from ortcam.serving.answers import Answer, Explained
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.questions import Facts, Question, check_photo
-from ortcam.serving.refusal import Kind, Refusal
+from ortcam.serving.refusal import Kind, Refusal, forget
 
 Served = ModelExplainer | PackedExplainer
 _AHEAD = 2  # requests that are decoded while another is explained
+_TIMES_PIXELS = 4  # the photos of a request together, in the largest photos that are taken
 _TOGETHER = 16  # photos that are explained together
+_CAUTION = 1.25  # times the expected wait: a machine that slows a little must not make all that wait late
 _LEARN = 0.3  # the share of a new time in the expected time
 _log = logging.getLogger("ortcam.serving")
 
@@ -57,6 +58,7 @@ class Work:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, if there is no answer yet."""
+        forget(error)
         with contextlib.suppress(InvalidStateError):  # nobody waits any more
             self.answer.set_exception(error)
 
@@ -112,6 +114,11 @@ class Worker:
             thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether a question may be in work."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    @property
     def waiting(self) -> int:
         """The number of photos that wait."""
         with self._changed:
@@ -119,7 +126,19 @@ class Worker:
 
     def _count_waiting(self) -> int:
         before = [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
-        return sum(len(work.question.images) for work in before)
+        return sum(len(work.question.images) for work in before if not work.gone.is_set())
+
+    def check_room(self, photos: int = 1) -> None:
+        """Check that photos can be taken now.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        with self._changed:
+            waiting, most = self._count_waiting(), self._limits.queue
+            if waiting and waiting + photos > most:
+                message = f"model {self.name} is busy: {waiting} photos wait, at most {most} may"
+                raise Refusal(Kind.BUSY, message, max(1.0, self._seconds_before()))
 
     def submit(self, work: Work) -> None:
         """Take a question into the queue; its `answer` follows.
@@ -127,22 +146,24 @@ class Worker:
         Raises:
             Refusal: the queue is full, the answer would be late, or the worker is closing.
         """
-        photos, known = len(work.question.images), self._costs.of(work.question)
+        known = self._costs.of(work.question)
         with self._changed:
             if self._closing:
                 raise Refusal(Kind.LEAVING, f"model {self.name} is shutting down; try again", 1.0)
-            waiting, before = self._count_waiting(), self._seconds_before()
-            if waiting and waiting + photos > self._limits.queue:
-                raise Refusal(
-                    Kind.BUSY,
-                    f"model {self.name} is busy: {waiting} photos wait, at most {self._limits.queue} may",
-                    max(1.0, before),
-                )
-            late = work.why_over(before + known)
+            self._drop_gone()
+            self.check_room(len(work.question.images))
+            before = self._seconds_before()
+            late = work.why_over(_CAUTION * before + known)
             if late is not None:
                 raise late
             self._waiting.append(work)
             self._changed.notify_all()
+
+    def _drop_gone(self) -> None:
+        """Let the photos go that nobody waits for: their bytes count no more."""
+        for work in [one for one in self._waiting if one.gone.is_set()]:
+            self._waiting.remove(work)
+            work.fail(Refusal(Kind.GONE, "the client has left"))
 
     def _seconds_before(self) -> float:
         """Return the expected seconds until a new question begins."""
@@ -208,11 +229,15 @@ class Worker:
             return None
         question, limits = work.question, self._limits
         try:
-            images = []
+            images, together = [], 0
             for number, image in enumerate(question.images):
                 pixels = _decoded(image, limits.pixels, f"image {number}" if len(question.images) > 1 else "image")
                 size = (pixels.shape[0], pixels.shape[1]) if pixels.ndim == 3 else self._size_of(pixels.shape)
                 check_photo(question, size, self.facts, limits)
+                together += size[0] * size[1]
+                if together > _TIMES_PIXELS * limits.pixels:
+                    most = f"{_TIMES_PIXELS * limits.pixels / 1e6:g} million"
+                    raise Refusal(Kind.TOO_LARGE, f"the photos have over {most} pixels together; send fewer at once")
                 images.append(pixels)
             targets = question.targets and tuple(_with_picture(one, limits.pixels) for one in question.targets)
         except OrtcamError as error:
@@ -324,24 +349,15 @@ class Worker:
         for work in works:
             begin = time.monotonic()
             try:
-                targets = [self._targets_of(image, work.question) for image in work.question.images]
+                question = work.question
+                wanted = None if question.targets is None else list(question.targets)
+                targets = [self.explainer.predict(one, question.top_k, targets=wanted) for one in question.images]
             except OrtcamError as error:
                 work.fail(error)
                 continue
             seconds = time.monotonic() - begin
             self._costs.learn(work.question, seconds / len(targets))
             work.finish(Answer(targets, [], seconds))
-
-    def _targets_of(self, image: Any, question: Question) -> Sequence[Target]:
-        """Return the surest targets of an image, or the named classes, without a map."""
-        assert isinstance(self.explainer, ModelExplainer)
-        if question.targets is None:
-            return self.explainer.predict(image, question.top_k)
-        model = self.explainer.model
-        every = self.explainer.predict(image, 1_000_000)  # all classes
-        wanted = model.resolve_targets(question.targets, len(every)) or ()
-        by_index = {target.index: target for target in every}
-        return [by_index[one.index] for one in wanted]
 
 
 class _Over(Exception):  # noqa: N818 - no error
