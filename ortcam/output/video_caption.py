@@ -69,10 +69,10 @@ class FrameCaptions:
             kind, width = (caption.name, caption.details), font.width(caption.score, 100)
             if width >= widest.get(kind, (0, caption))[0]:
                 widest[kind] = width, caption
-        strips = [self._draw(caption) for _, caption in widest.values()]
-        height = max(map(len, strips))
+        shapes = [self._draw(caption).shape for _, caption in widest.values()]  # a strip holds a canvas of megabytes
+        height = max(shape[0] for shape in shapes)
         self.height = height + (self._frame[0] + height) % 2
-        self.size = self._frame[0] + self.height, strips[0].shape[1]
+        self.size = self._frame[0] + self.height, shapes[0][1]
 
     def add(self, frame: Photo, caption: Caption) -> Photo:
         """Return a frame with its caption under it, uint8 [H,W,3] RGB of `size`."""

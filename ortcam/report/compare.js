@@ -11,12 +11,13 @@ const showValue = (cell) => cell.probability === null ? brief(cell.score) : show
 
 // ---- Words ----
 const rOf = (row, column) => column === "" ? row.least : row.cells[column].r;
-const showR = (r) => r === null ? "no r: a map is flat" : `r ${round(r)}`;
+const showR = (r) => r === null ? "no r" : `r ${round(r)}`;
+const isLow = (r) => r !== null && r < about.low;
 const leastOf = (row) => others.reduce((a, b) => (row.cells[b].r ?? -2) < (row.cells[a].r ?? -2) ? b : a);
 const FLAGS = {
   changed: ["another top class", (row, column) => column === "" ? row.cells.some((cell) => cell.changed) : row.cells[column].changed],
-  low: [`r below ${about.low}`, (row, column) => rOf(row, column) !== null && rOf(row, column) < about.low],
-  flat: ["no r: a map is flat", (row, column) => rOf(row, column) === null],
+  low: [`r below ${about.low}`, (row, column) => column === "" ? others.some((place) => isLow(row.cells[place].r)) : isLow(rOf(row, column))],
+  flat: ["no r", (row, column) => rOf(row, column) === null],
 };
 const count = (flag) => rows.filter((row) => FLAGS[flag][1](row, "")).length;
 const isTop = (cell) => cell.top && cell.top.index === cell.index && !cell.changed;

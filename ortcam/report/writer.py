@@ -53,7 +53,9 @@ class PageWriter:
         with self._writing():
             with replace_files(self.path):  # an error comes before the work, not after it
                 pass
-            self._pictures = tempfile.TemporaryFile()
+            # Beside the page: the system's own folder for such files can be small, and in memory.
+            folder = next(one for one in self.path.absolute().parents if one.is_dir())
+            self._pictures = tempfile.TemporaryFile(dir=folder)
         return self
 
     def __exit__(
