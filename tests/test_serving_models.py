@@ -19,6 +19,7 @@ from ortcam.errors import OptionError
 from ortcam.methods import make_method
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.protocol import InferRequest
+from ortcam.serving.refusal import Refusal
 from ortcam.serving.service import Service
 from ortcam.serving.tensors import Tensor
 
@@ -215,6 +216,29 @@ def test_methods(method: str, served: Path) -> None:
             limited.load("tiny", served / "tiny.onnx")
             assert limited.ask("tiny", None, InferRequest(image)).answer.result(SECONDS).explained[0].scored == scored
             limited.close()
+    finally:
+        service.close()
+
+
+def test_the_sign_of_values_that_are_named(served: Path) -> None:
+    """Digits in text are an index. A label or no target is refused: it would get the sign 1."""
+    engine, data = ortcam.ScoreCAM(served / "value.onnx"), (served / "cat.png").read_bytes()
+    service = Service(load_explainer)
+    try:
+        service.load("value", served / "value.onnx")
+        image = {"image": Tensor.of_bytes("image", [data])}
+
+        def ask(*targets: str, sign: int = -1) -> Any:
+            given = {"target": Tensor.of_bytes("target", [one.encode() for one in targets])} if targets else {}
+            asked = InferRequest(image | given, parameters={"sign": sign})
+            return service.ask("value", None, asked).answer.result(SECONDS).explained[0]
+
+        found = ask("2", "1")
+        assert np.array_equal(found.input_maps, engine.explain(data, [Output(2, -1), Output(1, -1)]).input_maps)
+        assert not np.array_equal(found.input_maps, ask("2", "1", sign=1).input_maps)
+        for targets in (("a label",), ()):
+            with pytest.raises(Refusal, match="give the indices of the values"):
+                ask(*targets)
     finally:
         service.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,6 +36,7 @@ OUTPUTS = {
 PREDICTIONS = ("target_class", "label", "probability", "image_index")  # need no map
 USUAL = ("target_class", "label", "probability", "saliency", "scored", "error")
 _LONGEST_LABEL = 1000  # bytes
+_INDEX = re.compile(r"\s*-?[0-9]{1,18}\s*")  # text that is an index
 _BOXED = ("detect", "segment")  # tasks whose targets have a box
 INPUTS = ("image", "target", "box", "like")
 # Parameters of other servers that ortcam has no use for; clients send them unasked.
@@ -259,9 +261,18 @@ def _read_targets(
         targets = _read_likes(inputs["like"])
     elif "box" in inputs:
         targets = _read_boxes(inputs["box"], targets)
-    elif facts.task == "value" and targets is not None:
-        targets = [Value(one, sign) if isinstance(one, int) else one for one in targets]
+    elif sign != 1:
+        targets = [_signed(one, sign) for one in targets or [None]]
     return None if targets is None else tuple(targets)
+
+
+def _signed(word: Any, sign: int) -> Value:
+    """Return a value with a sign; digits are its index."""
+    if isinstance(word, str) and _INDEX.fullmatch(word):
+        word = int(word)
+    if not isinstance(word, int):
+        raise invalid(f"sign is {sign} and target is {show(word)}; give the indices of the values as targets")
+    return Value(word, sign)
 
 
 def _check_targets(tensor: Tensor, limits: ServingLimits) -> None:
