@@ -23,7 +23,7 @@ from ortcam.serving.limits import ServingLimits
 from ortcam.serving.questions import Question, read_timeout
 from ortcam.serving.refusal import Kind, Refusal
 from ortcam.serving.service import Service
-from ortcam.serving.worker import Costs, Work
+from ortcam.serving.works import Costs, Work
 
 CHANNELS = 384
 

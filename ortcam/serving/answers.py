@@ -26,7 +26,7 @@ class Answer:
     Attributes:
         targets: the targets of each photo.
         explained: the explanation of each photo; empty if only a prediction was asked for.
-        seconds: from the beginning of the work on the first photo to the end of the last.
+        seconds: from the beginning of the work on the photos, and on those explained together with them, to its end.
     """
 
     targets: Sequence[Sequence[Target]]

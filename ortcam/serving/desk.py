@@ -20,7 +20,7 @@ from ortcam.serving.metrics import Metrics
 from ortcam.serving.questions import Question
 from ortcam.serving.refusal import Kind, Refusal
 from ortcam.serving.service import Service
-from ortcam.serving.worker import Work
+from ortcam.serving.works import Work
 
 Made = TypeVar("Made")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -68,7 +68,7 @@ class Desk:
         self.service, self.metrics, self.limits = service, metrics, service.limits
         self._keys = keys
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="ortcam-encode")
-        self._pending, self._encoding = 0, 0
+        self._pending = 0
         self.sending = 0  # bytes of answers that are being sent
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Desk:
     async def answer(
         self,
         call: Call,
-        submit: Callable[[], Work],
+        submit: Callable[..., Work],
         write: Callable[[Answer, Question], Made],
         left: Awaitable[object] | None = None,
     ) -> Made:
@@ -123,35 +123,25 @@ class Desk:
 
         Args:
             call: the request.
-            submit: hands the question to the service.
+            submit: hands the question to the service; takes `spent` and `held` of `Service.submit`.
             write: encodes the answer; runs in a thread.
             left: ends when the client has left.
 
         Raises:
             Refusal: there is no answer.
         """
-        if self._encoding > self.limits.queue:
-            raise Refusal(Kind.BUSY, f"{self._encoding} photos wait to be drawn; try again", 1.0)
-        gone = None if left is None else asyncio.ensure_future(left)
+        gone, work = None if left is None else asyncio.ensure_future(left), None
         try:
-            work = submit()
-            waiting = asyncio.wrap_future(work.answer)
-            try:
-                answer = await self._wait(work, waiting, gone)
-            finally:
-                if not waiting.done():
-                    work.gone.set()
-                    waiting.cancel()
-            self._encoding += len(answer.targets)
-            try:
-                made = await self.compute(write, answer, work.question)
-            finally:
-                self._encoding -= len(answer.targets)
+            work = submit(spent=call.seconds, held=True)
+            answer = await self._wait(work, asyncio.wrap_future(work.answer), gone)
+            made = await self._wait(work, asyncio.ensure_future(self.compute(write, answer, work.question)), gone)
         except Refusal:
             raise
         except OrtcamError as error:
             raise self._as_refusal(call, error) from error
         finally:
+            if work is not None:
+                work.release()
             if gone is not None:
                 gone.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -159,12 +149,17 @@ class Desk:
         self.metrics.answered(call.model, call.door, answer, call.seconds)
         return made
 
-    async def _wait(self, work: Work, waiting: asyncio.Future[Answer], gone: asyncio.Future[object] | None) -> Answer:
+    async def _wait(self, work: Work, made: asyncio.Future[Made], gone: asyncio.Future[object] | None) -> Made:
+        """Return what is made for a client, unless it comes too late or the client has left."""
         timeout = max(0.0, work.deadline - time.monotonic())
-        both: set[asyncio.Future[Any]] = {waiting} if gone is None else {waiting, gone}
-        await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
+        both: set[asyncio.Future[Any]] = {made} if gone is None else {made, gone}
+        try:
+            await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if made.done():
+                return made.result()
+        finally:
+            if not made.done():
+                made.cancel()
         if gone is not None and gone.done():
             raise Refusal(Kind.GONE, "the client has left")
         raise Refusal(Kind.LATE, "the answer is not ready in time; ask for a smaller budget, or wait longer")

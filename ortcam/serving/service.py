@@ -21,7 +21,8 @@ from ortcam.serving.protocol import InferRequest
 from ortcam.serving.questions import Facts, Question, read_question, read_timeout
 from ortcam.serving.refusal import Kind, Refusal
 from ortcam.serving.tensors import show
-from ortcam.serving.worker import Served, Work, Worker
+from ortcam.serving.worker import Served, Worker
+from ortcam.serving.works import Work
 
 VERSION = "1"  # of every model: a file that replaces another is the same model to its clients
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -69,19 +70,24 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether clients should send requests: there is a model, and the server is not shutting down."""
-        return bool(self._models) and not self.draining and not self.leaving
+        """Whether clients should send requests: there are models, all of them work, and the server goes on."""
+        models = self._models.values()
+        works = bool(models) and not any(model.worker.broken for model in models)
+        return works and not self.draining and not self.leaving
 
     def load(self, name: str, path: Path) -> None:
         """Load a model, or a new file for a model. Requests that wait are answered by the file that took them.
 
         Raises:
             OptionError: the name is invalid.
+            Refusal: the server is shutting down.
             OrtcamError: the file cannot be used; an earlier file of the model stays.
         """
         if _NAME.fullmatch(name) is None:
             raise OptionError(f"model name is {name!r}; expected letters, digits, '.', '_' and '-', at most 100")
         with self._loading:
+            if self.leaving:
+                raise Refusal(Kind.LEAVING, "the server is shutting down")
             state, begin = state_of(path), time.perf_counter()
             explainer = self._load(path)
             assert isinstance(explainer, ModelExplainer | PackedExplainer)
@@ -92,7 +98,7 @@ class Service:
                 explainer.close()
                 raise
             before = self._models.get(name)
-            self._models[name] = Model(path, state, worker)
+            self._models = {**self._models, name: Model(path, state, worker)}  # others may iterate over the one before
             if before is not None:
                 before.worker.close(wait=False)
                 self._replaced = [*(one for one in self._replaced if one.alive), before.worker]
@@ -130,14 +136,17 @@ class Service:
             raise Refusal(Kind.UNKNOWN, f"model {name} has no version {show(version)}; expected {VERSION}")
         return model.worker
 
-    def ask(self, name: str, version: str | None, request: InferRequest) -> Work:
-        """Take a request of the protocol.
+    def ask(
+        self, name: str, version: str | None, request: InferRequest, *, spent: float = 0.0, held: bool = False
+    ) -> Work:
+        """Take a request of the protocol; `spent` and `held` as for `submit`.
 
         Raises:
             Refusal: it is wrong, or cannot be taken now.
         """
         question = read_question(request, self.find(name, version).facts, self.limits)
-        return self.submit(name, question, read_timeout(request.parameters, self.limits.timeout))
+        timeout = read_timeout(request.parameters, self.limits.timeout)
+        return self.submit(name, question, timeout, spent=spent, held=held)
 
     def check_room(self, name: str) -> None:
         """Check that a photo can be taken now: what would be refused need not be read.
@@ -152,18 +161,23 @@ class Service:
             raise Refusal(Kind.LEAVING, "the server is shutting down; try another one", 1.0)
         return self.find(name)
 
-    def submit(self, name: str, question: Question, timeout: float | None = None) -> Work:
+    def submit(
+        self, name: str, question: Question, timeout: float | None = None, *, spent: float = 0.0, held: bool = False
+    ) -> Work:
         """Take a question.
 
         Args:
             name: the name of the model.
             question: the question.
-            timeout: seconds to its answer; None for the server's.
+            timeout: seconds from its arrival to its answer; None for the server's.
+            spent: seconds since its arrival.
+            held: count its photos as waiting until `Work.release`, and not only until it is answered.
 
         Raises:
             Refusal: the model is unknown, busy or shutting down, or the answer would be late.
         """
-        work = Work(question, time.monotonic() + min(timeout or self.limits.timeout, self.limits.timeout))
+        most = self.limits.timeout
+        work = Work(question, time.monotonic() - spent + (most if timeout is None else min(timeout, most)), held)
         for attempt in (1, 2):
             worker = self._find_open(name)
             try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from ortcam.core.references import Similarity
@@ -21,68 +20,15 @@ from ortcam.runtime.session import RUNTIME_ERRORS
 from ortcam.serving.answers import Answer, Explained
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.questions import Facts, Question, check_photo
-from ortcam.serving.refusal import Kind, Refusal, forget
+from ortcam.serving.refusal import Kind, Refusal
+from ortcam.serving.works import Costs, Work
 
 Served = ModelExplainer | PackedExplainer
 _AHEAD = 2  # requests that are decoded while another is explained
-_TIMES_PIXELS = 4  # the photos of a request together, in the largest photos that are taken
+_TIMES_PIXELS = 4  # the photos and references of a request together, in the largest photos that are taken
 _TOGETHER = 16  # photos that are explained together
 _CAUTION = 1.25  # times the expected wait: a machine that slows a little must not make all that wait late
-_LEARN = 0.3  # the share of a new time in the expected time
 _log = logging.getLogger("ortcam.serving")
-
-
-@dataclass(eq=False)
-class Work:
-    """A question in work.
-
-    Attributes:
-        question: the question.
-        deadline: when its answer is late, in seconds of time.monotonic.
-        answer: the answer, or a Refusal.
-        gone: set when nobody waits for the answer.
-    """
-
-    question: Question
-    deadline: float
-    answer: Future[Answer] = field(default_factory=Future)
-    gone: threading.Event = field(default_factory=threading.Event)
-
-    def why_over(self, seconds: float = 0.0) -> Refusal | None:
-        """Return why no work of that many seconds should be done; None if it should."""
-        if self.gone.is_set():
-            return Refusal(Kind.GONE, "the client has left")
-        if time.monotonic() + seconds > self.deadline:
-            return Refusal(Kind.LATE, "the answer would be late; ask for a smaller budget, or wait longer")
-        return None
-
-    def fail(self, error: Exception) -> None:
-        """Answer with an error, if there is no answer yet."""
-        forget(error)
-        with contextlib.suppress(InvalidStateError):  # nobody waits any more
-            self.answer.set_exception(error)
-
-    def finish(self, answer: Answer) -> None:
-        """Answer, if there is no answer yet."""
-        with contextlib.suppress(InvalidStateError):
-            self.answer.set_result(answer)
-
-
-class Costs:
-    """The expected seconds per photo of questions, learned from those that were answered."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[Any, ...], float] = {}
-
-    def learn(self, question: Question, seconds: float) -> None:
-        before = self._seconds.get(question.cost, seconds)
-        if question.cost not in self._seconds and len(self._seconds) >= 1000:  # of a client that varies its options
-            self._seconds.clear()
-        self._seconds[question.cost] = before + _LEARN * (seconds - before)
-
-    def of(self, question: Question) -> float:
-        """Return the expected seconds of a question; 0 if nothing is known."""
-        return self._seconds.get(question.cost, 0.0) * len(question.images)
 
 
 class Worker:
@@ -103,7 +49,9 @@ class Worker:
         self._decoded: deque[Work] = deque()
         self._decoding: Work | None = None
         self._running: list[Work] = []
+        self._held = weakref.WeakSet[Work]()
         self._begun, self._closing, self._no_more = 0.0, False, False
+        self.broken = False  # whether a thread ended by a fault
         self._changed = threading.Condition()
         self._gathers = explainer.provider != "cpu" and isinstance(explainer, ModelExplainer)
         self._threads = [
@@ -125,8 +73,15 @@ class Worker:
             return self._count_waiting()
 
     def _count_waiting(self) -> int:
-        before = [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
-        return sum(len(work.question.images) for work in before if not work.gone.is_set())
+        """Return the photos that wait to be explained, and those whose answers wait to be written."""
+        written = sum(len(work.question.images) for work in list(self._held) if work.held and work.answer.done())
+        return written + self._count_ahead()
+
+    def _count_ahead(self) -> int:
+        return sum(len(work.question.images) for work in self._ahead() if not work.gone.is_set())
+
+    def _ahead(self) -> list[Work]:
+        return [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
 
     def check_room(self, photos: int = 1) -> None:
         """Check that photos can be taken now.
@@ -152,11 +107,13 @@ class Worker:
                 raise Refusal(Kind.LEAVING, f"model {self.name} is shutting down; try again", 1.0)
             self._drop_gone()
             self.check_room(len(work.question.images))
-            before = self._seconds_before()
-            late = work.why_over(_CAUTION * before + known)
+            work.alone = self._is_idle()  # what it takes is then tried, since only answers teach it
+            late = work.why_over(0.0 if work.alone else _CAUTION * self._seconds_before() + known)
             if late is not None:
                 raise late
             self._waiting.append(work)
+            if work.held:
+                self._held.add(work)
             self._changed.notify_all()
 
     def _drop_gone(self) -> None:
@@ -165,12 +122,16 @@ class Worker:
             self._waiting.remove(work)
             work.fail(Refusal(Kind.GONE, "the client has left"))
 
+    def _is_idle(self) -> bool:
+        """Whether a new question would begin at once."""
+        at_work = any(not (work.gone.is_set() or work.answer.done()) for work in self._running)
+        return not at_work and not self._count_ahead()
+
     def _seconds_before(self) -> float:
         """Return the expected seconds until a new question begins."""
-        ahead = [*self._waiting, *self._decoded, *([self._decoding] if self._decoding else [])]
         running = sum(self._costs.of(work.question) for work in self._running if not work.answer.done())
         left = max(0.0, running - (time.monotonic() - self._begun)) if running else 0.0
-        return left + sum(self._costs.of(work.question) for work in ahead if not work.gone.is_set())
+        return left + sum(self._costs.of(work.question) for work in self._ahead() if not work.gone.is_set())
 
     def close(self, wait: bool = True) -> None:
         """Refuse new questions, answer all that were taken, and close the explainer.
@@ -191,8 +152,8 @@ class Worker:
         except BaseException:  # noqa: BLE001 - a fault in ortcam: nobody may wait for ever
             _log.exception("the worker of model %s ended", self.name)
             with self._changed:
-                self._closing = self._no_more = True
-                left = [*self._waiting, *self._decoded, *self._running, *([self._decoding] if self._decoding else [])]
+                self._closing = self._no_more = self.broken = True
+                left = [*self._ahead(), *self._running]
                 self._waiting.clear()
                 self._decoded.clear()
                 self._changed.notify_all()
@@ -216,6 +177,7 @@ class Worker:
                 if ready is not None:
                     self._decoded.append(ready)
                 self._changed.notify_all()
+            del work, ready  # the next may come much later
 
     def _may_decode(self) -> bool:
         ahead = sum(len(work.question.images) for work in self._decoded)
@@ -223,23 +185,12 @@ class Worker:
         return bool(self._waiting) and ahead < most
 
     def _decode(self, work: Work) -> Work | None:
-        over = work.why_over(self._costs.of(work.question))
+        over = work.why_over(0.0 if work.alone else self._costs.of(work.question))
         if over is not None:
             work.fail(over)
             return None
-        question, limits = work.question, self._limits
         try:
-            images, together = [], 0
-            for number, image in enumerate(question.images):
-                pixels = _decoded(image, limits.pixels, f"image {number}" if len(question.images) > 1 else "image")
-                size = (pixels.shape[0], pixels.shape[1]) if pixels.ndim == 3 else self._size_of(pixels.shape)
-                check_photo(question, size, self.facts, limits)
-                together += size[0] * size[1]
-                if together > _TIMES_PIXELS * limits.pixels:
-                    most = f"{_TIMES_PIXELS * limits.pixels / 1e6:g} million"
-                    raise Refusal(Kind.TOO_LARGE, f"the photos have over {most} pixels together; send fewer at once")
-                images.append(pixels)
-            targets = question.targets and tuple(_with_picture(one, limits.pixels) for one in question.targets)
+            work.question = self._decoded_question(work.question)
         except OrtcamError as error:
             work.fail(error)
             return None
@@ -247,8 +198,27 @@ class Worker:
             _log.exception("model %s: a photo cannot be decoded", self.name)
             work.fail(Refusal(Kind.FAILED, f"a photo cannot be decoded ({type(error).__name__})"))
             return None
-        work.question = replace(question, images=tuple(images), targets=targets)
         return work
+
+    def _decoded_question(self, question: Question) -> Question:
+        """Return a question with arrays in the place of pictures."""
+        most, images, pixels = self._limits.pixels, [], 0
+        for number, image in enumerate(question.images):
+            photo = _decoded(image, most, f"image {number}" if len(question.images) > 1 else "image")
+            size = (photo.shape[0], photo.shape[1]) if photo.ndim == 3 else self._size_of(photo.shape)
+            check_photo(question, size, self.facts, self._limits)
+            pixels += size[0] * size[1]
+            _check_together(pixels, most)
+            images.append(photo)
+        targets = []
+        for target in question.targets or ():
+            if isinstance(target, Similarity) and isinstance(target.like, bytes):
+                like = _decoded(target.like, most, "like")
+                pixels += like.shape[0] * like.shape[1]
+                _check_together(pixels, most)
+                target = Similarity(like)
+            targets.append(target)
+        return replace(question, images=tuple(images), targets=question.targets and tuple(targets))
 
     def _size_of(self, shape: Sequence[int]) -> tuple[int, int]:
         height, width = self.facts.input_size
@@ -266,10 +236,12 @@ class Worker:
                     self._changed.wait_for(lambda: self._no_more, self._limits.gather)
                 together = self._running = self._take()
                 self._begun = time.monotonic()
+                self._changed.notify_all()  # there is room for decoded photos
             self._explain(together)
             with self._changed:
                 self._running = []
                 self._changed.notify_all()
+            del together  # the next may come much later
         self.explainer.close()
 
     def _take(self) -> list[Work]:
@@ -290,7 +262,7 @@ class Worker:
     def _explain(self, together: list[Work]) -> None:
         works = []
         for work in together:
-            over = work.why_over(self._costs.of(work.question))
+            over = work.why_over(0.0 if work.alone else self._costs.of(work.question))
             if over is None:
                 works.append(work)
             else:
@@ -303,7 +275,10 @@ class Worker:
             else:
                 self._predict(works)
         except _Over:
+            photos = sum(len(work.question.images) for work in works)
             for work in works:
+                if not work.answer.done():
+                    self._costs.learn_least(work.question, (time.monotonic() - self._begun) / photos)
                 work.fail(work.why_over() or Refusal(Kind.GONE, "the client has left"))
         except OrtcamError as error:
             for work in works:
@@ -327,13 +302,15 @@ class Worker:
             budget=first.budget,
             tolerance=first.tolerance,
         )
-        outcomes = _in_order(explained, failed)
+        outcomes, photos = _in_order(explained, failed), 0
         for work in works:
-            begin = time.monotonic()
             found = [next(outcomes) for _ in work.question.images]
-            self._finish(work, found, time.monotonic() - begin)
+            photos += sum(not isinstance(one, OrtcamError) for one in found)
+            if work is works[-1] and photos:  # of all together: a device gives the answers of a group at its end
+                self._costs.learn(first, (time.monotonic() - self._begun) / photos)
+            self._finish(work, found)
 
-    def _finish(self, work: Work, found: list[Explained | OrtcamError], seconds: float) -> None:
+    def _finish(self, work: Work, found: list[Explained | OrtcamError]) -> None:
         explained = []
         for number, one in enumerate(found):
             if isinstance(one, OrtcamError):
@@ -341,8 +318,7 @@ class Worker:
                 work.fail(type(one)(message))
                 return
             explained.append(one)
-        self._costs.learn(work.question, seconds / len(found))
-        work.finish(Answer([one.targets for one in explained], explained, seconds))
+        work.finish(Answer([one.targets for one in explained], explained, time.monotonic() - self._begun))
 
     def _predict(self, works: list[Work]) -> None:
         assert isinstance(self.explainer, ModelExplainer)
@@ -388,7 +364,7 @@ def _decoded(image: Any, most_pixels: int, name: str) -> Any:
         raise ImageError(str(error).replace("image", name, 1)) from error
 
 
-def _with_picture(target: Any, most_pixels: int) -> Any:
-    if isinstance(target, Similarity) and isinstance(target.like, bytes):
-        return Similarity(_decoded(target.like, most_pixels, "like"))
-    return target
+def _check_together(pixels: int, most: int) -> None:
+    if pixels > _TIMES_PIXELS * most:
+        shown = f"{_TIMES_PIXELS * most / 1e6:g} million"
+        raise Refusal(Kind.TOO_LARGE, f"the photos have over {shown} pixels together; send fewer at once")
