@@ -17,6 +17,7 @@ from ortcam import Box, Output, Similarity
 from ortcam.deploy.load import load_explainer
 from ortcam.errors import OptionError
 from ortcam.methods import make_method
+from ortcam.model.pixels import read_image
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.protocol import InferRequest
 from ortcam.serving.refusal import Refusal
@@ -239,6 +240,25 @@ def test_the_sign_of_values_that_are_named(served: Path) -> None:
         for targets in (("a label",), ()):
             with pytest.raises(Refusal, match="give the indices of the values"):
                 ask(*targets)
+    finally:
+        service.close()
+
+
+def test_the_pixels_of_references(served: Path) -> None:
+    """The pictures of a request count together, whether they are photos or references."""
+    data = (served / "cat.png").read_bytes()
+    height, width = read_image(data)[0].shape[:2]
+    service = Service(load_explainer, ServingLimits(pixels=height * width))
+    try:
+        service.load("embed", served / "embed.onnx")
+        for likes in (3, 4):
+            inputs = {name: Tensor.of_bytes(name, [data] * count) for name, count in (("image", 1), ("like", likes))}
+            answer = service.ask("embed", None, InferRequest(inputs)).answer
+            if likes == 3:  # four pictures of the largest size
+                assert len(answer.result(SECONDS).explained[0].targets) == 1  # of three that are the same
+            else:
+                with pytest.raises(Refusal, match="pixels together"):
+                    answer.result(SECONDS)
     finally:
         service.close()
 

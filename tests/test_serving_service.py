@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,10 @@ from ortcam import Box
 from ortcam.deploy.load import load_explainer
 from ortcam.errors import ImageError, OrtcamError
 from ortcam.exporters import export
+from ortcam.serving.answers import Answer
+from ortcam.serving.desk import Call, Desk
 from ortcam.serving.limits import ServingLimits
+from ortcam.serving.metrics import Metrics
 from ortcam.serving.questions import Question, read_timeout
 from ortcam.serving.refusal import Kind, Refusal
 from ortcam.serving.service import Service
@@ -87,9 +94,9 @@ def refusal_of(work: Work) -> Refusal:
     return error
 
 
-def refused(service: Service, question: Question, timeout: float | None = None) -> Refusal:
+def refused(service: Service, question: Question, timeout: float | None = None, spent: float = 0.0) -> Refusal:
     with pytest.raises(Refusal) as info:
-        service.submit("wide", question, timeout)
+        service.submit("wide", question, timeout, spent=spent)
     return info.value
 
 
@@ -121,7 +128,7 @@ def test_a_client_that_has_left_is_not_worked_for(
 
 
 def test_late_answers(start: Callable[..., Service], quick: Question, long: Question, soon: float) -> None:
-    """Work on an answer stops when it is late. Once the cost is known, nothing begins that would be late."""
+    """Work on an answer stops when it is late. Once the cost is known, nothing waits in line that would be late."""
     service = start(timeout=600.0)
     late = begin(service, long, timeout=soon / 40)  # the cost is unknown
     assert refusal_of(late).kind == Kind.LATE
@@ -130,12 +137,34 @@ def test_late_answers(start: Callable[..., Service], quick: Question, long: Ques
     assert time.monotonic() - began < soon
     one = service.submit("wide", replace(long, images=long.images[:1])).answer.result(SECONDS)
     began = time.monotonic()
-    assert refused(service, long, timeout=4 * one.seconds).kind == Kind.LATE
+    first = begin(service, replace(long, images=long.images[:2]))
+    assert refused(service, long, timeout=4 * one.seconds).kind == Kind.LATE, "sixteen photos"
+    first.gone.set()
     running = begin(service, long)
     assert refused(service, quick, timeout=2 * one.seconds).kind == Kind.LATE, "it would wait for the first"
     running.gone.set()
     assert time.monotonic() - began < soon
     assert service.submit("wide", quick, timeout=1000).deadline - time.monotonic() <= service.limits.timeout
+    assert service.submit("wide", quick, spent=590).deadline - time.monotonic() <= 10, "counted from the arrival"
+    assert refused(service, quick, timeout=0.0).kind == refused(service, quick, spent=600).kind == Kind.LATE
+
+
+def test_a_slow_answer_locks_nobody_out(
+    start: Callable[..., Service], quick: Question, long: Question, soon: float
+) -> None:
+    """What was once slow is tried when nothing is ahead of it: only answers teach what it takes."""
+    service = start(timeout=100.0)
+    costs = service.find("wide")._costs
+    costs.learn(quick, 1000.0)  # the machine stood still
+    assert service.submit("wide", quick).answer.result(SECONDS).explained
+    assert costs.of(quick) < 1000
+    running = begin(service, long)
+    assert refused(service, quick).kind == Kind.LATE
+    running.gone.set()
+    assert refusal_of(running).kind == Kind.GONE
+    late = service.submit("wide", long, timeout=soon / 20)
+    assert refusal_of(late).kind == Kind.LATE
+    assert costs.of(long) > soon / 40, "what ended late taught nothing"
 
 
 def test_a_new_file_while_questions_wait(start: Callable[..., Service], quick: Question, served: Path) -> None:
@@ -204,6 +233,94 @@ def test_costs_are_learned() -> None:
     assert costs.of(exact) == pytest.approx(2 * (0.7 * 2.0 + 0.3 * 1.0))
     for other in ({"budget": 8}, {"tolerance": 0.1}, {"top_k": 2}, {"outputs": ("label",)}):
         assert costs.of(replace(exact, **other)) == 0
+
+
+def test_what_ended_late_is_learned() -> None:
+    """It took at least that long; the first answer says better."""
+    costs, one = Costs(), Question((b"",))
+    for seconds, expected in ((2.0, 2.0), (1.0, 2.0), (3.0, 3.0)):
+        costs.learn_least(one, seconds)
+        assert costs.of(one) == expected
+    costs.learn(one, 5.0)
+    assert costs.of(one) == 5.0
+    costs.learn_least(one, 6.0)
+    costs.learn(one, 5.0)
+    assert costs.of(one) == pytest.approx(0.7 * 6.0 + 0.3 * 5.0)
+
+
+def test_answers_that_wait_to_be_written(start: Callable[..., Service], quick: Question) -> None:
+    """They hold photos and maps, so they count as photos that wait, and their deadline goes on."""
+    service, go_on = start(queue=2), threading.Event()
+    desk, worker = Desk(service, Metrics(service)), service.find("wide")
+
+    def write(answer: Answer, question: Question) -> int:
+        go_on.wait(SECONDS)
+        return len(answer.explained)
+
+    async def ask(timeout: float) -> int:
+        return await desk.answer(Call("rest", "1", "wide"), partial(service.submit, "wide", quick, timeout), write)
+
+    async def ask_all() -> None:
+        taken = []
+        for _ in range(2):
+            taken.append(asyncio.create_task(ask(SECONDS)))
+            await asyncio.sleep(0)
+            while worker._running or worker._count_ahead():
+                await asyncio.sleep(0.002)
+        with pytest.raises(Refusal, match="busy: 2 photos wait"):
+            await ask(SECONDS)
+        go_on.set()
+        assert await asyncio.gather(*taken) == [1, 1]
+        go_on.clear()
+        assert worker.waiting == 0
+        with pytest.raises(Refusal, match="not ready in time"):
+            await ask(0.3)
+        assert worker.waiting == 0
+        go_on.set()
+
+    try:
+        asyncio.run(ask_all())
+    finally:
+        go_on.set()
+        desk.close()
+
+
+def test_an_idle_worker_keeps_nothing(start: Callable[..., Service], quick: Question) -> None:
+    service, limit = start(), time.monotonic() + SECONDS
+    work = service.submit("wide", quick)
+    assert work.answer.result(SECONDS).explained
+    last = weakref.ref(work)
+    del work
+    while last() is not None and time.monotonic() < limit:
+        time.sleep(0.002)
+    assert last() is None
+
+
+class Faulty(Work):
+    """Its error cannot be told at first."""
+
+    def fail(self, error: Exception) -> None:
+        if self.question.images:
+            self.question = replace(self.question, images=())
+            raise ZeroDivisionError
+        super().fail(error)
+
+
+def test_a_worker_that_ended_is_not_ready(start: Callable[..., Service], quick: Question, wide: Path) -> None:
+    """A new file makes the server ready again, but none is loaded once it shuts down."""
+    service = start()
+    models = service.models
+    work = Faulty(replace(quick, images=(b"no photo",)), time.monotonic() + SECONDS)
+    assert service.ready
+    service.find("wide").submit(work)
+    assert refusal_of(work).kind == Kind.FAILED
+    assert not service.ready
+    service.load("wide", wide)
+    service.load("other", wide)
+    assert service.ready and list(models) == ["wide"], "a loop over the models would end by an error"
+    service.close()
+    with pytest.raises(Refusal, match="shutting down"):
+        service.load("wide", wide)
 
 
 def test_the_time_that_a_client_waits() -> None:

@@ -11,7 +11,7 @@ class ServingLimits:
 
     Attributes:
         budget: masked inputs for a request that names neither a budget nor a tolerance; None for all.
-        queue: photos that wait for one model.
+        queue: photos that wait for one model: to be explained, or for their answers to be written.
         timeout: seconds from the arrival of a request to its answer; a client can ask for less.
         body: bytes of a request.
         json: bytes of the JSON part of a request; JSON is parsed in one go, during which nothing else runs.
