@@ -18,14 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_toy import write_model, write_photos
 
-from ortcam.cluster.batch import ExplainBatch
+from ortcam.cluster import uris
+from ortcam.cluster.batch import ExplainBatch, read_anywhere
 from ortcam.cluster.crew import Crew
 from ortcam.cluster.folder import Tally
 from ortcam.cluster.job import Job, Opened, open_job
 from ortcam.cluster.photos import Columns, Entry, find_photos, write_list
-from ortcam.cluster.ray import Progress, run
+from ortcam.cluster.ray import Progress, on_device, run
 from ortcam.cluster.work import Work
-from ortcam.errors import ModelError, OccupiedError, OptionError, OrtcamError, OutputError, TargetError
+from ortcam.errors import ImageError, ModelError, OccupiedError, OptionError, OrtcamError, OutputError, TargetError
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,46 @@ def test_photos_of_folders_patterns_tables_and_uris_each_path_once(pictures: lis
     assert found(folder / "list.csv") == [paths[0], f"{folder}/deep/../never.jpg", "s3://bucket/b.jpg"]
     pq.write_table(pa.table({"path": ["a.jpg", paths[1]]}), folder / "list.parquet")
     assert found(folder / "list.parquet", folder / "a.jpg") == paths[:2]
+
+
+def test_names_in_uris_are_quoted_and_read_back(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    names = ["a b.png", "a%41.png", "aA.png", "q?x=1.png", "x#y.png", "é.png"]
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    for options in ("", "?use_mmap=true"):  # which pyarrow knows for local files
+        found = find_photos([f"{folder.as_uri()}/{options}"], Columns())
+        assert [one.path for one in found] == [(folder / name).as_uri() + options for name in names]
+        assert [read_anywhere(one.path).decode() for one in found] == names
+    (folder / "list.csv").write_text("path\nx#y.png\na%41.png\n")
+    found = find_photos([f"{folder.as_uri()}/list.csv"], Columns())
+    assert [read_anywhere(one.path).decode() for one in found] == ["x#y.png", "a%41.png"]
+    for uri in (f"{folder.as_uri()}/x#y.png", f"{folder.as_uri()}/q?x.png"):
+        with pytest.raises(ImageError, match=r"got [#?] in a URI.*; expected %"):
+            read_anywhere(uri)
+
+
+def test_uris_of_a_store_share_a_file_system_and_keep_its_options() -> None:
+    first, second = (uris.open_uri(f"s3://bucket/{name}?region=eu-west-1") for name in ("photos/", "photos/a%20b.jpg"))
+    assert first[0] is second[0] is not uris.open_uri("s3://bucket/photos?region=eu-west-2")[0]
+    assert (first[1], second[1]) == ("bucket/photos", "bucket/photos/a b.jpg")
+    assert uris.join("s3://bucket/photos/?region=eu-west-1", "x/a b.jpg") == (
+        "s3://bucket/photos/x/a%20b.jpg?region=eu-west-1"
+    )
+    assert uris.beside("s3://bucket/d/list.csv?region=eu-west-1", "a#.jpg") == (
+        "s3://bucket/d/a%23.jpg?region=eu-west-1"
+    )
+
+
+@pytest.mark.parametrize("pattern", ["*.jpg", "**/*.jpg", "*/*.jpg", "**", "*", "deep*", "[!a].jpg", "d*/[d]eep2"])
+def test_patterns_in_uris_match_as_patterns_of_paths_do(tmp_path: Path, pattern: str) -> None:
+    for name in ("a.jpg", "b.jpg", ".c.jpg", "deep/a.jpg", "deep/deep2/x.jpg", "deep/notes.txt", ".d/a.jpg", "e/n.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    by_path = {Path(one.path).as_uri() for one in find_photos([str(tmp_path / pattern)], Columns())}
+    by_uri = [one.path for one in find_photos([f"{tmp_path.as_uri()}/{pattern}"], Columns())]
+    assert set(by_uri) == by_path and len(by_uri) == len(by_path)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +240,21 @@ def test_folders_that_cannot_be_used_are_refused(job: Job, tmp_path: Path) -> No
         open_job(job)
 
 
+def test_strange_files_beside_a_job_do_not_stop_it(job: Job) -> None:
+    work_off(job)
+    (job.output / ".DS_Store").write_bytes(b"x")
+    assert work_off(job).parts == []
+    (job.output / "manifest.json").write_text(json.dumps({"kind": "other"}))
+    with pytest.raises(OccupiedError, match="it holds other files"):
+        open_job(job)
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/out", Path("gs://bucket/out")])
+def test_a_uri_for_the_results_is_refused(job: Job, output: Any) -> None:
+    with pytest.raises(OptionError, match=r"the output is (s3|gs)://bucket/out; expected a folder that all machines"):
+        open_job(replace(job, output=Path(output)))
+
+
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
     """Let the system refuse to write files beyond a size, as a full disk does."""
@@ -284,6 +340,10 @@ def test_a_job_that_cannot_run_ends_before_ray_starts(job: Job) -> None:
     assert not job.output.exists()
     with pytest.raises(OptionError, match=r"Ray cannot be reached at 127.0.0.1:1: .*refused"):
         run(job, Crew(workers=1, address="127.0.0.1:1"))
+
+
+def test_the_threads_of_the_workers_are_those_of_onnx_runtime(job: Job) -> None:
+    assert on_device(job.batch, Crew(threads=3)).threads == 3
 
 
 def test_the_time_left_follows_from_this_run() -> None:

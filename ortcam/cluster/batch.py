@@ -297,13 +297,13 @@ def read_anywhere(text: str) -> bytes:
     from ortcam.model.image import read_file
 
     if "://" in text:
-        from pyarrow import fs
+        from ortcam.cluster.uris import open_uri
 
         try:
-            system, path = fs.FileSystem.from_uri(text)
+            system, path = open_uri(text)
             with system.open_input_stream(path) as stream:
                 return bytes(stream.read())
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ImageError(f"cannot read {text}: {one_line(error)}") from error
     name = text_to_name(text)
     try:

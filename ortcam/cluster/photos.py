@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from ortcam.cluster.names import name_to_text
+from ortcam.cluster import uris
+from ortcam.cluster.names import name_to_text, text_to_name
 from ortcam.errors import OptionError, one_line
 from ortcam.model.image import SUFFIXES
 
@@ -58,7 +58,8 @@ def find_photos(given: Sequence[str], columns: Columns) -> list[Entry]:
 
     Args:
         given: photos; folders, with the pictures in them and below them; tables, .parquet or .csv, with a column of
-            paths or bytes; patterns of these with *, ? and [ ]; each a path, or a URI such as s3://bucket/photos.
+            paths or bytes; patterns of these with *, **, ? and [ ]; each a path, or a URI such as s3://bucket/photos,
+            where ? begins options.
         columns: the columns of tables.
 
     Raises:
@@ -116,28 +117,28 @@ def _refuse(error: OSError) -> None:
 
 def _found_by_uri(text: str, columns: Columns) -> Iterator[Entry]:
     try:
-        system, path = fs.FileSystem.from_uri(text)
-        prefix = text[: len(text) - len(path)] if text.endswith(path) else ""
-        if glob.has_magic(path):
-            base = path[: next(at for at, letter in enumerate(path) if letter in "*?[")].rpartition("/")[0]
-            everything = system.get_file_info(fs.FileSelector(base, recursive=True))
-            infos = [one for one in everything if fnmatch.fnmatchcase(one.path, path)]
-        else:
-            (info,) = system.get_file_info([path])
-            infos = [info]
-            if info.type == fs.FileType.Directory:
-                inside = system.get_file_info(fs.FileSelector(path, recursive=True))
-                infos = [one for one in inside if _is_picture(one.base_name)]
-    except (OSError, pa.ArrowException) as error:
-        raise OptionError(f"cannot read {text}: {one_line(error)}") from error
-    for info in sorted(infos, key=lambda one: one.path):
-        uri = prefix + info.path
-        if info.type == fs.FileType.NotFound:
-            raise OptionError(f"cannot read {uri}: no such file; expected photos, a folder or a table")
-        if info.type == fs.FileType.File and info.path.lower().endswith(_TABLES):
-            yield from _in_table(uri, system, columns)
-        elif info.type == fs.FileType.File:
-            yield Entry(uri)
+        folder, pattern = uris.split_pattern(text)
+        system, path = uris.open_uri(folder)
+        (info,) = system.get_file_info([path])
+        is_folder = bool(pattern) or info.type == fs.FileType.Directory
+        infos = system.get_file_info(fs.FileSelector(path, recursive=True)) if is_folder else [info]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise OptionError(f"cannot read {name_to_text(text)}: {one_line(error)}") from error
+    if info.type == fs.FileType.NotFound:
+        raise OptionError(f"cannot read {text}: no such file; expected photos, a folder or a table")
+    for info in sorted((one for one in infos if one.type == fs.FileType.File), key=lambda one: one.path):
+        name = info.path.removeprefix(path.rstrip("/") + "/")
+        if not is_folder or _is_named(name.split("/"), pattern):
+            uri = uris.join(folder, name) if is_folder else text
+            yield from _in_table(uri, system, columns) if info.path.lower().endswith(_TABLES) else [Entry(uri)]
+
+
+def _is_named(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a pattern matches a file below a folder, or matches one of its folders and it is a picture."""
+    is_picture = _is_picture(names[-1])
+    if not pattern:
+        return is_picture
+    return any(uris.matches(pattern, names[:end]) for end in range(0 if is_picture else len(names), len(names) + 1))
 
 
 def _in_table(table: str, system: fs.FileSystem | None, columns: Columns) -> Iterator[Entry]:
@@ -148,7 +149,8 @@ def _in_table(table: str, system: fs.FileSystem | None, columns: Columns) -> Ite
     """
     shown, named = name_to_text(table), set[str]()
     try:
-        rows = _csv_rows(table, system, columns) if table.lower().endswith(".csv") else _parquet_rows(table, columns)
+        is_csv = (uris.path_of(table) if system else table).lower().endswith(".csv")
+        rows = _csv_rows(table, system, columns) if is_csv else _parquet_rows(table, columns)
         for number, (name, row_group, row) in enumerate(rows):
             if name is None or not name:
                 raise OptionError(f"row {number} of {shown} has no {columns.path}; expected the name of a photo")
@@ -166,9 +168,9 @@ def _in_table(table: str, system: fs.FileSystem | None, columns: Columns) -> Ite
 
 def _beside(table: str, name: str) -> str:
     if "://" in name:
-        return name
+        return name_to_text(name)
     if "://" in table:
-        return name if name.startswith("/") else f"{table.rpartition('/')[0]}/{name}"
+        return name_to_text(name) if name.startswith("/") else uris.beside(table, name)
     return name_to_text(os.path.join(os.path.dirname(table), name))  # noqa: PTH118, PTH120
 
 
@@ -176,7 +178,7 @@ def _csv_rows(table: str, system: fs.FileSystem | None, columns: Columns) -> Ite
     if system is None:
         data = Path(table).read_bytes()
     else:
-        with system.open_input_stream(fs.FileSystem.from_uri(table)[1]) as stream:
+        with system.open_input_stream(uris.open_uri(table)[1]) as stream:
             data = stream.read()
     reader = csv.DictReader(data.decode("utf-8-sig", "surrogateescape").splitlines())
     if columns.path not in (reader.fieldnames or ()):
@@ -203,10 +205,8 @@ def _lacks(table: str, columns: Columns, names: Sequence[str]) -> str:
 
 def open_parquet(text: str) -> pq.ParquetFile:
     """Return an open Parquet file, by its path or URI as text."""
-    from ortcam.cluster.names import text_to_name
-
     if "://" in text:
-        system, path = fs.FileSystem.from_uri(text)
+        system, path = uris.open_uri(text)
         return pq.ParquetFile(path, filesystem=system)
     return pq.ParquetFile(pa.OSFile(text_to_name(text)))
 

@@ -94,7 +94,7 @@ def run(job: Job, crew: Crew, on_progress: OnProgress | None = None) -> Summary:
     begin = time.monotonic()
     if crew.address is None and not _is_started():
         crew.size([_this_machine(crew)])  # before the photos are listed
-    opened = open_job(replace(job, batch=_on_device(job.batch, crew)))
+    opened = open_job(replace(job, batch=on_device(job.batch, crew)))
     try:
         if not opened.parts:
             kept = opened.kept
@@ -105,12 +105,13 @@ def run(job: Job, crew: Crew, on_progress: OnProgress | None = None) -> Summary:
         opened.folder.close()
 
 
-def _on_device(batch: ExplainBatch, crew: Crew) -> ExplainBatch:
-    """Return the batch with a provider that suits the workers.
+def on_device(batch: ExplainBatch, crew: Crew) -> ExplainBatch:
+    """Return the batch with the threads of the workers, and a provider that suits them.
 
     Raises:
         OptionError: the provider needs GPUs, and workers have none.
     """
+    batch = replace(batch, threads=crew.threads)
     name = batch.provider if isinstance(batch.provider, str) else batch.provider.name
     if crew.gpus_per_worker:
         return batch
@@ -250,12 +251,17 @@ class _Run:
             if row["error"]:
                 raise OrtcamError(f"{row['error']} ({done} of {self._opened.photos} photos are done)")
             started = started or time.monotonic() - row["seconds"]
-            done, failed, explained = done + row["done"], failed + row["failed"], explained + row["done"]
+            done, failed, explained = done + row["done"], failed + row["failed"], explained + self._explained(row)
             progress = Progress(self._opened.photos, done, failed, explained, time.monotonic() - started)
             self._on_progress(progress)
         if done != self._opened.photos:
             raise OrtcamError(f"{done} of {self._opened.photos} photos are done; run the same command again")
         return Summary(progress, workers, started - self._begin)
+
+    def _explained(self, row: Mapping[str, Any]) -> int:
+        """Return how many photos of a part were explained: of a part with earlier results, the failed ones."""
+        before = self._opened.before.get(row["part"])
+        return int(row["done"]) if before is None else before.failed
 
     def _next(self) -> dict[str, Any] | None:
         """Return the next row of a worker; None at the end."""
