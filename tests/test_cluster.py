@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -18,15 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_toy import write_model, write_photos
 
-from ortcam.cluster import uris
-from ortcam.cluster.batch import ExplainBatch, read_anywhere
+from ortcam.cluster.batch import ExplainBatch
 from ortcam.cluster.crew import Crew
 from ortcam.cluster.folder import Tally
 from ortcam.cluster.job import Job, Opened, open_job
 from ortcam.cluster.photos import Columns, Entry, find_photos, write_list
 from ortcam.cluster.ray import Progress, on_device, run
 from ortcam.cluster.work import Work
-from ortcam.errors import ImageError, ModelError, OccupiedError, OptionError, OrtcamError, OutputError, TargetError
+from ortcam.errors import ModelError, OccupiedError, OptionError, OrtcamError, OutputError, TargetError
 
 
 @pytest.fixture(scope="module")
@@ -62,46 +62,6 @@ def test_photos_of_folders_patterns_tables_and_uris_each_path_once(pictures: lis
     assert found(folder / "list.parquet", folder / "a.jpg") == paths[:2]
 
 
-def test_names_in_uris_are_quoted_and_read_back(tmp_path: Path) -> None:
-    folder = tmp_path / "my photos"
-    folder.mkdir()
-    names = ["a b.png", "a%41.png", "aA.png", "q?x=1.png", "x#y.png", "é.png"]
-    for name in names:
-        (folder / name).write_bytes(name.encode())
-    for options in ("", "?use_mmap=true"):  # which pyarrow knows for local files
-        found = find_photos([f"{folder.as_uri()}/{options}"], Columns())
-        assert [one.path for one in found] == [(folder / name).as_uri() + options for name in names]
-        assert [read_anywhere(one.path).decode() for one in found] == names
-    (folder / "list.csv").write_text("path\nx#y.png\na%41.png\n")
-    found = find_photos([f"{folder.as_uri()}/list.csv"], Columns())
-    assert [read_anywhere(one.path).decode() for one in found] == ["x#y.png", "a%41.png"]
-    for uri in (f"{folder.as_uri()}/x#y.png", f"{folder.as_uri()}/q?x.png"):
-        with pytest.raises(ImageError, match=r"got [#?] in a URI.*; expected %"):
-            read_anywhere(uri)
-
-
-def test_uris_of_a_store_share_a_file_system_and_keep_its_options() -> None:
-    first, second = (uris.open_uri(f"s3://bucket/{name}?region=eu-west-1") for name in ("photos/", "photos/a%20b.jpg"))
-    assert first[0] is second[0] is not uris.open_uri("s3://bucket/photos?region=eu-west-2")[0]
-    assert (first[1], second[1]) == ("bucket/photos", "bucket/photos/a b.jpg")
-    assert uris.join("s3://bucket/photos/?region=eu-west-1", "x/a b.jpg") == (
-        "s3://bucket/photos/x/a%20b.jpg?region=eu-west-1"
-    )
-    assert uris.beside("s3://bucket/d/list.csv?region=eu-west-1", "a#.jpg") == (
-        "s3://bucket/d/a%23.jpg?region=eu-west-1"
-    )
-
-
-@pytest.mark.parametrize("pattern", ["*.jpg", "**/*.jpg", "*/*.jpg", "**", "*", "deep*", "[!a].jpg", "d*/[d]eep2"])
-def test_patterns_in_uris_match_as_patterns_of_paths_do(tmp_path: Path, pattern: str) -> None:
-    for name in ("a.jpg", "b.jpg", ".c.jpg", "deep/a.jpg", "deep/deep2/x.jpg", "deep/notes.txt", ".d/a.jpg", "e/n.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    by_path = {Path(one.path).as_uri() for one in find_photos([str(tmp_path / pattern)], Columns())}
-    by_uri = [one.path for one in find_photos([f"{tmp_path.as_uri()}/{pattern}"], Columns())]
-    assert set(by_uri) == by_path and len(by_uri) == len(by_path)
-
-
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -113,6 +73,7 @@ def test_patterns_in_uris_match_as_patterns_of_paths_do(tmp_path: Path, pattern:
         ("list.csv", "list.csv has the columns name; expected path"),
         ("twice.parquet", "a stands twice in .*twice.parquet; expected another path in every row"),
         ("null.parquet", "row 1 of .*null.parquet has no path"),
+        ("sizes.parquet", "sizes.parquet has the column bytes of int64; expected binary, or another .*--bytes-column"),
         ("broken.parquet", "cannot read .*broken.parquet: "),
     ],
 )
@@ -121,10 +82,36 @@ def test_photos_that_cannot_be_found_are_refused_in_one_line(tmp_path: Path, giv
     (tmp_path / "list.csv").write_text("name\nx\n")
     pq.write_table(pa.table({"path": ["a", "a"], "bytes": [b"1", b"2"]}), tmp_path / "twice.parquet")
     pq.write_table(pa.table({"path": ["a", None], "bytes": [b"1", b"2"]}), tmp_path / "null.parquet")
+    pq.write_table(pa.table({"path": ["a"], "bytes": [1]}), tmp_path / "sizes.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"no table")
     with pytest.raises(OptionError, match=told) as error:
         find_photos([given if "://" in given else str(tmp_path / given)], Columns())
     assert "\n" not in str(error.value)
+
+
+def test_photos_of_a_table_that_changed_say_why_they_have_no_bytes(job: Job, tmp_path: Path) -> None:
+    table = tmp_path / "table.parquet"
+
+    def errors_after(change: pa.Table | None) -> list[str]:
+        shutil.rmtree(job.output, ignore_errors=True)
+        pq.write_table(pa.table({"path": ["a", "b"], "bytes": [b"x", b"y"]}), table)
+        opened = open_job(replace(job, photos=[str(table)]))
+        table.unlink()
+        if change is not None:
+            pq.write_table(change, table)
+        Work(opened.job.batch, opened.folder, opened.job.columns)(0)
+        opened.folder.close()
+        return [row["error_text"] for row in rows_of(job.output)]
+
+    gone = errors_after(None)
+    assert len(gone) == 2 and all(re.match(rf"[ab] has no bytes: cannot read {table}: .*No such file", x) for x in gone)
+    assert errors_after(pa.table({"path": ["a"]})) == [
+        f"{name} has no bytes: cannot read {table}: no column bytes" for name in "ab"
+    ]
+    assert errors_after(pa.table({"path": ["c"], "bytes": [b"x"]})) == [
+        f"a has no bytes: {table} has changed: it names c there; begin another job",
+        f"b has no bytes: cannot read {table}: row group 0 ends before row 1",
+    ]
 
 
 def test_parts_do_not_cross_the_row_groups_of_tables(tmp_path: Path) -> None:
