@@ -72,3 +72,14 @@ def test_the_bytes_of_a_table_are_read_in_any_order_of_the_parts(tmp_path: Path)
         rows = photos.read(part)
         assert [name.encode() for name in rows["path"].to_pylist()] == rows["bytes"].to_pylist()
         assert rows["bytes_error"].null_count == rows.num_rows == photos.count(part)
+
+
+def test_a_large_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    table, data = tmp_path / "table.parquet", bytes(200_000)
+    rows = pa.table({"path": [str(number) for number in range(200)], "bytes": [data] * 200})
+    pq.write_table(rows, table, compression=None, use_dictionary=False, write_batch_size=4)
+    write_list(tmp_path / "list.parquet", find_photos([str(table)], Columns()), 4)
+    photos = PhotoList(tmp_path / "list.parquet", Columns())
+    before = pa.total_allocated_bytes()
+    assert photos.read(0)["bytes"].to_pylist() == [data] * 4
+    assert pa.total_allocated_bytes() - before < 8e6  # of 40e6: the 16 rows that are read at once, and pages of 4

@@ -220,8 +220,8 @@ def open_parquet(text: str) -> pq.ParquetFile:
     """Return an open Parquet file, by its path or URI as text. It is read in pieces, not whole columns at once."""
     if "://" in text:
         system, path = uris.open_uri(text)
-        return pq.ParquetFile(path, filesystem=system, buffer_size=_READ_BYTES)
-    return pq.ParquetFile(pa.OSFile(text_to_name(text)), buffer_size=_READ_BYTES)
+        return pq.ParquetFile(path, filesystem=system, buffer_size=_READ_BYTES, pre_buffer=False)
+    return pq.ParquetFile(pa.OSFile(text_to_name(text)), buffer_size=_READ_BYTES, pre_buffer=False)
 
 
 def write_list(path: Path, entries: Sequence[Entry], per_part: int) -> int:
