@@ -209,7 +209,7 @@ def _parquet_rows(table: str, columns: Columns) -> Iterator[tuple[Any, int | Non
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _lacks(table: str, columns: Columns, names: Sequence[str]) -> str:
