@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import time
 from pathlib import Path
@@ -131,7 +130,6 @@ def explain_many(
     missing = [name for name in ("ray", "pyarrow", "pandas") if importlib.util.find_spec(name) is None]
     if missing:
         raise OptionError(f"{', '.join(missing)} missing, which explain-many needs: pip install 'ortcam[ray]'")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that still runs at the end would start Ray again
     if target and top_k != 1:
         raise typer.BadParameter("give either --top-k or targets, not both")
     from ortcam import Detecting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from ortcam.cluster.crew import Crew
 from ortcam.cluster.folder import Tally
 from ortcam.cluster.job import Job, Opened, open_job
 from ortcam.cluster.photos import Columns, Entry, find_photos, write_list
-from ortcam.cluster.ray import Progress, run
+from ortcam.cluster.ray import Progress, on_device, run
 from ortcam.cluster.work import Work
 from ortcam.errors import ModelError, OccupiedError, OptionError, OrtcamError, OutputError, TargetError
 
@@ -72,6 +73,7 @@ def test_photos_of_folders_patterns_tables_and_uris_each_path_once(pictures: lis
         ("list.csv", "list.csv has the columns name; expected path"),
         ("twice.parquet", "a stands twice in .*twice.parquet; expected another path in every row"),
         ("null.parquet", "row 1 of .*null.parquet has no path"),
+        ("sizes.parquet", "sizes.parquet has the column bytes of int64; expected binary, or another .*--bytes-column"),
         ("broken.parquet", "cannot read .*broken.parquet: "),
     ],
 )
@@ -80,10 +82,36 @@ def test_photos_that_cannot_be_found_are_refused_in_one_line(tmp_path: Path, giv
     (tmp_path / "list.csv").write_text("name\nx\n")
     pq.write_table(pa.table({"path": ["a", "a"], "bytes": [b"1", b"2"]}), tmp_path / "twice.parquet")
     pq.write_table(pa.table({"path": ["a", None], "bytes": [b"1", b"2"]}), tmp_path / "null.parquet")
+    pq.write_table(pa.table({"path": ["a"], "bytes": [1]}), tmp_path / "sizes.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"no table")
     with pytest.raises(OptionError, match=told) as error:
         find_photos([given if "://" in given else str(tmp_path / given)], Columns())
     assert "\n" not in str(error.value)
+
+
+def test_photos_of_a_table_that_changed_say_why_they_have_no_bytes(job: Job, tmp_path: Path) -> None:
+    table = tmp_path / "table.parquet"
+
+    def errors_after(change: pa.Table | None) -> list[str]:
+        shutil.rmtree(job.output, ignore_errors=True)
+        pq.write_table(pa.table({"path": ["a", "b"], "bytes": [b"x", b"y"]}), table)
+        opened = open_job(replace(job, photos=[str(table)]))
+        table.unlink()
+        if change is not None:
+            pq.write_table(change, table)
+        Work(opened.job.batch, opened.folder, opened.job.columns)(0)
+        opened.folder.close()
+        return [row["error_text"] for row in rows_of(job.output)]
+
+    gone = errors_after(None)
+    assert len(gone) == 2 and all(re.match(rf"[ab] has no bytes: cannot read {table}: .*No such file", x) for x in gone)
+    assert errors_after(pa.table({"path": ["a"]})) == [
+        f"{name} has no bytes: cannot read {table}: no column bytes" for name in "ab"
+    ]
+    assert errors_after(pa.table({"path": ["c"], "bytes": [b"x"]})) == [
+        f"a has no bytes: {table} has changed: it names c there; begin another job",
+        f"b has no bytes: cannot read {table}: row group 0 ends before row 1",
+    ]
 
 
 def test_parts_do_not_cross_the_row_groups_of_tables(tmp_path: Path) -> None:
@@ -199,6 +227,21 @@ def test_folders_that_cannot_be_used_are_refused(job: Job, tmp_path: Path) -> No
         open_job(job)
 
 
+def test_strange_files_beside_a_job_do_not_stop_it(job: Job) -> None:
+    work_off(job)
+    (job.output / ".DS_Store").write_bytes(b"x")
+    assert work_off(job).parts == []
+    (job.output / "manifest.json").write_text(json.dumps({"kind": "other"}))
+    with pytest.raises(OccupiedError, match="it holds other files"):
+        open_job(job)
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/out", Path("gs://bucket/out")])
+def test_a_uri_for_the_results_is_refused(job: Job, output: Any) -> None:
+    with pytest.raises(OptionError, match=r"the output is (s3|gs)://bucket/out; expected a folder that all machines"):
+        open_job(replace(job, output=Path(output)))
+
+
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
     """Let the system refuse to write files beyond a size, as a full disk does."""
@@ -284,6 +327,10 @@ def test_a_job_that_cannot_run_ends_before_ray_starts(job: Job) -> None:
     assert not job.output.exists()
     with pytest.raises(OptionError, match=r"Ray cannot be reached at 127.0.0.1:1: .*refused"):
         run(job, Crew(workers=1, address="127.0.0.1:1"))
+
+
+def test_the_threads_of_the_workers_are_those_of_onnx_runtime(job: Job) -> None:
+    assert on_device(job.batch, Crew(threads=3)).threads == 3
 
 
 def test_the_time_left_follows_from_this_run() -> None:

@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from cluster_toy import write_model, write_photos
+from ray._raylet import GcsClient
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
 from ortcam.cluster.batch import ExplainBatch
 from ortcam.cluster.crew import Crew
@@ -194,7 +196,7 @@ def test_one_worker_and_bad_photos_of_every_kind(files: Path, tmp_path: Path, lo
         shutil.copy(good, folder / name)
     again = Job(one.batch, one.photos, one.output, per_part=4, retry_failed=True)
     summary = run(again, Crew(workers=1))
-    assert (summary.progress.done, summary.progress.failed, summary.progress.explained) == (6, 1, 6)
+    assert (summary.progress.done, summary.progress.failed, summary.progress.explained) == (6, 1, 3)
     assert rows_of(one.output)["map"].to_pylist().count(rows["twin.png"]["map"]) == 5
 
 
@@ -300,6 +302,13 @@ def listens(address: str) -> bool:
     return False
 
 
+def machines(address: str) -> tuple[int, int]:
+    """Return how many machines of the cluster live, and how many it has ever had."""
+    time.sleep(0.2)
+    states = [one.state for one in GcsClient(address=address).get_all_node_info().values()]
+    return states.count(GcsNodeInfo.ALIVE), len(states)
+
+
 def test_a_machine_of_two_is_killed(files: Path, tmp_path: Path, expected: pa.Table, place: Path) -> None:
     """And a machine without the model, or without ONNX Runtime, ends the job with one line."""
     address, output = f"127.0.0.2:{free_port()}", tmp_path / "out"
@@ -317,8 +326,7 @@ def test_a_machine_of_two_is_killed(files: Path, tmp_path: Path, expected: pa.Ta
 
             killed: list[int] = []
             words = [ORTCAM, "explain-many", files / "toy.onnx", files / "photos", output, *options]
-            assert wait_for(lambda: "127.0.0.3" in " ".join(processes(place).values()), 60)
-            time.sleep(5)  # until the second machine is known
+            assert wait_for(lambda: machines(address) == (2, 2), 60)
             with meanwhile(kill):
                 done = command(*words)
         assert done.returncode == 1, done.stderr
@@ -334,11 +342,33 @@ def test_a_machine_of_two_is_killed(files: Path, tmp_path: Path, expected: pa.Ta
             f"(0 of {PHOTOS + 1} photos are done)\n"
         )
         with node(tmp_path / "three", *other, without="onnxruntime"):
-            assert wait_for(lambda: "127.0.0.3" in " ".join(processes(place).values()), 60)
-            time.sleep(5)
+            assert wait_for(lambda: machines(address) == (2, 3), 60)
             done = command(*words[:4], tmp_path / "third", *options)
             assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
             assert done.stderr.startswith("error: machine 127.0.0.3: No module named onnxruntime")
     done = command(*words[:4], tmp_path / "other", *options)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"error: Ray cannot be reached at {address}")
+
+
+def test_the_loss_of_the_first_machine_ends_a_job(files: Path, tmp_path: Path, place: Path) -> None:
+    address, output = f"127.0.0.2:{free_port()}", tmp_path / "out"
+    head = ("--head", "--node-ip-address=127.0.0.2", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
+    words = [ORTCAM, "explain-many", files / "toy.onnx", files / "photos", output, "--budget", BUDGET]
+    with node(tmp_path / "one", *head) as first:
+        assert wait_for(lambda: listens(address) and machines(address) == (1, 1), 60)
+
+        def kill() -> None:
+            """Kill Ray's central server, with nobody left who could go on or clean up."""
+            assert wait_for(lambda: (output / "explanations").exists() and len(parts_of(output)) >= 2, 60)
+            for pid in (*actors(place), first.pid):
+                os.kill(pid, signal.SIGSTOP)
+            (server,) = (pid for pid, line in processes(place).items() if "gcs_server" in line.partition(" ")[0])
+            os.kill(server, signal.SIGKILL)
+
+        with meanwhile(kill):
+            done = command(*words, "--photos-per-file", PER_PART, "--workers", 1, "--address", "auto")
+        for pid in actors(place):
+            os.kill(pid, signal.SIGKILL)
+    told = f"error: the cluster at {address} does not answer any more; run the same command again to go on\n"
+    assert (done.returncode, done.stderr) == (1, told)

@@ -64,7 +64,8 @@ class ExplainBatch:
 
     It takes a pyarrow.Table, a pyarrow.RecordBatch, or a mapping of names to arrays. The column ``path`` names each
     photo, as `ortcam.cluster.names.name_to_text` writes names. If there is a column ``bytes``, it holds the photos'
-    files; otherwise ``path`` is read: a path, or a URI of a file system that pyarrow knows.
+    files; otherwise ``path`` is read: a path, or a URI of a file system that pyarrow knows. A column ``bytes_error``
+    may say why bytes are null.
 
     It returns a pyarrow.Table with the schema `SCHEMA`: a row for each row of the batch, in order. ``status`` is
     ``ok`` or ``error``; ``error_text`` is ortcam's message of one line. For the T targets of a photo, ``targets``,
@@ -263,9 +264,12 @@ class _Photo:
         error: why it could not be read; None if it was read, or not yet.
     """
 
-    def __init__(self, path: str | None, max_pixels: int, data: Any = None, in_table: bool = False) -> None:
+    def __init__(
+        self, path: str | None, max_pixels: int, data: Any = None, in_table: bool = False, reason: str | None = None
+    ) -> None:
         self.path = path
         self.error: OrtcamError | None = None
+        self._reason = reason
         self._max_pixels, self._data, self._in_table = max_pixels, data, in_table
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -280,6 +284,8 @@ class _Photo:
     def _read(self) -> bytes:
         if self._in_table:
             data = self._data.as_py() if hasattr(self._data, "as_py") else self._data
+            if data is None and self._reason:
+                raise ImageError(f"{self.path} has no bytes: {self._reason}")
             if data is None:
                 raise ImageError(f"{self.path} has no bytes; expected the bytes of a picture file")
             return bytes(data)
@@ -297,13 +303,13 @@ def read_anywhere(text: str) -> bytes:
     from ortcam.model.image import read_file
 
     if "://" in text:
-        from pyarrow import fs
+        from ortcam.cluster.uris import open_uri
 
         try:
-            system, path = fs.FileSystem.from_uri(text)
+            system, path = open_uri(text)
             with system.open_input_stream(path) as stream:
                 return bytes(stream.read())
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ImageError(f"cannot read {text}: {one_line(error)}") from error
     name = text_to_name(text)
     try:
@@ -330,7 +336,10 @@ def _photos_of(batch: Batch, max_pixels: int) -> list[_Photo]:
     files = list(batch["bytes"])
     if len(files) != len(paths):
         raise OptionError(f"the batch has {len(paths)} paths and {len(files)} bytes; expected as many")
-    return [_Photo(path, max_pixels, data, True) for path, data in zip(paths, files, strict=True)]
+    reasons = [_text(one) for one in batch["bytes_error"]] if "bytes_error" in names else [None] * len(paths)
+    return [
+        _Photo(path, max_pixels, data, True, reason) for path, data, reason in zip(paths, files, reasons, strict=True)
+    ]
 
 
 def _text(value: Any) -> str | None:

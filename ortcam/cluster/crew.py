@@ -14,7 +14,7 @@ class Crew:
 
     Attributes:
         workers: how many; None for as many as the processors, or GPUs, allow.
-        threads: CPU threads of each worker.
+        threads: CPU threads of each worker; they hold for ONNX Runtime too, whatever `ExplainBatch.threads` is.
         gpus_per_worker: the GPUs of a worker, or its share of one, such as 0.25; 0 for CPUs.
         address: the address of a Ray cluster, such as ``auto`` or 10.0.0.1:6379; None to start Ray on this machine.
     """

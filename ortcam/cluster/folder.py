@@ -183,7 +183,9 @@ class JobFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         known = {MANIFEST, PHOTOS, RESULTS, LOCK}
         names = os.listdir(self.path)  # noqa: PTH208
-        if any(name not in known and not _is_unfinished(name) for name in names) or (names and LOCK not in names):
+        others = any(name not in known and not _is_unfinished(name) for name in names)
+        # The system or a file browser may put files beside a job, such as .DS_Store.
+        if (others or (names and LOCK not in names)) and not self._holds_a_job():
             raise self._occupied("it holds other files; give an empty or new folder")
         self._lock_file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         if not _lock(self._lock_file):
@@ -192,6 +194,12 @@ class JobFolder:
         for folder in (self.path, self.results):
             for name in filter(_is_unfinished, os.listdir(folder)):  # noqa: PTH208
                 (folder / name).unlink(missing_ok=True)
+
+    def _holds_a_job(self) -> bool:
+        try:
+            return bool(json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["kind"] == _KIND)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _read_manifest(self) -> dict[str, Any] | None:
         path = self.path / MANIFEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from ortcam.cluster.batch import ExplainBatch, hash_model
 from ortcam.cluster.folder import JobFolder, Tally, total
 from ortcam.cluster.names import name_to_text
 from ortcam.cluster.photos import Columns, find_photos, write_list
-from ortcam.errors import whole
+from ortcam.errors import OptionError, whole
 
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # a Path has lost the second slash
 # Options of ExplainBatch that do not decide the results, or that the manifest states otherwise.
 _NOT_STATED = ("model", "threads", "hashes", "provider", "detecting")
 
@@ -75,6 +77,9 @@ def open_job(job: Job) -> Opened:
         OutputError: the folder cannot be written.
     """
     whole("per_part", job.per_part)
+    if uri := _URI.match(str(job.output)):
+        given = f"{uri[1]}://{str(job.output)[uri.end() :]}"
+        raise OptionError(f"the output is {given}; expected a folder that all machines share, by its path")
     model = Path(job.batch.model).absolute()
     job = _replaced(job, model)
     _rehearse(job.batch)

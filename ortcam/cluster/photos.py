@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import glob
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from ortcam.cluster.names import name_to_text
+from ortcam.cluster import uris
+from ortcam.cluster.names import name_to_text, text_to_name
 from ortcam.errors import OptionError, one_line
 from ortcam.model.image import SUFFIXES
 
 _TABLES = (".parquet", ".csv")
+_READ_BYTES = 1 << 20  # of a table at once
+_READ_ROWS = 16  # photos of a table in memory at once, beside those of the part
 # `table`, `row_group` and `row` say where a photo's bytes are; null for a photo in a file of its own.
 LIST_SCHEMA = pa.schema([("path", pa.string()), ("table", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())])
 
@@ -58,7 +61,8 @@ def find_photos(given: Sequence[str], columns: Columns) -> list[Entry]:
 
     Args:
         given: photos; folders, with the pictures in them and below them; tables, .parquet or .csv, with a column of
-            paths or bytes; patterns of these with *, ? and [ ]; each a path, or a URI such as s3://bucket/photos.
+            paths or bytes; patterns of these with *, **, ? and [ ]; each a path, or a URI such as s3://bucket/photos,
+            where ? begins options.
         columns: the columns of tables.
 
     Raises:
@@ -116,28 +120,28 @@ def _refuse(error: OSError) -> None:
 
 def _found_by_uri(text: str, columns: Columns) -> Iterator[Entry]:
     try:
-        system, path = fs.FileSystem.from_uri(text)
-        prefix = text[: len(text) - len(path)] if text.endswith(path) else ""
-        if glob.has_magic(path):
-            base = path[: next(at for at, letter in enumerate(path) if letter in "*?[")].rpartition("/")[0]
-            everything = system.get_file_info(fs.FileSelector(base, recursive=True))
-            infos = [one for one in everything if fnmatch.fnmatchcase(one.path, path)]
-        else:
-            (info,) = system.get_file_info([path])
-            infos = [info]
-            if info.type == fs.FileType.Directory:
-                inside = system.get_file_info(fs.FileSelector(path, recursive=True))
-                infos = [one for one in inside if _is_picture(one.base_name)]
-    except (OSError, pa.ArrowException) as error:
-        raise OptionError(f"cannot read {text}: {one_line(error)}") from error
-    for info in sorted(infos, key=lambda one: one.path):
-        uri = prefix + info.path
-        if info.type == fs.FileType.NotFound:
-            raise OptionError(f"cannot read {uri}: no such file; expected photos, a folder or a table")
-        if info.type == fs.FileType.File and info.path.lower().endswith(_TABLES):
-            yield from _in_table(uri, system, columns)
-        elif info.type == fs.FileType.File:
-            yield Entry(uri)
+        folder, pattern = uris.split_pattern(text)
+        system, path = uris.open_uri(folder)
+        (info,) = system.get_file_info([path])
+        is_folder = bool(pattern) or info.type == fs.FileType.Directory
+        infos = system.get_file_info(fs.FileSelector(path, recursive=True)) if is_folder else [info]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise OptionError(f"cannot read {name_to_text(text)}: {one_line(error)}") from error
+    if info.type == fs.FileType.NotFound:
+        raise OptionError(f"cannot read {text}: no such file; expected photos, a folder or a table")
+    for info in sorted((one for one in infos if one.type == fs.FileType.File), key=lambda one: one.path):
+        name = info.path.removeprefix(path.rstrip("/") + "/")
+        if not is_folder or _is_named(name.split("/"), pattern):
+            uri = uris.join(folder, name) if is_folder else text
+            yield from _in_table(uri, system, columns) if info.path.lower().endswith(_TABLES) else [Entry(uri)]
+
+
+def _is_named(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a pattern matches a file below a folder, or matches one of its folders and it is a picture."""
+    is_picture = _is_picture(names[-1])
+    if not pattern:
+        return is_picture
+    return any(uris.matches(pattern, names[:end]) for end in range(0 if is_picture else len(names), len(names) + 1))
 
 
 def _in_table(table: str, system: fs.FileSystem | None, columns: Columns) -> Iterator[Entry]:
@@ -148,7 +152,8 @@ def _in_table(table: str, system: fs.FileSystem | None, columns: Columns) -> Ite
     """
     shown, named = name_to_text(table), set[str]()
     try:
-        rows = _csv_rows(table, system, columns) if table.lower().endswith(".csv") else _parquet_rows(table, columns)
+        is_csv = (uris.path_of(table) if system else table).lower().endswith(".csv")
+        rows = _csv_rows(table, system, columns) if is_csv else _parquet_rows(table, columns)
         for number, (name, row_group, row) in enumerate(rows):
             if name is None or not name:
                 raise OptionError(f"row {number} of {shown} has no {columns.path}; expected the name of a photo")
@@ -166,9 +171,9 @@ def _in_table(table: str, system: fs.FileSystem | None, columns: Columns) -> Ite
 
 def _beside(table: str, name: str) -> str:
     if "://" in name:
-        return name
+        return name_to_text(name)
     if "://" in table:
-        return name if name.startswith("/") else f"{table.rpartition('/')[0]}/{name}"
+        return name_to_text(name) if name.startswith("/") else uris.beside(table, name)
     return name_to_text(os.path.join(os.path.dirname(table), name))  # noqa: PTH118, PTH120
 
 
@@ -176,9 +181,10 @@ def _csv_rows(table: str, system: fs.FileSystem | None, columns: Columns) -> Ite
     if system is None:
         data = Path(table).read_bytes()
     else:
-        with system.open_input_stream(fs.FileSystem.from_uri(table)[1]) as stream:
+        with system.open_input_stream(uris.open_uri(table)[1]) as stream:
             data = stream.read()
-    reader = csv.DictReader(data.decode("utf-8-sig", "surrogateescape").splitlines())
+    # Not splitlines(): a name may hold a line break in quotes, or a form feed.
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))
     if columns.path not in (reader.fieldnames or ()):
         raise OptionError(_lacks(table, columns, reader.fieldnames or ()))
     for row in reader:
@@ -191,10 +197,19 @@ def _parquet_rows(table: str, columns: Columns) -> Iterator[tuple[Any, int | Non
         if columns.path not in names:
             raise OptionError(_lacks(table, columns, names))
         holds_bytes = columns.data in names
+        if holds_bytes and not _is_binary(kind := file.schema_arrow.field(columns.data).type):
+            raise OptionError(
+                f"{name_to_text(table)} has the column {columns.data} of {kind}; expected binary, or another name "
+                "(see --bytes-column)"
+            )
         for group in range(file.num_row_groups):
             for row, name in enumerate(file.read_row_group(group, [columns.path])[columns.path].to_pylist()):
                 text = os.fsdecode(name) if isinstance(name, bytes) else None if name is None else str(name)
                 yield (text, group, row) if holds_bytes else (text, None, None)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _lacks(table: str, columns: Columns, names: Sequence[str]) -> str:
@@ -202,13 +217,11 @@ def _lacks(table: str, columns: Columns, names: Sequence[str]) -> str:
 
 
 def open_parquet(text: str) -> pq.ParquetFile:
-    """Return an open Parquet file, by its path or URI as text."""
-    from ortcam.cluster.names import text_to_name
-
+    """Return an open Parquet file, by its path or URI as text. It is read in pieces, not whole columns at once."""
     if "://" in text:
-        system, path = fs.FileSystem.from_uri(text)
-        return pq.ParquetFile(path, filesystem=system)
-    return pq.ParquetFile(pa.OSFile(text_to_name(text)))
+        system, path = uris.open_uri(text)
+        return pq.ParquetFile(path, filesystem=system, buffer_size=_READ_BYTES, pre_buffer=False)
+    return pq.ParquetFile(pa.OSFile(text_to_name(text)), buffer_size=_READ_BYTES, pre_buffer=False)
 
 
 def write_list(path: Path, entries: Sequence[Entry], per_part: int) -> int:
@@ -244,7 +257,7 @@ class PhotoList:
         """
         self._file = pq.ParquetFile(path)
         self._columns = columns
-        self._group: tuple[tuple[str, int], pa.Table] | None = None
+        self._rows: _Rows | None = None
 
     @property
     def parts(self) -> int:
@@ -258,29 +271,65 @@ class PhotoList:
     def read(self, part: int) -> pa.Table:
         """Return a part as `ortcam.cluster.batch.ExplainBatch` takes it: ``path``, and ``bytes`` from a table.
 
-        Bytes are null where the table cannot be read any more, or names another photo there.
+        Bytes are null where the table cannot be read any more, or names another photo there; ``bytes_error`` says why.
         """
         rows = self._file.read_row_group(part)
         table, group = rows["table"][0].as_py(), rows["row_group"][0].as_py()
         if table is None:
             return rows.select(["path"])
-        path, data = self._columns.path, self._columns.data
-        numbers, names = rows["row"].to_pylist(), rows["path"].to_pylist()
-        try:
-            if self._group is None or self._group[0] != (table, group):
-                self._group = None  # before the next one is in memory
-                with open_parquet(table) as file:
-                    self._group = (table, group), file.read_row_group(group, [path, data])
-            found = self._group[1]
-            values = [
-                found[data][row].as_py() if row < found.num_rows and _name(found[path][row]) == name else None
-                for row, name in zip(numbers, names, strict=True)
-            ]
-        except (OSError, IndexError, KeyError, pa.ArrowException):
-            values = [None] * len(names)
-        return pa.table({"path": pa.array(names, pa.string()), "bytes": pa.array(values, pa.large_binary())})
+        values, errors, lost = list[bytes | None](), list[str | None](), None
+        for row, name in zip(rows["row"].to_pylist(), rows["path"].to_pylist(), strict=True):
+            value, error = None, lost
+            try:
+                found, value = (None, None) if lost else self._rows_of(table, group, row).read(row)
+                if found not in (None, name):
+                    value, error = None, f"{table} has changed: it names {found} there; begin another job"
+            except (OSError, ValueError, LookupError, pa.ArrowException) as reason:
+                self._rows, error = None, f"cannot read {table}: {one_line(reason)}"
+                lost = error  # for the rows that follow, too
+            values.append(value)
+            errors.append(error)
+        columns = [rows["path"], pa.array(values, pa.large_binary()), pa.array(errors, pa.string())]
+        return pa.table(columns, ["path", "bytes", "bytes_error"])
+
+    def _rows_of(self, table: str, group: int, row: int) -> _Rows:
+        if self._rows is None or not self._rows.reaches(table, group, row):
+            self._rows = None  # before the next one is in memory
+            self._rows = _Rows(table, group, self._columns)
+        return self._rows
 
 
-def _name(value: Any) -> str:
-    name = value.as_py()
-    return name_to_text(os.fsdecode(name) if isinstance(name, bytes) else str(name))
+class _Rows:
+    """The rows of a row group of a table, read forwards, a few at a time: a row group may hold a million photos."""
+
+    def __init__(self, table: str, group: int, columns: Columns) -> None:
+        """Open the table.
+
+        Raises:
+            OSError, ValueError, LookupError, pyarrow.ArrowException: it cannot be read, here and in `read`.
+        """
+        self._of, self._columns = (table, group), columns
+        file = open_parquet(table)
+        names = [columns.path, columns.data]
+        if lost := [name for name in names if name not in file.schema_arrow.names]:
+            raise LookupError(f"no column {lost[0]}")
+        if group >= file.num_row_groups:
+            raise LookupError(f"no row group {group}")
+        self._batches = file.iter_batches(_READ_ROWS, row_groups=[group], columns=names)
+        self._batch, self._begin = next(self._batches, None), 0
+
+    def reaches(self, table: str, group: int, row: int) -> bool:
+        """Return whether a row lies in this row group, and is not passed yet."""
+        return self._of == (table, group) and row >= self._begin
+
+    def read(self, row: int) -> tuple[str, bytes | None]:
+        """Return the name and the bytes of a row that is not passed yet."""
+        while self._batch is not None and row >= self._begin + self._batch.num_rows:
+            self._begin += self._batch.num_rows
+            self._batch = next(self._batches, None)
+        if self._batch is None:
+            raise LookupError(f"row group {self._of[1]} ends before row {row}")
+        name, data = (
+            self._batch[column][row - self._begin].as_py() for column in (self._columns.path, self._columns.data)
+        )
+        return name_to_text(os.fsdecode(name) if isinstance(name, bytes) else str(name)), data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import socket
@@ -24,6 +25,7 @@ from ortcam.errors import OptionError, OrtcamError, one_line
 # Usage statistics are off, and Ray's own lines too: ortcam reports progress and errors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of its future default
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that still runs at the end would start Ray again
 
 _MOST_BLOCKS = 4096  # of part numbers: the pieces that workers take, and progress comes in
 _SECONDS_TO_ANSWER = 10  # for a cluster
@@ -42,7 +44,7 @@ class Progress:
         photos: all photos of the job.
         done, failed: photos with a row, and those of them with an error, of this run and earlier ones.
         explained: photos of this run.
-        seconds: since the first worker could begin.
+        seconds: since the first worker began.
     """
 
     photos: int
@@ -94,7 +96,7 @@ def run(job: Job, crew: Crew, on_progress: OnProgress | None = None) -> Summary:
     begin = time.monotonic()
     if crew.address is None and not _is_started():
         crew.size([_this_machine(crew)])  # before the photos are listed
-    opened = open_job(replace(job, batch=_on_device(job.batch, crew)))
+    opened = open_job(replace(job, batch=on_device(job.batch, crew)))
     try:
         if not opened.parts:
             kept = opened.kept
@@ -105,12 +107,13 @@ def run(job: Job, crew: Crew, on_progress: OnProgress | None = None) -> Summary:
         opened.folder.close()
 
 
-def _on_device(batch: ExplainBatch, crew: Crew) -> ExplainBatch:
-    """Return the batch with a provider that suits the workers.
+def on_device(batch: ExplainBatch, crew: Crew) -> ExplainBatch:
+    """Return the batch with the threads of the workers, and a provider that suits them.
 
     Raises:
         OptionError: the provider needs GPUs, and workers have none.
     """
+    batch = replace(batch, threads=crew.threads)
     name = batch.provider if isinstance(batch.provider, str) else batch.provider.name
     if crew.gpus_per_worker:
         return batch
@@ -188,18 +191,20 @@ class _Worker:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._begin: float | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        if self._begin is None:
+            self._begin = time.monotonic()
         rows: dict[str, list[Any]] = {"part": [], "done": [], "failed": [], "error": [], "seconds": []}
         for part in batch["part"].tolist():
-            begin, tally, error = time.monotonic(), Tally(), ""
+            tally, error = Tally(), ""
             try:
                 tally = self._work(part)
             except Exception as found:  # noqa: BLE001 - told by the driver, in one line
                 error = f"{self._node()}: {_said(found)}"
-            for name, value in zip(
-                rows, (part, tally.done, tally.failed, error, time.monotonic() - begin), strict=True
-            ):
+            seconds = time.monotonic() - self._begin  # since this worker began
+            for name, value in zip(rows, (part, tally.done, tally.failed, error, seconds), strict=True):
                 rows[name].append(value)
         return rows
 
@@ -221,7 +226,10 @@ class _Run:
     """A job in work."""
 
     def __init__(self, opened: Opened, crew: Crew, on_progress: OnProgress, begin: float) -> None:
+        import ray
+
         self._opened, self._crew, self._on_progress, self._begin = opened, crew, on_progress, begin
+        self._head = ray.get_runtime_context().gcs_address  # HOST:PORT, also where the crew's address is auto
         self._found: queue.Queue[dict[str, Any] | Exception | None] = queue.Queue()
         self._stopped = threading.Event()
 
@@ -234,28 +242,34 @@ class _Run:
         nodes = self._nodes()
         workers = min(self._crew.size(nodes), len(self._opened.parts))
         reader = threading.Thread(target=self._read, args=(workers,), name="ortcam-ray", daemon=True)
-        reader.start()
-        try:
-            return self._collect(workers)
-        finally:
-            self._stopped.set()
-            reader.join(timeout=10)
+        with _silent():
+            reader.start()
+            try:
+                return self._collect(workers)
+            finally:
+                self._stopped.set()
+                reader.join(timeout=10)
 
     def _collect(self, workers: int) -> Summary:
         kept = self._opened.kept
         done, failed, explained = kept.done, kept.failed, 0
-        started = 0.0
+        started = math.inf
         progress = Progress(self._opened.photos, done, failed, 0, 0.0)
         while (row := self._next()) is not None:
             if row["error"]:
                 raise OrtcamError(f"{row['error']} ({done} of {self._opened.photos} photos are done)")
-            started = started or time.monotonic() - row["seconds"]
-            done, failed, explained = done + row["done"], failed + row["failed"], explained + row["done"]
+            started = min(started, time.monotonic() - row["seconds"])
+            done, failed, explained = done + row["done"], failed + row["failed"], explained + self._explained(row)
             progress = Progress(self._opened.photos, done, failed, explained, time.monotonic() - started)
             self._on_progress(progress)
         if done != self._opened.photos:
             raise OrtcamError(f"{done} of {self._opened.photos} photos are done; run the same command again")
         return Summary(progress, workers, started - self._begin)
+
+    def _explained(self, row: Mapping[str, Any]) -> int:
+        """Return how many photos of a part were explained: of a part with earlier results, the failed ones."""
+        before = self._opened.before.get(row["part"])
+        return int(row["done"]) if before is None else before.failed
 
     def _next(self) -> dict[str, Any] | None:
         """Return the next row of a worker; None at the end."""
@@ -268,8 +282,7 @@ class _Run:
                 if silent:
                     if time.monotonic() - silent > _SECONDS_OF_SILENCE:
                         raise OrtcamError(
-                            f"the cluster at {self._crew.address} does not answer any more; run the same command "
-                            "again to go on"
+                            f"the cluster at {self._head} does not answer any more; run the same command again to go on"
                         ) from None
                     continue
                 lost = 0.0 if self._crew.places(self._nodes()) else lost or time.monotonic()
@@ -287,7 +300,7 @@ class _Run:
     def _answers(self) -> bool:
         """Return whether the head of the cluster still answers; without it, Ray ends this process after a minute."""
         try:
-            _knock(self._crew.address or "")
+            _knock(self._head)
         except OSError:
             return False
         return True
@@ -295,9 +308,11 @@ class _Run:
     def _read(self, workers: int) -> None:
         """Let Ray run the parts, and pass on its rows."""
         try:
-            rows = self._dataset(workers).iter_rows()
-            for row in rows:
-                self._found.put(row)
+            # No block waits for the next one.
+            for block in self._dataset(workers).iter_batches(batch_size=None, prefetch_batches=0):
+                columns = {name: values.tolist() for name, values in block.items()}
+                for values in zip(*columns.values(), strict=True):
+                    self._found.put(dict(zip(columns, values, strict=True)))
                 if self._stopped.is_set():
                     return
             self._found.put(None)
@@ -307,18 +322,14 @@ class _Run:
     def _dataset(self, workers: int) -> Any:
         import ray
 
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.wait_for_min_actors_s = _SECONDS_TO_START
-        context.max_errored_blocks = 0
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         opened, crew = self._opened, self._crew
         work = Work(opened.job.batch, opened.folder, opened.job.columns, opened.job.retry_failed)
         # Numbers travel, and neither photos nor maps do. They need no task of their own, so that actors may take all
         # CPUs.
-        parts = ray.data.from_items(
-            [{"part": part} for part in opened.parts], override_num_blocks=min(len(opened.parts), _MOST_BLOCKS)
-        )
+        with _settings(enable_progress_bars=False, wait_for_min_actors_s=_SECONDS_TO_START, max_errored_blocks=0):
+            parts = ray.data.from_items(
+                [{"part": part} for part in opened.parts], override_num_blocks=min(len(opened.parts), _MOST_BLOCKS)
+            )
         return parts.map_batches(
             _Worker,
             fn_constructor_args=(work,),
@@ -334,6 +345,36 @@ class _Run:
 
         nodes: Any = ray.nodes  # without types
         return [node["Resources"] for node in nodes() if node["Alive"]]
+
+
+@contextlib.contextmanager
+def _settings(**values: object) -> Iterator[None]:
+    """Change Ray's settings for the data sets that are made in the block; each keeps a copy."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    before = {name: getattr(context, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Ray Data's lines below errors out of the block."""
+    import ray.data  # sets the level too
+
+    logger = logging.getLogger(ray.data.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:
