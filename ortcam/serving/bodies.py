@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from ortcam.serving.desk import Desk
 from ortcam.serving.refusal import Kind, Refusal, invalid
+
+Made = TypeVar("Made")
+_SMALL = 65_536  # bytes of a request that is read at once: a thread would take longer
 
 
 @asynccontextmanager
@@ -60,3 +64,14 @@ async def until_gone(request: Request) -> None:
     """Return when the client has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def read_apart(desk: Desk, size: int, read: Callable[[], Made]) -> Made:
+    """Return what `read` makes of a request; a large one is read in a thread, so that others have their turn.
+
+    Args:
+        desk: has the threads.
+        size: bytes of the request.
+        read: reads it.
+    """
+    return read() if size <= _SMALL else await desk.compute(read)

@@ -17,11 +17,12 @@ from ortcam.core.targets import Target
 from ortcam.output.record import describe_target
 from ortcam.output.render import encode_png
 from ortcam.serving.answers import Answer, Explained, map_of
-from ortcam.serving.bodies import body_of, until_gone
+from ortcam.serving.bodies import body_of, read_apart, until_gone
 from ortcam.serving.desk import Call, Desk
+from ortcam.serving.limits import ServingLimits
 from ortcam.serving.page import read_page
 from ortcam.serving.protocol import InferRequest, check_parameters, read_json
-from ortcam.serving.questions import PREDICTIONS, Question, read_question, read_timeout
+from ortcam.serving.questions import PREDICTIONS, Facts, Question, read_question, read_timeout
 from ortcam.serving.refusal import invalid
 from ortcam.serving.tensors import Tensor, show, spell
 
@@ -68,8 +69,9 @@ class People:
             if targets:
                 inputs["target"] = Tensor.of_bytes("target", targets)
             asked = InferRequest(inputs, parameters=given)
+            read = partial(read_question, asked, self._service.find(call.model).facts, self._limits)
             question = replace(
-                read_question(asked, self._service.find(call.model).facts, self._limits),
+                await read_apart(self._desk, len(body), read),
                 outputs=("overlay",) if as_picture or overlay else ("scored",),
             )
             made = await self._desk.answer(
@@ -90,15 +92,11 @@ class People:
 
     async def _instances(self, request: Request, call: Call, outputs: tuple[str, ...] | None) -> Response:
         async with body_of(request, self._desk) as body:
-            asked, overlays = await self._desk.compute(_read_instances, body, self._limits.json)
-            question = read_question(asked, self._service.find(call.model).facts, self._limits)
-            maps = ("saliency", "overlay") if overlays else ("saliency",)
-            question = replace(question, outputs=outputs or maps)
+            read = partial(_read, body, outputs, self._service.find(call.model).facts, self._limits)
+            question, seconds = await read_apart(self._desk, len(body), read)
             made = await self._desk.answer(
                 call,
-                partial(
-                    self._service.submit, call.model, question, read_timeout(asked.parameters, self._limits.timeout)
-                ),
+                partial(self._service.submit, call.model, question, seconds),
                 _write_predictions if outputs else _write_explanations,
                 until_gone(request),
             )
@@ -142,6 +140,20 @@ def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise invalid(f"{name} is {show(value)}; expected true or false")
     return value
+
+
+def _read(body: bytes, outputs: tuple[str, ...] | None, facts: Facts, limits: ServingLimits) -> tuple[Question, float]:
+    """Return the question of a body of KServe's first protocol, and the seconds that the client waits for.
+
+    Args:
+        body: the body.
+        outputs: the outputs of a prediction; None for maps, and overlays if they are asked for.
+        facts, limits: of the model and the server.
+    """
+    asked, overlays = _read_instances(body, limits.json)
+    outputs = outputs or (("saliency", "overlay") if overlays else ("saliency",))
+    question = replace(read_question(asked, facts, limits), outputs=outputs)
+    return question, read_timeout(asked.parameters, limits.timeout)
 
 
 def _read_instances(body: bytes, most_json: int) -> tuple[InferRequest, bool]:

@@ -14,17 +14,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import ortcam
 from ortcam.serving import metrics
 from ortcam.serving.answers import Answer, to_tensors
-from ortcam.serving.bodies import body_of, until_gone
+from ortcam.serving.bodies import body_of, read_apart, until_gone
 from ortcam.serving.desk import Call, Desk, request_id
+from ortcam.serving.limits import ServingLimits
 from ortcam.serving.metadata import EXTENSIONS, describe_model
 from ortcam.serving.people import People
 from ortcam.serving.protocol import InferRequest, read_infer, write_answer
-from ortcam.serving.questions import Question
+from ortcam.serving.questions import Facts, Question, read_question, read_timeout
 from ortcam.serving.refusal import Kind, Refusal, forget
 from ortcam.serving.service import VERSION
 
@@ -62,7 +63,7 @@ def make_app(desk: Desk, page: bool = True) -> Starlette:
         _route(desk, "/metrics", door.metrics),
         *([_route(desk, "/", people.page, open_to_all=True)] if page else []),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_served})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: partial(_not_served, desk)})
     app.router.redirect_slashes = False  # an answer without the form of the protocol, at a host that the client names
     return app
 
@@ -93,7 +94,7 @@ def _route(desk: Desk, path: str, handler: Handler, method: str = "GET", open_to
         response.headers["X-Request-Id"] = call.id
         if refusal is not None and "expect" in request.headers:  # a client that was not told to go on sends no body
             response.headers["Connection"] = "close"
-        if method == "POST" or refusal is not None:
+        if (method == "POST" or refusal is not None) and not request.scope.get("state", {}).get("refused"):
             desk.told(call, response.status_code, refusal)
         return _InParts(response, desk)
 
@@ -150,11 +151,54 @@ def refused(refusal: Refusal) -> Response:
     return as_json({"error": str(refusal)}, refusal.kind.http, headers)
 
 
-async def _not_served(request: Request, error: Exception) -> Response:
+def turn_away(desk: Desk, refusal: Refusal, given: str | None = None, status: int | None = None) -> Response:
+    """Return the answer to a request that no handler takes; it is counted and logged.
+
+    Args:
+        desk: counts and logs.
+        refusal: why.
+        given: the client's id of the request.
+        status: the status; None for that of the refusal.
+    """
+    call, response = Call("rest", request_id(given)), refused(refusal)
+    response.status_code = status or response.status_code
+    response.headers["X-Request-Id"] = call.id
+    desk.told(call, response.status_code, refusal)
+    return response
+
+
+def too_many() -> Refusal:
+    """Return the refusal of a connection beyond the limit."""
+    return Refusal(Kind.BUSY, "the server has too many connections; try again", 1.0)
+
+
+def only_health(app: ASGIApp, desk: Desk) -> ASGIApp:
+    """Return an application that takes a question about health, refuses any other, and closes the connection."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        if scope["path"].startswith("/v2/health/"):
+            await app(scope, receive, send_last)
+        else:
+            given = Request(scope).headers.get("x-request-id")
+            await turn_away(desk, too_many(), given)(scope, receive, send_last)
+
+    return answer
+
+
+async def _not_served(desk: Desk, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     method, path = request.method[:10], request.url.path[:100]
-    said = f"{method} {path!r} is not served; see GET /v2" if error.status_code in (404, 405) else error.detail
-    return as_json({"error": said}, error.status_code, dict(error.headers or {}))
+    unknown = error.status_code in (404, 405)
+    said = f"{method} {path!r} is not served; see GET /v2" if unknown else error.detail
+    refusal = Refusal(Kind.UNKNOWN if unknown else Kind.INVALID, said)
+    response = turn_away(desk, refusal, request.headers.get("x-request-id"), error.status_code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 class _Rest:
@@ -184,16 +228,23 @@ class _Rest:
     async def infer(self, request: Request, call: Call) -> Response:
         async with body_of(request, self._desk) as body:
             header = request.headers.get(_LENGTH)
-            asked = await self._desk.compute(read_infer, body, header, self._desk.limits.json)
+            read = partial(_read, body, header, self._service.find(call.model).facts, self._desk.limits)
+            asked, question, seconds = await read_apart(self._desk, len(body), read)
             text, length = await self._desk.answer(
                 call,
-                partial(self._service.ask, call.model, None, asked),
+                partial(self._service.submit, call.model, question, seconds),
                 partial(_write, call.model, asked),
                 until_gone(request),
             )
         if length is None:
             return Response(text, media_type="application/json")
         return Response(text, headers={_LENGTH: str(length)}, media_type="application/octet-stream")
+
+
+def _read(body: bytes, header: str | None, facts: Facts, limits: ServingLimits) -> tuple[InferRequest, Question, float]:
+    """Return the request of a body, its question, and the seconds that the client waits for."""
+    asked = read_infer(body, header, limits.json)
+    return asked, read_question(asked, facts, limits), read_timeout(asked.parameters, limits.timeout)
 
 
 def _write(model: str, asked: InferRequest, answer: Answer, question: Question) -> tuple[bytes, int | None]:

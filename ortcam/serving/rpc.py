@@ -14,10 +14,11 @@ import grpc
 import ortcam
 from ortcam.serving.answers import Answer, to_tensors
 from ortcam.serving.desk import Call, Desk, request_id
+from ortcam.serving.limits import ServingLimits
 from ortcam.serving.messages import SERVICE, message
 from ortcam.serving.metadata import EXTENSIONS, describe_model
 from ortcam.serving.protocol import MOST_TENSORS, InferRequest, Output, Parameters, check_id, check_parameters, unique
-from ortcam.serving.questions import Question, read_question, read_timeout
+from ortcam.serving.questions import Facts, Question, read_question, read_timeout
 from ortcam.serving.refusal import Kind, Refusal, forget, invalid
 from ortcam.serving.service import VERSION
 from ortcam.serving.tensors import Tensor, check_head, from_raw, from_values, raw_parts, show
@@ -39,6 +40,9 @@ _CONTENTS = {
 _RAW_OUTPUT = bytes([6 << 3 | 2])  # the tag of raw_output_contents: field 6, bytes with their length
 _METADATA_BYTES = 16_384
 _SMALL = 65_536  # bytes of a message that is parsed at once
+_SPARE = 16  # calls beyond the limit, for all methods but ModelInfer: a full server is alive
+_MOST_VALUES, _MOST_PARAMETERS = 300_000, 10_000  # of a message, as in JSON
+_ROUNDED = 0.1  # seconds: gRPC rounds the deadlines that it sends up, to a hundredth of them
 _log = logging.getLogger("ortcam.serving")
 Handler = Callable[[Any, Any, Call], Awaitable[Any]]
 
@@ -55,7 +59,7 @@ def make_server(desk: Desk, host: str, port: int) -> tuple[grpc.aio.Server, int]
     """
     limits = desk.limits
     server = grpc.aio.server(
-        maximum_concurrent_rpcs=limits.connections,
+        maximum_concurrent_rpcs=limits.connections + _SPARE,
         options=[
             ("grpc.max_receive_message_length", limits.body),
             ("grpc.max_send_message_length", -1),  # bounded by ServingLimits.output
@@ -84,9 +88,15 @@ def _unary(desk: Desk, name: str, handler: Handler) -> Callable[[bytes, Any], Aw
 
     If gRPC parsed it, a broken message would be the server's error.
     """
-    kind = message(f"{name}Request")
+    kind, calls = message(f"{name}Request"), set[_Held]()
 
-    async def answer(data: bytes, context: Any) -> bytes | Refusal:
+    async def read(data: bytes) -> Any:
+        try:
+            return kind.FromString(data) if len(data) < _SMALL else await desk.compute(kind.FromString, data)
+        except Exception as error:
+            raise invalid(f"the message is not a valid {name}Request") from error
+
+    async def answer(data: bytes, context: Any, held: _Held) -> bytes | Refusal:
         given = dict(context.invocation_metadata() or ())
         asked = given.get("x-request-id")
         call, refusal = Call("grpc", request_id(asked if isinstance(asked, str) else None)), None
@@ -94,18 +104,17 @@ def _unary(desk: Desk, name: str, handler: Handler) -> Callable[[bytes, Any], Aw
             if name not in ("ServerLive", "ServerReady", "ServerMetadata"):
                 key = given.get("authorization")
                 desk.check_key(key if isinstance(key, str) else None)
-            try:
-                parse = partial(desk.compute, kind.FromString, data)
-                request = kind.FromString(data) if len(data) < _SMALL else await parse()
-            except Exception as error:
-                raise invalid(f"the message is not a valid {name}Request") from error
-            response = await handler(request, context, call)
+            if name == "ModelInfer" or len(data) > _SMALL:
+                held.take(len(data))
+            response = await handler(await read(data), context, call)
             made: bytes = response if isinstance(response, bytes) else response.SerializeToString()
+            held.send(len(made))
         except Refusal as error:
             refusal = error
             forget(error)
         except asyncio.CancelledError:
-            desk.told(call, "CANCELLED", Refusal(Kind.GONE, "the client has left"))
+            refusal = _why_cancelled(context.time_remaining())
+            desk.told(call, refusal.kind.grpc, refusal)
             raise
         except Exception:  # noqa: BLE001 - a fault in ortcam, which the client must not see
             _log.exception("request %s failed", call.id)
@@ -116,13 +125,57 @@ def _unary(desk: Desk, name: str, handler: Handler) -> Callable[[bytes, Any], Aw
         return made if refusal is None else refusal
 
     async def method(data: bytes, context: Any) -> bytes:
-        made = await answer(data, context)
+        held = _Held(desk, calls)
+        context.add_done_callback(held.release)  # runs when the answer is sent, or the client has left
+        made = await answer(data, context, held)
         del data  # the frame of an abort lives until the garbage collector runs
         if isinstance(made, Refusal):
             await context.abort(getattr(grpc.StatusCode, made.kind.grpc), str(made))
         return made  # type: ignore[return-value] # abort raises
 
     return method
+
+
+class _Held:
+    """What a call holds until its answer is sent: its place among the calls, and bytes that count at the desk."""
+
+    def __init__(self, desk: Desk, calls: set[_Held]) -> None:
+        self._desk, self._calls, self._taken, self._sending = desk, calls, 0, 0
+
+    def take(self, size: int) -> None:
+        """Take a place, and count the bytes of the request.
+
+        Raises:
+            Refusal: there are too many calls, or the requests and answers in work are too large together.
+        """
+        if len(self._calls) >= self._desk.limits.connections:
+            raise Refusal(Kind.BUSY, f"the server has {len(self._calls)} calls in work; try again", 1.0)
+        self._desk.reserve(size)
+        self._calls.add(self)
+        self._taken = size
+
+    def send(self, size: int) -> None:
+        """Count the bytes of the answer."""
+        self._desk.sending += size
+        self._sending = size
+
+    def release(self, _: object) -> None:
+        """Give everything back."""
+        self._calls.discard(self)
+        self._desk.release(self._taken)
+        self._desk.sending -= self._sending
+        self._taken = self._sending = 0
+
+
+def _why_cancelled(left: float | None) -> Refusal:
+    """Return why a call ended before its answer: its deadline has passed, or the client has left.
+
+    Args:
+        left: seconds to the client's deadline; None if it has none.
+    """
+    if left is not None and left < _ROUNDED:
+        return Refusal(Kind.LATE, "the client's deadline has passed; ask for a smaller budget, or wait longer")
+    return Refusal(Kind.GONE, "the client has left")
 
 
 class _Rpc:
@@ -155,20 +208,24 @@ class _Rpc:
     async def infer(self, request: Any, context: Any, call: Call) -> bytes:
         self._find(request.model_name, request.model_version, call)
         self._service.check_room(call.model)
-        size = request.ByteSize()
-        self._desk.reserve(size)
-        try:
-            asked = await self._desk.compute(_read, request)
-            question = read_question(asked, self._service.find(call.model).facts, self._desk.limits)
-            seconds = read_timeout(asked.parameters, self._desk.limits.timeout)
-            left = context.time_remaining()  # the client's deadline
-            return await self._desk.answer(
-                call,
-                partial(self._service.submit, call.model, question, seconds if left is None else min(seconds, left)),
-                partial(_write, call.model, request.id),
-            )
-        finally:
-            self._desk.release(size)
+        read = partial(_read_question, request, self._service.find(call.model).facts, self._desk.limits)
+        question, seconds = await self._desk.compute(read)
+        left = context.time_remaining()  # the client's deadline
+        return await self._desk.answer(
+            call,
+            partial(self._service.submit, call.model, question, seconds if left is None else min(seconds, left)),
+            partial(_write, call.model, request.id),
+        )
+
+
+def _read_question(request: Any, facts: Facts, limits: ServingLimits) -> tuple[Question, float]:
+    """Return the question of a message, and the seconds that the client's parameter says.
+
+    Raises:
+        Refusal: it is invalid.
+    """
+    asked = _read(request)
+    return read_question(asked, facts, limits), read_timeout(asked.parameters, limits.timeout)
 
 
 def _read(request: Any) -> InferRequest:
@@ -177,17 +234,39 @@ def _read(request: Any) -> InferRequest:
     Raises:
         Refusal: it is invalid.
     """
+    for name in ("inputs", "raw_input_contents", "outputs"):
+        count = len(getattr(request, name))
+        if count > MOST_TENSORS:
+            raise invalid(f"the request has {count} {name}; expected at most {MOST_TENSORS}")
+    if not request.inputs:
+        raise invalid("the request has no inputs; expected the input image")
+    _check_size(request)
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
         raise invalid(f"the request has {len(request.inputs)} inputs and {len(raw)} raw_input_contents")
-    if not request.inputs:
-        raise invalid("the request has no inputs; expected the input image")
-    for name, given in (("inputs", request.inputs), ("outputs", request.outputs)):
-        if len(given) > MOST_TENSORS:
-            raise invalid(f"the request has {len(given)} {name}; expected at most {MOST_TENSORS}")
     inputs = unique(_read_input(given, raw[place] if raw else None) for place, given in enumerate(request.inputs))
     outputs = tuple(Output(one.name, True) for one in request.outputs)
     return InferRequest(inputs, outputs, _read_parameters(request.parameters), check_id(request.id), True)
+
+
+def _check_size(request: Any) -> None:
+    """Check how many values a message has, before they become objects of Python.
+
+    Raises:
+        Refusal: it has too many values or parameters.
+    """
+    fields = set(_CONTENTS.values())
+    count = sum(
+        len(one.shape) + (sum(len(getattr(one.contents, field)) for field in fields) if one.HasField("contents") else 0)
+        for one in request.inputs
+    )
+    if count > _MOST_VALUES:
+        raise Refusal(
+            Kind.TOO_LARGE,
+            f"the request has {count} values in contents; at most {_MOST_VALUES} are taken: use raw_input_contents",
+        )
+    if len(request.parameters) > _MOST_PARAMETERS:
+        raise invalid(f"the request has {len(request.parameters)} parameters; expected at most {_MOST_PARAMETERS}")
 
 
 def _read_input(given: Any, raw: bytes | None) -> Tensor:

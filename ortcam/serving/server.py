@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import http
-import json
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h11
 import uvicorn
@@ -23,15 +22,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ortcam.errors import OptionError
 from ortcam.serving.desk import Desk
-from ortcam.serving.limits import ServingLimits
 from ortcam.serving.metrics import Metrics
-from ortcam.serving.rest import HEADER_BYTES, make_app
+from ortcam.serving.refusal import Kind, Refusal
+from ortcam.serving.rest import HEADER_BYTES, make_app, only_health, too_many, turn_away
 from ortcam.serving.service import Service
 from ortcam.serving.watching import Watch
 
 _KEEP_ALIVE = 75  # seconds: longer than the idle time of the usual proxies
 _SECONDS_TO_SEND = 30  # after the last answer, for clients that read slowly
 _WATCH_EVERY = 1.0
+_SPARE = 16  # connections beyond the limit, for health alone: a full server is alive
 _log = logging.getLogger("ortcam.serving")
 
 
@@ -114,7 +114,6 @@ class _Running:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
             loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-        limits = self._service.limits
         config = uvicorn.Config(
             make_app(self._desk, self._doors.page),
             http=_Connection,
@@ -128,7 +127,7 @@ class _Running:
             timeout_graceful_shutdown=_SECONDS_TO_SEND,
             h11_max_incomplete_event_size=HEADER_BYTES,
         )
-        _Connection.limits = limits
+        _Connection.desk = self._desk
         rest = _Uvicorn(config)
         rpc, rpc_port = None, None
         if self._doors.grpc_port is not None:
@@ -204,18 +203,37 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection of the REST door. Their number is limited, and a client must send and read in time."""
+    """A connection of the REST door. Their number is limited, and a client must send and read in time.
 
-    limits = ServingLimits()
+    A few connections beyond the limit are spare. They answer questions about health, and close.
+    """
+
+    desk: ClassVar[Desk]
+    _spare: ClassVar[dict[_Connection, None]] = {}  # the oldest first
     _timer: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
-            _say(transport, 503, "the server has too many connections; try again", "Retry-After: 1\r\n")
-            return
+        if len(self.connections) - len(self._spare) > self.desk.limits.connections:
+            if len(self._spare) >= _SPARE:  # the oldest had the most time to ask
+                next(iter(self._spare))._make_room()
+            self._spare[self] = None
+            self.app = only_health(self.app, self.desk)
         self._wait_for_request()
+
+    def _make_room(self) -> None:
+        """Close a spare connection."""
+        del self._spare[self]
+        if self._answers:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._refuse(too_many())
+
+    @property
+    def _answers(self) -> bool:
+        """Whether a request is in work."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -236,7 +254,9 @@ class _Connection(H11Protocol):
 
     def eof_received(self) -> None:
         if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE:
-            _say(self.transport, 400, "the body ends before its stated length; send as many bytes as Content-Length")
+            self._refuse(
+                Refusal(Kind.INVALID, "the body ends before its stated length; send as many bytes as Content-Length")
+            )
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # the answer is on its way already
@@ -244,16 +264,17 @@ class _Connection(H11Protocol):
             return
         error = sys.exc_info()[1]  # uvicorn does not pass it on
         if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
-            _say(self.transport, 431, f"the headers have over {HEADER_BYTES} bytes; expected fewer or shorter ones")
+            message = f"the headers have over {HEADER_BYTES} bytes; expected fewer or shorter ones"
+            self._refuse(Refusal(Kind.HEADERS, message))
         else:
-            _say(self.transport, 400, "the request is not valid HTTP")
+            self._refuse(Refusal(Kind.INVALID, "the request is not valid HTTP"))
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: a request to upgrade is answered as any other."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reading = self._reading or self.loop.call_later(self.limits.write_timeout, self.transport.abort)
+        self._reading = self._reading or self.loop.call_later(self.desk.limits.write_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -267,11 +288,12 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         self._forget_reading()
+        self._spare.pop(self, None)
         super().connection_lost(exc)
 
     def _wait_for_request(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.call_later(self.limits.read_timeout, self._on_slow)
+            self._timer = self.loop.call_later(self.desk.limits.read_timeout, self._on_slow)
 
     def _forget(self) -> None:
         if self._timer is not None:
@@ -283,13 +305,17 @@ class _Connection(H11Protocol):
         if self._drops_body:
             self.transport.close()
         elif not self.transport.is_closing():
-            _say(self.transport, 408, f"no request came within {self.limits.read_timeout:g} s")
+            self._refuse(Refusal(Kind.SLOW, f"no request came within {self.desk.limits.read_timeout:g} s"))
 
-
-def _say(transport: asyncio.Transport, status: int, message: str, more: str = "") -> None:
-    """Send an answer outside a request, and close the connection."""
-    body = json.dumps({"error": message})
-    reason = http.HTTPStatus(status).phrase
-    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    transport.write(f"{head}{more}Connection: close\r\n\r\n{body}".encode())
-    transport.close()
+    def _refuse(self, refusal: Refusal) -> None:
+        """Send a refusal that no handler sends, and close the connection."""
+        given = None
+        if self._answers:
+            self.scope["state"]["refused"] = True  # the handler will find that the client is gone, and not count it
+            given = dict(self.headers).get(b"x-request-id", b"").decode("latin-1")
+        answer = turn_away(self.desk, refusal, given)
+        answer.headers["Connection"] = "close"
+        lines = [f"HTTP/1.1 {answer.status_code} {http.HTTPStatus(answer.status_code).phrase}".encode()]
+        lines += [name + b": " + value for name, value in answer.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
+        self.transport.close()
