@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from serving_attacks import (
 from ortcam.errors import ImageError
 from ortcam.model.image import decode_photo
 from ortcam.serving.messages import SERVICE, message
-from ortcam.serving.tensors import Tensor, to_json
+from ortcam.serving.tensors import Tensor, json_parts
 
 INFER, EXPLAIN, V1 = "/v2/models/tiny/infer", "/models/tiny/explain", "/v1/models/tiny:explain"
 LENGTH = "Inference-Header-Content-Length"
@@ -600,12 +601,18 @@ BROKEN: dict[str, tuple[bytes, int, str]] = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_http_is_refused(server: Running, case: str) -> None:
     data, status, words = BROKEN[case]
+    start = len(server.log)
     with Wire(server.port) as wire:
         wire.send(data)
         if "shorter" in case or "without an end" in case:
             wire.end()
-        check_refusal(wire.reply(), words, status=(status,))
+        reply = wire.reply()
+        check_refusal(reply, words, status=(status,))
+    line = server.wait_for_log(f"[{reply.headers['x-request-id']}]", start)
+    assert f" {status} in " in line and words in line, line
     check_alive(server)
+    told = [one for one in server.log[start:] if " rest " in one and " 200 in " not in one]
+    assert told == [line], "it is counted once"
 
 
 def test_http_1_0_and_chunks_and_pipelined_requests_are_answered(server: Running) -> None:
@@ -679,10 +686,28 @@ def test_slow_silent_and_too_many_clients_are_turned_away(tiny: Path) -> None:
         reply = ask(server.port, request("/v2", method="GET"))
         check_refusal(reply, "too many connections", status=(503,))
         assert reply.headers["retry-after"] == "1"
+        assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
+        server.wait_for_log(f"[{reply.headers['x-request-id']}]")
         for wire in opened:  # those that are open are served
             assert wire.send(b"Host: here\r\n\r\n").reply().status == 200
             wire.__exit__()
         check_alive(server)
+
+
+def test_a_server_is_alive_with_all_its_connections_in_use(tiny: Path) -> None:
+    """Idle connections fill the limit of 4 and the 16 beyond it, and more come; probes are answered all the same."""
+    with serve_within(tiny, connections=4) as server, ExitStack() as stack:
+        idle = [stack.enter_context(Wire(server.port)) for _ in range(4 + 16 + 5)]
+        for wire in idle[4:9]:  # the oldest of those beyond the limit made room
+            check_refusal(wire.reply(), "too many connections", status=(503,))
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            with Wire(server.port) as probe:
+                reply = probe.send(request(path, method="GET")).reply()
+                assert (reply.status, reply.headers["connection"], probe.is_closed()) == (200, "close", True)
+        reply = ask(server.port, request(INFER, BODY, headers={"X-Request-Id": "mine"}))
+        check_refusal(reply, "too many connections", status=(503,))
+        assert (reply.headers["connection"], reply.headers["x-request-id"]) == ("close", "mine")
+        assert idle[0].send(request(INFER, BODY)).reply().status == 200
 
 
 def test_refused_requests_leave_no_memory_behind(server: Running, channel: grpc.Channel) -> None:
@@ -875,10 +900,13 @@ _SLOW_TO_DRAW = {"WebP", "WebP without loss", "WebP with alpha", "TIFF", "AVIF",
 def test_pixel_bombs_are_refused_before_they_take_memory(server: Running, case: str) -> None:
     bomb = BOMBS[case]()
     check_alive(server)
-    before, begin = server.memory, time.monotonic()
+    begin = time.monotonic()
+    for _ in range(3):
+        assert ask(server.port, request(EXPLAIN, PHOTO)).status == 200
+    good, before, begin = time.monotonic() - begin, server.memory, time.monotonic()
     for _ in range(3):
         check_refusal(ask(server.port, request(EXPLAIN, bomb)), "pixels", status=(400,))
-    assert time.monotonic() - begin < 1.0, "decoding would take several seconds"
+    assert time.monotonic() - begin < 1.0 + 10 * good, "decoding would take several seconds"
     assert server.memory - before < 30_000_000, "a file of 36 million pixels takes over 100 MB"
     check_alive(server)
 
@@ -922,6 +950,10 @@ def test_the_size_of_a_photo_is_read_from_its_header(kind: str, mode: str, optio
 def test_maps_in_json_are_those_in_binary_to_the_bit() -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, 50_000, np.uint32).view(np.float32)
     values = bits[np.isfinite(bits)]
-    assert np.array_equal(np.array(json.loads(to_json(Tensor.of_array("x", values))), np.float32), values)
-    assert to_json(Tensor.of_array("x", np.array([np.nan, 0.5], np.float32))) == b"[null,0.5]"
-    assert to_json(Tensor.of_array("x", np.zeros(0, np.float32))) == b"[]"
+    assert np.array_equal(np.array(json.loads(in_json(values)), np.float32), values)
+    assert in_json(np.array([np.nan, 0.5], np.float32)) == b"[null,0.5]"
+    assert in_json(np.zeros(0, np.float32)) == b"[]"
+
+
+def in_json(values: np.ndarray[Any, Any]) -> bytes:
+    return b"".join(json_parts(Tensor.of_array("x", values)))

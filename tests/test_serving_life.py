@@ -32,11 +32,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ortcam
 from ortcam.model.contract import Contract, ExposedLayer, Preprocessing
+from ortcam.serving import people, rest
 from ortcam.serving.desk import Desk
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.messages import message
 from ortcam.serving.metrics import Metrics
-from ortcam.serving.questions import Question
+from ortcam.serving.questions import Question, read_question
 from ortcam.serving.refusal import Refusal
 from ortcam.serving.rest import make_app
 from ortcam.serving.service import Service
@@ -223,17 +224,17 @@ def asked_again_and_again(ask: list[Callable[[], Any]]) -> Iterator[tuple[list[l
 
 def test_sigterm_under_load_loses_nothing(files: Path, photo: bytes, tmp_path: Path) -> None:
     """A balancer that stops sending when readiness turns, within --drain, sees no refusal on any door."""
-    with serving(tmp_path / "log", f"m={files / 'old.onnx'}", "--drain", "1.5") as server:
+    with serving(tmp_path / "log", f"m={files / 'old.onnx'}", "--drain", "5") as server:
         clients = [lambda: server.explain(photo)] * 3 + [lambda: server.call(photo)]
         with asked_again_and_again(clients) as (results, stop):
             assert server.ask("/v2/health/ready")[0] == 200
             before = [len(found) for found in results]
             server.process.send_signal(signal.SIGTERM)
             server.wait_for("SIGTERM received")
-            until(lambda: server.ask("/v2/health/ready")[0] == 503, 1.0)
+            until(lambda: server.ask("/v2/health/ready")[0] == 503)
             assert server.ask("/v2/health/live")[0] == 200
             assert server.ask("/v2/models/m/ready")[0] == 503
-            until(lambda: all(len(found) > count + 1 for found, count in zip(results, before, strict=True)), 1.0)
+            until(lambda: all(len(found) > count + 1 for found, count in zip(results, before, strict=True)))
             stop.set()
         assert server.process.wait(LONG) == 0
         for found in results[:3]:
@@ -328,6 +329,52 @@ def test_no_work_for_a_client_that_was_killed(files: Path, photo: bytes, tmp_pat
         assert other.result(LONG) == "old"
         assert time.monotonic() - begin < max(1.0, 4 * exact)
         server.wait_for(f"{door} m (499|CANCELLED) .* the client has left")
+
+
+@pytest.mark.slow
+def test_a_client_whose_deadline_passes_is_late(files: Path, photo: bytes, tmp_path: Path) -> None:
+    """It did not leave, although gRPC cancels its call."""
+    with serving(tmp_path / "log", f"m={files / 'old.onnx'}") as server:
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            for timeout in (0.2, 0.3):
+                with pytest.raises(grpc.RpcError) as refused:
+                    channel.unary_unary(METHOD)(rpc_request([photo] * 4, None), timeout=timeout)
+                assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+        late = 'ortcam_requests_total{door="grpc",model="m",outcome="late"}'
+        until(lambda: len(re.findall("grpc m DEADLINE_EXCEEDED in", server.said)) == 2)
+        assert server.metric(late) == 2
+
+
+@pytest.mark.parametrize("target", ["/v2/models/m/infer", "/models/m/explain", "/v1/models/m:explain"])
+def test_large_requests_are_read_in_threads(files: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading takes up to a second, in which the event loop must go on."""
+    service, names = Service(ortcam.load_explainer), list[str]()
+    service.load("m", files / "old.onnx")
+    desk = Desk(service, Metrics(service))
+
+    def read(*given: Any) -> Question:
+        names.append(threading.current_thread().name)
+        return read_question(*given)
+
+    for door in (rest, people):
+        monkeypatch.setattr(door, "read_question", read)
+    text = base64.b64encode(bytes(60_000)).decode()
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}
+    body = text if target.startswith("/models") else json.dumps({"inputs": [image]})
+    body = json.dumps({"instances": [{"b64": text}]}) if target.startswith("/v1") else body
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(desk))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return await client.post(target, content=body)
+
+    try:
+        answer = asyncio.run(ask())
+        assert (answer.status_code, "not an image" in answer.json()["error"]) == (400, True)
+        assert len(names) == 1 and names[0].startswith("ortcam-encode")
+    finally:
+        service.close()
+        desk.close()
 
 
 @pytest.mark.slow

@@ -18,7 +18,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import ortcam
 from ortcam.serving import messages
+from ortcam.serving.desk import Desk
+from ortcam.serving.limits import ServingLimits
 from ortcam.serving.messages import SERVICE, message
+from ortcam.serving.metrics import Metrics
+from ortcam.serving.rpc import make_server
+from ortcam.serving.service import Service
 
 BUDGET = 12  # of the 16 channels of the model
 KEY = (("authorization", "Bearer secret"),)
@@ -252,3 +257,57 @@ def test_request_ids_and_metrics(served: Path, server: Server, stub: Any) -> Non
         "target_class": [2], "label": [2], "probability": [2], "saliency": [2, 64, 64], "scored": [2], "error": [2, 3]
     }  # fmt: skip
     assert LABELS[np.frombuffer(answer.raw_output_contents[0], np.int64)[0]].encode() in answer.raw_output_contents[1]
+
+
+def test_limits_of_calls_and_memory(served: Path, engine: ortcam.ScoreCAM) -> None:
+    """Calls and bytes count until the answer is sent; what is too much is refused before it becomes objects."""
+    tensor = engine.model.prepare((served / "cat.jpg").read_bytes())[1]
+    good = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[tensor.tobytes()])
+    good.inputs.add(name="image", datatype="FP32", shape=tensor.shape)
+    service = Service(ortcam.load_explainer, ServingLimits(connections=1, pending=400_000))
+    service.load("tiny", served / "tiny.onnx")
+    desk = Desk(service, Metrics(service))
+
+    async def call(channel: Any, name: str, data: bytes) -> tuple[str, str]:
+        try:
+            await channel.unary_unary(f"/{SERVICE}/{name}")(data, timeout=SECONDS)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details() or ""
+        return "OK", ""
+
+    async def check() -> None:
+        server, port = make_server(desk, "127.0.0.1", 0)
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            for _ in range(9):  # what one held is given back
+                assert await call(channel, "ModelInfer", good.SerializeToString()) == ("OK", "")
+            many = [call(channel, "ModelInfer", good.SerializeToString()) for _ in range(8)]
+            health = [call(channel, "ServerLive", b"") for _ in range(8)]
+            found = await asyncio.gather(*many, *health)
+            assert set(found[:8]) == {("OK", ""), ("RESOURCE_EXHAUSTED", "the server has 1 calls in work; try again")}
+            assert found[8:] == [("OK", "")] * 8
+            status, said = await call(channel, "ModelInfer", b"\xff" * 400_001)  # no message
+            assert (status, "too large together" in said) == ("RESOURCE_EXHAUSTED", True)
+            for change, words in {
+                "raw_input_contents": "has 33 raw_input_contents; expected at most 32",
+                "values": "has 300001 values in contents; at most 300000",
+                "shape": "has 300001 values in contents; at most 300000",
+            }.items():
+                bad = service_pb2.ModelInferRequest(model_name="tiny")
+                image = bad.inputs.add(name="image", datatype="BOOL")
+                if change == "raw_input_contents":
+                    bad.raw_input_contents.extend([b""] * 33)
+                elif change == "values":
+                    image.contents.bool_contents.extend([True] * 300_001)
+                else:
+                    image.shape.extend([1] * 300_001)
+                status, said = await call(channel, "ModelInfer", bad.SerializeToString())
+                assert (status, words in said) == ("INVALID_ARGUMENT", True), said
+        await server.stop(0)
+
+    try:
+        asyncio.run(check())
+        assert desk.sending == 0
+    finally:
+        service.close()
+        desk.close()

@@ -200,11 +200,6 @@ def _flat(name: str, data: list[Any], depth: int = 1) -> Iterator[Any]:
             yield one
 
 
-def to_raw(tensor: Tensor) -> bytes:
-    """Return the binary form of a tensor."""
-    return b"".join(raw_parts(tensor))
-
-
 def raw_parts(tensor: Tensor) -> Iterator[bytes]:
     """Yield the binary form of a tensor in parts."""
     if tensor.datatype == "BYTES":
@@ -219,13 +214,8 @@ def raw_parts(tensor: Tensor) -> Iterator[bytes]:
         yield some.astype(some.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def to_json(tensor: Tensor) -> bytes:
-    """Return the values of a tensor as a flat JSON list: null for NaN, which JSON lacks; base64 for pictures."""
-    return b"".join(json_parts(tensor))
-
-
 def json_parts(tensor: Tensor) -> Iterator[bytes]:
-    """Yield what `to_json` returns in parts."""
+    """Yield the values of a tensor as a flat JSON list: null for NaN, which JSON lacks; base64 for pictures."""
     if tensor.datatype == "BYTES":
         yield json.dumps([_as_text(one) for one in tensor.items]).encode()
         return
