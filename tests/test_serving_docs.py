@@ -159,6 +159,8 @@ def test_the_tables_of_operators() -> None:
     text = Metrics(Service(lambda path: pytest.fail("nothing is loaded"))).text().decode()
     names = {one for one in re.findall(r"^# TYPE (ortcam_\w+)", text, re.MULTILINE) if not one.endswith("_created")}
     assert set(re.findall(r"^\| `(ortcam_\w+)`", SERVING, re.MULTILINE)) == names
+    (outcomes,) = re.findall(r"requests by outcome: (.*) \|", SERVING)
+    assert sorted(re.findall(r"`(\w+)`", outcomes)) == sorted(["ok", *(kind.name.lower() for kind in Kind)])
     defaults = ServingLimits()
     said = dict(re.findall(r"^\| `(--[a-z-]+)` \| ([\d.]+)", SERVING, re.MULTILINE))
     assert {name: float(value) for name, value in said.items()} == {
