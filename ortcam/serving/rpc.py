@@ -210,10 +210,12 @@ class _Rpc:
         self._service.check_room(call.model)
         read = partial(_read_question, request, self._service.find(call.model).facts, self._desk.limits)
         question, seconds = await self._desk.compute(read)
-        left = context.time_remaining()  # the client's deadline
+        left = context.time_remaining()  # to the client's deadline
+        if left is not None:
+            seconds = min(seconds, call.seconds + left)  # both from the arrival
         return await self._desk.answer(
             call,
-            partial(self._service.submit, call.model, question, seconds if left is None else min(seconds, left)),
+            partial(self._service.submit, call.model, question, seconds),
             partial(_write, call.model, request.id),
         )
 
