@@ -222,6 +222,7 @@ def asked_again_and_again(ask: list[Callable[[], Any]]) -> Iterator[tuple[list[l
             task.result(LONG)
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_loses_nothing(files: Path, photo: bytes, tmp_path: Path) -> None:
     """A balancer that stops sending when readiness turns, within --drain, sees no refusal on any door."""
     with serving(tmp_path / "log", f"m={files / 'old.onnx'}", "--drain", "5") as server:
