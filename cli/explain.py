@@ -65,24 +65,10 @@ def explain(
     sign: target_options.Sign = 1,
     listing: target_options.Listing = False,
     least_score: target_options.LeastScore = 0.25,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Explain the K most probable classes.")] = 1,
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Run at most this many masked inputs. Default: run all, for the exact map.", show_default=False
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(help="Run masked inputs until the estimated error, 1 - r, is at most this.", show_default=False),
-    ] = None,
-    selection: Annotated[
-        str,
-        typer.Option(
-            help="How a budget treats channels that are not run: predict their scores, or leave them out (top-std).",
-            autocompletion=options.one_of("predict", "top-std"),
-        ),
-    ] = "predict",
+    top_k: options.TopK = 1,
+    budget: options.Budget = None,
+    tolerance: options.Tolerance = None,
+    selection: options.Selection = "predict",
     every: video.Every = None,
     steady: video.Steady = None,
     preset: options.PresetName = None,

@@ -121,6 +121,24 @@ MethodOptions = Annotated[
         show_default=False,
     ),
 ]
+TopK = Annotated[int, typer.Option("--top-k", "-k", min=1, help="Explain the K most probable classes.")]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Run at most this many masked inputs. Default: run all, for the exact map.", show_default=False
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Run masked inputs until the estimated error, 1 - r, is at most this.", show_default=False),
+]
+Selection = Annotated[
+    str,
+    typer.Option(
+        help="How a budget treats channels that are not run: predict their scores, or leave them out (top-std).",
+        autocompletion=one_of("predict", "top-std"),
+    ),
+]
 BatchSize = Annotated[
     str | None,
     typer.Option(
