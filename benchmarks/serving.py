@@ -1,6 +1,6 @@
 """The server under load: throughput beside the engine's own, overload, and a long run of mixed requests.
 
-    python benchmarks/serving.py                      all of it, about half an hour on two cores that do nothing else
+    python benchmarks/serving.py                      all of it, about a quarter of an hour on two cores that do nothing else
     python benchmarks/serving.py throughput --quick   one part of it, short: the figures say little
 
 Parts:
@@ -203,7 +203,7 @@ def result_of(load: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def measure_throughput(server: Server, folder: Path, quick: bool) -> dict[str, Any]:
-    seconds, turns = (3.0, 2) if quick else (20.0, 7)
+    seconds, turns = (3.0, 2) if quick else (12.0, 3)
     cam = ortcam.ScoreCAM(server_model(server))
     pictures = [path.read_bytes() for path in jpegs()]
     made = {}
@@ -222,7 +222,7 @@ def measure_throughput(server: Server, folder: Path, quick: bool) -> dict[str, A
                     runs.setdefault(name, []).append(run)
         rate = statistics.median(one["per_second"] for one in runs[f"{CLIENTS[-1]} clients"])
         show(f"throughput, budget {budget}: latency at half load")
-        half = server.load(mode="open", rate=rate / 2, seconds=10 * seconds, requests=requests, seed=SEED)
+        half = server.load(mode="open", rate=rate / 2, seconds=5 * seconds, requests=requests, seed=SEED)
         check(half)
         made[f"budget {budget}"] = {
             "runs": runs,
