@@ -795,22 +795,37 @@ HEAVY = {
 @pytest.mark.slow
 def test_health_is_answered_in_time_while_large_requests_are_read(server: Running) -> None:
     for name, body in HEAVY.items():
-        with Health(server.port) as health:
-            for _ in range(3):
-                check_refusal(ask(server.port, request(INFER, body)), status=(400, 413))
-        assert health.worst < LATE, name
+        assert in_time(server, lambda body=body: heavy(server, body)), name  # type: ignore[misc]
     many = {"image": [4_900_000], "target": [2_400_000]}
     for name, shape in many.items():
         datatype, raw = ("BYTES", bytes(19_600_000)) if name == "image" else ("INT64", bytes(19_200_000))
         one = {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
         inputs = [one] if name == "image" else [*infer_body()["inputs"], one]
         head = json.dumps({"inputs": inputs}).encode()
+        asked = request(INFER, head + raw, headers={LENGTH: str(len(head))})
+        said = "at most" if name == "image" else "expected 1 to 10"
+
+        def refuse(asked: bytes = asked, said: str = said) -> bool:
+            check_refusal(ask(server.port, asked), said)
+            return True
+
+        assert in_time(server, refuse), name
+
+
+def heavy(server: Running, body: bytes) -> bool:
+    for _ in range(3):
+        check_refusal(ask(server.port, request(INFER, body)), status=(400, 413))
+    return True
+
+
+def in_time(server: Running, job: Callable[[], bool]) -> bool:
+    """Return whether health is in time while a job is done. Three tries: another process can take the machine."""
+    for _ in range(3):
         with Health(server.port) as health:
-            check_refusal(
-                ask(server.port, request(INFER, head + raw, headers={LENGTH: str(len(head))})),
-                "at most" if name == "image" else "expected 1 to 10",
-            )
-        assert health.worst < LATE, name
+            assert job()
+        if health.worst < LATE:
+            return True
+    return False
 
 
 @pytest.mark.slow
@@ -837,9 +852,8 @@ def test_health_is_answered_in_time_while_large_answers_are_written(tiny: Path) 
             "gRPC": lambda: len(call(channel, data.SerializeToString())),
         }
         for name, job in jobs.items():
-            with Health(server.port) as health:
-                assert job() > (144_000_000 if name in ("binary", "gRPC") else 9_000_000)
-            assert health.worst < LATE, name
+            least = 144_000_000 if name in ("binary", "gRPC") else 9_000_000
+            assert in_time(server, lambda job=job, least=least: job() > least), name  # type: ignore[misc]
 
 
 # Pixel bombs

@@ -385,10 +385,10 @@ def test_a_full_queue_refuses_before_the_body_comes(files: Path, photo: bytes, t
         serving(tmp_path / "log", f"m={files / 'old.onnx'}", "--queue", "1") as server,
         ThreadPoolExecutor(2) as pool,
     ):
-        asked = explain_two(server, photo, pool)
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LONG)
         with contextlib.closing(connection):
             for target in ("/models/m/explain", "/v1/models/m:explain", "/v2/models/m/infer"):
+                asked = explain_two(server, photo, pool)
                 connection.putrequest("POST", target)
                 connection.putheader("Content-Length", "15000000")
                 connection.endheaders()
@@ -396,8 +396,10 @@ def test_a_full_queue_refuses_before_the_body_comes(files: Path, photo: bytes, t
                 assert (answer.status, answer.read().count(b"m is busy: 1 photos wait, at most 1 may")) == (503, 1)
                 assert int(answer.headers["Retry-After"]) >= 1
                 connection.send(b"0" * 15_000_000)
+                assert [one.result(LONG)[0] for one in asked] == [200, 200]
             connection.request("GET", "/v2/health/live")
             assert connection.getresponse().status == 200
+        asked = explain_two(server, photo, pool)
         with pytest.raises(grpc.RpcError) as refused:
             server.call(photo)
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]

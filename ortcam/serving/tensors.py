@@ -227,10 +227,16 @@ def json_parts(tensor: Tensor) -> Iterator[bytes]:
 
 
 def spell(some: NDArray[Any]) -> bytes:
-    """Return the numbers of a row [N] in JSON, without brackets; nine digits state a float32 exactly."""
+    """Return the numbers of a row [N] in JSON, without brackets; nine digits state a float32 exactly.
+
+    Nothing here releases Python's lock for a moment, as NumPy's functions do: whoever waits for it would begin to wait
+    anew each time, and would never ask for it.
+    """
     values: list[Any] = some.tolist()
-    if some.dtype == np.float32 and np.isfinite(some).all():
-        return ("%.9g," * len(values) % tuple(values))[:-1].encode()
+    if some.dtype == np.float32:
+        text = ("%.9g," * len(values) % tuple(values))[:-1]
+        if "n" not in text:  # neither nan nor inf
+            return text.encode()
     if some.dtype.kind == "f":
         values = [one if math.isfinite(one) else None for one in values]
     return json.dumps(values, separators=(",", ":"))[1:-1].encode()
