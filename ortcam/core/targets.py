@@ -154,7 +154,7 @@ def resolve_class(target: Any, classes: int, labels: Sequence[str], model: str, 
     """
     if hasattr(target, "tolist"):
         target = target.tolist()
-    if isinstance(target, str) and not _is_index(target):
+    if isinstance(target, str) and not is_index(target):
         matches = find_label(target, labels)
         if len(matches) == 1:
             return matches[0]
@@ -171,7 +171,8 @@ def resolve_class(target: Any, classes: int, labels: Sequence[str], model: str, 
     return index
 
 
-def _is_index(text: str) -> bool:
+def is_index(text: str) -> bool:
+    """Return whether the text of a target is a class index, and not a label."""
     return re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text) is not None
 
 
@@ -193,7 +194,7 @@ def find_target(target: int | str | Asked, explained: Sequence[Target]) -> list[
     """
     if isinstance(target, Box | Output):
         return [place for place, one in enumerate(explained) if one.place is not None and _is_of(one, target)]
-    if isinstance(target, str) and not _is_index(target):
+    if isinstance(target, str) and not is_index(target):
         return find_label(target, [one.label or "" for one in explained])
     if isinstance(target, bool) or not isinstance(target, str | Integral):
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ortcam.serving.questions import OUTPUTS
+from ortcam.serving.questions import BOXED, OUTPUTS
 from ortcam.serving.service import VERSION
 from ortcam.serving.worker import Worker
 
@@ -27,6 +27,6 @@ def describe_model(name: str, worker: Worker) -> dict[str, Any]:
     outputs = [
         {"name": output, "datatype": datatype, "shape": [dim if isinstance(dim, int) else -1 for dim in shape]}
         for output, (datatype, shape) in OUTPUTS.items()
-        if output != "target_box" or facts.task in ("detect", "segment")
+        if output != "target_box" or facts.task in BOXED
     ]
     return {"name": name, "versions": [VERSION], "platform": PLATFORM, "inputs": inputs, "outputs": outputs}

@@ -53,11 +53,6 @@ class People:
     async def list_models(self, request: Request, call: Call) -> Response:
         return Response(json.dumps({"models": list(self._service.models)}), media_type="application/json")
 
-    async def model_ready(self, request: Request, call: Call) -> Response:
-        ready = self._service.ready
-        said = json.dumps({"name": call.model, "ready": ready})
-        return Response(said, 200 if ready else 503, media_type="application/json")
-
     async def explain(self, request: Request, call: Call) -> Response:
         """Explain the photo in the body; options are in the query. With overlay=true, JSON holds the overlays too."""
         as_picture = _wants_picture(request.headers.get("accept", ""))

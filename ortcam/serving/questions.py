@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from ortcam.core.references import Box, Similarity
 from ortcam.core.references import Output as Value
+from ortcam.core.targets import is_index
 from ortcam.errors import nearest
 from ortcam.serving.limits import ServingLimits
 from ortcam.serving.protocol import InferRequest
@@ -36,8 +36,7 @@ OUTPUTS = {
 PREDICTIONS = ("target_class", "label", "probability", "image_index")  # need no map
 USUAL = ("target_class", "label", "probability", "saliency", "scored", "error")
 _LONGEST_LABEL = 1000  # bytes
-_INDEX = re.compile(r"\s*-?[0-9]{1,18}\s*")  # text that is an index
-_BOXED = ("detect", "segment")  # tasks whose targets have a box
+BOXED = ("detect", "segment")  # tasks whose targets have a box
 INPUTS = ("image", "target", "box", "like")
 # Parameters of other servers that ortcam has no use for; clients send them unasked.
 _IGNORED = frozenset({"binary_data_output", "priority", "sequence_id", "sequence_start", "sequence_end"})
@@ -268,7 +267,7 @@ def _read_targets(
 
 def _signed(word: Any, sign: int) -> Value:
     """Return a value with a sign; digits are its index."""
-    if isinstance(word, str) and _INDEX.fullmatch(word):
+    if isinstance(word, str) and is_index(word):
         word = int(word)
     if not isinstance(word, int):
         raise invalid(f"sign is {sign} and target is {show(word)}; give the indices of the values as targets")
@@ -326,11 +325,11 @@ def _read_outputs(request: InferRequest, facts: Facts) -> tuple[str, ...]:
     for name in names:
         if name not in OUTPUTS:
             raise invalid(f"output {show(name)} is unknown{nearest(name, OUTPUTS)}; expected {', '.join(OUTPUTS)}")
-        if name == "target_box" and facts.task not in _BOXED:
+        if name == "target_box" and facts.task not in BOXED:
             raise invalid("the output target_box belongs to detectors and segmenters")
     if len(set(names)) < len(names):
         raise invalid("the request asks for the same output twice")
-    return names or (USUAL + (("target_box",) if facts.task in _BOXED else ()))
+    return names or (USUAL + (("target_box",) if facts.task in BOXED else ()))
 
 
 def check_photo(question: Question, photo: tuple[int, int], facts: Facts, limits: ServingLimits) -> None:

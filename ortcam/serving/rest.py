@@ -57,7 +57,7 @@ def make_app(desk: Desk, page: bool = True) -> Starlette:
         _route(desk, "/v1/models", people.list_models),
         _route(desk, "/v1/models/{name}:predict", people.predict, "POST"),
         _route(desk, "/v1/models/{name}:explain", people.explain_instances, "POST"),
-        _route(desk, "/v1/models/{name}", people.model_ready),
+        _route(desk, "/v1/models/{name}", door.model_ready),
         _route(desk, "/models", people.describe_models),
         _route(desk, "/models/{name}/explain", people.explain, "POST"),
         _route(desk, "/metrics", door.metrics),

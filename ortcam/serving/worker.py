@@ -285,9 +285,9 @@ class Worker:
                 work.fail(error)
         except Exception as error:  # noqa: BLE001 - of a library, or a fault; the next question is another
             _log.exception("model %s failed", self.name)
-            said = ModelError("the model cannot be run") if isinstance(error, RUNTIME_ERRORS) else error
+            kind = ModelError if isinstance(error, RUNTIME_ERRORS) else type(error)
             for work in works:
-                work.fail(Refusal(Kind.FAILED, f"model {self.name} failed ({type(said).__name__})"))
+                work.fail(Refusal(Kind.FAILED, f"model {self.name} failed ({kind.__name__})"))
 
     def _explain_works(self, works: list[Work]) -> None:
         """Explain the photos of questions that can be explained together."""
