@@ -1,6 +1,6 @@
 """The server under load: throughput beside the engine's own, overload, and a long run of mixed requests.
 
-    python benchmarks/serving.py                      all of it, about a quarter of an hour on two cores that do nothing else
+    python benchmarks/serving.py                      all of it, a quarter of an hour on two idle cores
     python benchmarks/serving.py throughput --quick   one part of it, short: the figures say little
 
 Parts:

@@ -349,3 +349,27 @@ def test_a_machine_of_two_is_killed(files: Path, tmp_path: Path, expected: pa.Ta
     done = command(*words[:4], tmp_path / "other", *options)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"error: Ray cannot be reached at {address}")
+
+
+def test_the_loss_of_the_first_machine_ends_a_job(files: Path, tmp_path: Path, place: Path) -> None:
+    address, output = f"127.0.0.2:{free_port()}", tmp_path / "out"
+    head = ("--head", "--node-ip-address=127.0.0.2", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
+    words = [ORTCAM, "explain-many", files / "toy.onnx", files / "photos", output, "--budget", BUDGET]
+    with node(tmp_path / "one", *head) as first:
+        assert wait_for(lambda: listens(address) and machines(address) == (1, 1), 60)
+
+        def kill() -> None:
+            """Kill Ray's central server, with nobody left who could go on or clean up."""
+            assert wait_for(lambda: (output / "explanations").exists() and len(parts_of(output)) >= 2, 60)
+            for pid in (*actors(place), first.pid):
+                os.kill(pid, signal.SIGSTOP)
+            (server,) = (pid for pid, line in processes(place).items() if "gcs_server" in line.partition(" ")[0])
+            os.kill(server, signal.SIGKILL)
+
+        with meanwhile(kill):
+            options = ("--photos-per-file", PER_PART, "--workers", 1, "--address", "auto")
+            done = command(*words, *options, seconds=150)  # the start, and the two minutes of docs/cluster.md
+        for pid in actors(place):
+            os.kill(pid, signal.SIGKILL)
+    told = f"error: the cluster at {address} does not answer any more; run the same command again to go on\n"
+    assert (done.returncode, done.stderr) == (1, told)
