@@ -263,6 +263,15 @@ def test_results_that_cannot_be_written_are_one_line_and_leave_nothing(job: Job)
     assert not list(opened.folder.results.glob(".*"))
 
 
+def test_a_worker_that_dies_right_after_its_results_leaves_no_count(job: Job) -> None:
+    opened = open_job(job)
+    work = Work(opened.job.batch, opened.folder, opened.job.columns)
+    tally = work(0)
+    opened.folder.count_attempt(0)
+    assert work(0) == tally
+    assert [path.name for path in opened.folder.results.iterdir()] == ["part-00000000.parquet"]
+
+
 def test_a_part_whose_workers_die_again_and_again_ends_the_job(job: Job, pictures: list[Path]) -> None:
     opened = open_job(job)
     for attempt in range(1, 5):

@@ -156,6 +156,10 @@ class JobFolder:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
+    def forget_attempts(self, number: int) -> None:
+        """Remove the count of attempts of a part that has results."""
+        self._attempts(number).unlink(missing_ok=True)
+
     def _attempts(self, number: int) -> Path:
         return self.results / f".part-{number:08d}.attempts.tmp"
 
@@ -172,7 +176,7 @@ class JobFolder:
             self._replace(path, lambda unfinished: pq.write_table(rows, unfinished, compression="zstd"))
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
-        self._attempts(number).unlink(missing_ok=True)
+        self.forget_attempts(number)
         return tally
 
     def _prepare(self) -> None:

@@ -40,6 +40,7 @@ class Work:
         """
         known = self._folder.tally(part)
         if known is not None and not (self._retry and known.failed):
+            self._folder.forget_attempts(part)  # of a worker that was killed right after it wrote the results
             return known
         photos = self._list.read(part)
         if (attempts := self._folder.count_attempt(part)) > _MOST_ATTEMPTS:
